@@ -1,0 +1,1 @@
+"""SENet18 trained by DistributedDataParallel. Importing this package imports nothing heavy."""

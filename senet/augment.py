@@ -1,0 +1,104 @@
+"""From stored uint8 batches to network input, on the device; training images are changed at random on the way.
+
+The random numbers are a pure function of (seed, epoch, sample index), so the same global batch has the same pixels
+for any number of ranks and after any number of restarts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from senet.config import AugmentConfig
+from senet.repro import GAMMA, MIX_1, MIX_2, mix
+
+
+class Preprocess:
+    """uint8 NHWC in, float32 NCHW out (channels_last strides unless ``channels_last=False``), normalised.
+
+    Args:
+        mean, std: per channel, of pixels scaled to 0..1.
+        seed: of the random numbers of ``train``.
+    """
+
+    def __init__(
+        self,
+        config: AugmentConfig,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int,
+        device: torch.device,
+        channels_last: bool = True,
+    ) -> None:
+        self._config = config
+        self._scale = 1 / (255 * torch.tensor(std, device=device))
+        self._shift = -torch.tensor(mean, device=device) / torch.tensor(std, device=device)
+        self._seed = seed
+        self._channels_last = channels_last
+
+    def test(self, images_NHWC: Tensor) -> Tensor:
+        """Normalise only."""
+        images_NCHW = torch.addcmul(self._shift, images_NHWC.float(), self._scale).permute(0, 3, 1, 2)
+        return images_NCHW if self._channels_last else images_NCHW.contiguous()
+
+    def train(self, images_NHWC: Tensor, indices_N: Tensor, epoch: int) -> Tensor:
+        """Crop and flip, normalise, cut out; images are numbered by ``indices_N`` (int64) in the training split."""
+        config, size = self._config, images_NHWC.shape[1]
+        keys_N = _random(mix(self._seed, epoch), indices_N)
+        if config.crop_padding or config.flip:
+            padding = config.crop_padding
+            top_N = _below(2 * padding + 1, keys_N, 0)
+            left_N = _below(2 * padding + 1, keys_N, 1)
+            flip_N = _below(2, keys_N, 2) if config.flip else torch.zeros_like(keys_N)
+            images_NHWC = _crop_and_flip(images_NHWC, top_N, left_N, flip_N, padding)
+        images_NCHW = self.test(images_NHWC)
+        if config.cutout:
+            y_N, x_N = _below(size, keys_N, 3), _below(size, keys_N, 4)
+            images_NCHW.masked_fill_(_square(y_N, x_N, config.cutout, size), 0.0)  # 0 is the mean
+        return images_NCHW
+
+
+def _crop_and_flip(images_NHWC: Tensor, top_N: Tensor, left_N: Tensor, flip_N: Tensor, padding: int) -> Tensor:
+    count, size, _, _ = images_NHWC.shape
+    padded = torch.nn.functional.pad(images_NHWC, (0, 0, padding, padding, padding, padding))
+    pixels = torch.arange(size, device=images_NHWC.device)
+    columns = torch.where(flip_N[:, None] == 1, size - 1 - pixels, pixels) + left_N[:, None]
+    rows = pixels + top_N[:, None]
+    numbers = torch.arange(count, device=images_NHWC.device)
+    return padded[numbers[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _square(y_N: Tensor, x_N: Tensor, side: int, size: int) -> Tensor:
+    """Mask [N, 1, size, size] of squares around centres, cut at the border (DeVries & Taylor, Cutout, 2017, sec. 3.2)."""
+    pixels = torch.arange(size, device=y_N.device)
+    in_rows, in_columns = (
+        (pixels >= centre_N[:, None] - side // 2) & (pixels < centre_N[:, None] - side // 2 + side)
+        for centre_N in (y_N, x_N)
+    )
+    return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
+
+
+def _random(key: int, indices: Tensor) -> Tensor:
+    """64 random bits per index: element ``index`` of the SplitMix64 sequence that starts at ``key``."""
+    z = (indices + 1) * _signed(GAMMA) + _signed(key)
+    z = (z ^ _shift_right(z, 30)) * _signed(MIX_1)
+    z = (z ^ _shift_right(z, 27)) * _signed(MIX_2)
+    return z ^ _shift_right(z, 31)
+
+
+def _below(limit: int, keys: Tensor, draw: int) -> Tensor:
+    """The draw-th integer of each key in [0, limit), by multiply and shift; uneven by at most limit / 2**32."""
+    return (_shift_right(_random(0, keys + draw), 32) * limit) >> 32
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical, not arithmetic."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(x: int) -> int:
+    """The int64 with the same bits."""
+    return x - (1 << 64) if x >> 63 else x

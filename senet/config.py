@@ -1,0 +1,480 @@
+"""Every option: its type, default, range and meaning; ``defaults <- YAML files <- key=value``.
+
+The only module that knows OmegaConf. It imports neither torch nor numpy, so that ``--help`` and the check before a
+launch answer at once. ``python -m senet.config [arguments of train_ddp.py]`` checks them and prints the result.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import math
+import os
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DEFAULT_CONFIG = REPOSITORY / "configs" / "cifar10.yaml"
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A user's mistake: one line that names the value, the rule and the remedy. Ends in exit code 2."""
+
+
+def option(
+    default: T, *, low: float | None = None, high: float | None = None, above: float | None = None, free: bool = False
+) -> T:
+    """A dataclass field with a range: ``low <= x <= high``, ``above < x``; ``free`` ones may change on resume."""
+    return field(default=default, metadata={"low": low, "high": high, "above": above, "free": free})  # type: ignore[no-any-return, call-overload]
+
+
+@dataclass(frozen=True)
+class ResumeConfig:
+    """What a start does with what an earlier one left in the run directory."""
+
+    mode: str = option("auto", free=True)
+    """auto: go on from the newest valid checkpoint, or start anew where there is none. never: refuse a run directory
+    that holds checkpoints. Anything else names a checkpoint file to begin from, weights, optimizer and counters; once
+    the run directory has checkpoints of its own beyond it, those are used."""
+    allow_changes: bool = option(False, free=True)
+    """Accept options that differ from the checkpoint's and change the numbers."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how they are normalised."""
+
+    source: Literal["cifar10", "cifar100", "fashion_mnist", "imagefolder", "digits"] = "cifar10"
+    """cifar10, cifar100, fashion_mnist are downloaded once; digits (1,797 images) comes with scikit-learn;
+    imagefolder reads ``<data.folder>/train/<class>/*`` and ``test/<class>/*``."""
+    root: str = option("data", free=True)
+    """Folder for downloads and for decoded images (one file per split, mapped into memory by all ranks)."""
+    folder: str = option("", free=True)
+    """The folder of data.source=imagefolder."""
+    image_size: int = option(32, low=16, high=1024)
+    """Height and width in pixels; other sizes are scaled and cropped to the centre when decoded."""
+    mean: tuple[float, float, float] = option((0.4914, 0.4822, 0.4465), low=0, high=1)
+    """Per RGB channel, of pixels scaled to 0..1; subtracted."""
+    std: tuple[float, float, float] = option((0.2470, 0.2435, 0.2616), above=0, high=1)
+    """Per RGB channel, of pixels scaled to 0..1; divided by."""
+    decode_threads: int = option(0, low=0, high=256, free=True)
+    """Threads that decode an image folder; 0: one per core."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of training images, a pure function of (seed, epoch, sample index)."""
+
+    crop_padding: int = option(4, low=0, high=256)
+    """Pixels of zero padding around the image before a random crop of the old size; 0: off."""
+    flip: bool = True
+    """Mirror left and right with probability 1/2."""
+    cutout: int = option(8, low=0, high=1024)
+    """Side in pixels of a square set to the mean, its centre anywhere in the image; 0: off."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network."""
+
+    name: str = "senet18"
+    """senet18, or ``package.module:function``, called as ``function(num_classes=...)``, returning a torch.nn.Module
+    that takes float NCHW images with 3 channels and returns logits [N, num_classes]."""
+    init_from: str = ""
+    """A checkpoint or state dict to take the weights from at a fresh start; the last layer is new where the number of
+    classes differs."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop."""
+
+    epochs: int = option(30, low=1, high=1_000_000)
+    """Passes over the training images."""
+    global_batch_size: int = option(128, low=1, high=1_048_576)
+    """Images per update, over all ranks and micro-batches. Never rescaled in silence."""
+    accumulate: int = option(1, low=1, high=4096)
+    """Micro-batches per update and rank."""
+    eval_batch_size: int = option(256, low=1, high=65_536, free=True)
+    """Images per rank and forward pass in evaluation."""
+    label_smoothing: float = option(0.1, low=0, high=1)
+    """Weight of the uniform distribution in the target."""
+    clip_norm: float = option(0.0, low=0)
+    """Largest 2-norm of all gradients together, after unscaling; 0: off."""
+    ema_decay: float = option(0.999, low=0, high=0.999999)
+    """Exponential moving average of weights and running statistics, per update; 0: off."""
+    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    """Automatic mixed precision. auto: bf16 where the hardware has it natively, else off. fp16 uses a GradScaler."""
+    channels_last: bool = True
+    """Keep weights and activations in NHWC memory order."""
+    compile: bool = False
+    """torch.compile the network."""
+    sync_bn: bool = False
+    """Batch statistics over all ranks instead of one (CUDA only)."""
+    comm_hook: Literal["none", "bf16", "fp16"] = "none"
+    """Compress gradients to this type for the all-reduce."""
+    deterministic: bool = True
+    """Deterministic kernels, no cudnn.benchmark. The promise of equal bits on a GPU needs it."""
+    device: Literal["auto", "cpu", "cuda"] = option("auto", free=True)
+    """auto: CUDA where a GPU is visible."""
+    threads_per_rank: int = option(0, low=0, high=1024, free=True)
+    """CPU threads of each rank; 0: the cores this process may use, divided by the ranks on the node. Another number
+    may change the last bits, so a change on resume is warned about."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """sgd or adamw."""
+    lr: float = option(0.1, low=0)
+    """Learning rate at the schedule's factor 1."""
+    momentum: float = option(0.9, low=0, high=0.9999)
+    """Of SGD."""
+    nesterov: bool = True
+    """Nesterov momentum, of SGD."""
+    betas: tuple[float, float] = option((0.9, 0.999), low=0, high=0.999999)
+    """Of AdamW."""
+    weight_decay: float = option(5e-4, low=0)
+    """Added to the gradient by SGD (L2), decoupled in AdamW."""
+    decay_norms_and_biases: bool = False
+    """Apply weight decay to one-dimensional parameters too."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate as a function of the step; a plateau's factor is multiplied on top."""
+
+    name: Literal["constant", "multistep", "cosine", "onecycle"] = "onecycle"
+    """Shape after the warm-up. cosine ends at 0; onecycle rises linearly, then falls linearly to 0."""
+    warmup_epochs: float = option(0.0, low=0)
+    """Linear rise from 0 in front of any shape, in epochs."""
+    peak_at: float = option(0.2, above=0, high=0.99)
+    """onecycle: where the peak lies, as a fraction of the steps after the warm-up."""
+    milestones: tuple[int, ...] = option((), low=1)
+    """multistep: epochs at whose end the rate is multiplied by schedule.gamma."""
+    gamma: float = option(0.1, above=0, high=1)
+    """multistep: the factor."""
+    plateau: bool = False
+    """Multiply the rate by plateau_factor when the training loss has stopped falling (judged once per epoch)."""
+    plateau_factor: float = option(0.94, above=0, high=1)
+    """The factor."""
+    plateau_patience: int = option(1, low=0, high=1_000_000)
+    """Epochs without improvement (by 0.01 %) that are tolerated."""
+    plateau_min_lr: float = option(1e-6, low=0)
+    """The plateau never takes the rate below this."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept."""
+
+    every_steps: int = option(200, low=1, free=True)
+    """Updates between checkpoints; one is also written at the end of each epoch and at a stop."""
+    keep: int = option(3, low=1, high=10_000, free=True)
+    """Newest checkpoints to keep; the best one (test accuracy) is kept besides."""
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What one sees."""
+
+    every_steps: int = option(20, low=1, free=True)
+    """Updates between rows of metrics.jsonl. The one host-device synchronisation of logging happens here."""
+    tensorboard: bool = option(True, free=True)
+    """Write event files beside metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class DistributedConfig:
+    """How long ranks wait for each other."""
+
+    start_timeout_s: float = option(300.0, low=1, high=86_400, free=True)
+    """Seconds for all ranks to arrive, data included."""
+    timeout_s: float = option(600.0, low=1, high=86_400, free=True)
+    """Seconds that any collective may take; must exceed the longest checkpoint write."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole run."""
+
+    run_dir: str = option("", free=True)
+    """Folder of checkpoints, metrics and status; empty: ``runs/<name of the first YAML file>``."""
+    seed: int = option(0, low=0, high=2**31 - 1)
+    """Of initial weights, sample order, augmentation, and any other random number."""
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+
+
+def load_config(argv: Sequence[str], world_size: int = 1) -> Config:
+    """Merge defaults, the YAML files and the ``key=value`` pairs of ``argv``, each later one over the earlier.
+
+    Without a YAML file, ``configs/cifar10.yaml`` is the first.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type, a value out of range, a file missing or malformed, options that
+            contradict each other, or a global batch that ``world_size`` ranks cannot share.
+    """
+    files = [arg for arg in argv if "=" not in arg]
+    overrides = [arg for arg in argv if "=" in arg]
+    for name in files:
+        if not name.endswith((".yaml", ".yml")):
+            raise ConfigError(f"argument {name!r} is neither key=value nor a YAML file; --help lists the options")
+    sources = [(name, _read_yaml(Path(name))) for name in files or [str(DEFAULT_CONFIG)]]
+    sources += [(pair, _read_override(pair)) for pair in overrides]
+    merged = OmegaConf.structured(Config)
+    for _, group in _groups():
+        OmegaConf.set_readonly(OmegaConf.select(merged, group) if group else merged, False)
+    origin = ""
+    try:
+        for origin, values in sources:
+            _check_keys(origin, values)
+            merged = OmegaConf.merge(merged, values)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        where = f"{error.full_key}: " if error.full_key else ""
+        raise ConfigError(f"{origin}: {where}{str(error).splitlines()[0]}; --help shows its type and range") from None
+    assert isinstance(config, Config)
+    if not config.run_dir:
+        config = dataclasses.replace(config, run_dir=f"runs/{Path((files or [DEFAULT_CONFIG])[0]).stem}")
+    _check_ranges(config)
+    _check_together(config)
+    check_split(config.train, world_size)
+    return config
+
+
+def to_flat(config: Config) -> dict[str, Any]:
+    """``{"optim.lr": 0.1, ...}`` in the order of the option manual; tuples become lists, as in JSON."""
+    flat = {}
+    for key, _ in _options():
+        group, _, name = key.rpartition(".")
+        value = getattr(getattr(config, group) if group else config, name)
+        flat[key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as a YAML file that ``load_config`` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def changed_options(saved: Mapping[str, Any], config: Config) -> list[tuple[str, Any, Any]]:
+    """``(key, saved value, value now)`` of the options that change numbers and differ.
+
+    An option that ``saved`` does not know (it is younger) counts as saved with its default.
+    """
+    now, defaults = to_flat(config), to_flat(Config())
+    free = {key for key, spec in _options() if spec.metadata.get("free")}
+    return [
+        (key, saved.get(key, defaults[key]), value)
+        for key, value in now.items()
+        if key not in free and saved.get(key, defaults[key]) != value
+    ]
+
+
+def check_split(train: TrainConfig, world_size: int) -> None:
+    """Raise ConfigError unless the global batch can be shared equally by ranks and micro-batches."""
+    unit = world_size * train.accumulate
+    if train.global_batch_size % unit:
+        nearest = max(unit, round(train.global_batch_size / unit) * unit)
+        raise ConfigError(
+            f"train.global_batch_size={train.global_batch_size} cannot be split over {_count(world_size, 'rank')} x "
+            f"{_count(train.accumulate, 'micro-batch')}; use a multiple of {unit}, e.g. {nearest}"
+        )
+
+
+def help_text() -> str:
+    """The option manual, from the doc strings of the dataclasses above."""
+    lines = [
+        "usage: train_ddp.py [FILE.yaml ...] [key=value ...]",
+        "",
+        "Train a network with DistributedDataParallel; type the same command again to resume.",
+        "Defaults <- YAML files <- key=value, later wins. Without a file: configs/cifar10.yaml.",
+        "Options marked * may change on resume; the others change the numbers and may not.",
+        "Exit codes of a rank: 0 finished, 2 bad input, 85 stopped and resumable, else failed.",
+    ]
+    for cls, group in _groups():
+        lines += ["", f"{group or 'top level'}: {inspect.getdoc(cls)}"]
+        docs = _field_docs(cls)
+        hints = get_type_hints(cls)
+        for spec in dataclasses.fields(cls):
+            if spec.name not in docs:
+                continue
+            key = f"{group}.{spec.name}" if group else spec.name
+            mark = "*" if spec.metadata.get("free") else ""
+            kind = _type_name(hints[spec.name]) + _range_text(spec)
+            lines.append(f"  {key}{mark} = {_yaml_value(spec.default)}   ({kind})")
+            lines += textwrap.wrap(docs[spec.name], 108, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def _groups() -> Iterator[tuple[type, str]]:
+    """Each dataclass with the name of its group; the top level ("") first."""
+    yield Config, ""
+    for name, hint in get_type_hints(Config).items():
+        if dataclasses.is_dataclass(hint):
+            assert isinstance(hint, type)
+            yield hint, name
+
+
+def _options() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    for cls, group in _groups():
+        for spec in dataclasses.fields(cls):
+            if spec.default is not dataclasses.MISSING:
+                yield (f"{group}.{spec.name}" if group else spec.name), spec
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        loaded = OmegaConf.load(path)
+    except FileNotFoundError:
+        near = sorted(str(p) for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        raise ConfigError(f"{path}: no such file; {_did_you_mean(str(path), near) or 'check the path'}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
+    values = OmegaConf.to_container(loaded)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping such as 'train: {{epochs: 5}}', found a {type(values).__name__}")
+    return values  # type: ignore[return-value]
+
+
+def _read_override(pair: str) -> dict[str, Any]:
+    try:
+        values = OmegaConf.to_container(OmegaConf.from_dotlist([pair]))
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"{pair!r} is not key=value: {' '.join(str(error).split())}") from None
+    assert isinstance(values, dict)
+    return values  # type: ignore[return-value]
+
+
+def _check_keys(origin: str, values: Mapping[Any, Any]) -> None:
+    """Every key must be a known option, and every group a mapping."""
+    known = [key for key, _ in _options()]
+    groups = {group for _, group in _groups() if group}
+    for name, value in values.items():
+        if name in groups:
+            if not isinstance(value, dict):
+                some = next(key for key in known if key.startswith(f"{name}."))
+                raise ConfigError(f"{origin}: {name}={value!r}: {name} is a group; set its options, e.g. {some}")
+            keys = [f"{name}.{key}" for key in value]
+        else:
+            keys = [str(name)]
+        for key in keys:
+            if key not in known:
+                raise ConfigError(f"{origin}: unknown option {key!r}; {_did_you_mean(key, known) or 'see --help'}")
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not near:  # the right option under the wrong group
+        near = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]]
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+def _check_ranges(config: Config) -> None:
+    flat = to_flat(config)
+    for key, spec in _options():
+        rule = _range_text(spec).lstrip(", ")
+        for value in flat[key] if isinstance(flat[key], list) else [flat[key]]:
+            if isinstance(value, bool | str):
+                continue
+            low, high, above = (spec.metadata.get(name) for name in ("low", "high", "above"))
+            fits = (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
+            if not (fits and math.isfinite(value)):
+                raise ConfigError(f"{key}={flat[key]} is out of range: it must be {rule or 'finite'}")
+
+
+def _check_together(config: Config) -> None:
+    if config.optim.name == "sgd" and config.optim.nesterov and config.optim.momentum == 0:
+        raise ConfigError("optim.nesterov=true needs optim.momentum > 0; set optim.nesterov=false")
+    if config.schedule.name == "multistep" and not config.schedule.milestones:
+        raise ConfigError("schedule.name=multistep needs schedule.milestones, e.g. schedule.milestones=[10,20]")
+    if list(config.schedule.milestones) != sorted(set(config.schedule.milestones)):
+        raise ConfigError(f"schedule.milestones={list(config.schedule.milestones)} must rise, each epoch once")
+    if config.schedule.warmup_epochs >= config.train.epochs:
+        raise ConfigError(
+            f"schedule.warmup_epochs={config.schedule.warmup_epochs} must be less than train.epochs={config.train.epochs}"
+        )
+    if config.data.source == "imagefolder" and not config.data.folder:
+        raise ConfigError("data.source=imagefolder needs data.folder=<folder with train/<class>/* and test/<class>/*>")
+    if config.train.sync_bn and config.train.device == "cpu":
+        raise ConfigError("train.sync_bn=true needs CUDA, but train.device=cpu; set train.sync_bn=false")
+    if ":" not in config.model.name and config.model.name != "senet18":
+        raise ConfigError(f"model.name={config.model.name!r} is neither senet18 nor package.module:function")
+
+
+def _field_docs(cls: type) -> dict[str, str]:
+    """The string literal under each field, which Python itself does not keep."""
+    [tree] = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(tree, ast.ClassDef)
+    docs = {}
+    for statement, below in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            assert isinstance(statement.target, ast.Name)
+            docs[statement.target.id] = " ".join(str(below.value.value).split())
+    return docs
+
+
+def _type_name(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "|".join(get_args(hint))
+    if get_origin(hint) is tuple:
+        return f"list of {get_args(hint)[0].__name__}"
+    return str(hint.__name__)
+
+
+def _range_text(spec: dataclasses.Field[Any]) -> str:
+    low, high, above = (spec.metadata.get(name) for name in ("low", "high", "above"))
+    parts = [f">= {low}" if low is not None else "", f"> {above}" if above is not None else ""]
+    parts.append(f"<= {high}" if high is not None else "")
+    return "".join(f", {part}" for part in parts if part)
+
+
+def _yaml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(list(value)) if isinstance(value, tuple) else str(value) or "''"
+
+
+def _count(number: int, noun: str) -> str:
+    plural = {"rank": "ranks", "micro-batch": "micro-batches"}[noun]
+    return f"{number} {noun if number == 1 else plural}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Check a command line as the launcher does: print the resolved options, or one line and exit code 2."""
+    if {"-h", "--help"} & set(argv):
+        print(help_text())
+        return 0
+    try:
+        print(to_yaml(load_config(argv, int(os.environ.get("WORLD_SIZE", "1")))), end="")
+    except ConfigError as error:
+        print(f"train_ddp: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,322 @@
+"""Images decoded once to uint8 in one memory-mapped file per split; the resumable sampler; the exact split for tests.
+
+A store is a folder ``<data.root>/stores/<key>`` with ``train.images.npy`` uint8 [N, H, W, 3], ``train.labels.npy``
+int64 [N], the same for ``test``, and ``meta.json`` (class names, counts, sha256 of each file). All ranks of a node map
+the same files, so the pixels are in memory once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+from tqdm import tqdm
+
+from senet.config import ConfigError, DataConfig
+from senet.lease import read_json, write_json
+from senet.repro import mix
+
+Batch = tuple[Tensor, Tensor, Tensor]  # images uint8 [N, H, W, 3], labels int64 [N], sample indices int64 [N]
+SPLITS = ("train", "test")
+_BLOCK = 512  # images per decoding task
+_DOWNLOAD_TRIES = 3
+
+
+class Split(Dataset[Batch]):
+    """One split of a store, read in whole batches by index."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        self.images = images
+        self.labels = torch.from_numpy(np.array(labels))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, indices: Tensor) -> Batch:
+        return torch.from_numpy(self.images[indices.numpy()]), self.labels[indices], indices
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Both splits, the class names in label order, and a fingerprint of the content (sha256)."""
+
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a store is built from: for each split the labels, and a function from index to image."""
+
+    classes: Sequence[str]
+    labels: dict[str, Sequence[int]]
+    image: dict[str, Callable[[int], Image.Image]]
+
+
+class ResumableSampler(DistributedSampler[int]):
+    """Index tensors of one rank's share of each global batch, from any batch of any epoch on.
+
+    With the global batch B, batch k of epoch e holds positions kB .. kB+B-1 of the epoch's permutation, for any number
+    of ranks; rank r of W takes the r-th of W equal slices. The tail of N mod B samples is dropped, another one each
+    epoch. Nothing is stored: the permutation is a pure function of (seed, epoch).
+    """
+
+    def __init__(self, dataset: Split, *, global_batch_size: int, rank: int, world_size: int, seed: int) -> None:
+        super().__init__(dataset, num_replicas=world_size, rank=rank, seed=seed, drop_last=True)
+        if global_batch_size > len(dataset):
+            raise ConfigError(
+                f"train.global_batch_size={global_batch_size} is more than the {len(dataset)} training images; "
+                f"use at most {len(dataset)}"
+            )
+        self.global_batch_size = global_batch_size
+        self.batches_per_epoch = len(dataset) // global_batch_size
+        self.first_batch = 0
+
+    def start_at(self, epoch: int, batch: int) -> None:
+        """Make the next iteration begin at this batch of this epoch."""
+        self.set_epoch(epoch)
+        self.first_batch = batch
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch - self.first_batch
+
+    def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
+        generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
+        permutation = torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
+        share = self.global_batch_size // self.num_replicas
+        for batch in range(self.first_batch, self.batches_per_epoch):
+            start = batch * self.global_batch_size + self.rank * share
+            yield permutation[start : start + share]
+
+
+class ShardSampler(torch.utils.data.Sampler[Tensor]):
+    """Rank r's images r, r + W, ... in order, none twice; every rank yields equally many batches, the last may be empty.
+
+    DistributedSampler would pad the shards to one length and so count some images twice.
+    """
+
+    def __init__(self, num_images: int, *, batch_size: int, rank: int, world_size: int) -> None:
+        self._indices = torch.arange(rank, num_images, world_size)
+        self._batch_size = batch_size
+        self._num_batches = -(-num_images // (world_size * batch_size))
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in range(self._num_batches):
+            yield self._indices[batch * self._batch_size : (batch + 1) * self._batch_size]
+
+
+def load_batches(split: Split, sampler: torch.utils.data.Sampler[Any], device: torch.device) -> DataLoader[Batch]:
+    """Whole batches in this process: a gather of uint8 costs less than a worker's queue. Pinned for a GPU."""
+    # a generator of its own: iter(DataLoader) would draw from the global one
+    return DataLoader(
+        split, sampler=sampler, batch_size=None, pin_memory=device.type == "cuda", generator=torch.Generator()
+    )
+
+
+def open_data(config: DataConfig, *, local_rank: int = 0) -> ImageData:
+    """Map the store, building it first where it is missing: one process of the node builds, the others wait for it.
+
+    No collective. Local rank 0 also checks the files against their hashes.
+
+    Raises:
+        ConfigError: no data, no network, an unreadable image, a damaged store; names the file and the remedy.
+    """
+    store = Path(config.root) / "stores" / _store_key(config)
+    if not (store / "meta.json").exists():  # looked at before the lock, so that a complete store may be read-only
+        try:
+            store.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{store}.lock"):
+                if not (store / "meta.json").exists():
+                    _build(config, store)
+        except OSError as error:
+            raise ConfigError(f"data.root={config.root}: {error}; free some space, or choose another folder") from None
+    return _open_store(store, verify=local_rank == 0)
+
+
+def _store_key(config: DataConfig) -> str:
+    if config.source != "imagefolder":
+        return f"{config.source}-{config.image_size}"
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        for path in _image_paths(Path(config.folder), split)[0]:
+            stat = path.stat()
+            digest.update(f"{path.relative_to(config.folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    return f"imagefolder-{config.image_size}-{digest.hexdigest()[:16]}"
+
+
+def _open_store(store: Path, *, verify: bool) -> ImageData:
+    meta = read_json(store / "meta.json")
+    splits = {}
+    for split in SPLITS:
+        arrays = []
+        for name in (f"{split}.images.npy", f"{split}.labels.npy"):
+            path = store / name
+            try:
+                if verify and _sha256(path) != meta["sha256"][name]:
+                    raise ValueError("its hash is not the one in meta.json")
+                arrays.append(np.load(path, mmap_mode="r", allow_pickle=False))
+            except (OSError, ValueError, KeyError) as error:
+                raise ConfigError(f"{path} is damaged ({error}); delete {store} to have it built anew") from None
+        splits[split] = Split(*arrays)
+    fingerprint = hashlib.sha256("".join(sorted(meta["sha256"].values())).encode()).hexdigest()
+    return ImageData(splits["train"], splits["test"], tuple(meta["classes"]), fingerprint)
+
+
+def _build(config: DataConfig, store: Path) -> None:
+    """Decode everything into a temporary folder beside the store, then rename it."""
+    source = _SOURCES[config.source](config)
+    temporary = store.with_name(f".{store.name}.tmp")
+    if temporary.exists():  # of a build that was killed; the lock is ours
+        rmtree(temporary)
+    temporary.mkdir(parents=True)
+    for split in SPLITS:
+        labels = np.asarray(source.labels[split], dtype=np.int64)
+        np.save(temporary / f"{split}.labels.npy", labels)
+        _decode(temporary / f"{split}.images.npy", len(labels), source.image[split], config, split)
+    hashes = {path.name: _sha256(path) for path in sorted(temporary.glob("*.npy"))}
+    write_json(temporary / "meta.json", {"classes": list(source.classes), "sha256": hashes}, durable=True)
+    temporary.rename(store)
+
+
+def _decode(path: Path, count: int, image: Callable[[int], Image.Image], config: DataConfig, split: str) -> None:
+    size = (config.image_size, config.image_size)
+    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(count, *size, 3))
+
+    def decode(block: range) -> int:
+        for index in block:
+            picture = image(index).convert("RGB")
+            out[index] = picture if picture.size == size else ImageOps.fit(picture, size, Image.Resampling.BILINEAR)
+        return len(block)
+
+    blocks = [range(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
+    with (
+        ThreadPoolExecutor(config.decode_threads or os.cpu_count()) as pool,
+        tqdm(total=count, desc=f"decoding {split}", unit="image", disable=None) as bar,
+    ):
+        for done in pool.map(decode, blocks):
+            bar.update(done)
+    out.flush()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _image_folder(config: DataConfig) -> Source:
+    root = Path(config.folder)
+    paths, classes = {}, {}
+    for split in SPLITS:
+        paths[split], classes[split] = _image_paths(root, split)
+    if classes["train"] != classes["test"]:
+        odd = sorted(set(classes["train"]) ^ set(classes["test"]))
+        raise ConfigError(f"{root}: train and test must have the same classes; only one of them has {', '.join(odd)}")
+
+    def load(split: str) -> Callable[[int], Image.Image]:
+        def read(index: int) -> Image.Image:
+            path = paths[split][index]
+            try:
+                with Image.open(path) as picture:
+                    return picture.convert("RGB")
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                raise ConfigError(f"{path} is not a readable image ({error}); repair or remove it") from None
+
+        return read
+
+    number = {name: index for index, name in enumerate(classes["train"])}
+    labels = {split: [number[path.parent.name] for path in paths[split]] for split in SPLITS}
+    return Source(classes["train"], labels, {split: load(split) for split in SPLITS})
+
+
+def _image_paths(root: Path, split: str) -> tuple[list[Path], list[str]]:
+    """All files of a split in a fixed order, and its class names."""
+    folder = root / split
+    remedy = "expected data.folder/train/<class>/<image> and data.folder/test/<class>/<image>"
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder; {remedy}")
+    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise ConfigError(f"{folder} has no class folders; {remedy}")
+    paths = []
+    for name in classes:
+        files = sorted(p for p in (folder / name).iterdir() if p.is_file() and not p.name.startswith("."))
+        if not files:
+            raise ConfigError(f"{folder / name} has no images; {remedy}")
+        paths += files
+    return paths, classes
+
+
+def _digits(_config: DataConfig) -> Source:
+    """1,797 scans of handwritten digits, 8x8 with 17 grey levels; every fifth of each class (360) for testing."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    pixels = (digits.images * (255 / 16)).round().astype(np.uint8)
+    parts = train_test_split(pixels, digits.target, test_size=0.2, stratify=digits.target, random_state=0)
+    images = {"train": parts[0], "test": parts[1]}
+    return Source(
+        [str(name) for name in digits.target_names],
+        {"train": parts[2].tolist(), "test": parts[3].tolist()},
+        {split: _from_array(images[split]) for split in SPLITS},
+    )
+
+
+def _downloaded(name: str, expected: str) -> Callable[[DataConfig], Source]:
+    """A torchvision data set, whose archive is checked against its published MD5 before it is opened."""
+
+    def read(config: DataConfig) -> Source:
+        import torchvision
+
+        dataset = getattr(torchvision.datasets, name)
+        folder = Path(config.root) / "downloads"
+        for attempt in range(_DOWNLOAD_TRIES):
+            try:
+                found = {split: dataset(folder, train=split == "train", download=True) for split in SPLITS}
+                break
+            except (OSError, RuntimeError) as error:
+                if attempt + 1 == _DOWNLOAD_TRIES:
+                    raise ConfigError(
+                        f"data.source={config.source} cannot be downloaded ({error}); put {expected} into {folder}, or "
+                        f"use data.source=imagefolder data.folder=<folder>, or data.source=digits"
+                    ) from None
+                time.sleep(1 + attempt)
+        return Source(
+            found["train"].classes,
+            {split: [int(label) for label in found[split].targets] for split in SPLITS},
+            {split: _from_array(np.asarray(found[split].data)) for split in SPLITS},
+        )
+
+    return read
+
+
+def _from_array(images: np.ndarray) -> Callable[[int], Image.Image]:
+    return lambda index: Image.fromarray(images[index])
+
+
+_SOURCES: dict[str, Callable[[DataConfig], Source]] = {
+    "cifar10": _downloaded("CIFAR10", "cifar-10-python.tar.gz"),
+    "cifar100": _downloaded("CIFAR100", "cifar-100-python.tar.gz"),
+    "fashion_mnist": _downloaded("FashionMNIST", "FashionMNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz"),
+    "imagefolder": _image_folder,
+    "digits": _digits,
+}

@@ -1,0 +1,242 @@
+"""Who this rank is, the start and end of the process groups, and every collective of the trainer."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.parallel import DistributedDataParallel
+
+from senet.config import ConfigError, DistributedConfig, TrainConfig
+
+T = TypeVar("T")
+
+
+class StopRequested(Exception):
+    """All ranks agreed to stop at this step boundary."""
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss of a step was NaN or infinite on at least one rank."""
+
+
+class PeerFailed(RuntimeError):
+    """Another rank could not start."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the others, and its device."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the one that writes and speaks."""
+        return self.rank == 0
+
+    @classmethod
+    def from_environment(cls, train: TrainConfig) -> Ranks:
+        """Read what torchrun set; one rank where it set nothing.
+
+        Raises:
+            ConfigError: CUDA or ``train.sync_bn`` wanted where there is none, or two ranks on one GPU.
+        """
+        rank, world_size, local_rank, local_world_size = (
+            int(os.environ.get(name, default))
+            for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
+        )
+        device = _choose_device(train.device, local_rank, local_world_size)
+        if train.sync_bn and device.type != "cuda":
+            raise ConfigError("train.sync_bn=true needs CUDA, and no GPU is used here; set train.sync_bn=false")
+        return cls(rank, world_size, local_rank, local_world_size, device)
+
+
+def _choose_device(wanted: str, local_rank: int, local_world_size: int) -> torch.device:
+    gpus = torch.cuda.device_count() if wanted != "cpu" else 0
+    if wanted == "cuda" and gpus == 0:
+        raise ConfigError("train.device=cuda, but no GPU is visible; set train.device=cpu or auto")
+    if gpus == 0:
+        return torch.device("cpu")
+    # one visible device: the launcher gave each rank its own (SLURM); several: all ranks see all (torchrun)
+    if gpus > 1 and local_rank >= gpus:
+        raise ConfigError(f"{local_world_size} ranks on this node share {gpus} GPUs; start at most {gpus}")
+    if gpus == 1 and local_world_size > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ConfigError(f"{local_world_size} ranks on this node share 1 GPU; start 1, or set train.device=cpu")
+    return torch.device("cuda", local_rank if gpus > 1 else 0)
+
+
+def start_together(ranks: Ranks, timeout_s: float, prepare: Callable[[], T]) -> tuple[dist.Store, T]:
+    """Run ``prepare`` on every rank, before any process group, and go on only if it succeeded on all.
+
+    Raises:
+        ConfigError: its own, or (``spoken`` set: rank 0 prints it) that of the first rank with one.
+        PeerFailed: ``prepare`` failed elsewhere for another reason, or a rank did not arrive in time.
+    """
+    store = _rendezvous(ranks, timeout_s)
+    failure: Exception | None = None
+    try:
+        result = prepare()
+    except Exception as error:
+        failure = error
+    kind = "" if failure is None else "refused" if isinstance(failure, ConfigError) else "failed"
+    store.set(f"start/{ranks.rank}", json.dumps([kind, str(failure or "")]))
+    if ranks.is_main:
+        outcomes = [_wait_for(store, f"start/{rank}", timeout_s) for rank in range(ranks.world_size)]
+        bad = [(rank, *outcome) for rank, outcome in enumerate(outcomes) if outcome[0]]
+        store.set("start/all", json.dumps(bad[0] if bad else [0, "", ""]))
+    else:
+        bad = [outcome] if (outcome := _wait_for(store, "start/all", timeout_s))[1] else []
+    if failure is not None and not isinstance(failure, ConfigError):
+        raise failure
+    if bad:
+        rank, kind, message = bad[0]
+        if kind == "refused":
+            raise ConfigError(message if rank == 0 else f"rank {rank}: {message}")
+        raise PeerFailed(f"rank {rank} could not start: {message}")
+    return store, result
+
+
+def _rendezvous(ranks: Ranks, timeout_s: float) -> dist.Store:
+    if ranks.world_size == 1:
+        return dist.HashStore()
+    timeout = timedelta(seconds=timeout_s)
+    store, _, _ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=timeout))
+    return store  # type: ignore[no-any-return]
+
+
+def _wait_for(store: dist.Store, key: str, timeout_s: float) -> Any:
+    """The JSON under a key, as soon as somebody has set it."""
+    deadline = time.monotonic() + timeout_s
+    while not store.check([key]):  # polled, so that signals are handled meanwhile
+        if time.monotonic() > deadline:
+            raise PeerFailed(f"{key} did not arrive within distributed.start_timeout_s={timeout_s:g}")
+        time.sleep(0.02)
+    return json.loads(store.get(key))
+
+
+@contextmanager
+def process_groups(ranks: Ranks, store: dist.Store, config: DistributedConfig) -> Iterator[dist.ProcessGroup]:
+    """The default group (nccl on CUDA, else gloo) for gradients, and a gloo group on the CPU, which is yielded.
+
+    On an error the groups are left to the end of the process: tearing them down while a peer hangs can hang too.
+    """
+    on_gpu = ranks.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(ranks.device)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=dist.PrefixStore("group", store),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        timeout=timedelta(seconds=config.timeout_s),
+        device_id=ranks.device if on_gpu else None,
+    )
+    yield dist.new_group(backend="gloo", timeout=timedelta(seconds=config.timeout_s))
+    dist.destroy_process_group()
+
+
+def replicate(
+    model: nn.Module, ranks: Ranks, *, dummy_NCHW: Tensor, comm_hook: Literal["none", "bf16", "fp16"]
+) -> DistributedDataParallel:
+    """Wrap in DDP and let it lay its gradient buckets now.
+
+    A fresh DDP reduces in one bucket, then lays its buckets by the order in which the gradients arrived, which
+    changes the order of the sums from three ranks on. One dummy step in evaluation mode, before anything is restored,
+    gives an unbroken and a resumed run the same buckets from their first step. It leaves no trace in the model.
+    """
+    ddp = DistributedDataParallel(
+        model, device_ids=[ranks.device] if ranks.device.type == "cuda" else None, gradient_as_bucket_view=True
+    )
+    if comm_hook == "bf16":
+        ddp.register_comm_hook(None, default_hooks.bf16_compress_hook)
+    elif comm_hook == "fp16":
+        ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
+    ddp.eval()
+    ddp(dummy_NCHW).sum().backward()  # the next forward lays the buckets
+    ddp.zero_grad()
+    return ddp
+
+
+def broadcast_buffers(model: nn.Module) -> None:
+    """Give every rank rank 0's buffers: BatchNorm's running statistics are local to a rank after a step."""
+    for buffer in model.buffers():
+        dist.broadcast(buffer, src=0)
+
+
+def broadcast_bytes(content: bytes | None, group: dist.ProcessGroup) -> bytes | None:
+    """Rank 0's bytes on every rank (over the CPU group)."""
+    size = torch.tensor([-1 if content is None else len(content)])
+    dist.broadcast(size, src=0, group=group)
+    if size.item() < 0:
+        return None
+    buffer = torch.frombuffer(bytearray(content or bytes(int(size.item()))), dtype=torch.uint8)
+    dist.broadcast(buffer, src=0, group=group)
+    return buffer.numpy().tobytes()
+
+
+def sum_over_ranks(values: Tensor) -> list[int]:
+    """Sum integers on the device over all ranks. A sync point: the host waits for the device."""
+    dist.all_reduce(values)
+    return values.tolist()  # type: ignore[no-any-return]
+
+
+def leave_together(group: dist.ProcessGroup, timeout_s: float = 30.0) -> None:
+    """Wait, within bounds, until every rank is here: the first to exit makes torchrun signal the others."""
+    dist.monitored_barrier(group, timeout=timedelta(seconds=timeout_s))
+
+
+class Agreement:
+    """What ranks must agree on, without waiting: a sum of [stop wanted, non-finite loss], issued after step k and
+    read after step k + 1. Over the CPU group, so neither the device nor the gradients' collectives are held up.
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self._group = group
+        self._votes = torch.zeros(2, dtype=torch.int32)
+        self._work: dist.Work | None = None
+        self._step = 0
+        self._stop = False
+
+    def exchange(self, step: int, *, stop: bool, nonfinite: bool) -> None:
+        """Read what the ranks said one step ago, and issue what this one says now.
+
+        Raises:
+            NonFiniteLoss: at the previous step, on some rank.
+            StopRequested: on some rank; by then this step's losses are known to be finite everywhere.
+        """
+        self.settle()
+        self._votes = torch.tensor([stop, nonfinite], dtype=torch.int32)
+        self._work = dist.all_reduce(self._votes, group=self._group, async_op=True)
+        stop_now, self._step = self._stop, step
+        if stop_now:
+            self.settle()
+            raise StopRequested
+
+    def settle(self) -> None:
+        """Wait for what was issued last; raise NonFiniteLoss. Before anything is published: a sync point."""
+        if self._work is None:
+            return
+        self._work.wait()
+        self._work = None
+        stops, nonfinite = self._votes.tolist()
+        self._stop = self._stop or stops > 0
+        if nonfinite:
+            raise NonFiniteLoss(
+                f"the loss of step {self._step} is not finite on {nonfinite} of {dist.get_world_size()} ranks; "
+                f"nothing was saved from it on. Resume with a lower optim.lr (resume.allow_changes=true)"
+            )

@@ -1,0 +1,210 @@
+"""One owner of a run directory (``owner.json``) and what it is doing (``status.json``). No torch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
+
+from senet.config import ConfigError
+
+HEARTBEAT_S = 5.0
+STALE_S = 60.0  # a holder on another host is dead after this long without a heartbeat
+MIRROR_VARIABLE = "SENET_STATUS_FILE"  # a launcher reads the outcome of its own launch there
+log = logging.getLogger(__name__)
+
+
+def write_json(path: Path, content: Any, *, durable: bool = False) -> None:
+    """Replace ``path`` in one step; ``durable`` also survives a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    with temporary.open("w") as file:
+        json.dump(content, file, indent=1)
+        file.write("\n")
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    temporary.replace(path)
+    if durable:
+        fsync_directory(path.parent)
+
+
+def fsync_directory(path: Path) -> None:
+    """Make renames in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in the file; {} where the file is missing or is no JSON object."""
+    try:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+class Lease:
+    """Ownership of a run directory from ``acquire`` to ``close``, with a heartbeat and a status for others to read.
+
+    Each start is a generation, 1 and up. ``resumed_from[generation]`` is the step it began at: what an older
+    generation published beyond that step does not belong to the run.
+    """
+
+    def __init__(self, run_dir: Path, owner: dict[str, Any]) -> None:
+        self.run_dir = run_dir
+        self.generation: int = owner["generation"]
+        self.resumed_from: dict[int, int] = {int(key): value for key, value in owner["resumed_from"].items()}
+        self._owner = owner
+        self._status: dict[str, Any] = {
+            "reason": "",
+            **{key: owner[key] for key in ("generation", "host", "pid", "job")},
+        }
+        self._started = False
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+
+    @classmethod
+    def acquire(cls, run_dir: Path) -> Lease:
+        """Become the owner.
+
+        Raises:
+            ConfigError: another run owns it and is alive, or the directory cannot be written.
+        """
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            with FileLock(run_dir / ".owner.lock", timeout=30):
+                previous = read_json(run_dir / "owner.json")
+                if why := _alive(previous):
+                    raise ConfigError(
+                        f"run_dir={run_dir} is owned by a run that is alive (process {previous['pid']} on host "
+                        f"{previous['host']}, {why}); stop it, or choose another run_dir"
+                    )
+                lease = cls(run_dir, _owner(previous))
+                write_json(run_dir / "owner.json", lease._owner, durable=True)
+        except Timeout:
+            raise ConfigError(f"run_dir={run_dir}: another start holds {run_dir}/.owner.lock; try again") from None
+        except OSError as error:
+            raise ConfigError(f"run_dir={run_dir} cannot be written ({error.strerror}); choose another run_dir") from None
+        lease._thread.start()
+        return lease
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        if error is not None and self._started:
+            self.update(state="failed", reason=" ".join(f"{type(error).__name__}: {error}".split())[:500])
+        self.close()
+
+    def is_held(self) -> bool:
+        """Whether nobody else has taken the directory over."""
+        return read_json(self.run_dir / "owner.json").get("token") == self._owner["token"]
+
+    def start(self, step: int) -> None:
+        """Put down the step that this generation begins at. Until then the last run's status stays as it is."""
+        self.resumed_from[self.generation] = step
+        with self._lock:
+            self._owner["resumed_from"] = {str(key): value for key, value in self.resumed_from.items()}
+            write_json(self.run_dir / "owner.json", self._owner, durable=True)
+        self._started = True
+        self.update(state="running", step=step)
+
+    def update(self, **facts: Any) -> None:
+        """Add facts to the status; published at once when ``state`` is among them, else with the next heartbeat."""
+        with self._lock:
+            self._status |= facts
+            if "state" in facts:
+                self._publish()
+
+    def close(self) -> None:
+        """Release the directory; the last status stays."""
+        self._closing.set()
+        self._thread.join(HEARTBEAT_S)
+        with self._lock:
+            self._publish()
+            if self.is_held():
+                write_json(self.run_dir / "owner.json", self._owner | {"released": True}, durable=True)
+
+    def _beat(self) -> None:
+        while not self._closing.wait(HEARTBEAT_S):
+            with self._lock:
+                try:
+                    if self.is_held():
+                        self._owner["heartbeat"] = time.time()
+                        write_json(self.run_dir / "owner.json", self._owner)
+                        self._publish()
+                except OSError as error:  # a full disk must not end the training; the next beat tries again
+                    log.warning("heartbeat in %s not written: %s", self.run_dir, error)
+
+    def _publish(self) -> None:
+        if not self._started:
+            return
+        self._status["heartbeat"] = time.time()
+        if self.is_held():
+            write_json(self.run_dir / "status.json", self._status)
+        mirror_status(self._status)
+
+
+def mirror_status(status: dict[str, Any]) -> None:
+    """Copy a status to the file that the launcher named, if it named one."""
+    if path := os.environ.get(MIRROR_VARIABLE):
+        write_json(Path(path), status)
+
+
+def _owner(previous: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "token": secrets.token_hex(8),
+        "generation": previous.get("generation", 0) + 1,
+        "host": socket.gethostname(),
+        "boot": _boot(),
+        "pid": os.getpid(),
+        "pid_started": psutil.Process().create_time(),
+        "job": os.environ.get("SLURM_JOB_ID", ""),
+        "job_restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        "heartbeat": time.time(),
+        "resumed_from": previous.get("resumed_from", {}),
+    }
+
+
+def _boot() -> str:
+    """The kernel's boot id and the namespace in which process ids hold."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    namespace = Path("/proc/self/ns/pid")
+    if not boot.exists():
+        return ""  # not Linux: only the heartbeat tells
+    return f"{boot.read_text().strip()} {namespace.readlink()}"
+
+
+def _alive(owner: dict[str, Any]) -> str:
+    """Why the holder counts as alive; empty where the directory is free."""
+    if not owner or owner.get("released"):
+        return ""
+    job = os.environ.get("SLURM_JOB_ID", "")
+    if job and owner["job"] == job and owner["job_restarts"] < int(os.environ.get("SLURM_RESTART_COUNT", "0")):
+        return ""  # an earlier start of this very job
+    if owner["host"] == socket.gethostname() and owner["boot"] and owner["boot"] == _boot():
+        try:
+            process = psutil.Process(owner["pid"])
+            same = abs(process.create_time() - owner["pid_started"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return ""
+        return "it is running" if same else ""
+    age_s = time.time() - owner["heartbeat"]
+    return f"last heartbeat {age_s:.0f} s ago" if age_s < STALE_S else ""
+

@@ -1,0 +1,207 @@
+"""Sums on the device, ``metrics.jsonl`` (the truth), and its views: TensorBoard, progress bars, lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+T = TypeVar("T")
+_LOSS_UNIT = 2.0**-24  # nats; a sum of 10**9 images still fits into 63 bits
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means over ``num_images``: loss in nats, accuracies in percent [0, 100]; ``top5`` only beyond 5 classes."""
+
+    num_images: int
+    loss: float
+    top1: float
+    top5: float | None
+
+    @classmethod
+    def from_sums(cls, sums: Sequence[int], num_classes: int) -> Scores:
+        """From a ``Tally``'s sums."""
+        num_images, loss, top1, top5 = sums
+        count = max(num_images, 1)
+        return cls(
+            num_images,
+            loss * _LOSS_UNIT / count,
+            100 * top1 / count,
+            100 * top5 / count if num_classes > 5 else None,
+        )
+
+    def row(self, prefix: str) -> dict[str, float]:
+        """For metrics.jsonl."""
+        named = {key: value for key, value in asdict(self).items() if value is not None and key != "num_images"}
+        return {f"{prefix}_{key}": value for key, value in named.items()}
+
+
+class Tally:
+    """Number of images, loss, top-1 and top-5 hits, summed as int64 on the device.
+
+    Integers (the loss in units of 2**-24 nats) add up to the same bits in any order: over ranks, log intervals and
+    restarts. Adding does not synchronise.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(4, dtype=torch.int64, device=device)
+
+    def add(self, loss: Tensor, logits_NK: Tensor, labels_N: Tensor) -> None:
+        """Count a batch; ``loss`` is its mean, a float32 scalar."""
+        num_images, num_classes = logits_NK.shape
+        best = logits_NK.topk(min(5, num_classes), dim=1).indices
+        hits = best == labels_N[:, None]
+        units = (loss.double() * (num_images / _LOSS_UNIT)).round().long()
+        self.sums += torch.stack((torch.full_like(units, num_images), units, hits[:, :1].sum(), hits.sum()))
+
+
+class Writer:
+    """Rows to ``metrics.jsonl`` and TensorBoard, on rank 0; on other ranks (``run_dir=None``) it writes nothing.
+
+    Rows past the point that the run resumes from are cut, so that after any number of kills each step has one row.
+    """
+
+    def __init__(self, run_dir: Path | None, *, resumed_step: int, epochs_done: int, tensorboard: bool) -> None:
+        self._file = None
+        self._tensorboard = None
+        if run_dir is None:
+            return
+        path = run_dir / "metrics.jsonl"
+        kept = [
+            line
+            for line, row in _rows(path)
+            if row["step"] <= resumed_step and (row["kind"] != "epoch" or row["epoch"] <= epochs_done)
+        ]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        temporary.replace(path)  # a left-over writer goes on writing to the old file, which nobody sees
+        self._file = path.open("a")
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(run_dir / "tensorboard", purge_step=resumed_step + 1)
+
+    def write(self, kind: str, step: int, **values: float) -> None:
+        """One row, and each value as a scalar of that step."""
+        if self._file is not None:
+            self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self._file.flush()
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+
+    def graph(self, model: nn.Module, images_NCHW: Tensor) -> None:
+        """The network's graph, traced in evaluation mode."""
+        if self._tensorboard is not None:
+            was_training = model.training
+            self._tensorboard.add_graph(model.eval(), images_NCHW)
+            model.train(was_training)
+
+    def final(self, options: Mapping[str, Any], result: Mapping[str, float]) -> None:
+        """The options beside the final result, for TensorBoard's table of runs."""
+        if self._tensorboard is not None:
+            plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in options.items()}
+            self._tensorboard.add_hparams(plain, {f"final/{key}": value for key, value in result.items()}, run_name=".")
+
+    def sync(self) -> None:
+        """Make the rows durable; before a checkpoint that counts on them is published."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Flush and close both."""
+        if self._file is not None:
+            self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Whole rows of a metrics file; a last line that a kill cut short is none."""
+    if not path.exists():
+        return
+    with path.open() as file:
+        for line in file:
+            try:
+                yield line, json.loads(line)
+            except ValueError:
+                continue
+
+
+class Progress:
+    """What a person sees of rank 0: bars on a terminal, plain lines elsewhere; other ranks show nothing."""
+
+    def __init__(self, visible: bool) -> None:
+        self._visible = visible
+        self._bars = visible and sys.stdout.isatty()
+        self._bar: tqdm[Any] | None = None
+
+    def over(self, batches: Iterable[T], *, title: str, total: int, done: int = 0) -> Iterator[T]:
+        """Iterate, with a bar."""
+        if not self._bars:
+            yield from batches
+            return
+        with tqdm(total=total, initial=done, desc=title, unit="batch", file=sys.stdout, leave=False) as self._bar:
+            for batch in batches:
+                yield batch
+                self._bar.update()
+        self._bar = None
+
+    def facts(self, line: str) -> None:
+        """Numbers of the last log interval: behind the bar, or as a line."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(line, refresh=False)
+        else:
+            self.say(line)
+
+    def say(self, line: str) -> None:
+        """A line of its own."""
+        if self._visible:
+            tqdm.write(line) if self._bars else print(line, flush=True)
+
+
+class Stopwatch:
+    """Seconds and images since the last lap, for images/s."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        now = time.perf_counter()
+        elapsed, self._start = now - self._start, now
+        return elapsed
+
+
+class LossGuard:
+    """Whether the losses of a step are finite, without making the host wait for the whole step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._total = torch.zeros((), pin_memory=self._on_gpu)
+        self._copied = torch.cuda.Event() if self._on_gpu else None
+
+    def observe(self, total: Tensor) -> None:
+        """After the step's last forward: on a GPU, copy the sum of the losses behind the device's back."""
+        if self._copied is None:
+            self._total = total
+        else:
+            self._total.copy_(total, non_blocking=True)
+            self._copied.record()
+
+    def is_finite(self) -> bool:
+        """At the step's end. On a GPU the host waits for the forward, while the backward is still queued."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return math.isfinite(self._total.item())

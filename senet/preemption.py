@@ -1,0 +1,55 @@
+"""Signals: a handler only sets a flag. No torch, so that it can be installed in a program's first lines."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+from types import FrameType
+
+STOPPED_EXIT_CODE = 85  # reserved: stopped by a signal, checkpoint published, can go on
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1
+
+
+class StopFlag:
+    """Set by the first stop signal; further ones change nothing. The trainer reads it at step boundaries."""
+
+    def __init__(self) -> None:
+        self.signal_name = ""
+        self._event = threading.Event()
+
+    @classmethod
+    def install(cls) -> StopFlag:
+        """Handle the stop signals from now to the end of the process; main thread only."""
+        flag = cls()
+        for number in STOP_SIGNALS:
+            # nohup asks for exactly this one to be ignored
+            if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN):
+                signal.signal(number, flag._handle)
+        return flag
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if not self.signal_name:
+            self.signal_name = signal.Signals(number).name
+        self._event.set()
+
+    def __bool__(self) -> bool:
+        return self._event.is_set()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep until a signal arrives or the time is over; True after a signal."""
+        return self._event.wait(timeout_s)
+
+
+def die_with_launcher() -> None:
+    """Under torchrun, have the kernel kill this process when its launcher dies, however it dies (Linux)."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or not hasattr(signal, "SIGKILL"):
+        return
+    launcher = os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != launcher:  # it died between the two calls
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,85 @@
+"""Seeds, deterministic mode, CPU threads, and where a run came from."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from senet.config import REPOSITORY
+
+_MASK = (1 << 64) - 1
+GAMMA = 0x9E3779B97F4A7C15
+MIX_1 = 0xBF58476D1CE4E5B9
+MIX_2 = 0x94D049BB133111EB
+
+
+def mix(*keys: int) -> int:
+    """A 64-bit hash of integers, the finaliser of SplitMix64 applied along them.
+
+    Steele, Lea & Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014, figure 15.
+    """
+    z = 0
+    for key in keys:
+        z = (z + key + GAMMA) & _MASK
+        z = ((z ^ (z >> 30)) * MIX_1) & _MASK
+        z = ((z ^ (z >> 27)) * MIX_2) & _MASK
+        z ^= z >> 31
+    return z
+
+
+def seed_everything(*keys: int) -> None:
+    """Seed torch (all devices), numpy and random from the keys; called for each (seed, step, rank)."""
+    seed = mix(*keys)
+    torch.manual_seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 - other people's networks draw from it
+    random.seed(seed)
+
+
+def set_deterministic(deterministic: bool) -> None:
+    """Choose deterministic kernels, or the fastest ones. Call before the first CUDA call."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # NaN-filling every new tensor costs time and guards against bugs we do not have
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    # a network with an operation that has no deterministic form still trains; torch warns and names it
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+
+
+def set_threads(wanted: int, local_world_size: int) -> int:
+    """Set torch's CPU threads; 0: this process's cores shared by the ranks on the node. Returns the number set."""
+    threads = wanted or max(1, len(os.sched_getaffinity(0)) // local_world_size)
+    torch.set_num_threads(threads)
+    return threads
+
+
+def provenance(argv: Sequence[str]) -> dict[str, Any]:
+    """Command line, host, versions, git commit (with ``+`` where the checkout was changed)."""
+    return {
+        "argv": [sys.argv[0], *argv],
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "numpy": np.__version__,
+        "commit": _git("describe", "--always", "--abbrev=40", "--dirty=+"),
+    }
+
+
+def _git(*arguments: str) -> str:
+    """Output of git in the checkout; "unknown" outside one."""
+    try:
+        command = ["git", "-C", str(REPOSITORY), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,312 @@
+"""The wiring: read downwards, it is the flow of the data."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchinfo
+from torch import nn
+from torch.amp import GradScaler, autocast
+
+from senet.augment import Preprocess
+from senet.checkpoint import Checkpoint, CheckpointError, CheckpointManager, read_named, unpickle
+from senet.config import Config, ConfigError, changed_options, to_flat, to_yaml
+from senet.data import ImageData, ResumableSampler, open_data
+from senet.distributed import (
+    Agreement,
+    Ranks,
+    broadcast_bytes,
+    leave_together,
+    process_groups,
+    replicate,
+    start_together,
+)
+from senet.lease import Lease, write_json
+from senet.metrics import Progress, Writer
+from senet.model import build_model
+from senet.optim import build_ema, build_optimizer
+from senet.preemption import StopFlag
+from senet.repro import provenance, seed_everything, set_deterministic, set_threads
+from senet.state import TrainState
+from senet.trainer import Summary, Trainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What exists before the ranks meet; the last three on rank 0 only."""
+
+    data: ImageData
+    model: nn.Module
+    sampler: ResumableSampler
+    lease: Lease | None
+    checkpoints: CheckpointManager
+    checkpoint: Checkpoint | None
+
+
+def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
+    """Train to the end of the schedule or to an agreed stop, and report. Call on every rank.
+
+    Raises:
+        ConfigError: a user's mistake, found before any process group is made.
+    """
+    _log_to_stderr(visible=True)
+    set_deterministic(config.train.deterministic)
+    ranks = Ranks.from_environment(config.train)
+    _log_to_stderr(visible=ranks.is_main)
+    threads = set_threads(config.train.threads_per_rank, ranks.local_world_size)
+    amp = _choose_amp(config.train.amp, ranks.device)
+    run_dir = Path(config.run_dir)
+    with ExitStack() as stack:
+        store, ready = start_together(
+            ranks, config.distributed.start_timeout_s, lambda: _prepare(config, ranks, run_dir, stack)
+        )
+        group = stack.enter_context(process_groups(ranks, store, config.distributed))
+        mixed: Callable[[], AbstractContextManager[None]] = partial(
+            autocast, ranks.device.type, dtype=torch.float16 if amp == "fp16" else torch.bfloat16, enabled=amp != "off"
+        )
+        size = config.data.image_size
+        dummy_NCHW = torch.zeros(2, 3, size, size, device=ranks.device)
+        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+        model = ready.model.to(ranks.device, memory_format=layout)
+        if config.train.sync_bn:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        with mixed():
+            trained = torch.compile(model) if config.train.compile else model
+            ddp = replicate(trained, ranks, dummy_NCHW=dummy_NCHW, comm_hook=config.train.comm_hook)
+        facts = {"world_size": ranks.world_size, "threads_per_rank": threads, "amp": amp, "device": ranks.device.type}
+        content = broadcast_bytes(ready.checkpoint.content if ready.checkpoint else None, group)
+        state = TrainState.from_state_dict(unpickle(content)["state"]) if content else TrainState()
+        progress = Progress(ranks.is_main)
+        if ready.lease:
+            ready.lease.start(state.step)
+            _record(run_dir, config, argv, facts, model, dummy_NCHW, ready)
+        writer = Writer(
+            run_dir if ranks.is_main else None,
+            resumed_step=state.step,
+            epochs_done=state.epochs_done,
+            tensorboard=config.log.tensorboard,
+        )
+        stack.callback(writer.close)
+        trainer = Trainer(
+            config=config,
+            ranks=ranks,
+            data=ready.data,
+            preprocess=Preprocess(
+                config.augment,
+                mean=config.data.mean,
+                std=config.data.std,
+                seed=config.seed,
+                device=ranks.device,
+                channels_last=config.train.channels_last,
+            ),
+            model=ddp,
+            raw_model=model,
+            ema=build_ema(model, config.train.ema_decay),
+            optimizer=build_optimizer(model, config.optim),
+            scaler=GradScaler(ranks.device.type, enabled=amp == "fp16"),
+            autocast=mixed,
+            sampler=ready.sampler,
+            checkpoints=ready.checkpoints,
+            manifest=_identity(config, ready.data) | {"facts": facts},
+            agreement=Agreement(group),
+            stop=stop,
+            lease=ready.lease,
+            writer=writer,
+            progress=progress,
+            state=state,
+        )
+        if content:
+            trainer.restore(unpickle(content))
+            _warn_of_changes(ready.checkpoint, facts)
+            progress.say(f"resumed from {ready.checkpoint.path if ready.checkpoint else ''} at step {state.step}")
+        else:
+            writer.graph(model, dummy_NCHW)
+        summary = trainer.fit()
+        if summary.state == "finished" and ranks.is_main:
+            writer.final(to_flat(config), {k: v for k, v in summary.result.items() if k.endswith(("loss", "top1"))})
+        if ready.lease:
+            reason = stop.signal_name or "another rank was asked to stop"
+            ready.lease.update(
+                state=summary.state,
+                step=summary.step,
+                reason=reason if summary.state == "stopped" else "",
+                result=summary.result,
+            )
+        progress.say(_last_words(summary, trainer, run_dir))
+        leave_together(group)  # published: now the first exit may end the others
+    return summary
+
+
+def _prepare(config: Config, ranks: Ranks, run_dir: Path, stack: ExitStack) -> Prepared:
+    """Everything that can be refused, before the ranks meet."""
+    lease, checkpoint = None, None
+    checkpoints = CheckpointManager(None, keep=1, generation=0, resumed_from={})
+    if ranks.is_main:
+        lease = stack.enter_context(Lease.acquire(run_dir))
+        checkpoints = CheckpointManager(
+            run_dir / "checkpoints",
+            keep=config.checkpoint.keep,
+            generation=lease.generation,
+            resumed_from=lease.resumed_from,
+            is_held=lease.is_held,
+        )
+        stack.callback(checkpoints.close)
+        checkpoint = _choose_checkpoint(config, checkpoints)
+    data = open_data(config.data, local_rank=ranks.local_rank)
+    sampler = ResumableSampler(
+        data.train,
+        global_batch_size=config.train.global_batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        seed=config.seed,
+    )
+    if checkpoint is not None:
+        _check_fits(config, checkpoint, data)
+    seed_everything(config.seed)
+    init_from = config.model.init_from if checkpoint is None else ""
+    model = build_model(config.model.name, num_classes=len(data.classes), init_from=init_from)
+    return Prepared(data, model, sampler, lease, checkpoints, checkpoint)
+
+
+def _choose_checkpoint(config: Config, checkpoints: CheckpointManager) -> Checkpoint | None:
+    """What ``resume.mode`` says, on rank 0."""
+    mode = config.resume.mode
+    named = read_named(mode) if mode not in ("auto", "never") else None
+    try:
+        own = checkpoints.newest()
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from None
+    if mode == "never" and own is not None:
+        raise ConfigError(
+            f"resume.mode=never, but {checkpoints.directory} holds checkpoints up to step {own.step}; use "
+            f"resume.mode=auto to go on, or another run_dir"
+        )
+    if named is None or own is None:
+        return named or own
+    if own.step < named.step:
+        return named
+    if named.path.resolve().parent == own.path.resolve().parent and named.step < own.step:
+        raise ConfigError(
+            f"resume.mode={mode} is older than {own.path.name} beside it; use resume.mode=auto to go on from the newest, "
+            f"or another run_dir to branch off"
+        )
+    return own
+
+
+def _identity(config: Config, data: ImageData) -> dict[str, Any]:
+    """What a checkpoint is of; compared before it is loaded, needed to use it afterwards."""
+    return {
+        "format": 1,
+        "model": config.model.name,
+        "classes": list(data.classes),
+        "data": data.fingerprint,
+        "config": to_flat(config),
+    }
+
+
+def _check_fits(config: Config, checkpoint: Checkpoint, data: ImageData) -> None:
+    """Refuse a checkpoint of another network; and options that change numbers, unless they were allowed to."""
+    saved = checkpoint.manifest
+    for name, was, now in (
+        ("model.name", saved["model"], config.model.name),
+        ("number of classes", len(saved["classes"]), len(data.classes)),
+    ):
+        if was != now:
+            raise ConfigError(f"{checkpoint.path} has {name}={was}, this run has {now}; choose another run_dir")
+    changed = changed_options(saved["config"], config)
+    if saved["data"] != data.fingerprint:
+        changed.append(("the content of the images", saved["data"][:12], data.fingerprint[:12]))
+    if not changed:
+        return
+    text = ", ".join(f"{key}: {was} -> {now}" for key, was, now in changed)
+    if not config.resume.allow_changes:
+        raise ConfigError(
+            f"{checkpoint.path} was trained with other options ({text}), which changes the numbers; undo that, choose "
+            f"another run_dir, or set resume.allow_changes=true"
+        )
+    log.warning("resumed with other options: %s", text)
+
+
+def _warn_of_changes(checkpoint: Checkpoint | None, facts: Mapping[str, Any]) -> None:
+    """Of the circumstances in which the bits would stay the same."""
+    saved = checkpoint.manifest["facts"] if checkpoint else facts
+    for key, now in facts.items():
+        if saved.get(key) != now:
+            log.warning("%s was %s, now %s: the run goes on, but not bit for bit", key, saved.get(key), now)
+
+
+def _choose_amp(wanted: str, device: torch.device) -> str:
+    """auto: bf16 where it is native; fp16 on a CPU is allowed, to try it."""
+    if wanted == "fp16" and device.type == "cpu":
+        log.warning("train.amp=fp16 on a CPU is slow; bf16 or off is faster")
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "off"
+    return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "off"
+
+
+def _record(
+    run_dir: Path,
+    config: Config,
+    argv: Sequence[str],
+    facts: Mapping[str, Any],
+    model: nn.Module,
+    dummy_NCHW: torch.Tensor,
+    ready: Prepared,
+) -> None:
+    """config.yaml (resolved), starts.jsonl (where each start came from), model.txt (layers)."""
+    assert ready.lease is not None
+    (run_dir / "config.yaml").write_text(to_yaml(config))
+    start = {"generation": ready.lease.generation, "resumed_from": ready.lease.resumed_from[ready.lease.generation]}
+    with (run_dir / "starts.jsonl").open("a") as file:
+        file.write(json.dumps(start | dict(facts) | provenance(argv)) + "\n")
+    summary = torchinfo.summary(model, input_data=dummy_NCHW, depth=3, verbose=0, mode="eval")
+    (run_dir / "model.txt").write_text(f"{summary}\n")
+    log.info(
+        "%s, %s parameters; %s training and %s test images in %s classes; %s rank(s) on %s with %s thread(s), amp %s; %s",
+        config.model.name,
+        f"{summary.total_params:,}",
+        f"{len(ready.data.train):,}",
+        f"{len(ready.data.test):,}",
+        len(ready.data.classes),
+        facts["world_size"],
+        facts["device"],
+        facts["threads_per_rank"],
+        facts["amp"],
+        run_dir,
+    )
+
+
+def _last_words(summary: Summary, trainer: Trainer, run_dir: Path) -> str:
+    if summary.state == "stopped":
+        return f"stopped at step {summary.step} of {trainer.total_steps}; the same command goes on from there"
+    row = summary.result
+    which = "ema" if "ema_top1" in row else "test"
+    return (
+        f"finished: {row[f'{which}_top1']:.2f} % top-1 ({which} weights, {len(trainer.data.test):,} test images), best "
+        f"{row['best_top1']:.2f} % after epoch {row['best_epoch']}; {row['train_s']:.0f} s of training; see {run_dir}"
+    )
+
+
+def _log_to_stderr(*, visible: bool) -> None:
+    """Warnings and facts of rank 0 on stderr, one line each."""
+    logging.basicConfig(
+        format="%(levelname)s: %(message)s", stream=sys.stderr, level=logging.INFO if visible else logging.ERROR, force=True
+    )
+
+
+__all__ = ["run"]

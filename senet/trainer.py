@@ -1,0 +1,300 @@
+"""The loop: fit, train_epoch, train_step, evaluate. Receives built parts, builds none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import AveragedModel
+
+from senet.augment import Preprocess
+from senet.checkpoint import CheckpointManager
+from senet.config import Config
+from senet.data import ImageData, ResumableSampler, ShardSampler, load_batches
+from senet.distributed import Agreement, NonFiniteLoss, Ranks, StopRequested, broadcast_buffers, sum_over_ranks
+from senet.lease import Lease
+from senet.metrics import LossGuard, Progress, Scores, Stopwatch, Tally, Writer
+from senet.optim import set_lr
+from senet.preemption import StopFlag
+from senet.repro import seed_everything
+from senet.schedule import lr_at
+from senet.state import TrainState
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended."""
+
+    state: Literal["finished", "stopped"]
+    step: int
+    result: dict[str, Any]
+
+
+@dataclass
+class Trainer:
+    """Trains to the end of the schedule or to an agreed stop. Every method is for all ranks at once."""
+
+    config: Config
+    ranks: Ranks
+    data: ImageData
+    preprocess: Preprocess
+    model: DistributedDataParallel
+    raw_model: nn.Module  # without wrappers: what is evaluated, averaged and saved
+    ema: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+    scaler: GradScaler
+    autocast: Callable[[], AbstractContextManager[None]]
+    sampler: ResumableSampler
+    checkpoints: CheckpointManager
+    manifest: dict[str, Any]
+    agreement: Agreement
+    stop: StopFlag
+    lease: Lease | None
+    writer: Writer
+    progress: Progress
+    state: TrainState
+
+    def __post_init__(self) -> None:
+        self.steps_per_epoch = self.sampler.batches_per_epoch
+        self.total_steps = self.steps_per_epoch * self.config.train.epochs
+        self.num_classes = len(self.data.classes)
+        self.tally = Tally(self.ranks.device)
+        self.guard = LossGuard(self.ranks.device)
+        self.interval = Stopwatch()
+        self._saved_at = (self.state.step, self.state.epochs_done)
+        self.optimizer.register_step_post_hook(self._count_update)
+
+    def fit(self) -> Summary:
+        """Train and evaluate until all epochs are done, or until all ranks have agreed to stop and saved.
+
+        Raises:
+            NonFiniteLoss: a loss was NaN or infinite; nothing was saved from that step on.
+        """
+        try:
+            while self.state.epochs_done < self.config.train.epochs:
+                self.train_epoch()
+                self.finish_epoch()
+        except StopRequested:
+            self.save(wait=True)
+            return Summary("stopped", self.state.step, self.state.last_result)
+        self.checkpoints.close()
+        return Summary("finished", self.state.step, self.state.last_result)
+
+    def train_epoch(self) -> None:
+        """The batches of this epoch that are still to do; none when it was stopped between its end and its test."""
+        epoch = self.state.epochs_done
+        done = self.state.step - epoch * self.steps_per_epoch
+        self.sampler.start_at(epoch, done)
+        batches = load_batches(self.data.train, self.sampler, self.ranks.device)
+        title = f"epoch {epoch + 1}/{self.config.train.epochs}"
+        self.model.train()
+        self.interval.lap()
+        for images_NHWC, labels_N, indices_N in self.progress.over(
+            batches, title=title, total=self.steps_per_epoch, done=done
+        ):
+            self.train_step(self._to_device(images_NHWC), self._to_device(labels_N), self._to_device(indices_N), epoch)
+            step = self.state.step
+            is_last = step == (epoch + 1) * self.steps_per_epoch
+            if step % self.config.log.every_steps == 0:
+                self.log()
+            self.agreement.exchange(step, stop=bool(self.stop), nonfinite=not self.guard.is_finite())
+            if step % self.config.checkpoint.every_steps == 0 and not is_last:  # the last waits for its evaluation
+                self.save()
+        self.state.train_s += self.interval.lap()
+
+    def train_step(self, images_NHWC: Tensor, labels_N: Tensor, indices_N: Tensor, epoch: int) -> None:
+        """One update from this rank's share of the global batch: uint8 images, labels, and sample indices."""
+        train, state = self.config.train, self.state
+        seed_everything(self.config.seed, state.step, self.ranks.rank)
+        set_lr(self.optimizer, self.lr())
+        images_NCHW = self.preprocess.train(images_NHWC, indices_N, epoch)
+        micro_batches = list(zip(images_NCHW.chunk(train.accumulate), labels_N.chunk(train.accumulate), strict=True))
+        total = torch.zeros((), device=self.ranks.device)
+        for index, (images, labels) in enumerate(micro_batches):
+            is_last = index == len(micro_batches) - 1
+            # DDP reduces in the last backward only; no_sync must cover the forward as well
+            with nullcontext() if is_last else self.model.no_sync():
+                with self.autocast():
+                    logits_NK = self.model(images)
+                loss = F.cross_entropy(logits_NK.float(), labels, label_smoothing=train.label_smoothing)
+                total += loss.detach()
+                if is_last:
+                    self.guard.observe(total)
+                self.scaler.scale(loss / len(micro_batches)).backward()
+            self.tally.add(loss.detach(), logits_NK.detach(), labels)  # stays on the device
+        if train.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            clip_grad_norm_(self.model.parameters(), train.clip_norm)
+        state.skipped_steps += 1  # taken back by _count_update when the optimizer runs
+        self.scaler.step(self.optimizer)  # sync point, fp16 only: found_inf is read here
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update_parameters(self.raw_model)
+        state.step += 1
+
+    def lr(self) -> float:
+        """Of the next update."""
+        schedule, lr = self.config.schedule, self.config.optim.lr
+        scheduled = lr_at(
+            self.state.step, schedule, lr=lr, steps_per_epoch=self.steps_per_epoch, epochs=self.config.train.epochs
+        )
+        return scheduled * self.state.plateau.factor
+
+    def _last_lr(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def log(self) -> None:
+        """A row of what happened since the last one. Sync point: once per log interval."""
+        state = self.state
+        self._collect()
+        since = [now - then for now, then in zip(state.epoch_sums, state.logged_sums, strict=True)]
+        state.logged_sums = list(state.epoch_sums)
+        scores = Scores.from_sums(since, self.num_classes)
+        elapsed_s = self.interval.lap()
+        state.train_s += elapsed_s
+        images_per_s = scores.num_images / elapsed_s
+        row = scores.row("train") | {"lr": self._last_lr(), "images_per_s": images_per_s, "train_s": state.train_s}
+        self.writer.write("train", state.step, **row)
+        self.progress.facts(
+            f"step {state.step}/{self.total_steps}  loss {scores.loss:.4f}  top-1 {scores.top1:.2f} %  "
+            f"lr {row['lr']:.4g}  {images_per_s:.0f} images/s"
+        )
+        self._tell(state="running", step=state.step, epoch=state.epochs_done, images_per_s=round(images_per_s, 1))
+
+    def finish_epoch(self) -> None:
+        """Evaluate, judge the plateau, write the epoch's row, and save."""
+        state, config = self.state, self.config
+        self.agreement.settle()  # no evaluation of weights that a non-finite loss has spoilt
+        self._collect()
+        train = Scores.from_sums(state.epoch_sums, self.num_classes)
+        results = self.evaluate()
+        lr = self._last_lr()
+        if config.schedule.plateau:
+            state.plateau.update(train.loss, config.schedule, config.optim.lr)
+        state.epochs_done += 1
+        state.epoch_sums, state.logged_sums = [], []
+        row: dict[str, Any] = {"epoch": state.epochs_done, **train.row("train")}
+        for name, scores in results.items():
+            row |= scores.row(name)
+        row |= {"lr": lr, "train_s": state.train_s, "skipped_steps": state.skipped_steps}
+        top1 = list(results.values())[-1].top1  # of the averaged weights, where there are any
+        is_best = top1 > state.best_top1
+        if is_best:
+            state.best_top1, state.best_epoch = top1, state.epochs_done
+        row |= {"best_top1": state.best_top1, "best_epoch": state.best_epoch}
+        state.last_result = row
+        self.writer.write("epoch", state.step, **row)
+        self.progress.say(_epoch_line(row, config.train.epochs))
+        self._tell(state="running", step=state.step, epoch=state.epochs_done, test_top1=top1)
+        self.save(best=is_best, wait=state.epochs_done == config.train.epochs)
+
+    @torch.inference_mode()
+    def evaluate(self) -> dict[str, Scores]:
+        """Scores of the raw ("test") and the averaged ("ema") weights over the whole test split, each image once.
+
+        Raises:
+            RuntimeError: the ranks together saw another number of images than the split holds.
+            StopRequested: a rank was asked to stop; the evaluation is left, to be done again on resume.
+        """
+        models = {"test": self.raw_model} | ({"ema": self.ema.module} if self.ema else {})
+        tallies = {name: Tally(self.ranks.device) for name in models}
+        for model in models.values():
+            broadcast_buffers(model)
+            model.eval()
+        sampler = ShardSampler(
+            len(self.data.test),
+            batch_size=self.config.train.eval_batch_size,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+        )
+        batches = load_batches(self.data.test, sampler, self.ranks.device)
+        for images_NHWC, labels_N, _ in self.progress.over(batches, title="test", total=len(sampler)):
+            if len(labels_N):
+                images_NCHW = self.preprocess.test(self._to_device(images_NHWC))
+                labels_N = self._to_device(labels_N)
+                for name, model in models.items():
+                    with self.autocast():
+                        logits_NK = model(images_NCHW)
+                    tallies[name].add(F.cross_entropy(logits_NK.float(), labels_N), logits_NK, labels_N)
+            self.agreement.exchange(self.state.step, stop=bool(self.stop), nonfinite=False)
+        scores = {n: Scores.from_sums(sum_over_ranks(t.sums), self.num_classes) for n, t in tallies.items()}
+        for name, result in scores.items():
+            if result.num_images != len(self.data.test):
+                raise RuntimeError(f"{name}: evaluated {result.num_images} of {len(self.data.test)} images")
+        return scores
+
+    def save(self, *, best: bool = False, wait: bool = False) -> None:
+        """Publish a checkpoint of this moment, unless it has one. Sync point: once per checkpoint."""
+        self.agreement.settle()
+        self._collect()
+        state = self.state
+        now = (state.step, state.epochs_done)
+        if now == self._saved_at:
+            self.checkpoints.close()
+            return
+        model = self.raw_model
+        # a loss can be finite and its gradient not: what it left in the weights is never published
+        norms = torch.stack(torch._foreach_norm([p.detach() for p in model.parameters()]))
+        if not torch.isfinite(norms).all():
+            raise NonFiniteLoss(f"a weight is not finite after step {state.step}; nothing was saved from it on")
+        self.writer.sync()
+        payload = {
+            "model": model.state_dict(),
+            "ema": {"model": self.ema.module.state_dict(), "updates": self.ema.n_averaged} if self.ema else {},
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "state": state.state_dict(),
+        }
+        facts = {"step": state.step, "epochs_done": state.epochs_done, "best": best, "test": state.last_result}
+        self.checkpoints.save(payload, self.manifest | facts, wait=wait)
+        self._saved_at = now
+
+    def restore(self, payload: dict[str, Any]) -> None:
+        """Continue from a checkpoint's payload, the same on every rank."""
+        self.raw_model.load_state_dict(payload["model"])
+        self.optimizer.load_state_dict(payload["optimizer"])
+        self.scaler.load_state_dict(payload["scaler"])
+        if self.ema is not None:
+            if payload["ema"]:
+                self.ema.module.load_state_dict(payload["ema"]["model"])
+                self.ema.n_averaged.copy_(payload["ema"]["updates"])
+            else:  # switched on with resume.allow_changes: the average begins here
+                self.ema.module.load_state_dict(payload["model"])
+        self.state = TrainState.from_state_dict(payload["state"])
+        self._saved_at = (self.state.step, self.state.epochs_done)
+
+    def _count_update(self, *_: Any) -> None:
+        self.state.skipped_steps -= 1
+
+    def _collect(self) -> None:
+        """Move what the ranks have counted since last time into the state. Sync point."""
+        sums = sum_over_ranks(self.tally.sums)
+        self.tally.sums.zero_()
+        before = self.state.epoch_sums or [0] * len(sums)
+        self.state.epoch_sums = [a + b for a, b in zip(before, sums, strict=True)]
+        self.state.logged_sums = self.state.logged_sums or [0] * len(sums)
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.ranks.device, non_blocking=True)
+
+    def _tell(self, **facts: Any) -> None:
+        if self.lease is not None:
+            self.lease.update(**facts)
+
+
+def _epoch_line(row: dict[str, Any], epochs: int) -> str:
+    ema = f", ema {row['ema_loss']:.4f} {row['ema_top1']:.2f} %" if "ema_loss" in row else ""
+    return (
+        f"epoch {row['epoch']}/{epochs}  train {row['train_loss']:.4f} {row['train_top1']:.2f} %  "
+        f"test {row['test_loss']:.4f} {row['test_top1']:.2f} %{ema}  lr {row['lr']:.4g}  "
+        f"{row['train_s']:.0f} s"
+    )

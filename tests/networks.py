@@ -1,0 +1,27 @@
+"""Small networks for tests, named in configurations as ``tests.networks:...``."""
+
+from torch import Tensor, nn
+
+from senet.model import PreActBlock, SENet
+
+
+def tiny_senet(num_classes: int) -> SENet:
+    """SENet18's shape with an eighth of its channels and one block a stage."""
+    return SENet(PreActBlock, [1, 1, 1, 1], num_classes=num_classes, widths=(8, 16, 32, 64), reduction=4)
+
+
+class _NoNorm(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU()
+        )
+        self.linear = nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.features(x).mean((2, 3)))
+
+
+def no_norm(num_classes: int) -> nn.Module:
+    """No batch statistics: its gradient does not depend on how a batch is shared out."""
+    return _NoNorm(num_classes)

@@ -1,0 +1,54 @@
+"""Train a network with DistributedDataParallel: ``torchrun --nproc_per_node=4 train_ddp.py [FILE.yaml] [key=value]``."""
+
+# ruff: noqa: E402 - the handlers stand before the imports that take seconds
+from senet.preemption import STOPPED_EXIT_CODE, StopFlag, die_with_launcher
+
+stop = StopFlag.install() if __name__ == "__main__" else StopFlag()
+
+import os
+import sys
+import traceback
+
+from senet.config import ConfigError, help_text, load_config
+from senet.lease import mirror_status
+
+REFUSED_EXIT_CODE = 2
+
+
+def main(argv: list[str]) -> int:
+    """Train; the exit code is 0 finished, 2 bad input, 85 stopped and resumable, 1 failed."""
+    if {"-h", "--help"} & set(argv):
+        print(help_text())
+        return 0
+    die_with_launcher()
+    try:
+        config = load_config(argv, int(os.environ.get("WORLD_SIZE", "1")))
+        from senet.run import run  # takes seconds: torch
+
+        summary = run(config, argv, stop)
+    except ConfigError as error:
+        return refuse(error)
+    return STOPPED_EXIT_CODE if summary.state == "stopped" else 0
+
+
+def refuse(error: ConfigError) -> int:
+    """Print one line in all: rank 0's. The others wait until it has spoken, which makes the launcher end them."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == 0:
+        print(f"train_ddp: {error}", file=sys.stderr, flush=True)
+        mirror_status({"state": "refused", "reason": str(error)})
+    elif not stop.wait(10):
+        print(f"train_ddp: rank {rank}: {error}", file=sys.stderr, flush=True)
+    return REFUSED_EXIT_CODE
+
+
+if __name__ == "__main__":
+    try:
+        code = main(sys.argv[1:])
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # no tearing down: with a peer gone, the destructors of the process groups can hang
+    os._exit(code)

@@ -1,4 +1,4 @@
-"""Train a network with DistributedDataParallel: ``torchrun --nproc_per_node=4 train_ddp.py [FILE.yaml] [key=value]``."""
+"""Train a network: ``torchrun --nproc_per_node=4 train_ddp.py [FILE.yaml ...] [key=value ...]``."""
 
 # ruff: noqa: E402 - the handlers stand before the imports that take seconds
 from senet.preemption import STOPPED_EXIT_CODE, StopFlag, die_with_launcher

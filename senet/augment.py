@@ -72,7 +72,7 @@ def _crop_and_flip(images_NHWC: Tensor, top_N: Tensor, left_N: Tensor, flip_N: T
 
 
 def _square(y_N: Tensor, x_N: Tensor, side: int, size: int) -> Tensor:
-    """Mask [N, 1, size, size] of squares around centres, cut at the border (DeVries & Taylor, Cutout, 2017, sec. 3.2)."""
+    """Mask [N, 1, size, size] of squares around centres, cut at the border (DeVries & Taylor, 2017, sec. 3.2)."""
     pixels = torch.arange(size, device=y_N.device)
     in_rows, in_columns = (
         (pixels >= centre_N[:, None] - side // 2) & (pixels < centre_N[:, None] - side // 2 + side)

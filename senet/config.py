@@ -37,7 +37,7 @@ def option(
     default: T, *, low: float | None = None, high: float | None = None, above: float | None = None, free: bool = False
 ) -> T:
     """A dataclass field with a range: ``low <= x <= high``, ``above < x``; ``free`` ones may change on resume."""
-    return field(default=default, metadata={"low": low, "high": high, "above": above, "free": free})  # type: ignore[no-any-return, call-overload]
+    return field(default=default, metadata={"low": low, "high": high, "above": above, "free": free})
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ def load_config(argv: Sequence[str], world_size: int = 1) -> Config:
         raise ConfigError(f"{origin}: {where}{str(error).splitlines()[0]}; --help shows its type and range") from None
     assert isinstance(config, Config)
     if not config.run_dir:
-        config = dataclasses.replace(config, run_dir=f"runs/{Path((files or [DEFAULT_CONFIG])[0]).stem}")
+        config = dataclasses.replace(config, run_dir=f"runs/{Path(files[0] if files else DEFAULT_CONFIG).stem}")
     _check_ranges(config)
     _check_together(config)
     check_split(config.train, world_size)
@@ -401,7 +401,9 @@ def _check_ranges(config: Config) -> None:
             if isinstance(value, bool | str):
                 continue
             low, high, above = (spec.metadata.get(name) for name in ("low", "high", "above"))
-            fits = (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
+            fits = (
+                (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
+            )
             if not (fits and math.isfinite(value)):
                 raise ConfigError(f"{key}={flat[key]} is out of range: it must be {rule or 'finite'}")
 
@@ -415,7 +417,7 @@ def _check_together(config: Config) -> None:
         raise ConfigError(f"schedule.milestones={list(config.schedule.milestones)} must rise, each epoch once")
     if config.schedule.warmup_epochs >= config.train.epochs:
         raise ConfigError(
-            f"schedule.warmup_epochs={config.schedule.warmup_epochs} must be less than train.epochs={config.train.epochs}"
+            f"schedule.warmup_epochs={config.schedule.warmup_epochs} must be below train.epochs={config.train.epochs}"
         )
     if config.data.source == "imagefolder" and not config.data.folder:
         raise ConfigError("data.source=imagefolder needs data.folder=<folder with train/<class>/* and test/<class>/*>")
@@ -431,7 +433,11 @@ def _field_docs(cls: type) -> dict[str, str]:
     assert isinstance(tree, ast.ClassDef)
     docs = {}
     for statement, below in zip(tree.body, tree.body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(below, ast.Expr)
+            and isinstance(below.value, ast.Constant)
+        ):
             assert isinstance(statement.target, ast.Name)
             docs[statement.target.id] = " ".join(str(below.value.value).split())
     return docs

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +28,10 @@ from tqdm import tqdm
 from senet.config import ConfigError, DataConfig
 from senet.lease import read_json, write_json
 from senet.repro import mix
+from senet.sources import SOURCES, SPLITS, image_paths
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images uint8 [N, H, W, 3], labels int64 [N], sample indices int64 [N]
-SPLITS = ("train", "test")
 _BLOCK = 512  # images per decoding task
-_DOWNLOAD_TRIES = 3
 
 
 class Split(Dataset[Batch]):
@@ -58,15 +56,6 @@ class ImageData:
     test: Split
     classes: tuple[str, ...]
     fingerprint: str
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a store is built from: for each split the labels, and a function from index to image."""
-
-    classes: Sequence[str]
-    labels: dict[str, Sequence[int]]
-    image: dict[str, Callable[[int], Image.Image]]
 
 
 class ResumableSampler(DistributedSampler[int]):
@@ -106,7 +95,7 @@ class ResumableSampler(DistributedSampler[int]):
 
 
 class ShardSampler(torch.utils.data.Sampler[Tensor]):
-    """Rank r's images r, r + W, ... in order, none twice; every rank yields equally many batches, the last may be empty.
+    """Rank r's images r, r + W, ... in order, none twice; all ranks yield equally many batches, the last may be empty.
 
     DistributedSampler would pad the shards to one length and so count some images twice.
     """
@@ -157,7 +146,7 @@ def _store_key(config: DataConfig) -> str:
         return f"{config.source}-{config.image_size}"
     digest = hashlib.sha256()
     for split in SPLITS:
-        for path in _image_paths(Path(config.folder), split)[0]:
+        for path in image_paths(Path(config.folder), split)[0]:
             stat = path.stat()
             digest.update(f"{path.relative_to(config.folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
     return f"imagefolder-{config.image_size}-{digest.hexdigest()[:16]}"
@@ -183,7 +172,7 @@ def _open_store(store: Path, *, verify: bool) -> ImageData:
 
 def _build(config: DataConfig, store: Path) -> None:
     """Decode everything into a temporary folder beside the store, then rename it."""
-    source = _SOURCES[config.source](config)
+    source = SOURCES[config.source](config)
     temporary = store.with_name(f".{store.name}.tmp")
     if temporary.exists():  # of a build that was killed; the lock is ours
         rmtree(temporary)
@@ -220,103 +209,3 @@ def _decode(path: Path, count: int, image: Callable[[int], Image.Image], config:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _image_folder(config: DataConfig) -> Source:
-    root = Path(config.folder)
-    paths, classes = {}, {}
-    for split in SPLITS:
-        paths[split], classes[split] = _image_paths(root, split)
-    if classes["train"] != classes["test"]:
-        odd = sorted(set(classes["train"]) ^ set(classes["test"]))
-        raise ConfigError(f"{root}: train and test must have the same classes; only one of them has {', '.join(odd)}")
-
-    def load(split: str) -> Callable[[int], Image.Image]:
-        def read(index: int) -> Image.Image:
-            path = paths[split][index]
-            try:
-                with Image.open(path) as picture:
-                    return picture.convert("RGB")
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                raise ConfigError(f"{path} is not a readable image ({error}); repair or remove it") from None
-
-        return read
-
-    number = {name: index for index, name in enumerate(classes["train"])}
-    labels = {split: [number[path.parent.name] for path in paths[split]] for split in SPLITS}
-    return Source(classes["train"], labels, {split: load(split) for split in SPLITS})
-
-
-def _image_paths(root: Path, split: str) -> tuple[list[Path], list[str]]:
-    """All files of a split in a fixed order, and its class names."""
-    folder = root / split
-    remedy = "expected data.folder/train/<class>/<image> and data.folder/test/<class>/<image>"
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder; {remedy}")
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not classes:
-        raise ConfigError(f"{folder} has no class folders; {remedy}")
-    paths = []
-    for name in classes:
-        files = sorted(p for p in (folder / name).iterdir() if p.is_file() and not p.name.startswith("."))
-        if not files:
-            raise ConfigError(f"{folder / name} has no images; {remedy}")
-        paths += files
-    return paths, classes
-
-
-def _digits(_config: DataConfig) -> Source:
-    """1,797 scans of handwritten digits, 8x8 with 17 grey levels; every fifth of each class (360) for testing."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    digits = load_digits()
-    pixels = (digits.images * (255 / 16)).round().astype(np.uint8)
-    parts = train_test_split(pixels, digits.target, test_size=0.2, stratify=digits.target, random_state=0)
-    images = {"train": parts[0], "test": parts[1]}
-    return Source(
-        [str(name) for name in digits.target_names],
-        {"train": parts[2].tolist(), "test": parts[3].tolist()},
-        {split: _from_array(images[split]) for split in SPLITS},
-    )
-
-
-def _downloaded(name: str, expected: str) -> Callable[[DataConfig], Source]:
-    """A torchvision data set, whose archive is checked against its published MD5 before it is opened."""
-
-    def read(config: DataConfig) -> Source:
-        import torchvision
-
-        dataset = getattr(torchvision.datasets, name)
-        folder = Path(config.root) / "downloads"
-        for attempt in range(_DOWNLOAD_TRIES):
-            try:
-                found = {split: dataset(folder, train=split == "train", download=True) for split in SPLITS}
-                break
-            except (OSError, RuntimeError) as error:
-                if attempt + 1 == _DOWNLOAD_TRIES:
-                    raise ConfigError(
-                        f"data.source={config.source} cannot be downloaded ({error}); put {expected} into {folder}, or "
-                        f"use data.source=imagefolder data.folder=<folder>, or data.source=digits"
-                    ) from None
-                time.sleep(1 + attempt)
-        return Source(
-            found["train"].classes,
-            {split: [int(label) for label in found[split].targets] for split in SPLITS},
-            {split: _from_array(np.asarray(found[split].data)) for split in SPLITS},
-        )
-
-    return read
-
-
-def _from_array(images: np.ndarray) -> Callable[[int], Image.Image]:
-    return lambda index: Image.fromarray(images[index])
-
-
-_SOURCES: dict[str, Callable[[DataConfig], Source]] = {
-    "cifar10": _downloaded("CIFAR10", "cifar-10-python.tar.gz"),
-    "cifar100": _downloaded("CIFAR100", "cifar-100-python.tar.gz"),
-    "fashion_mnist": _downloaded("FashionMNIST", "FashionMNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz"),
-    "imagefolder": _image_folder,
-    "digits": _digits,
-}

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from senet.config import ConfigError, DistributedConfig, TrainConfig
@@ -80,7 +82,7 @@ def _choose_device(wanted: str, local_rank: int, local_world_size: int) -> torch
     return torch.device("cuda", local_rank if gpus > 1 else 0)
 
 
-def start_together(ranks: Ranks, timeout_s: float, prepare: Callable[[], T]) -> tuple[dist.Store, T]:
+def start_together(ranks: Ranks, timeout_s: float, prepare: Callable[[], T]) -> tuple[Store, T]:
     """Run ``prepare`` on every rank, before any process group, and go on only if it succeeded on all.
 
     Raises:
@@ -111,15 +113,15 @@ def start_together(ranks: Ranks, timeout_s: float, prepare: Callable[[], T]) -> 
     return store, result
 
 
-def _rendezvous(ranks: Ranks, timeout_s: float) -> dist.Store:
+def _rendezvous(ranks: Ranks, timeout_s: float) -> Store:
     if ranks.world_size == 1:
-        return dist.HashStore()
+        return dist.HashStore()  # type: ignore[attr-defined, no-any-return]
     timeout = timedelta(seconds=timeout_s)
-    store, _, _ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=timeout))
+    store, _, _ = next(rendezvous("env://", ranks.rank, ranks.world_size, timeout=timeout))
     return store  # type: ignore[no-any-return]
 
 
-def _wait_for(store: dist.Store, key: str, timeout_s: float) -> Any:
+def _wait_for(store: Store, key: str, timeout_s: float) -> Any:
     """The JSON under a key, as soon as somebody has set it."""
     deadline = time.monotonic() + timeout_s
     while not store.check([key]):  # polled, so that signals are handled meanwhile
@@ -130,7 +132,7 @@ def _wait_for(store: dist.Store, key: str, timeout_s: float) -> Any:
 
 
 @contextmanager
-def process_groups(ranks: Ranks, store: dist.Store, config: DistributedConfig) -> Iterator[dist.ProcessGroup]:
+def process_groups(ranks: Ranks, store: Store, config: DistributedConfig) -> Iterator[dist.ProcessGroup]:
     """The default group (nccl on CUDA, else gloo) for gradients, and a gloo group on the CPU, which is yielded.
 
     On an error the groups are left to the end of the process: tearing them down while a peer hangs can hang too.
@@ -140,13 +142,15 @@ def process_groups(ranks: Ranks, store: dist.Store, config: DistributedConfig) -
         torch.cuda.set_device(ranks.device)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        store=dist.PrefixStore("group", store),
+        store=PrefixStore("group", store),
         rank=ranks.rank,
         world_size=ranks.world_size,
         timeout=timedelta(seconds=config.timeout_s),
         device_id=ranks.device if on_gpu else None,
     )
-    yield dist.new_group(backend="gloo", timeout=timedelta(seconds=config.timeout_s))
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.timeout_s))
+    assert isinstance(group, dist.ProcessGroup)
+    yield group
     dist.destroy_process_group()
 
 
@@ -192,7 +196,7 @@ def broadcast_bytes(content: bytes | None, group: dist.ProcessGroup) -> bytes | 
 def sum_over_ranks(values: Tensor) -> list[int]:
     """Sum integers on the device over all ranks. A sync point: the host waits for the device."""
     dist.all_reduce(values)
-    return values.tolist()  # type: ignore[no-any-return]
+    return values.tolist()
 
 
 def leave_together(group: dist.ProcessGroup, timeout_s: float = 30.0) -> None:

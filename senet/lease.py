@@ -98,7 +98,9 @@ class Lease:
         except Timeout:
             raise ConfigError(f"run_dir={run_dir}: another start holds {run_dir}/.owner.lock; try again") from None
         except OSError as error:
-            raise ConfigError(f"run_dir={run_dir} cannot be written ({error.strerror}); choose another run_dir") from None
+            raise ConfigError(
+                f"run_dir={run_dir} cannot be written ({error.strerror}); choose another run_dir"
+            ) from None
         lease._thread.start()
         return lease
 
@@ -114,7 +116,7 @@ class Lease:
 
     def is_held(self) -> bool:
         """Whether nobody else has taken the directory over."""
-        return read_json(self.run_dir / "owner.json").get("token") == self._owner["token"]
+        return bool(read_json(self.run_dir / "owner.json").get("token") == self._owner["token"])
 
     def start(self, step: int) -> None:
         """Put down the step that this generation begins at. Until then the last run's status stays as it is."""
@@ -207,4 +209,3 @@ def _alive(owner: dict[str, Any]) -> str:
         return "it is running" if same else ""
     age_s = time.time() - owner["heartbeat"]
     return f"last heartbeat {age_s:.0f} s ago" if age_s < STALE_S else ""
-

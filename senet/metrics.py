@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,13 +106,17 @@ class Writer:
         """The network's graph, traced in evaluation mode."""
         if self._tensorboard is not None:
             was_training = model.training
-            self._tensorboard.add_graph(model.eval(), images_NCHW)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # add_graph has no other way than the old tracer
+                self._tensorboard.add_graph(model.eval(), images_NCHW)
             model.train(was_training)
 
     def final(self, options: Mapping[str, Any], result: Mapping[str, float]) -> None:
         """The options beside the final result, for TensorBoard's table of runs."""
         if self._tensorboard is not None:
-            plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in options.items()}
+            plain = {
+                key: value if isinstance(value, int | float | str) else str(value) for key, value in options.items()
+            }
             self._tensorboard.add_hparams(plain, {f"final/{key}": value for key, value in result.items()}, run_name=".")
 
     def sync(self) -> None:

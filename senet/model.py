@@ -10,7 +10,6 @@ import importlib
 import logging
 import pickle
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,7 +45,7 @@ class _Block(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.se = SqueezeExcite(channels, reduction)
-        self.register_load_state_dict_pre_hook(_move_gates)
+        self.register_load_state_dict_pre_hook(_move_gates)  # type: ignore[no-untyped-call]
 
 
 def _move_gates(_module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -71,7 +70,8 @@ class PreActBlock(_Block):
         shortcut = x if self.shortcut is None else self.shortcut(out)
         out = self.conv1(out)
         out = self.conv2(F.relu(self.bn2(out)))
-        return self.se(out) + shortcut
+        gated: Tensor = self.se(out)
+        return gated + shortcut
 
 
 class BasicBlock(_Block):
@@ -129,10 +129,11 @@ class SENet(nn.Module):
         x = F.relu(self.bn1(self.conv1(x)))
         for stage in range(1, self._stages + 1):
             x = self.get_submodule(f"layer{stage}")(x)
-        return self.linear(x.mean((2, 3)))
+        logits: Tensor = self.linear(x.mean((2, 3)))
+        return logits
 
 
-def SENet18(num_classes: int = 10, reduction: int = 16) -> SENet:  # noqa: N802 - a network's name
+def SENet18(num_classes: int = 10, reduction: int = 16) -> SENet:
     """Pre-activation blocks [2, 2, 2, 2]; 11,260,354 parameters with 10 classes."""
     return SENet(PreActBlock, [2, 2, 2, 2], num_classes=num_classes, reduction=reduction)
 
@@ -174,18 +175,27 @@ def _init_from(model: nn.Module, path: str, num_classes: int) -> None:
     heads = {
         key
         for key, value in state.items()
-        if key in own and value.shape != own[key].shape and own[key].shape[0] == num_classes and value.shape[1:] == own[key].shape[1:]
+        if key in own
+        and value.shape != own[key].shape
+        and own[key].shape[0] == num_classes
+        and value.shape[1:] == own[key].shape[1:]
     }
     for key in heads:
         del state[key]
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise ConfigError(f"model.init_from={path} is of another network: {' '.join(str(error).split())[:300]}") from None
+        raise ConfigError(
+            f"model.init_from={path} is of another network: {' '.join(str(error).split())[:300]}"
+        ) from None
     if wrong := sorted(set(missing) - heads) + sorted(unexpected):
-        raise ConfigError(f"model.init_from={path} is of another network: {wrong[0]} (and {len(wrong) - 1} more) do not match")
+        raise ConfigError(
+            f"model.init_from={path} is of another network: {wrong[0]} (and {len(wrong) - 1} more) do not match"
+        )
     if heads:
-        log.warning("model.init_from=%s: new last layer for %d classes (%s)", path, num_classes, ", ".join(sorted(heads)))
+        log.warning(
+            "model.init_from=%s: new last layer for %d classes (%s)", path, num_classes, ", ".join(sorted(heads))
+        )
 
 
 def _find_weights(content: Any) -> dict[str, Tensor] | None:

@@ -39,7 +39,7 @@ def seed_everything(*keys: int) -> None:
     """Seed torch (all devices), numpy and random from the keys; called for each (seed, step, rank)."""
     seed = mix(*keys)
     torch.manual_seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 - other people's networks draw from it
+    np.random.seed(seed & 0xFFFFFFFF)  # other people's networks draw from it
     random.seed(seed)
 
 
@@ -48,7 +48,7 @@ def set_deterministic(deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # NaN-filling every new tensor costs time and guards against bugs we do not have
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # a network with an operation that has no deterministic form still trains; torch warns and names it
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.backends.cudnn.benchmark = not deterministic

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -20,8 +18,8 @@ from torch import nn
 from torch.amp import GradScaler, autocast
 
 from senet.augment import Preprocess
-from senet.checkpoint import Checkpoint, CheckpointError, CheckpointManager, read_named, unpickle
-from senet.config import Config, ConfigError, changed_options, to_flat, to_yaml
+from senet.checkpoint import Checkpoint, CheckpointManager, unpickle
+from senet.config import Config, to_flat, to_yaml
 from senet.data import ImageData, ResumableSampler, open_data
 from senet.distributed import (
     Agreement,
@@ -32,12 +30,13 @@ from senet.distributed import (
     replicate,
     start_together,
 )
-from senet.lease import Lease, write_json
+from senet.lease import Lease
 from senet.metrics import Progress, Writer
 from senet.model import build_model
 from senet.optim import build_ema, build_optimizer
 from senet.preemption import StopFlag
 from senet.repro import provenance, seed_everything, set_deterministic, set_threads
+from senet.resume import check_fits, choose_checkpoint, identity, warn_of_changes
 from senet.state import TrainState
 from senet.trainer import Summary, Trainer
 
@@ -80,11 +79,12 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
         size = config.data.image_size
         dummy_NCHW = torch.zeros(2, 3, size, size, device=ranks.device)
         layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        model = ready.model.to(ranks.device, memory_format=layout)
+        model = ready.model.to(ranks.device).to(memory_format=layout)
         if config.train.sync_bn:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         with mixed():
             trained = torch.compile(model) if config.train.compile else model
+            assert isinstance(trained, nn.Module)
             ddp = replicate(trained, ranks, dummy_NCHW=dummy_NCHW, comm_hook=config.train.comm_hook)
         facts = {"world_size": ranks.world_size, "threads_per_rank": threads, "amp": amp, "device": ranks.device.type}
         content = broadcast_bytes(ready.checkpoint.content if ready.checkpoint else None, group)
@@ -120,7 +120,7 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
             autocast=mixed,
             sampler=ready.sampler,
             checkpoints=ready.checkpoints,
-            manifest=_identity(config, ready.data) | {"facts": facts},
+            manifest=identity(config, ready.data) | {"facts": facts},
             agreement=Agreement(group),
             stop=stop,
             lease=ready.lease,
@@ -130,12 +130,13 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
         )
         if content:
             trainer.restore(unpickle(content))
-            _warn_of_changes(ready.checkpoint, facts)
+            warn_of_changes(ready.checkpoint, facts)
             progress.say(f"resumed from {ready.checkpoint.path if ready.checkpoint else ''} at step {state.step}")
         else:
             writer.graph(model, dummy_NCHW)
+        was_finished = state.epochs_done == config.train.epochs
         summary = trainer.fit()
-        if summary.state == "finished" and ranks.is_main:
+        if summary.state == "finished" and not was_finished:
             writer.final(to_flat(config), {k: v for k, v in summary.result.items() if k.endswith(("loss", "top1"))})
         if ready.lease:
             reason = stop.signal_name or "another rank was asked to stop"
@@ -164,7 +165,7 @@ def _prepare(config: Config, ranks: Ranks, run_dir: Path, stack: ExitStack) -> P
             is_held=lease.is_held,
         )
         stack.callback(checkpoints.close)
-        checkpoint = _choose_checkpoint(config, checkpoints)
+        checkpoint = choose_checkpoint(config, checkpoints)
     data = open_data(config.data, local_rank=ranks.local_rank)
     sampler = ResumableSampler(
         data.train,
@@ -174,78 +175,11 @@ def _prepare(config: Config, ranks: Ranks, run_dir: Path, stack: ExitStack) -> P
         seed=config.seed,
     )
     if checkpoint is not None:
-        _check_fits(config, checkpoint, data)
+        check_fits(config, checkpoint, data)
     seed_everything(config.seed)
     init_from = config.model.init_from if checkpoint is None else ""
     model = build_model(config.model.name, num_classes=len(data.classes), init_from=init_from)
     return Prepared(data, model, sampler, lease, checkpoints, checkpoint)
-
-
-def _choose_checkpoint(config: Config, checkpoints: CheckpointManager) -> Checkpoint | None:
-    """What ``resume.mode`` says, on rank 0."""
-    mode = config.resume.mode
-    named = read_named(mode) if mode not in ("auto", "never") else None
-    try:
-        own = checkpoints.newest()
-    except CheckpointError as error:
-        raise ConfigError(str(error)) from None
-    if mode == "never" and own is not None:
-        raise ConfigError(
-            f"resume.mode=never, but {checkpoints.directory} holds checkpoints up to step {own.step}; use "
-            f"resume.mode=auto to go on, or another run_dir"
-        )
-    if named is None or own is None:
-        return named or own
-    if own.step < named.step:
-        return named
-    if named.path.resolve().parent == own.path.resolve().parent and named.step < own.step:
-        raise ConfigError(
-            f"resume.mode={mode} is older than {own.path.name} beside it; use resume.mode=auto to go on from the newest, "
-            f"or another run_dir to branch off"
-        )
-    return own
-
-
-def _identity(config: Config, data: ImageData) -> dict[str, Any]:
-    """What a checkpoint is of; compared before it is loaded, needed to use it afterwards."""
-    return {
-        "format": 1,
-        "model": config.model.name,
-        "classes": list(data.classes),
-        "data": data.fingerprint,
-        "config": to_flat(config),
-    }
-
-
-def _check_fits(config: Config, checkpoint: Checkpoint, data: ImageData) -> None:
-    """Refuse a checkpoint of another network; and options that change numbers, unless they were allowed to."""
-    saved = checkpoint.manifest
-    for name, was, now in (
-        ("model.name", saved["model"], config.model.name),
-        ("number of classes", len(saved["classes"]), len(data.classes)),
-    ):
-        if was != now:
-            raise ConfigError(f"{checkpoint.path} has {name}={was}, this run has {now}; choose another run_dir")
-    changed = changed_options(saved["config"], config)
-    if saved["data"] != data.fingerprint:
-        changed.append(("the content of the images", saved["data"][:12], data.fingerprint[:12]))
-    if not changed:
-        return
-    text = ", ".join(f"{key}: {was} -> {now}" for key, was, now in changed)
-    if not config.resume.allow_changes:
-        raise ConfigError(
-            f"{checkpoint.path} was trained with other options ({text}), which changes the numbers; undo that, choose "
-            f"another run_dir, or set resume.allow_changes=true"
-        )
-    log.warning("resumed with other options: %s", text)
-
-
-def _warn_of_changes(checkpoint: Checkpoint | None, facts: Mapping[str, Any]) -> None:
-    """Of the circumstances in which the bits would stay the same."""
-    saved = checkpoint.manifest["facts"] if checkpoint else facts
-    for key, now in facts.items():
-        if saved.get(key) != now:
-            log.warning("%s was %s, now %s: the run goes on, but not bit for bit", key, saved.get(key), now)
 
 
 def _choose_amp(wanted: str, device: torch.device) -> str:
@@ -277,7 +211,7 @@ def _record(
     summary = torchinfo.summary(model, input_data=dummy_NCHW, depth=3, verbose=0, mode="eval")
     (run_dir / "model.txt").write_text(f"{summary}\n")
     log.info(
-        "%s, %s parameters; %s training and %s test images in %s classes; %s rank(s) on %s with %s thread(s), amp %s; %s",
+        "%s: %s parameters; %s training, %s test images, %s classes; %s rank(s) on %s, %s thread(s) each, amp %s; %s",
         config.model.name,
         f"{summary.total_params:,}",
         f"{len(ready.data.train):,}",
@@ -305,8 +239,8 @@ def _last_words(summary: Summary, trainer: Trainer, run_dir: Path) -> str:
 def _log_to_stderr(*, visible: bool) -> None:
     """Warnings and facts of rank 0 on stderr, one line each."""
     logging.basicConfig(
-        format="%(levelname)s: %(message)s", stream=sys.stderr, level=logging.INFO if visible else logging.ERROR, force=True
+        format="%(levelname)s: %(message)s",
+        stream=sys.stderr,
+        level=logging.INFO if visible else logging.ERROR,
+        force=True,
     )
-
-
-__all__ = ["run"]

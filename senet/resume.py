@@ -1,0 +1,80 @@
+"""Which checkpoint a start goes on from, and whether it fits this run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from senet.checkpoint import Checkpoint, CheckpointError, CheckpointManager, read_named
+from senet.config import Config, ConfigError, changed_options, to_flat
+from senet.data import ImageData
+
+log = logging.getLogger(__name__)
+
+
+def choose_checkpoint(config: Config, checkpoints: CheckpointManager) -> Checkpoint | None:
+    """What ``resume.mode`` says, on rank 0."""
+    mode = config.resume.mode
+    named = read_named(mode) if mode not in ("auto", "never") else None
+    try:
+        own = checkpoints.newest()
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from None
+    if mode == "never" and own is not None:
+        raise ConfigError(
+            f"resume.mode=never, but {checkpoints.directory} holds checkpoints up to step {own.step}; use "
+            f"resume.mode=auto to go on, or another run_dir"
+        )
+    if named is None or own is None:
+        return named or own
+    if own.step < named.step:
+        return named
+    if named.path.resolve().parent == own.path.resolve().parent and named.step < own.step:
+        raise ConfigError(
+            f"resume.mode={mode} is older than {own.path.name} beside it; use resume.mode=auto to go on, "
+            f"or another run_dir to branch off"
+        )
+    return own
+
+
+def identity(config: Config, data: ImageData) -> dict[str, Any]:
+    """What a checkpoint is of; compared before it is loaded, needed to use it afterwards."""
+    return {
+        "format": 1,
+        "model": config.model.name,
+        "classes": list(data.classes),
+        "data": data.fingerprint,
+        "config": to_flat(config),
+    }
+
+
+def check_fits(config: Config, checkpoint: Checkpoint, data: ImageData) -> None:
+    """Refuse a checkpoint of another network; and options that change numbers, unless they were allowed to."""
+    saved = checkpoint.manifest
+    for name, was, now in (
+        ("model.name", saved["model"], config.model.name),
+        ("number of classes", len(saved["classes"]), len(data.classes)),
+    ):
+        if was != now:
+            raise ConfigError(f"{checkpoint.path} has {name}={was}, this run has {now}; choose another run_dir")
+    changed = changed_options(saved["config"], config)
+    if saved["data"] != data.fingerprint:
+        changed.append(("the content of the images", saved["data"][:12], data.fingerprint[:12]))
+    if not changed:
+        return
+    text = ", ".join(f"{key}: {was} -> {now}" for key, was, now in changed)
+    if not config.resume.allow_changes:
+        raise ConfigError(
+            f"{checkpoint.path} was trained with other options ({text}), which changes the numbers; undo that, choose "
+            f"another run_dir, or set resume.allow_changes=true"
+        )
+    log.warning("resumed with other options: %s", text)
+
+
+def warn_of_changes(checkpoint: Checkpoint | None, facts: Mapping[str, Any]) -> None:
+    """Of the circumstances in which the bits would stay the same."""
+    saved = checkpoint.manifest["facts"] if checkpoint else facts
+    for key, now in facts.items():
+        if saved.get(key) != now:
+            log.warning("%s was %s, now %s: the run goes on, but not bit for bit", key, saved.get(key), now)

@@ -30,7 +30,7 @@ setup() {
     echo "launch.sh: installing into $venv (once; torch is large)" >&2
     if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then "$python" -m venv --clear "$venv"; fi
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$here${1:+[$1]}" >&2
-    echo "$version" >"$stamp"
+    echo "$version" | tee "$stamp" >"$venv/.installed"
     exec 9>&-
 }
 

@@ -115,7 +115,7 @@ def start_together(ranks: Ranks, timeout_s: float, prepare: Callable[[], T]) -> 
 
 def _rendezvous(ranks: Ranks, timeout_s: float) -> Store:
     if ranks.world_size == 1:
-        return dist.HashStore()  # type: ignore[attr-defined, no-any-return]
+        return dist.HashStore()  # type: ignore[attr-defined]
     timeout = timedelta(seconds=timeout_s)
     store, _, _ = next(rendezvous("env://", ranks.rank, ranks.world_size, timeout=timeout))
     return store  # type: ignore[no-any-return]

@@ -114,7 +114,8 @@ class TrainConfig:
     clip_norm: float = option(0.0, low=0)
     """Largest 2-norm of all gradients together, after unscaling; 0: off."""
     ema_decay: float = option(0.999, low=0, high=0.999999)
-    """Exponential moving average of weights and running statistics, per update; 0: off."""
+    """Exponential moving average of weights and running statistics, per update; less in the first updates, (1 + n) /
+    (10 + n); 0: off."""
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
     """Automatic mixed precision. auto: bf16 where the hardware has it natively, else off. fp16 uses a GradScaler."""
     channels_last: bool = True

@@ -101,7 +101,7 @@ class ShardSampler(torch.utils.data.Sampler[Tensor]):
     """
 
     def __init__(self, num_images: int, *, batch_size: int, rank: int, world_size: int) -> None:
-        self._indices = torch.arange(rank, num_images, world_size)
+        self._indices = torch.arange(num_images)[rank::world_size]
         self._batch_size = batch_size
         self._num_batches = -(-num_images // (world_size * batch_size))
 

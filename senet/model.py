@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,8 +26,9 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
-        self.fc1 = nn.Conv2d(channels, channels // reduction, kernel_size=1)
-        self.fc2 = nn.Conv2d(channels // reduction, channels, kernel_size=1)
+        squeezed = max(1, channels // reduction)
+        self.fc1 = nn.Conv2d(channels, squeezed, kernel_size=1)
+        self.fc2 = nn.Conv2d(squeezed, channels, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
         gate = x.mean((2, 3), keepdim=True)
@@ -165,8 +165,9 @@ def _init_from(model: nn.Module, path: str, num_classes: int) -> None:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ConfigError(f"model.init_from={path}: no such file") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ConfigError(f"model.init_from={path} is no checkpoint ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # on a file that is none the unpickler raises whatever it stumbles over
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ConfigError(f"model.init_from={path} is no file of weights ({reason})") from None
     state = _find_weights(content)
     if state is None:
         raise ConfigError(f"model.init_from={path} holds no state dict; expected tensors by name, or a checkpoint")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from senet.config import OptimConfig
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -31,8 +33,20 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def build_ema(model: nn.Module, decay: float) -> AveragedModel | None:
-    """Average of weights and running statistics, the first update copies; None where ``decay`` is 0."""
+    """Exponential moving average of weights and running statistics; None where ``decay`` is 0.
+
+    The first update copies; update n + 1 keeps min(decay, (1 + n) / (10 + n)) of the average, so that a short run is
+    not dominated by its first weights.
+    """
     if decay == 0:
         return None
-    # its counter stays on the CPU: comparing it costs no synchronisation
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+    def average(averaged: Tensors, current: Tensors, _count: Tensor | int) -> None:
+        if averaged[0].is_floating_point():
+            n = int(ema.n_averaged)  # on the CPU: no synchronisation
+            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
+        else:
+            torch._foreach_copy_(averaged, current)
+
+    ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    return ema

@@ -1,0 +1,206 @@
+"""Starting real ranks, and comparing what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.multiprocessing as mp
+
+from senet.checkpoint import read_checkpoint, unpickle
+from senet.config import REPOSITORY, Config, load_config
+from senet.preemption import StopFlag
+
+MARK = "SENET_TEST_MARK"
+
+
+class StopAt(StopFlag):
+    """Set after it has been asked ``count`` times: a signal that arrives during that step."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def __bool__(self) -> bool:
+        self.count -= 1
+        return self.count <= 0
+
+
+def tiny(*overrides: str) -> list[str]:
+    """Arguments of the small run."""
+    return [str(REPOSITORY / "configs/tiny.yaml"), *overrides]
+
+
+def tiny_config(*overrides: str, world_size: int = 1) -> Config:
+    """The small run's configuration."""
+    return load_config(tiny(*overrides), world_size)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_ranks(
+    world_size: int, function: Callable[..., Any], *args: Any, tmp_path: Path, timeout_s: float = 120
+) -> list[Any]:
+    """``function(*args)`` in that many fresh processes with torchrun's environment; their results in rank order.
+
+    What hangs is killed after the time limit, and named.
+    """
+    port = free_port()
+    folder = tmp_path / f"ranks-{port}"
+    folder.mkdir(parents=True)
+    context = mp.get_context("spawn")
+    processes = [
+        context.Process(target=_rank_main, args=(rank, world_size, port, folder, function, args))
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + timeout_s
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    hung = [rank for rank, process in enumerate(processes) if process.is_alive()]
+    for process in processes:
+        process.kill()
+    errors = [path.read_text() for path in sorted(folder.glob("*.error"))]
+    assert not hung, f"ranks {hung} did not end within {timeout_s} s\n{''.join(errors)}"
+    assert not errors, "\n".join(errors)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
+
+
+def _rank_main(
+    rank: int, world_size: int, port: int, folder: Path, function: Callable[..., Any], args: Sequence[Any]
+) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    try:
+        torch.save(function(*args), folder / f"{rank}.pt")
+    except BaseException:
+        (folder / f"{rank}.error").write_text(f"rank {rank}:\n{traceback.format_exc()}")
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def train_command(ranks: int, args: Sequence[str]) -> list[str]:
+    script = str(REPOSITORY / "train_ddp.py")
+    if ranks == 0:  # no torchrun at all
+        return [sys.executable, script, *args]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    return [*torchrun, "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2", script, *args]
+
+
+def train(ranks: int, *args: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run to the end under torchrun (``ranks=0``: without it)."""
+    return subprocess.run(train_command(ranks, args), capture_output=True, text=True, timeout=timeout_s, env=_env())
+
+
+@contextmanager
+def started(command: Sequence[str], log: Path, **env: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A command in a session of its own; whatever of it is left at the end is killed."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=_env() | env
+        )
+        try:
+            yield process
+        finally:
+            kill_all(process)
+
+
+def _env() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill_all(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to the whole tree at once, as a node that loses power."""
+    for victim in [*descendants(process), process]:
+        try:
+            victim.send_signal(signal.SIGKILL)
+        except (psutil.NoSuchProcess, ProcessLookupError):
+            continue
+    process.wait()
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float = 60, what: str = "") -> Any:
+    """Poll until the condition gives something true."""
+    deadline = time.monotonic() + timeout_s
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what or condition}"
+        time.sleep(0.02)
+    return result
+
+
+def survivors(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def rows(run_dir: Path, kind: str = "train") -> list[dict[str, Any]]:
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        return []
+    found = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return [row for row in found if row["kind"] == kind]
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    return sorted((run_dir / "checkpoints").glob("step_*.pt"))
+
+
+def payload(run_dir: Path, index: int = -1) -> dict[str, Any]:
+    return unpickle(read_checkpoint(checkpoints(run_dir)[index]).content)
+
+
+def status(run_dir: Path) -> dict[str, Any]:
+    return dict(json.loads((run_dir / "status.json").read_text()))
+
+
+def differing(one: Any, other: Any, path: str = "") -> list[str]:
+    """Names of tensors (and other leaves) that are not the same bits in two trees."""
+    if isinstance(one, torch.Tensor):
+        same = one.dtype == other.dtype and one.shape == other.shape
+        same = same and one.contiguous().numpy().tobytes() == other.contiguous().numpy().tobytes()
+        return [] if same else [path]
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), f"{path}: {one.keys() ^ other.keys()}"
+        return [name for key in one for name in differing(one[key], other[key], f"{path}.{key}")]
+    if isinstance(one, list):
+        assert len(one) == len(other), path
+        return [n for i, (a, b) in enumerate(zip(one, other, strict=True)) for n in differing(a, b, f"{path}[{i}]")]
+    return [] if one == other else [path]
+
+
+def without_clock(state: dict[str, Any]) -> dict[str, Any]:
+    """A payload less the seconds it took."""
+    counters = dict(state["state"])
+    counters.pop("train_s")
+    counters["last_result"] = {k: v for k, v in counters["last_result"].items() if k != "train_s"}
+    return {**state, "state": counters}

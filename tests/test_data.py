@@ -1,0 +1,317 @@
+"""Stores, sources and samplers."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import pickle
+import shutil
+import tarfile
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from senet.config import ConfigError, DataConfig
+from senet.data import ImageData, ResumableSampler, ShardSampler, Split, load_batches, open_data
+from tests.harness import run_ranks
+
+
+def sampler(length: int, batch: int, rank: int = 0, world_size: int = 1, seed: int = 0) -> ResumableSampler:
+    split = Split(np.zeros((length, 2, 2, 3), np.uint8), np.zeros(length, np.int64))
+    return ResumableSampler(split, global_batch_size=batch, rank=rank, world_size=world_size, seed=seed)
+
+
+def global_batches(length: int, batch: int, world_size: int, epoch: int, first: int = 0) -> list[list[int]]:
+    shares = []
+    for rank in range(world_size):
+        one = sampler(length, batch, rank, world_size)
+        one.start_at(epoch, first)
+        shares.append([indices.tolist() for indices in one])
+        assert len(one) == len(shares[-1])
+    return [[index for part in parts for index in part] for parts in zip(*shares, strict=True)]
+
+
+def test_global_batches_are_the_same_for_any_number_of_ranks() -> None:
+    whole = global_batches(103, 12, 1, epoch=3)
+    assert [len(batch) for batch in whole] == [12] * 8
+    assert len({index for batch in whole for index in batch}) == 96  # each at most once, 7 left out
+    for world_size in (2, 3, 4):
+        assert global_batches(103, 12, world_size, epoch=3) == whole
+
+
+def test_an_epoch_can_be_entered_anywhere() -> None:
+    assert global_batches(103, 12, 2, epoch=1, first=5) == global_batches(103, 12, 2, epoch=1)[5:]
+    assert global_batches(103, 12, 2, epoch=1, first=8) == []
+
+
+def test_epochs_and_seeds_differ_and_drop_other_tails() -> None:
+    tails = [set(range(103)) - {i for b in global_batches(103, 12, 1, epoch=e) for i in b} for e in range(3)]
+    assert len({frozenset(tail) for tail in tails}) == 3
+    one, other = sampler(103, 12, seed=0), sampler(103, 12, seed=1)
+    other.start_at(0, 0)
+    one.start_at(1, 0)  # seed + epoch would be the same
+    assert next(iter(one)).tolist() != next(iter(other)).tolist()
+
+
+def test_a_batch_larger_than_the_data_is_refused() -> None:
+    with pytest.raises(ConfigError, match="more than the 10 training images"):
+        sampler(10, 11)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("length", [1, 7, 10, 103])
+def test_test_shards_hold_each_image_once_in_equally_many_batches(length: int, world_size: int) -> None:
+    shards = [list(ShardSampler(length, batch_size=4, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    assert sorted(torch.cat([i for shard in shards for i in shard]).tolist()) == list(range(length))
+    assert len({len(shard) for shard in shards}) == 1
+
+
+def test_iterating_leaves_the_global_generator_alone(digits: ImageData) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    for _ in load_batches(digits.train, ShardSampler(20, batch_size=8, rank=0, world_size=1), torch.device("cpu")):
+        pass
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_digits_are_split_by_class_and_always_the_same(digits: ImageData, tmp_path: Path) -> None:
+    assert (len(digits.train), len(digits.test), digits.classes) == (1437, 360, tuple("0123456789"))
+    counts = torch.bincount(digits.test.labels)
+    assert int(counts.min()) >= 34
+    assert int(counts.max()) <= 37
+    images, labels, indices = digits.train[torch.tensor([5, 3])]
+    assert (images.dtype, images.shape) == (torch.uint8, (2, 16, 16, 3))
+    assert labels.tolist() == [digits.train.labels[5], digits.train.labels[3]]
+    assert indices.tolist() == [5, 3]
+    again = open_data(DataConfig(source="digits", image_size=16, root=str(tmp_path)))
+    assert again.fingerprint == digits.fingerprint
+
+
+@pytest.mark.parametrize("name", ["train.images.npy", "test.labels.npy"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "pickle"])
+def test_a_damaged_store_is_named(data_root: Path, tmp_path: Path, name: str, damage: str) -> None:
+    shutil.copytree(data_root / "stores", tmp_path / "stores")
+    path = tmp_path / "stores/digits-16" / name
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[-5] ^= 4
+    elif damage == "truncate":
+        del content[len(content) // 2 :]
+    path.unlink()
+    if damage == "pickle":
+        np.save(path, np.array([print], dtype=object), allow_pickle=True)
+    elif damage != "remove":
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=name):
+        open_data(DataConfig(source="digits", image_size=16, root=str(tmp_path)))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes, images of several modes and sizes."""
+    root = tmp_path / "images"
+    for split, count in (("train", 5), ("test", 3)):
+        for label, name in enumerate(("ant", "bee")):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                mode = ("RGB", "L", "RGBA", "P", "1")[number]
+                picture = Image.new("RGB", (20 + number, 30), (0, 120 * label, 10 * number))
+                picture.convert(mode).save(root / split / name / f"{number}.png")
+    return root
+
+
+def folder_config(folder: Path, tmp_path: Path) -> DataConfig:
+    return DataConfig(source="imagefolder", folder=str(folder), image_size=16, root=str(tmp_path / "data"))
+
+
+def test_an_image_folder_is_decoded_and_cached(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = folder_config(folder, tmp_path)
+    data = open_data(config)
+    assert (data.classes, len(data.train), len(data.test)) == (("ant", "bee"), 10, 6)
+    assert data.train.labels.tolist() == [0] * 5 + [1] * 5
+    images, _, _ = data.train[torch.tensor([0, 5])]
+    assert images[0, 8, 8].tolist() == [0, 0, 0]
+    assert images[1, 8, 8].tolist() == [0, 120, 0]
+    monkeypatch.setattr(Image, "open", None)  # the second time nothing is decoded
+    assert open_data(config).fingerprint == data.fingerprint
+
+
+def test_a_changed_image_folder_gives_another_store(folder: Path, tmp_path: Path) -> None:
+    before = open_data(folder_config(folder, tmp_path))
+    Image.new("RGB", (16, 16), (9, 9, 9)).save(folder / "train/bee/new.png")
+    after = open_data(folder_config(folder, tmp_path))
+    assert (len(before.train), len(after.train)) == (10, 11)
+    assert before.fingerprint != after.fingerprint
+
+
+def test_a_bad_image_folder_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    config = folder_config(folder, tmp_path)
+    (folder / "train/bee/broken.png").write_bytes(b"no image")
+    with pytest.raises(ConfigError, match=r"train/bee/broken\.png is not a readable image"):
+        open_data(config)
+    content = (folder / "train/bee/0.png").read_bytes()
+    (folder / "train/bee/broken.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ConfigError, match=r"train/bee/broken\.png is not a readable image"):
+        open_data(config)
+    (folder / "train/bee/broken.png").unlink()
+    shutil.move(folder / "test/bee", folder / "test/wasp")
+    with pytest.raises(ConfigError, match="only one of them has bee, wasp"):
+        open_data(config)
+    shutil.rmtree(folder / "test/wasp")
+    (folder / "test/bee").mkdir()
+    with pytest.raises(ConfigError, match="test/bee has no images"):
+        open_data(config)
+    shutil.rmtree(folder / "test")
+    with pytest.raises(ConfigError, match="test: no such folder"):
+        open_data(config)
+    (folder / "test").mkdir()
+    with pytest.raises(ConfigError, match="has no class folders"):
+        open_data(config)
+
+
+@pytest.fixture
+def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An archive in CIFAR-10's format (20 training and 10 test images), served over HTTP; two requests fail."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+
+    def write(name: str, content: object) -> list[str]:
+        (folder / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+
+    def batch(count: int) -> dict[str, object]:
+        pixels = generator.integers(0, 256, (count, 3072), dtype=np.uint8)
+        return {"data": pixels, "labels": [i % 10 for i in range(count)]}
+
+    train = [write(f"data_batch_{i}", batch(10)) for i in (1, 2)]
+    test = [write("test_batch", batch(10))]
+    name, digest = write("batches.meta", {"label_names": list("abcdefghij")})
+    archive = tmp_path / "served" / "cifar-10-python.tar.gz"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, arcname=folder.name)
+    dataset = torchvision.datasets.CIFAR10
+    requests = itertools.count()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            super().do_GET() if next(requests) >= 2 else self.send_error(503)
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+        def copyfile(self, source: Any, outputfile: Any) -> None:
+            with contextlib.suppress(BrokenPipeError):  # torchvision follows redirects with a request it does not read
+                super().copyfile(source, outputfile)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=archive.parent))
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(dataset, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}")
+    monkeypatch.setattr(dataset, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    monkeypatch.setattr(dataset, "train_list", train)
+    monkeypatch.setattr(dataset, "test_list", test)
+    monkeypatch.setattr(dataset, "meta", {"filename": name, "key": "label_names", "md5": digest})
+    monkeypatch.setattr("senet.sources.time.sleep", lambda _: None)
+    yield archive
+    server.shutdown()
+    server.server_close()
+
+
+def test_cifar10_is_downloaded_once(small_cifar: Path, tmp_path: Path) -> None:
+    config = DataConfig(root=str(tmp_path / "data"))
+    data = open_data(config)
+    assert (len(data.train), len(data.test), data.classes) == (20, 10, tuple("abcdefghij"))
+    raw = pickle.loads((tmp_path / "cifar-10-batches-py/data_batch_2").read_bytes())["data"][3]
+    assert np.array_equal(data.train.images[13], raw.reshape(3, 32, 32).transpose(1, 2, 0))
+    small_cifar.unlink()
+    assert open_data(config).fingerprint == data.fingerprint
+
+
+def test_without_network_one_line_says_what_to_do(small_cifar: Path, tmp_path: Path) -> None:
+    archive = small_cifar.read_bytes()
+    small_cifar.unlink()
+    with pytest.raises(ConfigError) as caught:
+        open_data(DataConfig(root=str(tmp_path / "data")))
+    message = str(caught.value)
+    for part in ("cifar-10-python.tar.gz", str(tmp_path / "data/downloads"), "imagefolder", "digits"):
+        assert part in message
+    assert "\n" not in message
+    (tmp_path / "data/downloads/cifar-10-python.tar.gz").write_bytes(archive)  # as the line says
+    assert len(open_data(DataConfig(root=str(tmp_path / "data"))).train) == 20
+
+
+def test_a_damaged_archive_is_not_opened(small_cifar: Path, tmp_path: Path) -> None:
+    content = bytearray(small_cifar.read_bytes())
+    content[len(content) // 2] ^= 1
+    small_cifar.write_bytes(content)
+    with pytest.raises(ConfigError, match="cannot be downloaded"):
+        open_data(DataConfig(root=str(tmp_path / "data")))
+
+
+def _open_and_count(root: str) -> int:
+    return len(open_data(DataConfig(source="digits", image_size=16, root=root)).train)
+
+
+@pytest.mark.ranks
+def test_four_cold_processes_build_one_store(tmp_path: Path) -> None:
+    assert run_ranks(4, _open_and_count, str(tmp_path / "data"), tmp_path=tmp_path) == [1437] * 4
+    assert [path.name for path in (tmp_path / "data/stores").iterdir() if path.is_dir()] == ["digits-16"]
+
+
+def _growth(root: str, folder: str, rank_count: int) -> int:
+    """Bytes of proportional set size that this rank gained by reading every image, all ranks at once."""
+    import os
+
+    from tests.harness import wait_until
+
+    def meet(name: str) -> None:
+        Path(folder, f"{name}-{os.environ['RANK']}").touch()
+        wait_until(lambda: len(list(Path(folder).glob(f"{name}-*"))) == rank_count)
+
+    process = psutil.Process()
+    meet("imported")
+    before = process.memory_full_info().pss
+    data = open_data(DataConfig(source="digits", image_size=16, root=root), local_rank=int(os.environ["LOCAL_RANK"]))
+    for indices in ShardSampler(len(data.train), batch_size=128, rank=0, world_size=1):
+        data.train[indices]
+    meet("read")
+    after = process.memory_full_info().pss
+    meet("measured")
+    return after - before
+
+
+@pytest.mark.ranks
+def test_four_ranks_hold_the_pixels_once(data_root: Path, tmp_path: Path) -> None:
+    store = tmp_path / "data/stores/digits-16"
+    shutil.copytree(data_root / "stores/digits-16", store)
+    write_store(store, {"train": 120_000, "test": 10})  # 92 MB
+    (tmp_path / "meet").mkdir()
+    size = (store / "train.images.npy").stat().st_size
+    growth = run_ranks(4, _growth, str(tmp_path / "data"), str(tmp_path / "meet"), 4, tmp_path=tmp_path)
+    assert 0.9 * size < sum(growth) < 1.2 * size, f"{sum(growth) / size:.3f} times the store"
+
+
+def write_store(store: Path, counts: dict[str, int]) -> None:
+    """Fill a store with that many noisy images per split."""
+    from senet.lease import read_json, write_json
+
+    generator = np.random.default_rng(1)
+    for split, count in counts.items():
+        np.save(store / f"{split}.images.npy", generator.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8))
+        np.save(store / f"{split}.labels.npy", generator.integers(0, 10, count))
+    meta = read_json(store / "meta.json")
+    meta["sha256"] = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in store.glob("*.npy")}
+    write_json(store / "meta.json", meta)

@@ -1,0 +1,76 @@
+"""Sums and rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from senet.metrics import Scores, Tally, Writer
+from tests.harness import rows
+
+CPU = torch.device("cpu")
+
+
+def test_scores_are_those_of_a_loop() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(37, 10), torch.randint(0, 10, (37,))
+    tally = Tally(CPU)
+    for part in (slice(0, 16), slice(16, 37)):
+        tally.add(F.cross_entropy(logits[part], labels[part]), logits[part], labels[part])
+    scores = Scores.from_sums(tally.sums.tolist(), 10)
+    ranks = [(row > row[label]).sum().item() for row, label in zip(logits, labels, strict=True)]
+    assert scores.num_images == 37
+    assert scores.loss == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-6)
+    assert scores.top1 == pytest.approx(100 * sum(r < 1 for r in ranks) / 37)
+    assert scores.top5 == pytest.approx(100 * sum(r < 5 for r in ranks) / 37)
+
+
+def test_sums_do_not_depend_on_their_order() -> None:
+    torch.manual_seed(1)
+    batches = [(torch.rand(()) * 5, torch.randn(12, 10), torch.randint(0, 10, (12,))) for _ in range(50)]
+    one, other = Tally(CPU), Tally(CPU)
+    for batch in batches:
+        one.add(*batch)
+    halves = [Tally(CPU), Tally(CPU)]
+    for index, batch in enumerate(reversed(batches)):
+        halves[index % 2].add(*batch)
+    other.sums = halves[0].sums + halves[1].sums
+    assert torch.equal(one.sums, other.sums)
+
+
+def test_five_classes_have_no_top5() -> None:
+    tally = Tally(CPU)
+    tally.add(torch.tensor(1.0), torch.randn(4, 5), torch.zeros(4, dtype=torch.long))
+    assert Scores.from_sums(tally.sums.tolist(), 5).top5 is None
+    assert "test_top5" not in Scores.from_sums(tally.sums.tolist(), 5).row("test")
+
+
+def test_rows_past_the_resumed_step_are_cut(tmp_path: Path) -> None:
+    writer = Writer(tmp_path, resumed_step=0, epochs_done=0, tensorboard=False)
+    for step in range(1, 9):
+        writer.write("train", step, loss=1.0)
+        if step % 4 == 0:
+            writer.write("epoch", step, epoch=step // 4)
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')  # a kill in the middle of a row
+    writer = Writer(tmp_path, resumed_step=4, epochs_done=0, tensorboard=False)  # stopped in the first evaluation
+    writer.write("train", 5, loss=2.0)
+    writer.close()
+    assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2)]
+    assert rows(tmp_path, "epoch") == []
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        json.loads(line)
+
+
+def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    writer = Writer(None, resumed_step=0, epochs_done=0, tensorboard=True)
+    writer.write("train", 1, loss=1.0)
+    writer.sync()
+    writer.close()
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,154 @@
+"""The network against its published numbers and an independent forward pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from senet.config import ConfigError
+from senet.model import BasicBlock, PreActBlock, SENet, SENet18, SqueezeExcite, build_model
+
+STRIDES = {1: 1, 2: 2, 3: 2, 4: 2}
+
+
+def flat_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The widely used layout: ``fc1`` and ``fc2`` directly in the block."""
+    return {key.replace(".se.", "."): value for key, value in state.items()}
+
+
+def norm(w: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    return F.batch_norm(x, w[f"{name}.running_mean"], w[f"{name}.running_var"], w[f"{name}.weight"], w[f"{name}.bias"])
+
+
+def gate(w: dict[str, Tensor], block: str, x: Tensor) -> Tensor:
+    g = F.avg_pool2d(x, x.shape[2:])
+    g = F.relu(F.conv2d(g, w[f"{block}.fc1.weight"], w[f"{block}.fc1.bias"]))
+    return torch.sigmoid(F.conv2d(g, w[f"{block}.fc2.weight"], w[f"{block}.fc2.bias"]))
+
+
+def reference_logits(w: dict[str, Tensor], x: Tensor) -> Tensor:
+    """SENet18 in evaluation mode, written from the layout of the public state dicts."""
+    x = F.relu(norm(w, "bn1", F.conv2d(x, w["conv1.weight"], padding=1)))
+    for stage in range(1, 5):
+        for index in range(2):
+            name, stride = f"layer{stage}.{index}", STRIDES[stage] if index == 0 else 1
+            out = F.relu(norm(w, f"{name}.bn1", x))
+            key = f"{name}.shortcut.0.weight"
+            shortcut = F.conv2d(out, w[key], stride=stride) if key in w else x
+            out = F.conv2d(out, w[f"{name}.conv1.weight"], stride=stride, padding=1)
+            out = F.conv2d(F.relu(norm(w, f"{name}.bn2", out)), w[f"{name}.conv2.weight"], padding=1)
+            x = out * gate(w, name, out) + shortcut
+    return F.linear(F.avg_pool2d(x, 4).flatten(1), w["linear.weight"], w["linear.bias"])
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Running statistics and affine parameters that are not 0 and 1."""
+    torch.manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.2, 0.2)
+    return model
+
+
+def test_senet18_has_the_published_number_of_parameters() -> None:
+    assert sum(p.numel() for p in SENet18(num_classes=10).parameters()) == 11_260_354
+
+
+def test_stage_outputs_have_the_published_shapes() -> None:
+    model, shapes = SENet18().eval(), []
+    for stage in range(1, 5):
+        model.get_submodule(f"layer{stage}").register_forward_hook(
+            lambda _m, _i, out: shapes.append(tuple(out.shape[1:]))
+        )
+    model(torch.zeros(1, 3, 32, 32))
+    assert shapes == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]
+
+
+@pytest.mark.parametrize("size", [(16, 16), (28, 28), (33, 47), (64, 64)])
+def test_any_size_from_16_works(size: tuple[int, int]) -> None:
+    assert SENet18(num_classes=7).eval()(torch.zeros(2, 3, *size)).shape == (2, 7)
+
+
+def test_public_state_dicts_load_and_give_the_same_logits() -> None:
+    public = flat_keys(randomised(SENet18()).state_dict())
+    assert {"layer1.0.fc1.weight", "layer2.0.shortcut.0.weight", "layer4.1.fc2.bias"} < public.keys()
+    assert not any(".se." in key for key in public)
+    model = SENet18()
+    model.load_state_dict(public)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        torch.testing.assert_close(model.eval()(images), reference_logits(public, images), rtol=1e-5, atol=1e-5)
+
+
+def test_squeeze_excite_scales_channels_by_hand() -> None:
+    layer = SqueezeExcite(2, reduction=2)
+    nn.init.constant_(layer.fc1.weight, 1.0)
+    nn.init.constant_(layer.fc1.bias, -1.0)
+    nn.init.constant_(layer.fc2.weight, 2.0)
+    nn.init.constant_(layer.fc2.bias, 0.0)
+    x = torch.tensor([[[[1.0, 3.0]], [[0.0, 2.0]]]])  # channel means 2 and 1
+    torch.testing.assert_close(layer(x), x * torch.sigmoid(torch.tensor(4.0)))  # 2 * relu(2 + 1 - 1)
+
+
+def test_basic_block_excites_before_the_addition() -> None:
+    block = randomised(BasicBlock(8, 16, stride=2, reduction=4)).eval()
+    w = flat_keys({f"b.{key}": value for key, value in block.state_dict().items()})
+    x = torch.randn(2, 8, 8, 8)
+    out = F.relu(norm(w, "b.bn1", F.conv2d(x, w["b.conv1.weight"], stride=2, padding=1)))
+    out = norm(w, "b.bn2", F.conv2d(out, w["b.conv2.weight"], padding=1))
+    shortcut = norm(w, "b.shortcut.1", F.conv2d(x, w["b.shortcut.0.weight"], stride=2))
+    with torch.inference_mode():
+        torch.testing.assert_close(block(x), F.relu(out * gate(w, "b", out) + shortcut))
+    block.load_state_dict(flat_keys(block.state_dict()))
+
+
+def test_other_depths_and_widths_can_be_built() -> None:
+    model = SENet(BasicBlock, [1, 2, 1], num_classes=3, widths=(8, 16, 24), reduction=8)
+    assert model(torch.zeros(2, 3, 20, 20)).shape == (2, 3)
+    assert isinstance(model.get_submodule("layer2.1"), BasicBlock)
+    assert PreActBlock(8, 8).shortcut is None
+
+
+def test_somebody_elses_function_builds_the_network() -> None:
+    assert build_model("tests.networks:no_norm", num_classes=3)(torch.zeros(1, 3, 16, 16)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("name", ["nowhere:f", "tests.networks:nothing", "tests.harness:free_port", "json:dumps"])
+def test_a_function_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.name={name}"):
+        build_model(name, num_classes=10)
+
+
+@pytest.mark.parametrize(
+    "wrap", [dict, lambda s: {"model": s, "state": {}}, lambda s: {"net": {f"module.{k}": v for k, v in s.items()}}]
+)
+def test_weights_come_from_a_file_and_the_head_is_new_for_other_classes(tmp_path: Path, wrap: object) -> None:
+    source = build_model("tests.networks:tiny_senet", num_classes=10)
+    torch.save(wrap(flat_keys(source.state_dict())), tmp_path / "w.pt")  # type: ignore[operator]
+    same = build_model("tests.networks:tiny_senet", num_classes=10, init_from=str(tmp_path / "w.pt"))
+    other = build_model("tests.networks:tiny_senet", num_classes=4, init_from=str(tmp_path / "w.pt"))
+    for key, value in source.state_dict().items():
+        assert torch.equal(same.state_dict()[key], value)
+        assert key.startswith("linear.") or torch.equal(other.state_dict()[key], value)
+    assert other.state_dict()["linear.weight"].shape[0] == 4
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    torch.save(build_model("tests.networks:no_norm", num_classes=10).state_dict(), tmp_path / "w.pt")
+    with pytest.raises(ConfigError, match="of another network"):
+        build_model("tests.networks:tiny_senet", num_classes=10, init_from=str(tmp_path / "w.pt"))
+    torch.save({"conv1.weight": torch.zeros(8, 5, 3, 3)}, tmp_path / "w.pt")
+    with pytest.raises(ConfigError, match="of another network"):
+        build_model("tests.networks:tiny_senet", num_classes=10, init_from=str(tmp_path / "w.pt"))
+    with pytest.raises(ConfigError, match="no such file"):
+        build_model("senet18", num_classes=10, init_from="nowhere.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(ConfigError, match="is no file of weights"):
+        build_model("senet18", num_classes=10, init_from=str(tmp_path / "text.pt"))

@@ -252,6 +252,7 @@ def load_config(argv: Sequence[str], world_size: int = 1) -> Config:
     try:
         for origin, values in sources:
             _check_keys(origin, values)
+            _read_off_as_a_word(values)
             merged = OmegaConf.merge(merged, values)
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
@@ -385,6 +386,13 @@ def _check_keys(origin: str, values: Mapping[Any, Any]) -> None:
         for key in keys:
             if key not in known:
                 raise ConfigError(f"{origin}: unknown option {key!r}; {_did_you_mean(key, known) or 'see --help'}")
+
+
+def _read_off_as_a_word(values: dict[str, Any]) -> None:
+    """YAML takes an unquoted ``off`` for false; where an option has ``off`` among its words, that is meant."""
+    train = values.get("train", {})
+    if train.get("amp") is False:
+        train["amp"] = "off"
 
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str:

@@ -40,7 +40,7 @@ def train_here(data_root: Path) -> Iterator[Train]:
     def train(run_dir: Path, *overrides: str, stop: StopFlag | None = None) -> Summary:
         options = (f"data.root={data_root}", f"run_dir={run_dir}", *overrides)
         try:
-            return run(tiny_config(*options), tiny(*options), stop or StopFlag())
+            return run(tiny_config(*options), tiny(*options), StopFlag() if stop is None else stop)
         finally:
             if dist.is_initialized():  # an error leaves the group to the end of the process
                 dist.destroy_process_group()

@@ -22,6 +22,12 @@ class _NoNorm(nn.Module):
         return self.linear(self.features(x).mean((2, 3)))
 
 
+def wide(num_classes: int) -> nn.Module:
+    """Enough parameters for several of DDP's gradient buckets."""
+    layers = [layer for _ in range(6) for layer in (nn.Linear(768, 768), nn.ReLU())]
+    return nn.Sequential(nn.AvgPool2d(1), nn.Flatten(), *layers, nn.Linear(768, num_classes))
+
+
 def no_norm(num_classes: int) -> nn.Module:
     """No batch statistics: its gradient does not depend on how a batch is shared out."""
     return _NoNorm(num_classes)

@@ -36,6 +36,12 @@ def test_without_arguments_the_default_is_cifar10() -> None:
     assert (config.run_dir, config.data.source, config.model.name) == ("runs/cifar10", "cifar10", "senet18")
 
 
+def test_off_is_a_word(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("train: {amp: off}")
+    for argument in ("train.amp=off", str(tmp_path / "a.yaml"), "configs/baseline.yaml"):
+        assert load_config([argument]).train.amp == "off"
+
+
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_shipped_file_loads(path: Path) -> None:
     assert load_config([str(path)]).run_dir == f"runs/{path.stem}"

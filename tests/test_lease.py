@@ -113,9 +113,13 @@ def test_a_start_that_is_refused_leaves_the_status_of_the_last_run(tmp_path: Pat
 
 
 def test_a_failure_is_put_down_with_its_reason(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), Lease.acquire(tmp_path) as lease:
-        lease.start(0)
-        raise RuntimeError("the\nreason")
+    def fail() -> None:
+        with Lease.acquire(tmp_path) as lease:
+            lease.start(0)
+            raise RuntimeError("the\nreason")
+
+    with pytest.raises(RuntimeError):
+        fail()
     status = read_json(tmp_path / "status.json")
     assert (status["state"], status["reason"]) == ("failed", "RuntimeError: the reason")
 

@@ -1,0 +1,202 @@
+"""Real ranks over gloo."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from senet.config import ConfigError, DistributedConfig, TrainConfig
+from senet.distributed import (
+    Agreement,
+    NonFiniteLoss,
+    PeerFailed,
+    Ranks,
+    StopRequested,
+    broadcast_buffers,
+    broadcast_bytes,
+    leave_together,
+    process_groups,
+    replicate,
+    start_together,
+    sum_over_ranks,
+)
+from tests.harness import run_ranks
+from tests.networks import no_norm, tiny_senet
+
+
+def ranks_here() -> Ranks:
+    return Ranks.from_environment(TrainConfig(device="cpu"))
+
+
+def with_group(function: Any) -> Any:
+    """Call ``function(ranks, group)`` between the start and the end of the groups."""
+    ranks = ranks_here()
+    store, _ = start_together(ranks, 30, lambda: None)
+    with process_groups(ranks, store, DistributedConfig(timeout_s=30)) as group:
+        result = function(ranks, group)
+        leave_together(group)
+    return result
+
+
+def test_without_a_launcher_there_is_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert ranks_here() == Ranks(0, 1, 0, 1, torch.device("cpu"))
+
+
+def test_devices_follow_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    def device(gpus: int, local_rank: int, local_world_size: int, torchrun: bool) -> torch.device:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local_world_size))
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x") if torchrun else monkeypatch.delenv("TORCHELASTIC_RUN_ID", False)
+        return Ranks.from_environment(TrainConfig()).device
+
+    assert device(4, 3, 4, torchrun=True) == torch.device("cuda", 3)  # all ranks see all GPUs
+    assert device(1, 3, 4, torchrun=False) == torch.device("cuda", 0)  # SLURM gave each rank its own
+    assert device(0, 1, 2, torchrun=True) == torch.device("cpu")
+    with pytest.raises(ConfigError, match="share 2 GPUs"):
+        device(2, 2, 3, torchrun=True)
+    with pytest.raises(ConfigError, match="share 1 GPU"):
+        device(1, 1, 2, torchrun=True)
+
+
+def test_cuda_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigError, match=r"train\.device=cuda"):
+        Ranks.from_environment(TrainConfig(device="cuda"))
+    with pytest.raises(ConfigError, match=r"train\.sync_bn=true needs CUDA"):
+        Ranks.from_environment(TrainConfig(sync_bn=True))
+
+
+def _gradients(hook: str) -> dict[str, Tensor]:
+    def compute(ranks: Ranks, _group: dist.ProcessGroup) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model = no_norm(10)
+        images, labels = torch.randn(12, 3, 16, 16), torch.randint(0, 10, (12,))
+        ddp = replicate(model, ranks, dummy_NCHW=images[:2], comm_hook=hook)  # type: ignore[arg-type]
+        assert all(p.grad is None or not p.grad.any() for p in model.parameters())  # the dummy step left nothing
+        share = slice(12 // ranks.world_size * ranks.rank, 12 // ranks.world_size * (ranks.rank + 1))
+        nn.functional.cross_entropy(ddp(images[share]), labels[share]).backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters()}  # type: ignore[union-attr]
+
+    return with_group(compute)  # type: ignore[no-any-return]
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("hook", ["none", "bf16", "fp16"])
+def test_two_ranks_average_to_the_one_rank_gradient(tmp_path: Path, hook: str) -> None:
+    [whole] = run_ranks(1, _gradients, "none", tmp_path=tmp_path)
+    close = {"rtol": 1e-4, "atol": 1e-6} if hook == "none" else {"rtol": 2e-2, "atol": 1e-3}
+    for rank, shared in enumerate(run_ranks(2, _gradients, hook, tmp_path=tmp_path)):
+        for name, expected in whole.items():
+            torch.testing.assert_close(shared[name], expected, **close, msg=lambda m, w=(rank, name): f"{w}: {m}")
+
+
+def _everything_else() -> dict[str, Any]:
+    def check(ranks: Ranks, group: dist.ProcessGroup) -> dict[str, Any]:
+        model = tiny_senet(10)
+        for buffer in model.buffers():
+            buffer.fill_(ranks.rank + 1)
+        broadcast_buffers(model)
+        return {
+            "buffers": sorted({float(value) for buffer in model.buffers() for value in buffer.unique()}),
+            "sum": sum_over_ranks(torch.tensor([ranks.rank, 2**40])),
+            "bytes": broadcast_bytes(b"from rank 0" if ranks.is_main else None, group),
+            "nothing": broadcast_bytes(None, group),
+        }
+
+    return with_group(check)  # type: ignore[no-any-return]
+
+
+@pytest.mark.ranks
+def test_collectives(tmp_path: Path) -> None:
+    expected = {"buffers": [1.0], "sum": [3, 3 * 2**40], "bytes": b"from rank 0", "nothing": None}
+    assert run_ranks(3, _everything_else, tmp_path=tmp_path) == [expected] * 3
+
+
+def _agree(stop_at: int, nonfinite_at: int) -> list[Any]:
+    """What ends the loop on this rank, and after which step; rank 1 is the one with something to say."""
+
+    def loop(ranks: Ranks, group: dist.ProcessGroup) -> list[Any]:
+        agreement = Agreement(group)
+        for step in range(1, 20):
+            speaks = ranks.rank == 1
+            try:
+                agreement.exchange(step, stop=speaks and step == stop_at, nonfinite=speaks and step == nonfinite_at)
+            except (StopRequested, NonFiniteLoss) as error:
+                return [type(error).__name__, step, str(error)]
+        return ["none", 20, ""]
+
+    return with_group(loop)  # type: ignore[no-any-return]
+
+
+@pytest.mark.ranks
+def test_all_ranks_leave_one_step_after_one_of_them_wants_to(tmp_path: Path) -> None:
+    assert run_ranks(2, _agree, 5, 0, tmp_path=tmp_path) == [["StopRequested", 6, ""]] * 2
+    for kind, step, message in run_ranks(2, _agree, 0, 5, tmp_path=tmp_path):
+        assert (kind, step) == ("NonFiniteLoss", 6)
+        assert "loss of step 5 is not finite on 1 of 2 ranks" in message
+    # the loss of the step at which the ranks stop is known to be finite, or they fail
+    for kind, step, _ in run_ranks(2, _agree, 5, 6, tmp_path=tmp_path):
+        assert (kind, step) == ("NonFiniteLoss", 6)
+
+
+def _start(bad_rank: int, kind: str) -> list[Any]:
+    ranks = ranks_here()
+
+    def prepare() -> None:
+        if ranks.rank == bad_rank:
+            raise ConfigError("no data") if kind == "refused" else OSError("broken")
+
+    begun = time.monotonic()
+    try:
+        start_together(ranks, 20, prepare)
+    except (ConfigError, PeerFailed, OSError) as error:
+        if ranks.is_main:  # it holds the store: leave last
+            time.sleep(1)
+        return [type(error).__name__, str(error), time.monotonic() - begun < 10]
+    return ["started", "", True]
+
+
+@pytest.mark.ranks
+def test_what_one_rank_refuses_all_refuse_before_any_group(tmp_path: Path) -> None:
+    for bad_rank, message in ((0, "no data"), (1, "rank 1: no data")):
+        assert run_ranks(2, _start, bad_rank, "refused", tmp_path=tmp_path) == [["ConfigError", message, True]] * 2
+    [main, other] = run_ranks(2, _start, 1, "failed", tmp_path=tmp_path)
+    assert main == ["PeerFailed", "rank 1 could not start: broken", True]
+    assert other == ["OSError", "broken", True]
+
+
+def _late(tmp: str) -> list[Any]:
+    ranks = ranks_here()
+    store = dist.FileStore(f"{tmp}/store", ranks.world_size)
+    dist.init_process_group("gloo", store=store, rank=ranks.rank, world_size=2, timeout=timedelta(seconds=20))
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=20))
+    assert isinstance(group, dist.ProcessGroup)
+    if ranks.rank == 1:
+        time.sleep(3)
+        os._exit(0)  # never arrives
+    begun = time.monotonic()
+    try:
+        leave_together(group, timeout_s=1)
+    except RuntimeError as error:
+        Path(f"{tmp}/said").write_text(f"{time.monotonic() - begun:.1f} {error}")
+    return []
+
+
+@pytest.mark.ranks
+def test_leaving_is_bounded_and_names_the_missing_rank(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):  # rank 1 leaves no result
+        run_ranks(2, _late, str(tmp_path), tmp_path=tmp_path)
+    seconds, message = (tmp_path / "said").read_text().split(" ", 1)
+    assert float(seconds) < 3
+    assert "1" in message

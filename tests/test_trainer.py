@@ -1,0 +1,360 @@
+"""The loop, in this process with one rank: against arithmetic done elsewhere."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from senet.augment import Preprocess
+from senet.checkpoint import CheckpointError, CheckpointManager
+from senet.config import REPOSITORY, ConfigError
+from senet.data import ImageData, ResumableSampler
+from senet.distributed import NonFiniteLoss
+from senet.model import build_model
+from senet.optim import build_ema, build_optimizer
+from senet.repro import seed_everything
+from senet.schedule import lr_at
+from senet.trainer import Trainer
+from tests.conftest import Train
+from tests.harness import StopAt, checkpoints, differing, payload, rows, status, tiny_config, without_clock
+
+NO_NORM = ("model.name=tests.networks:no_norm", "train.amp=off")
+
+
+def test_training_is_the_plain_loop(train_here: Train, digits: ImageData, tmp_path: Path) -> None:
+    """The whole trainer against twenty lines with nothing in them but the recipe, bit for bit."""
+    options = (
+        "train.amp=off",
+        "train.epochs=1",
+        "train.clip_norm=1",
+        "schedule.warmup_epochs=0.2",
+        "schedule.name=cosine",
+    )
+    train_here(tmp_path / "run", *options)
+    config = tiny_config(*options)
+    seed_everything(config.seed)
+    model = build_model(config.model.name, num_classes=10).to(memory_format=torch.channels_last)
+    optimizer, ema = build_optimizer(model, config.optim), build_ema(model, config.train.ema_decay)
+    assert ema is not None
+    sampler = ResumableSampler(digits.train, global_batch_size=64, rank=0, world_size=1, seed=config.seed)
+    preprocess = Preprocess(
+        config.augment, mean=config.data.mean, std=config.data.std, seed=config.seed, device=torch.device("cpu")
+    )
+    sampler.start_at(0, 0)
+    for step, indices in enumerate(sampler):
+        images, labels, _ = digits.train[indices]
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(step, config.schedule, lr=config.optim.lr, steps_per_epoch=22, epochs=1)
+        logits = model(preprocess.train(images, indices, epoch=0))
+        F.cross_entropy(logits, labels, label_smoothing=config.train.label_smoothing).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update_parameters(model)
+    saved = payload(tmp_path / "run")
+    assert differing(saved["model"], dict(model.state_dict())) == []
+    assert differing(saved["ema"]["model"], dict(ema.module.state_dict())) == []
+    with torch.inference_mode():
+        logits = model.eval()(preprocess.test(torch.from_numpy(np.array(digits.test.images))))
+    [row] = rows(tmp_path / "run", "epoch")
+    assert row["test_top1"] == pytest.approx(100 * (logits.argmax(1) == digits.test.labels).float().mean().item())
+    assert row["test_loss"] == pytest.approx(F.cross_entropy(logits, digits.test.labels).item(), rel=1e-5)
+
+
+def test_accumulation_gives_the_same_updates(train_here: Train, tmp_path: Path) -> None:
+    for parts in (1, 4):
+        train_here(tmp_path / str(parts), *NO_NORM, "train.epochs=1", f"train.accumulate={parts}")
+    one, other = (payload(tmp_path / str(parts))["model"] for parts in (1, 4))
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_the_average_is_the_one_by_hand() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    ema = build_ema(model, 0.6)
+    assert ema is not None
+    expected: dict[str, Tensor] = {}
+    for n in range(8):
+        for value in model.state_dict().values():
+            value.copy_(torch.full_like(value, n * n))
+        ema.update_parameters(model)
+        decay = min(0.6, (1 + n) / (10 + n))
+        for name, value in model.state_dict().items():
+            now = copy.deepcopy(value)
+            old = expected.get(name, now)
+            expected[name] = old * decay + now * (1 - decay) if now.is_floating_point() else now
+    for name, value in ema.module.state_dict().items():
+        torch.testing.assert_close(value, expected[name], msg=name)
+
+
+def test_weight_decay_leaves_out_norms_and_biases() -> None:
+    model = build_model("tests.networks:tiny_senet", num_classes=10)
+    config = tiny_config().optim
+    decayed, plain = build_optimizer(model, config).param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (config.weight_decay, 0.0)
+    assert {p.ndim for p in decayed["params"]} == {2, 4}
+    assert {p.ndim for p in plain["params"]} == {1}
+    [everything] = build_optimizer(model, tiny_config("optim.decay_norms_and_biases=true").optim).param_groups
+    assert len(everything["params"]) == len(decayed["params"]) + len(plain["params"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("optim.name=adamw", "optim.lr=0.003"),
+        ("train.channels_last=false", "train.accumulate=2"),
+        (*NO_NORM, "train.amp=fp16"),
+    ],
+)
+def test_other_recipes_learn_and_resume_bit_for_bit(
+    train_here: Train, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    train_here(tmp_path / "whole", *options)
+    assert train_here(tmp_path / "parts", *options, stop=StopAt(13)).state == "stopped"
+    train_here(tmp_path / "parts", *options)
+    assert differing(without_clock(payload(tmp_path / "whole")), without_clock(payload(tmp_path / "parts"))) == []
+    losses = [row["train_loss"] for row in rows(tmp_path / "whole", "epoch")]
+    assert losses[1] < losses[0]
+
+
+def test_fp16_counts_the_steps_that_its_scaler_skips(train_here: Train, tmp_path: Path) -> None:
+    """The scale halves at each overflow, and 22 steps are too few for it to grow."""
+    skipped = train_here(tmp_path, *NO_NORM, "train.amp=fp16", "train.epochs=1").result["skipped_steps"]
+    assert payload(tmp_path)["scaler"]["scale"] == 65536.0 * 0.5**skipped
+    assert payload(tmp_path)["state"]["skipped_steps"] == skipped
+
+
+def test_an_overflow_is_skipped_and_not_fatal(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Trainer.train_step
+    weights: list[Tensor] = []
+
+    def overflow(self: Trainer, *batch: Any) -> None:
+        first = self.state.step == 0
+        hook = None
+        if first:
+            hook = self.raw_model.get_submodule("linear").weight.register_hook(lambda g: g * math.inf)
+            weights.append(self.raw_model.get_submodule("linear").weight.detach().clone())
+        original(self, *batch)
+        if hook is not None:
+            hook.remove()
+            weights.append(self.raw_model.get_submodule("linear").weight.detach().clone())
+
+    monkeypatch.setattr(Trainer, "train_step", overflow)
+    summary = train_here(tmp_path, *NO_NORM, "train.amp=fp16", "train.epochs=1")
+    assert summary.result["skipped_steps"] >= 1
+    assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("bad_step", [4, 5, 7, 22])
+def test_a_loss_that_is_not_finite_stops_within_a_step_and_publishes_nothing(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad_step: int
+) -> None:
+    original = F.cross_entropy
+    calls = {"train": 0}
+
+    def poisoned(logits: Tensor, labels: Tensor, **options: Any) -> Tensor:
+        loss = original(logits, labels, **options)
+        if "label_smoothing" in options:
+            calls["train"] += 1
+            if calls["train"] == bad_step:
+                return loss * math.nan
+        return loss
+
+    monkeypatch.setattr(F, "cross_entropy", poisoned)
+    with pytest.raises(NonFiniteLoss, match=f"loss of step {bad_step} is not finite"):
+        train_here(tmp_path, "train.epochs=1", "checkpoint.every_steps=5")
+    assert calls["train"] <= bad_step + 1
+    assert status(tmp_path)["state"] == "failed"
+    assert [int(p.name[5:14]) for p in checkpoints(tmp_path)] == [s for s in (5, 10, 15, 20) if s < bad_step][-3:]
+
+
+def test_weights_that_are_not_finite_are_never_published(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Trainer.train_step
+
+    def spoil(self: Trainer, *batch: Any) -> None:
+        original(self, *batch)
+        if self.state.step == 5:  # its loss was finite
+            self.raw_model.get_parameter("linear.bias").data[0] = math.inf
+
+    monkeypatch.setattr(Trainer, "train_step", spoil)
+    with pytest.raises(NonFiniteLoss, match="a weight is not finite after step 5"):
+        train_here(tmp_path, "checkpoint.every_steps=5")
+    assert checkpoints(tmp_path) == []
+
+
+def test_the_plateau_lowers_the_rate_on_top_of_the_schedule(train_here: Train, tmp_path: Path) -> None:
+    options = ("schedule.name=constant", "schedule.plateau=true", "schedule.plateau_patience=0", "optim.lr=1e-12")
+    train_here(tmp_path, *options, "schedule.plateau_min_lr=0", "schedule.plateau_factor=0.5", "train.epochs=3")
+    # nothing is learned at this rate, so of the losses at least one epoch is no improvement on the best
+    losses = [row["train_loss"] for row in rows(tmp_path, "epoch")]
+    factor, best = 1.0, math.inf
+    for loss in losses:
+        factor, best = (factor, loss) if loss < best * (1 - 1e-4) else (factor * 0.5, best)
+    assert payload(tmp_path)["state"]["plateau"]["factor"] == factor
+    assert factor < 1
+
+
+def test_the_epochs_row_counts_all_its_images_although_it_was_interrupted(train_here: Train, tmp_path: Path) -> None:
+    train_here(tmp_path / "whole")
+    for _ in range(4):
+        train_here(tmp_path / "parts", stop=StopAt(11))
+    train_here(tmp_path / "parts")
+    clocks = {"train_s", "images_per_s"}
+    for kind in ("train", "epoch"):
+        whole, parts = (
+            [{k: v for k, v in row.items() if k not in clocks} for row in rows(tmp_path / name, kind)]
+            for name in ("whole", "parts")
+        )
+        assert whole == parts
+
+
+@pytest.mark.parametrize("asked", [21, 22, 23, 24])
+def test_a_stop_around_the_evaluation_is_resumed_bit_for_bit(train_here: Train, tmp_path: Path, asked: int) -> None:
+    """22 steps an epoch and two batches of evaluation: before, at the last step, in the evaluation, after it."""
+    train_here(tmp_path / "whole", "train.eval_batch_size=180")
+    stopped = train_here(tmp_path / "parts", "train.eval_batch_size=180", stop=StopAt(asked))
+    assert stopped.state == "stopped"
+    assert status(tmp_path / "parts")["state"] == "stopped"
+    assert len(checkpoints(tmp_path / "parts")) <= 3
+    train_here(tmp_path / "parts", "train.eval_batch_size=180")
+    assert differing(without_clock(payload(tmp_path / "whole")), without_clock(payload(tmp_path / "parts"))) == []
+    assert [row["epoch"] for row in rows(tmp_path / "parts", "epoch")] == [1, 2]
+
+
+def test_a_finished_run_prints_its_result_again(
+    train_here: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = train_here(tmp_path)
+    capsys.readouterr()
+    before = (tmp_path / "metrics.jsonl").read_text()
+    again = train_here(tmp_path)
+    assert again == first
+    assert "finished: " in capsys.readouterr().out
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_what_changes_numbers_is_refused_on_resume_unless_allowed(train_here: Train, tmp_path: Path) -> None:
+    train_here(tmp_path, stop=StopAt(5))
+    with pytest.raises(ConfigError, match=r"optim\.lr: 0\.1 -> 0\.2, .*train|optim\.lr: 0\.1 -> 0\.2") as caught:
+        train_here(tmp_path, "optim.lr=0.2", "seed=1")
+    assert "seed: 0 -> 1" in str(caught.value)
+    assert status(tmp_path)["state"] == "stopped"
+    assert train_here(tmp_path, "optim.lr=0.2", "resume.allow_changes=true", "log.every_steps=1").state == "finished"
+
+
+def test_another_network_or_other_classes_are_refused_naming_both(train_here: Train, tmp_path: Path) -> None:
+    train_here(tmp_path, stop=StopAt(5))
+    with pytest.raises(ConfigError, match=r"tests\.networks:tiny_senet, this run has tests\.networks:no_norm"):
+        train_here(tmp_path, "model.name=tests.networks:no_norm", "resume.allow_changes=true")
+
+
+def test_resume_never_and_named_files(train_here: Train, tmp_path: Path) -> None:
+    train_here(tmp_path / "a", stop=StopAt(7))
+    [file] = checkpoints(tmp_path / "a")[-1:]
+    with pytest.raises(ConfigError, match=r"resume\.mode=never"):
+        train_here(tmp_path / "a", "resume.mode=never")
+    with pytest.raises(ConfigError, match="no such file"):
+        train_here(tmp_path / "b", "resume.mode=nothing.pt")
+    named = f"resume.mode={file}"
+    train_here(tmp_path / "b", named, stop=StopAt(9))
+    at = status(tmp_path / "b")["step"]
+    assert at > status(tmp_path / "a")["step"]
+    train_here(tmp_path / "b", named, stop=StopAt(1))  # the same command again: from its own, newer one
+    assert status(tmp_path / "b")["step"] > at
+    train_here(tmp_path / "a", stop=StopAt(3))
+    with pytest.raises(ConfigError, match="is older than"):
+        train_here(tmp_path / "a", named)
+
+
+def test_a_damaged_newest_checkpoint_costs_its_steps_and_one_warning(
+    train_here: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_here(tmp_path / "whole")
+    train_here(tmp_path / "parts", stop=StopAt(13))
+    checkpoints(tmp_path / "parts")[-1].write_bytes(b"")
+    capsys.readouterr()
+    train_here(tmp_path / "parts")
+    [warning] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("WARNING")]
+    assert "checkpoint set aside" in warning
+    assert checkpoints(tmp_path / "parts")[-1].name == "step_000000044.g0002.pt"
+    assert differing(without_clock(payload(tmp_path / "whole")), without_clock(payload(tmp_path / "parts"))) == []
+
+
+@pytest.mark.parametrize("left_out", ["nothing", "momentum", "ema counter", "sampler offset"])
+def test_the_comparison_notices_what_a_resume_leaves_out(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str
+) -> None:
+    train_here(tmp_path / "whole")
+    train_here(tmp_path / "parts", stop=StopAt(13))
+    original = Trainer.restore
+
+    def forgetful(self: Trainer, content: dict[str, Any]) -> None:
+        if left_out == "momentum":
+            content["optimizer"]["state"] = {}
+        if left_out == "ema counter":
+            content["ema"]["updates"] = torch.tensor(0)
+        original(self, content)
+
+    monkeypatch.setattr(Trainer, "restore", forgetful)
+    if left_out == "sampler offset":
+        monkeypatch.setattr(ResumableSampler, "start_at", lambda self, epoch, _batch: self.set_epoch(epoch))
+        monkeypatch.setattr(Trainer, "finish_epoch", _after_as_many_steps(Trainer.finish_epoch))
+    train_here(tmp_path / "parts")
+    same = differing(payload(tmp_path / "whole")["model"], payload(tmp_path / "parts")["model"]) == []
+    same = same and differing(payload(tmp_path / "whole")["ema"], payload(tmp_path / "parts")["ema"]) == []
+    assert same == (left_out == "nothing")
+
+
+def _after_as_many_steps(finish: Any) -> Any:
+    def finish_epoch(self: Trainer) -> None:
+        self.state.step = (self.state.epochs_done + 1) * self.steps_per_epoch  # it trained some batches twice
+        finish(self)
+
+    return finish_epoch
+
+
+def test_disk_trouble_ends_the_run_with_its_reason_after_three_tries(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(CheckpointManager, "_publish", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        train_here(tmp_path, "checkpoint.every_steps=2")
+    assert "No space left" in status(tmp_path)["reason"]
+
+
+def test_what_a_run_directory_holds(train_here: Train, tmp_path: Path) -> None:
+    train_here(tmp_path, "log.tensorboard=true", stop=StopAt(30))
+    train_here(tmp_path, "log.tensorboard=true")
+    starts = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
+    assert [start["generation"] for start in starts] == [1, 2]
+    assert starts[0]["resumed_from"] == 0
+    assert 22 < starts[1]["resumed_from"] < 44
+    assert starts[0]["torch"] == torch.__version__
+    assert str(REPOSITORY / "configs/tiny.yaml") in starts[0]["argv"]
+    assert "80,536" in (tmp_path / "model.txt").read_text()
+    assert "ema_decay: 0.9" in (tmp_path / "config.yaml").read_text()
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    logged = [event.step for event in events.Scalars("train/train_loss")]
+    assert logged == sorted(set(logged)) == [row["step"] for row in rows(tmp_path)]
+    assert events.Graph().node
+    assert "final/ema_top1" in events.Tags()["scalars"]

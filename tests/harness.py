@@ -121,7 +121,13 @@ def started(command: Sequence[str], log: Path, **env: str) -> Iterator[subproces
     """A command in a session of its own; whatever of it is left at the end is killed."""
     with log.open("wb") as file:
         process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=_env() | env
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=_env() | env,
+            # a shell that started the tests in the background has SIGINT ignored, which no script can undo
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
             yield process

@@ -9,9 +9,10 @@ import os
 import sys
 import traceback
 
-from senet.config import ConfigError, help_text, load_config
+from senet.config import ConfigError, RunError, help_text, load_config
 from senet.lease import mirror_status
 
+FAILED_EXIT_CODE = 1
 REFUSED_EXIT_CODE = 2
 
 
@@ -28,6 +29,10 @@ def main(argv: list[str]) -> int:
         summary = run(config, argv, stop)
     except ConfigError as error:
         return refuse(error)
+    except RunError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"train_ddp: failed: {error}", file=sys.stderr)
+        return FAILED_EXIT_CODE
     return STOPPED_EXIT_CODE if summary.state == "stopped" else 0
 
 
@@ -47,7 +52,7 @@ if __name__ == "__main__":
         code = main(sys.argv[1:])
     except BaseException:
         traceback.print_exc()
-        code = 1
+        code = FAILED_EXIT_CODE
     sys.stdout.flush()
     sys.stderr.flush()
     # no tearing down: with a peer gone, the destructors of the process groups can hang

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from senet.config import ConfigError
+from senet.config import ConfigError, RunError
 from senet.lease import fsync_directory
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ _NAME = re.compile(r"step_(\d{9})\.g(\d{4})\.pt")
 _FAILURES_TOLERATED = 2
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """No checkpoint can be read, or none can be written."""
 
 

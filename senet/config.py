@@ -33,6 +33,10 @@ class ConfigError(ValueError):
     """A user's mistake: one line that names the value, the rule and the remedy. Ends in exit code 2."""
 
 
+class RunError(RuntimeError):
+    """A known reason why a run cannot go on: one line, exit code 1."""
+
+
 def option(
     default: T, *, low: float | None = None, high: float | None = None, above: float | None = None, free: bool = False
 ) -> T:

@@ -19,7 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from senet.config import ConfigError, DistributedConfig, TrainConfig
+from senet.config import ConfigError, DistributedConfig, RunError, TrainConfig
 
 T = TypeVar("T")
 
@@ -28,11 +28,11 @@ class StopRequested(Exception):
     """All ranks agreed to stop at this step boundary."""
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(RunError):
     """The loss of a step was NaN or infinite on at least one rank."""
 
 
-class PeerFailed(RuntimeError):
+class PeerFailed(RunError):
     """Another rank could not start."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import sys
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 _LOSS_UNIT = 2.0**-24  # nats; a sum of 10**9 images still fits into 63 bits
 
@@ -108,7 +110,10 @@ class Writer:
             was_training = model.training
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # add_graph has no other way than the old tracer
-                self._tensorboard.add_graph(model.eval(), images_NCHW)
+                try:
+                    self._tensorboard.add_graph(model.eval(), images_NCHW)
+                except Exception as error:  # the tracer cannot follow every network; training does not need it
+                    log.warning("no graph in TensorBoard: %s", error)
             model.train(was_training)
 
     def final(self, options: Mapping[str, Any], result: Mapping[str, float]) -> None:

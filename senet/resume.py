@@ -45,6 +45,7 @@ def identity(config: Config, data: ImageData) -> dict[str, Any]:
         "model": config.model.name,
         "classes": list(data.classes),
         "data": data.fingerprint,
+        "steps_per_epoch": steps_per_epoch(config, data),
         "config": to_flat(config),
     }
 
@@ -52,24 +53,36 @@ def identity(config: Config, data: ImageData) -> dict[str, Any]:
 def check_fits(config: Config, checkpoint: Checkpoint, data: ImageData) -> None:
     """Refuse a checkpoint of another network; and options that change numbers, unless they were allowed to."""
     saved = checkpoint.manifest
-    for name, was, now in (
-        ("model.name", saved["model"], config.model.name),
-        ("number of classes", len(saved["classes"]), len(data.classes)),
-    ):
-        if was != now:
-            raise ConfigError(f"{checkpoint.path} has {name}={was}, this run has {now}; choose another run_dir")
+    _must_be_equal(checkpoint, "model.name", saved["model"], config.model.name)
+    _must_be_equal(checkpoint, "number of classes", len(saved["classes"]), len(data.classes))
     changed = changed_options(saved["config"], config)
     if saved["data"] != data.fingerprint:
         changed.append(("the content of the images", saved["data"][:12], data.fingerprint[:12]))
-    if not changed:
-        return
     text = ", ".join(f"{key}: {was} -> {now}" for key, was, now in changed)
-    if not config.resume.allow_changes:
+    if changed and not config.resume.allow_changes:
         raise ConfigError(
             f"{checkpoint.path} was trained with other options ({text}), which changes the numbers; undo that, choose "
             f"another run_dir, or set resume.allow_changes=true"
         )
-    log.warning("resumed with other options: %s", text)
+    # allowed or not, these have no meaning in the middle of a run
+    _must_be_equal(checkpoint, "updates per epoch", saved["steps_per_epoch"], steps_per_epoch(config, data))
+    for key in ("optim.name", "optim.decay_norms_and_biases"):
+        _must_be_equal(checkpoint, key, saved["config"][key], to_flat(config)[key])
+    if changed:
+        log.warning("resumed with other options: %s", text)
+
+
+def _must_be_equal(checkpoint: Checkpoint, name: str, was: Any, now: Any) -> None:
+    if was != now:
+        raise ConfigError(
+            f"{checkpoint.path} has {name}={was}, this run has {now}; choose another run_dir (with "
+            f"model.init_from={checkpoint.path} to begin from its weights)"
+        )
+
+
+def steps_per_epoch(config: Config, data: ImageData) -> int:
+    """Updates; the tail of the images that does not fill a global batch is left out."""
+    return len(data.train) // config.train.global_batch_size
 
 
 def warn_of_changes(checkpoint: Checkpoint | None, facts: Mapping[str, Any]) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 import torchinfo
-from torch import nn
+from torch import Tensor, nn
 from torch.amp import GradScaler, autocast
+from torch.nn.parallel import DistributedDataParallel
 
 from senet.augment import Preprocess
 from senet.checkpoint import Checkpoint, CheckpointManager, unpickle
@@ -60,6 +61,7 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
 
     Raises:
         ConfigError: a user's mistake, found before any process group is made.
+        RunError: why the run cannot go on.
     """
     _log_to_stderr(visible=True)
     set_deterministic(config.train.deterministic)
@@ -67,32 +69,20 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
     _log_to_stderr(visible=ranks.is_main)
     threads = set_threads(config.train.threads_per_rank, ranks.local_world_size)
     amp = _choose_amp(config.train.amp, ranks.device)
+    facts = {"world_size": ranks.world_size, "threads_per_rank": threads, "amp": amp, "device": ranks.device.type}
     run_dir = Path(config.run_dir)
     with ExitStack() as stack:
         store, ready = start_together(
             ranks, config.distributed.start_timeout_s, lambda: _prepare(config, ranks, run_dir, stack)
         )
         group = stack.enter_context(process_groups(ranks, store, config.distributed))
-        mixed: Callable[[], AbstractContextManager[None]] = partial(
-            autocast, ranks.device.type, dtype=torch.float16 if amp == "fp16" else torch.bfloat16, enabled=amp != "off"
-        )
-        size = config.data.image_size
-        dummy_NCHW = torch.zeros(2, 3, size, size, device=ranks.device)
-        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        model = ready.model.to(ranks.device).to(memory_format=layout)
-        if config.train.sync_bn:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        with mixed():
-            trained = torch.compile(model) if config.train.compile else model
-            assert isinstance(trained, nn.Module)
-            ddp = replicate(trained, ranks, dummy_NCHW=dummy_NCHW, comm_hook=config.train.comm_hook)
-        facts = {"world_size": ranks.world_size, "threads_per_rank": threads, "amp": amp, "device": ranks.device.type}
+        model, replicas, mixed = _to_device(config, ranks, ready.model, amp)
         content = broadcast_bytes(ready.checkpoint.content if ready.checkpoint else None, group)
-        state = TrainState.from_state_dict(unpickle(content)["state"]) if content else TrainState()
-        progress = Progress(ranks.is_main)
+        saved = unpickle(content) if content else None
+        state = TrainState.from_state_dict(saved["state"]) if saved else TrainState()
         if ready.lease:
             ready.lease.start(state.step)
-            _record(run_dir, config, argv, facts, model, dummy_NCHW, ready)
+            _record(run_dir, config, argv, facts, model, ready)
         writer = Writer(
             run_dir if ranks.is_main else None,
             resumed_step=state.step,
@@ -104,15 +94,8 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
             config=config,
             ranks=ranks,
             data=ready.data,
-            preprocess=Preprocess(
-                config.augment,
-                mean=config.data.mean,
-                std=config.data.std,
-                seed=config.seed,
-                device=ranks.device,
-                channels_last=config.train.channels_last,
-            ),
-            model=ddp,
+            preprocess=_preprocess(config, ranks.device),
+            model=replicas,
             raw_model=model,
             ema=build_ema(model, config.train.ema_decay),
             optimizer=build_optimizer(model, config.optim),
@@ -125,28 +108,24 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
             stop=stop,
             lease=ready.lease,
             writer=writer,
-            progress=progress,
+            progress=Progress(ranks.is_main),
             state=state,
         )
-        if content:
-            trainer.restore(unpickle(content))
+        if saved:
+            trainer.restore(saved)
+        if ready.checkpoint:
             warn_of_changes(ready.checkpoint, facts)
-            progress.say(f"resumed from {ready.checkpoint.path if ready.checkpoint else ''} at step {state.step}")
-        else:
-            writer.graph(model, dummy_NCHW)
-        was_finished = state.epochs_done == config.train.epochs
+            trainer.progress.say(f"resumed from {ready.checkpoint.path} at step {state.step}")
+        if not saved:
+            writer.graph(model, _dummy(config, ranks.device))
+        trained = state.epochs_done < config.train.epochs
         summary = trainer.fit()
-        if summary.state == "finished" and not was_finished:
+        if trained and summary.state == "finished":
             writer.final(to_flat(config), {k: v for k, v in summary.result.items() if k.endswith(("loss", "top1"))})
         if ready.lease:
-            reason = stop.signal_name or "another rank was asked to stop"
-            ready.lease.update(
-                state=summary.state,
-                step=summary.step,
-                reason=reason if summary.state == "stopped" else "",
-                result=summary.result,
-            )
-        progress.say(_last_words(summary, trainer, run_dir))
+            reason = (stop.signal_name or "another rank was asked to stop") if summary.state == "stopped" else ""
+            ready.lease.update(state=summary.state, step=summary.step, reason=reason, result=summary.result)
+        trainer.progress.say(_last_words(summary, trainer, run_dir))
         leave_together(group)  # published: now the first exit may end the others
     return summary
 
@@ -193,13 +172,46 @@ def _choose_amp(wanted: str, device: torch.device) -> str:
     return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "off"
 
 
+def _to_device(
+    config: Config, ranks: Ranks, model: nn.Module, amp: str
+) -> tuple[nn.Module, DistributedDataParallel, Callable[[], AbstractContextManager[None]]]:
+    """The network on its device, its replica among the ranks, and the precision both run in."""
+    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    model = model.to(ranks.device).to(memory_format=layout)
+    if config.train.sync_bn:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    mixed: Callable[[], AbstractContextManager[None]] = partial(
+        autocast, ranks.device.type, dtype=torch.float16 if amp == "fp16" else torch.bfloat16, enabled=amp != "off"
+    )
+    compiled = torch.compile(model) if config.train.compile else model
+    assert isinstance(compiled, nn.Module)
+    with mixed():
+        replicas = replicate(compiled, ranks, dummy_NCHW=_dummy(config, ranks.device), comm_hook=config.train.comm_hook)
+    return model, replicas, mixed
+
+
+def _dummy(config: Config, device: torch.device) -> Tensor:
+    """Two black images, for whatever has to see the network run."""
+    return torch.zeros(2, 3, config.data.image_size, config.data.image_size, device=device)
+
+
+def _preprocess(config: Config, device: torch.device) -> Preprocess:
+    return Preprocess(
+        config.augment,
+        mean=config.data.mean,
+        std=config.data.std,
+        seed=config.seed,
+        device=device,
+        channels_last=config.train.channels_last,
+    )
+
+
 def _record(
     run_dir: Path,
     config: Config,
     argv: Sequence[str],
     facts: Mapping[str, Any],
     model: nn.Module,
-    dummy_NCHW: torch.Tensor,
     ready: Prepared,
 ) -> None:
     """config.yaml (resolved), starts.jsonl (where each start came from), model.txt (layers)."""
@@ -208,6 +220,7 @@ def _record(
     start = {"generation": ready.lease.generation, "resumed_from": ready.lease.resumed_from[ready.lease.generation]}
     with (run_dir / "starts.jsonl").open("a") as file:
         file.write(json.dumps(start | dict(facts) | provenance(argv)) + "\n")
+    dummy_NCHW = _dummy(config, next(model.parameters()).device)
     summary = torchinfo.summary(model, input_data=dummy_NCHW, depth=3, verbose=0, mode="eval")
     (run_dir / "model.txt").write_text(f"{summary}\n")
     log.info(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel
 
 from senet.augment import Preprocess
@@ -168,7 +168,7 @@ class Trainer:
             f"step {state.step}/{self.total_steps}  loss {scores.loss:.4f}  top-1 {scores.top1:.2f} %  "
             f"lr {row['lr']:.4g}  {images_per_s:.0f} images/s"
         )
-        self._tell(state="running", step=state.step, epoch=state.epochs_done, images_per_s=round(images_per_s, 1))
+        self._tell(step=state.step, epoch=state.epochs_done, images_per_s=round(images_per_s, 1))
 
     def finish_epoch(self) -> None:
         """Evaluate, judge the plateau, write the epoch's row, and save."""
@@ -194,7 +194,7 @@ class Trainer:
         state.last_result = row
         self.writer.write("epoch", state.step, **row)
         self.progress.say(_epoch_line(row, config.train.epochs))
-        self._tell(state="running", step=state.step, epoch=state.epochs_done, test_top1=top1)
+        self._tell(step=state.step, epoch=state.epochs_done, test_top1=top1)
         self.save(best=is_best, wait=state.epochs_done == config.train.epochs)
 
     @torch.inference_mode()
@@ -243,8 +243,7 @@ class Trainer:
             return
         model = self.raw_model
         # a loss can be finite and its gradient not: what it left in the weights is never published
-        norms = torch.stack(torch._foreach_norm([p.detach() for p in model.parameters()]))
-        if not torch.isfinite(norms).all():
+        if not torch.isfinite(get_total_norm([p.detach() for p in model.parameters()])):
             raise NonFiniteLoss(f"a weight is not finite after step {state.step}; nothing was saved from it on")
         self.writer.sync()
         payload = {
@@ -262,7 +261,8 @@ class Trainer:
         """Continue from a checkpoint's payload, the same on every rank."""
         self.raw_model.load_state_dict(payload["model"])
         self.optimizer.load_state_dict(payload["optimizer"])
-        self.scaler.load_state_dict(payload["scaler"])
+        if payload["scaler"]:  # empty unless the run was in fp16
+            self.scaler.load_state_dict(payload["scaler"])
         if self.ema is not None:
             if payload["ema"]:
                 self.ema.module.load_state_dict(payload["ema"]["model"])

@@ -255,6 +255,31 @@ def test_what_changes_numbers_is_refused_on_resume_unless_allowed(train_here: Tr
     assert train_here(tmp_path, "optim.lr=0.2", "resume.allow_changes=true", "log.every_steps=1").state == "finished"
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("train.global_batch_size=32", "updates per epoch=22, this run has 44"),
+        ("optim.name=adamw", "optim.name=sgd, this run has adamw"),
+        ("optim.decay_norms_and_biases=true", "decay_norms_and_biases=False, this run has True"),
+    ],
+)
+def test_what_has_no_meaning_in_the_middle_of_a_run_is_refused_even_when_changes_are_allowed(
+    train_here: Train, tmp_path: Path, option: str, message: str
+) -> None:
+    train_here(tmp_path, stop=StopAt(5))
+    with pytest.raises(ConfigError, match=message):
+        train_here(tmp_path, option, "resume.allow_changes=true")
+    with pytest.raises(ConfigError, match="was trained with other options"):
+        train_here(tmp_path, option)
+
+
+@pytest.mark.parametrize("option", ["train.amp=fp16", "train.ema_decay=0", "train.epochs=3", "train.amp=off"])
+def test_what_may_be_changed_when_allowed_goes_on(train_here: Train, tmp_path: Path, option: str) -> None:
+    model = "model.name=tests.networks:no_norm"
+    train_here(tmp_path, model, stop=StopAt(35))
+    assert train_here(tmp_path, model, option, "resume.allow_changes=true").state == "finished"
+
+
 def test_another_network_or_other_classes_are_refused_naming_both(train_here: Train, tmp_path: Path) -> None:
     train_here(tmp_path, stop=StopAt(5))
     with pytest.raises(ConfigError, match=r"tests\.networks:tiny_senet, this run has tests\.networks:no_norm"):

@@ -25,6 +25,8 @@ class TrainState:
     """Updates that fp16's scaler left out because a gradient overflowed."""
     train_s: float = 0.0
     """Seconds spent training, evaluation left out."""
+    epoch_s: float = 0.0
+    """The part of ``train_s`` that went into this epoch."""
     best_top1: float = -1.0
     """Best test accuracy so far, of the averaged weights where there are any, in percent."""
     best_epoch: int = 0

@@ -108,7 +108,7 @@ class Trainer:
             self.agreement.exchange(step, stop=bool(self.stop), nonfinite=not self.guard.is_finite())
             if step % self.config.checkpoint.every_steps == 0 and not is_last:  # the last waits for its evaluation
                 self.save()
-        self.state.train_s += self.interval.lap()
+        self._lap()
 
     def train_step(self, images_NHWC: Tensor, labels_N: Tensor, indices_N: Tensor, epoch: int) -> None:
         """One update from this rank's share of the global batch: uint8 images, labels, and sample indices."""
@@ -159,8 +159,7 @@ class Trainer:
         since = [now - then for now, then in zip(state.epoch_sums, state.logged_sums, strict=True)]
         state.logged_sums = list(state.epoch_sums)
         scores = Scores.from_sums(since, self.num_classes)
-        elapsed_s = self.interval.lap()
-        state.train_s += elapsed_s
+        elapsed_s = self._lap()
         images_per_s = scores.num_images / elapsed_s
         row = scores.row("train") | {"lr": self._last_lr(), "images_per_s": images_per_s, "train_s": state.train_s}
         self.writer.write("train", state.step, **row)
@@ -181,11 +180,11 @@ class Trainer:
         if config.schedule.plateau:
             state.plateau.update(train.loss, config.schedule, config.optim.lr)
         state.epochs_done += 1
-        state.epoch_sums, state.logged_sums = [], []
         row: dict[str, Any] = {"epoch": state.epochs_done, **train.row("train")}
         for name, scores in results.items():
             row |= scores.row(name)
-        row |= {"lr": lr, "train_s": state.train_s, "skipped_steps": state.skipped_steps}
+        row |= {"lr": lr, "images_per_s": train.num_images / state.epoch_s, "epoch_s": state.epoch_s}
+        row |= {"train_s": state.train_s, "skipped_steps": state.skipped_steps}
         top1 = list(results.values())[-1].top1  # of the averaged weights, where there are any
         is_best = top1 > state.best_top1
         if is_best:
@@ -193,6 +192,7 @@ class Trainer:
         row |= {"best_top1": state.best_top1, "best_epoch": state.best_epoch}
         state.last_result = row
         self.writer.write("epoch", state.step, **row)
+        state.epoch_sums, state.logged_sums, state.epoch_s = [], [], 0.0
         self.progress.say(_epoch_line(row, config.train.epochs))
         self._tell(step=state.step, epoch=state.epochs_done, test_top1=top1)
         self.save(best=is_best, wait=state.epochs_done == config.train.epochs)
@@ -272,6 +272,13 @@ class Trainer:
         self.state = TrainState.from_state_dict(payload["state"])
         self._saved_at = (self.state.step, self.state.epochs_done)
 
+    def _lap(self) -> float:
+        """Seconds since the last call, added to the time spent training."""
+        elapsed_s = self.interval.lap()
+        self.state.train_s += elapsed_s
+        self.state.epoch_s += elapsed_s
+        return elapsed_s
+
     def _count_update(self, *_: Any) -> None:
         self.state.skipped_steps -= 1
 
@@ -296,5 +303,5 @@ def _epoch_line(row: dict[str, Any], epochs: int) -> str:
     return (
         f"epoch {row['epoch']}/{epochs}  train {row['train_loss']:.4f} {row['train_top1']:.2f} %  "
         f"test {row['test_loss']:.4f} {row['test_top1']:.2f} %{ema}  lr {row['lr']:.4g}  "
-        f"{row['train_s']:.0f} s"
+        f"{row['images_per_s']:.0f} images/s  {row['epoch_s']:.0f} s"
     )

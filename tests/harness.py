@@ -23,7 +23,7 @@ from senet.checkpoint import read_checkpoint, unpickle
 from senet.config import REPOSITORY, Config, load_config
 from senet.preemption import StopFlag
 
-MARK = "SENET_TEST_MARK"
+CLOCKS = {"train_s", "epoch_s", "images_per_s"}
 
 
 class StopAt(StopFlag):
@@ -206,7 +206,6 @@ def differing(one: Any, other: Any, path: str = "") -> list[str]:
 
 def without_clock(state: dict[str, Any]) -> dict[str, Any]:
     """A payload less the seconds it took."""
-    counters = dict(state["state"])
-    counters.pop("train_s")
-    counters["last_result"] = {k: v for k, v in counters["last_result"].items() if k != "train_s"}
+    counters = {key: value for key, value in state["state"].items() if key not in CLOCKS}
+    counters["last_result"] = {key: value for key, value in counters["last_result"].items() if key not in CLOCKS}
     return {**state, "state": counters}

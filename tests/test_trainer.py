@@ -25,7 +25,7 @@ from senet.repro import seed_everything
 from senet.schedule import lr_at
 from senet.trainer import Trainer
 from tests.conftest import Train
-from tests.harness import StopAt, checkpoints, differing, payload, rows, status, tiny_config, without_clock
+from tests.harness import CLOCKS, StopAt, checkpoints, differing, payload, rows, status, tiny_config, without_clock
 
 NO_NORM = ("model.name=tests.networks:no_norm", "train.amp=off")
 
@@ -212,10 +212,9 @@ def test_the_epochs_row_counts_all_its_images_although_it_was_interrupted(train_
     for _ in range(4):
         train_here(tmp_path / "parts", stop=StopAt(11))
     train_here(tmp_path / "parts")
-    clocks = {"train_s", "images_per_s"}
     for kind in ("train", "epoch"):
         whole, parts = (
-            [{k: v for k, v in row.items() if k not in clocks} for row in rows(tmp_path / name, kind)]
+            [{k: v for k, v in row.items() if k not in CLOCKS} for row in rows(tmp_path / name, kind)]
             for name in ("whole", "parts")
         )
         assert whole == parts

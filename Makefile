@@ -1,22 +1,19 @@
 # What CI runs is `make test`.
 PY := .venv/bin/python
 
-.PHONY: test check smoke lint types kill-soak benchmarks clean
+.PHONY: test setup lint types smoke kill-soak clean
 
-test: setup lint types ## style, types, all tests
+test: lint types ## style, types, all tests
 	$(PY) -m pytest
-
-check: test
 
 setup:
 	./launch.sh setup dev
-.PHONY: setup
 
-lint:
+lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-types:
+types: setup
 	$(PY) -m mypy
 
 smoke: ## the README's first command

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train under torchrun on this machine; the same command again resumes.
 #
-#   ./launch.sh                                        the quickstart (digits)
+#   ./launch.sh [key=value ...]                        the quickstart (digits)
 #   ./launch.sh configs/cifar10.yaml train.epochs=5    YAML files and key=value pairs, as for train_ddp.py
 #   NPROC=4 ./launch.sh ...                            ranks; default: one per GPU, or 2 on a CPU
 #   ./launch.sh --help                                 all options
@@ -39,7 +39,7 @@ default_ranks() {
     if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
         gpus=$(awk -F, '{ print NF }' <<<"$CUDA_VISIBLE_DEVICES")
     else
-        gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
+        gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true)
     fi
     if [ "${gpus:-0}" -gt 0 ]; then echo "$gpus"; else echo 2; fi
 }
@@ -57,7 +57,7 @@ if [ "${1:-}" = setup ]; then
     exit
 fi
 setup ""
-if [ $# -eq 0 ]; then set -- "$here/configs/quickstart.yaml"; fi
+if ! [[ " $* " =~ \.ya?ml\  ]]; then set -- "$here/configs/quickstart.yaml" "$@"; fi
 ranks=${NPROC:-$(default_ranks)}
 if ! [[ $ranks =~ ^[1-9][0-9]*$ ]]; then
     echo "launch.sh: NPROC=$ranks is not a number of ranks; use 1 or more" >&2
@@ -69,7 +69,7 @@ done
 WORLD_SIZE=$ranks "$venv/bin/python" -m senet.config "$@" >/dev/null
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # the trainer sets train.threads_per_rank itself
-# Fewer page faults: freed activations stay with the process (GNU malloc; on a CPU worth several per cent)
+# Fewer page faults: freed activations stay with the process (GNU malloc)
 export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_:-1073741824}
 export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-4294967296}
 SENET_STATUS_FILE=$(mktemp)

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -21,8 +20,8 @@ from typing import Any
 
 import torch
 
-from senet.config import ConfigError, RunError
-from senet.lease import fsync_directory
+from senet.config import RunError
+from senet.files import fsync_directory, write_temporary
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"step_(\d{9})\.g(\d{4})\.pt")
@@ -122,10 +121,14 @@ class CheckpointManager:
         self._thread = threading.Thread(target=self._write, args=(snapshot, dict(manifest)), name="checkpoint")
         self._thread.start()
         if wait:
-            self._join(strict=True)
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the write in flight; CheckpointError if it failed."""
+        self._join(strict=True)
 
     def close(self) -> None:
-        """Finish the write in flight."""
+        """Wait for the write in flight, however it ends; for the way out."""
         if self._thread is not None:
             self._thread.join()
 
@@ -145,9 +148,13 @@ class CheckpointManager:
             self._remove_leftovers()
             path = self._publish(snapshot, manifest)
             read_checkpoint(path)  # believed only when it has been read back; only then are older ones removed
-            self._prune()
         except Exception as error:  # handed to the training thread by _join
             self._error = error
+            return
+        try:
+            self._prune()
+        except OSError as error:
+            log.warning("old checkpoints not removed: %s", error)
 
     def _publish(self, snapshot: dict[str, Any], manifest: dict[str, Any]) -> Path:
         assert self.directory is not None
@@ -158,8 +165,9 @@ class CheckpointManager:
         manifest |= {"file": path.name, "generation": self._generation}
         manifest |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         manifest["manifest_sha256"] = _manifest_hash(manifest)
-        temporary = _write_durably(path, content)
-        temporary_manifest = _write_durably(path.with_suffix(".json"), json.dumps(manifest, indent=1).encode())
+        text = json.dumps(manifest, indent=1).encode()
+        temporary = write_temporary(path, content, durable=True)
+        temporary_manifest = write_temporary(path.with_suffix(".json"), text, durable=True)
         if not self._is_held():
             raise CheckpointError("another start has taken the run directory over")
         temporary_manifest.replace(path.with_suffix(".json"))
@@ -182,7 +190,7 @@ class CheckpointManager:
     def _prune(self) -> None:
         assert self.directory is not None
         published = self._published()
-        best = next((path for path in published if _read_manifest(path).get("best")), None)
+        best = next((path for path in published if _is_best(path)), None)
         keep = {*published[: self._keep], best}
         for path in self.directory.iterdir():
             if _NAME.fullmatch(path.name) and path not in keep:
@@ -216,16 +224,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, manifest, content)
 
 
-def read_named(name: str) -> Checkpoint:
-    """A checkpoint that the user named; ConfigError where it is missing or damaged."""
-    if not Path(name).is_file():
-        raise ConfigError(f"resume.mode={name}: no such file; use auto, never, or the path of a checkpoint")
-    try:
-        return read_checkpoint(Path(name))
-    except CheckpointError as error:
-        raise ConfigError(f"resume.mode={name}: {error}") from None
-
-
 def unpickle(content: bytes) -> dict[str, Any]:
     """The payload of verified bytes; tensors on the CPU, no code is run."""
     payload = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -243,17 +241,16 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def _is_best(path: Path) -> bool:
+    """As its manifest says; a damaged one is found out when somebody wants to resume from it."""
+    try:
+        return bool(_read_manifest(path)["best"])
+    except (OSError, ValueError):
+        return False
+
+
 def _manifest_hash(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _write_durably(final: Path, content: bytes | memoryview) -> Path:
-    temporary = final.with_name(f"{final.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return temporary
 
 
 def _to_cpu(tree: Any) -> Any:

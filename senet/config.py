@@ -97,8 +97,8 @@ class ModelConfig:
     """senet18, or ``package.module:function``, called as ``function(num_classes=...)``, returning a torch.nn.Module
     that takes float NCHW images with 3 channels and returns logits [N, num_classes]."""
     init_from: str = ""
-    """A checkpoint or state dict to take the weights from at a fresh start; the last layer is new where the number of
-    classes differs."""
+    """A checkpoint (its raw weights) or state dict to begin from at a fresh start; the last layer is new where the
+    number of classes differs."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ class TrainConfig:
     """Exponential moving average of weights and running statistics, per update; less in the first updates, (1 + n) /
     (10 + n); 0: off."""
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
-    """Automatic mixed precision. auto: bf16 where the hardware has it natively, else off. fp16 uses a GradScaler."""
+    """Automatic mixed precision. auto: bf16 where the hardware has it natively, else off. fp16 uses a GradScaler. On a
+    GPU what is left in fp32 uses TF32."""
     channels_last: bool = True
     """Keep weights and activations in NHWC memory order."""
     compile: bool = False
@@ -133,7 +134,7 @@ class TrainConfig:
     deterministic: bool = True
     """Deterministic kernels, no cudnn.benchmark. The promise of equal bits on a GPU needs it."""
     device: Literal["auto", "cpu", "cuda"] = option("auto", free=True)
-    """auto: CUDA where a GPU is visible."""
+    """auto: CUDA where a GPU is visible. A change on resume changes the numbers and is warned about."""
     threads_per_rank: int = option(0, low=0, high=1024, free=True)
     """CPU threads of each rank; 0: the cores this process may use, divided by the ranks on the node. Another number
     may change the last bits, so a change on resume is warned about."""
@@ -144,7 +145,7 @@ class OptimConfig:
     """The optimizer."""
 
     name: Literal["sgd", "adamw"] = "sgd"
-    """sgd or adamw."""
+    """Stochastic gradient descent, or Adam with decoupled weight decay."""
     lr: float = option(0.1, low=0)
     """Learning rate at the schedule's factor 1."""
     momentum: float = option(0.9, low=0, high=0.9999)
@@ -318,7 +319,7 @@ def help_text() -> str:
         "",
         "Train a network with DistributedDataParallel; type the same command again to resume.",
         "Defaults <- YAML files <- key=value, later wins. Without a file: configs/cifar10.yaml.",
-        "Options marked * may change on resume; the others change the numbers and may not.",
+        "Options marked * may change on resume; the others change the numbers and are refused.",
         "Exit codes of a rank: 0 finished, 2 bad input, 85 stopped and resumable, else failed.",
     ]
     for cls, group in _groups():

@@ -1,7 +1,7 @@
 """Images decoded once to uint8 in one memory-mapped file per split; the resumable sampler; the exact split for tests.
 
 A store is a folder ``<data.root>/stores/<key>`` with ``train.images.npy`` uint8 [N, H, W, 3], ``train.labels.npy``
-int64 [N], the same for ``test``, and ``meta.json`` (class names, counts, sha256 of each file). All ranks of a node map
+int64 [N], the same for ``test``, and ``meta.json`` (class names, sha256 of each file). All ranks of a node map
 the same files, so the pixels are in memory once.
 """
 
@@ -26,7 +26,7 @@ from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
 
 from senet.config import ConfigError, DataConfig
-from senet.lease import read_json, write_json
+from senet.files import fsync_directory, read_json, write_json
 from senet.repro import mix
 from senet.sources import SOURCES, SPLITS, image_paths
 
@@ -114,7 +114,7 @@ class ShardSampler(torch.utils.data.Sampler[Tensor]):
 
 
 def load_batches(split: Split, sampler: torch.utils.data.Sampler[Any], device: torch.device) -> DataLoader[Batch]:
-    """Whole batches in this process: a gather of uint8 costs less than a worker's queue. Pinned for a GPU."""
+    """Whole batches, gathered in this process: uint8 in memory leaves nothing for workers to do. Pinned for a GPU."""
     # a generator of its own: iter(DataLoader) would draw from the global one
     return DataLoader(
         split, sampler=sampler, batch_size=None, pin_memory=device.type == "cuda", generator=torch.Generator()
@@ -182,8 +182,12 @@ def _build(config: DataConfig, store: Path) -> None:
         np.save(temporary / f"{split}.labels.npy", labels)
         _decode(temporary / f"{split}.images.npy", len(labels), source.image[split], config, split)
     hashes = {path.name: _sha256(path) for path in sorted(temporary.glob("*.npy"))}
+    for name in hashes:
+        with (temporary / name).open("rb") as file:
+            os.fsync(file.fileno())
     write_json(temporary / "meta.json", {"classes": list(source.classes), "sha256": hashes}, durable=True)
     temporary.rename(store)
+    fsync_directory(store.parent)
 
 
 def _decode(path: Path, count: int, image: Callable[[int], Image.Image], config: DataConfig, split: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,7 +74,7 @@ def _choose_device(wanted: str, local_rank: int, local_world_size: int) -> torch
     if gpus == 0:
         return torch.device("cpu")
     # one visible device: the launcher gave each rank its own (SLURM); several: all ranks see all (torchrun)
-    if gpus > 1 and local_rank >= gpus:
+    if 1 < gpus < local_world_size:
         raise ConfigError(f"{local_world_size} ranks on this node share {gpus} GPUs; start at most {gpus}")
     if gpus == 1 and local_world_size > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
         raise ConfigError(f"{local_world_size} ranks on this node share 1 GPU; start 1, or set train.device=cpu")
@@ -123,11 +122,10 @@ def _rendezvous(ranks: Ranks, timeout_s: float) -> Store:
 
 def _wait_for(store: Store, key: str, timeout_s: float) -> Any:
     """The JSON under a key, as soon as somebody has set it."""
-    deadline = time.monotonic() + timeout_s
-    while not store.check([key]):  # polled, so that signals are handled meanwhile
-        if time.monotonic() > deadline:
-            raise PeerFailed(f"{key} did not arrive within distributed.start_timeout_s={timeout_s:g}")
-        time.sleep(0.02)
+    try:
+        store.wait([key], timedelta(seconds=timeout_s))
+    except RuntimeError:
+        raise PeerFailed(f"{key} did not arrive within distributed.start_timeout_s={timeout_s:g}") from None
     return json.loads(store.get(key))
 
 
@@ -200,7 +198,10 @@ def sum_over_ranks(values: Tensor) -> list[int]:
 
 
 def leave_together(group: dist.ProcessGroup, timeout_s: float = 30.0) -> None:
-    """Wait, within bounds, until every rank is here: the first to exit makes torchrun signal the others."""
+    """Wait until every rank is here: the first to exit makes torchrun signal the others.
+
+    Rank 0 waits at most ``timeout_s`` for the others, they for it at most the group's time limit.
+    """
     dist.monitored_barrier(group, timeout=timedelta(seconds=timeout_s))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
@@ -16,44 +15,13 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from senet.config import ConfigError
+from senet.config import ConfigError, RunError
+from senet.files import read_json, write_json
 
 HEARTBEAT_S = 5.0
 STALE_S = 60.0  # a holder on another host is dead after this long without a heartbeat
 MIRROR_VARIABLE = "SENET_STATUS_FILE"  # a launcher reads the outcome of its own launch there
 log = logging.getLogger(__name__)
-
-
-def write_json(path: Path, content: Any, *, durable: bool = False) -> None:
-    """Replace ``path`` in one step; ``durable`` also survives a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    with temporary.open("w") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    temporary.replace(path)
-    if durable:
-        fsync_directory(path.parent)
-
-
-def fsync_directory(path: Path) -> None:
-    """Make renames in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in the file; {} where the file is missing or is no JSON object."""
-    try:
-        content = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 class Lease:
@@ -119,9 +87,15 @@ class Lease:
         return bool(read_json(self.run_dir / "owner.json").get("token") == self._owner["token"])
 
     def start(self, step: int) -> None:
-        """Put down the step that this generation begins at. Until then the last run's status stays as it is."""
+        """Put down the step that this generation begins at. Until then the last run's status stays as it is.
+
+        Raises:
+            RunError: another start has taken the directory over meanwhile.
+        """
         self.resumed_from[self.generation] = step
-        with self._lock:
+        with self._lock, FileLock(self.run_dir / ".owner.lock", timeout=30):
+            if not self.is_held():
+                raise RunError(f"run_dir={self.run_dir} was taken over by another start while this one was preparing")
             self._owner["resumed_from"] = {str(key): value for key, value in self.resumed_from.items()}
             write_json(self.run_dir / "owner.json", self._owner, durable=True)
         self._started = True
@@ -186,11 +160,8 @@ def _owner(previous: dict[str, Any]) -> dict[str, Any]:
 
 def _boot() -> str:
     """The kernel's boot id and the namespace in which process ids hold."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    namespace = Path("/proc/self/ns/pid")
-    if not boot.exists():
-        return ""  # not Linux: only the heartbeat tells
-    return f"{boot.read_text().strip()} {namespace.readlink()}"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
 
 
 def _alive(owner: dict[str, Any]) -> str:
@@ -200,7 +171,7 @@ def _alive(owner: dict[str, Any]) -> str:
     job = os.environ.get("SLURM_JOB_ID", "")
     if job and owner["job"] == job and owner["job_restarts"] < int(os.environ.get("SLURM_RESTART_COUNT", "0")):
         return ""  # an earlier start of this very job
-    if owner["host"] == socket.gethostname() and owner["boot"] and owner["boot"] == _boot():
+    if owner["host"] == socket.gethostname() and owner["boot"] == _boot():
         try:
             process = psutil.Process(owner["pid"])
             same = abs(process.create_time() - owner["pid_started"]) < 1 and process.status() != psutil.STATUS_ZOMBIE

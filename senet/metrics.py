@@ -18,9 +18,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from senet.files import replace_file
+
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _LOSS_UNIT = 2.0**-24  # nats; a sum of 10**9 images still fits into 63 bits
+_NOT_FINITE = -(2.0**52)  # makes any sum negative, which no cross entropy is
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Scores:
         count = max(num_images, 1)
         return cls(
             num_images,
-            loss * _LOSS_UNIT / count,
+            loss * _LOSS_UNIT / count if loss >= 0 else math.nan,
             100 * top1 / count,
             100 * top5 / count if num_classes > 5 else None,
         )
@@ -54,7 +57,7 @@ class Tally:
     """Number of images, loss, top-1 and top-5 hits, summed as int64 on the device.
 
     Integers (the loss in units of 2**-24 nats) add up to the same bits in any order: over ranks, log intervals and
-    restarts. Adding does not synchronise.
+    restarts. Adding does not synchronise. A loss that is not finite makes the mean NaN.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -65,7 +68,7 @@ class Tally:
         num_images, num_classes = logits_NK.shape
         best = logits_NK.topk(min(5, num_classes), dim=1).indices
         hits = best == labels_N[:, None]
-        units = (loss.double() * (num_images / _LOSS_UNIT)).round().long()
+        units = torch.where(loss.isfinite(), (loss.double() * (num_images / _LOSS_UNIT)).round(), _NOT_FINITE).long()
         self.sums += torch.stack((torch.full_like(units, num_images), units, hits[:, :1].sum(), hits.sum()))
 
 
@@ -86,9 +89,8 @@ class Writer:
             for line, row in _rows(path)
             if row["step"] <= resumed_step and (row["kind"] != "epoch" or row["epoch"] <= epochs_done)
         ]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(path)  # a left-over writer goes on writing to the old file, which nobody sees
+        # a left-over writer goes on writing to the old file, which nobody sees
+        replace_file(path, "".join(kept).encode(), durable=True)
         self._file = path.open("a")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -182,7 +184,7 @@ class Progress:
 
 
 class Stopwatch:
-    """Seconds and images since the last lap, for images/s."""
+    """Seconds since the last lap."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()

@@ -7,6 +7,7 @@ in Deep Residual Networks", ECCV 2016. SENet18 is [2, 2, 2, 2] pre-activation bl
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -149,9 +150,11 @@ def build_model(name: str, *, num_classes: int, init_from: str = "") -> nn.Modul
     else:
         module_name, _, function = name.partition(":")
         try:
-            model = getattr(importlib.import_module(module_name), function)(num_classes=num_classes)
-        except (ImportError, AttributeError, TypeError) as error:
+            build = getattr(importlib.import_module(module_name), function)
+            inspect.signature(build).bind(num_classes=num_classes)
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise ConfigError(f"model.name={name}: {error}; it must be a function of num_classes") from None
+        model = build(num_classes=num_classes)
         if not isinstance(model, nn.Module):
             raise ConfigError(f"model.name={name} returned a {type(model).__name__}; it must be a torch.nn.Module")
     if init_from:
@@ -178,7 +181,7 @@ def _init_from(model: nn.Module, path: str, num_classes: int) -> None:
         for key, value in state.items()
         if key in own
         and value.shape != own[key].shape
-        and own[key].shape[0] == num_classes
+        and own[key].shape[:1] == (num_classes,)
         and value.shape[1:] == own[key].shape[1:]
     }
     for key in heads:

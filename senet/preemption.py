@@ -45,7 +45,7 @@ class StopFlag:
 
 def die_with_launcher() -> None:
     """Under torchrun, have the kernel kill this process when its launcher dies, however it dies (Linux)."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or not hasattr(signal, "SIGKILL"):
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     launcher = os.getppid()
     libc = ctypes.CDLL(None, use_errno=True)

@@ -44,7 +44,7 @@ def seed_everything(*keys: int) -> None:
 
 
 def set_deterministic(deterministic: bool) -> None:
-    """Choose deterministic kernels, or the fastest ones. Call before the first CUDA call."""
+    """Choose deterministic kernels, or the fastest ones; TF32 in either. Call before the first CUDA call."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # NaN-filling every new tensor costs time and guards against bugs we do not have

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from senet.checkpoint import Checkpoint, CheckpointError, CheckpointManager, read_named
+from senet.checkpoint import Checkpoint, CheckpointError, CheckpointManager, read_checkpoint
 from senet.config import Config, ConfigError, changed_options, to_flat
 from senet.data import ImageData
 
+FORMAT = 1  # of a checkpoint's manifest and payload
 log = logging.getLogger(__name__)
 
 
@@ -38,11 +40,20 @@ def choose_checkpoint(config: Config, checkpoints: CheckpointManager) -> Checkpo
     return own
 
 
+def read_named(name: str) -> Checkpoint:
+    """A checkpoint that the user named; ConfigError where it is missing or damaged."""
+    if not Path(name).is_file():
+        raise ConfigError(f"resume.mode={name}: no such file; use auto, never, or the path of a checkpoint")
+    try:
+        return read_checkpoint(Path(name))
+    except CheckpointError as error:
+        raise ConfigError(f"resume.mode={name}: {error}") from None
+
+
 def identity(config: Config, data: ImageData) -> dict[str, Any]:
     """What a checkpoint is of; compared before it is loaded, needed to use it afterwards."""
     return {
-        "format": 1,
-        "model": config.model.name,
+        "format": FORMAT,
         "classes": list(data.classes),
         "data": data.fingerprint,
         "steps_per_epoch": steps_per_epoch(config, data),
@@ -53,7 +64,11 @@ def identity(config: Config, data: ImageData) -> dict[str, Any]:
 def check_fits(config: Config, checkpoint: Checkpoint, data: ImageData) -> None:
     """Refuse a checkpoint of another network; and options that change numbers, unless they were allowed to."""
     saved = checkpoint.manifest
-    _must_be_equal(checkpoint, "model.name", saved["model"], config.model.name)
+    if saved["format"] != FORMAT:
+        raise ConfigError(
+            f"{checkpoint.path} has format {saved['format']}, this version reads {FORMAT}; use its version"
+        )
+    _must_be_equal(checkpoint, "model.name", saved["config"]["model.name"], config.model.name)
     _must_be_equal(checkpoint, "number of classes", len(saved["classes"]), len(data.classes))
     changed = changed_options(saved["config"], config)
     if saved["data"] != data.fingerprint:
@@ -85,9 +100,9 @@ def steps_per_epoch(config: Config, data: ImageData) -> int:
     return len(data.train) // config.train.global_batch_size
 
 
-def warn_of_changes(checkpoint: Checkpoint | None, facts: Mapping[str, Any]) -> None:
+def warn_of_changes(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> None:
     """Of the circumstances in which the bits would stay the same."""
-    saved = checkpoint.manifest["facts"] if checkpoint else facts
+    saved = checkpoint.manifest["facts"]
     for key, now in facts.items():
         if saved.get(key) != now:
             log.warning("%s was %s, now %s: the run goes on, but not bit for bit", key, saved.get(key), now)

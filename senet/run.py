@@ -7,10 +7,9 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torchinfo
@@ -44,9 +43,8 @@ from senet.trainer import Summary, Trainer
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What exists before the ranks meet; the last three on rank 0 only."""
+class Prepared(NamedTuple):
+    """What exists before the ranks meet; lease and checkpoint on rank 0 only."""
 
     data: ImageData
     model: nn.Module
@@ -72,17 +70,17 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
     facts = {"world_size": ranks.world_size, "threads_per_rank": threads, "amp": amp, "device": ranks.device.type}
     run_dir = Path(config.run_dir)
     with ExitStack() as stack:
-        store, ready = start_together(
+        store, (data, model, sampler, lease, checkpoints, checkpoint) = start_together(
             ranks, config.distributed.start_timeout_s, lambda: _prepare(config, ranks, run_dir, stack)
         )
         group = stack.enter_context(process_groups(ranks, store, config.distributed))
-        model, replicas, mixed = _to_device(config, ranks, ready.model, amp)
-        content = broadcast_bytes(ready.checkpoint.content if ready.checkpoint else None, group)
+        model, replicas, mixed = _to_device(config, ranks, model, amp)
+        content = broadcast_bytes(checkpoint.content if checkpoint else None, group)
         saved = unpickle(content) if content else None
         state = TrainState.from_state_dict(saved["state"]) if saved else TrainState()
-        if ready.lease:
-            ready.lease.start(state.step)
-            _record(run_dir, config, argv, facts, model, ready)
+        if lease:
+            lease.start(state.step)
+            _record(run_dir, config, argv, facts, model, data, lease)
         writer = Writer(
             run_dir if ranks.is_main else None,
             resumed_step=state.step,
@@ -93,7 +91,7 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
         trainer = Trainer(
             config=config,
             ranks=ranks,
-            data=ready.data,
+            data=data,
             preprocess=_preprocess(config, ranks.device),
             model=replicas,
             raw_model=model,
@@ -101,30 +99,31 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
             optimizer=build_optimizer(model, config.optim),
             scaler=GradScaler(ranks.device.type, enabled=amp == "fp16"),
             autocast=mixed,
-            sampler=ready.sampler,
-            checkpoints=ready.checkpoints,
-            manifest=identity(config, ready.data) | {"facts": facts},
+            sampler=sampler,
+            checkpoints=checkpoints,
+            manifest=identity(config, data) | {"facts": facts},
             agreement=Agreement(group),
             stop=stop,
-            lease=ready.lease,
+            lease=lease,
             writer=writer,
             progress=Progress(ranks.is_main),
             state=state,
         )
         if saved:
             trainer.restore(saved)
-        if ready.checkpoint:
-            warn_of_changes(ready.checkpoint, facts)
-            trainer.progress.say(f"resumed from {ready.checkpoint.path} at step {state.step}")
-        if not saved:
+        else:
             writer.graph(model, _dummy(config, ranks.device))
+        if checkpoint:
+            warn_of_changes(checkpoint, facts)
+            trainer.progress.say(f"resumed from {checkpoint.path} at step {state.step}")
+        del checkpoint, content, saved  # as much memory as the run needs for its state
         trained = state.epochs_done < config.train.epochs
         summary = trainer.fit()
         if trained and summary.state == "finished":
             writer.final(to_flat(config), {k: v for k, v in summary.result.items() if k.endswith(("loss", "top1"))})
-        if ready.lease:
+        if lease:
             reason = (stop.signal_name or "another rank was asked to stop") if summary.state == "stopped" else ""
-            ready.lease.update(state=summary.state, step=summary.step, reason=reason, result=summary.result)
+            lease.update(state=summary.state, step=summary.step, reason=reason, result=summary.result)
         trainer.progress.say(_last_words(summary, trainer, run_dir))
         leave_together(group)  # published: now the first exit may end the others
     return summary
@@ -169,7 +168,8 @@ def _choose_amp(wanted: str, device: torch.device) -> str:
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "off"
-    return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "off"
+    features = torch.cpu.get_capabilities()
+    return "bf16" if features.get("avx512_bf16") or features.get("bf16") else "off"  # x86, Arm
 
 
 def _to_device(
@@ -212,12 +212,12 @@ def _record(
     argv: Sequence[str],
     facts: Mapping[str, Any],
     model: nn.Module,
-    ready: Prepared,
+    data: ImageData,
+    lease: Lease,
 ) -> None:
     """config.yaml (resolved), starts.jsonl (where each start came from), model.txt (layers)."""
-    assert ready.lease is not None
     (run_dir / "config.yaml").write_text(to_yaml(config))
-    start = {"generation": ready.lease.generation, "resumed_from": ready.lease.resumed_from[ready.lease.generation]}
+    start = {"generation": lease.generation, "resumed_from": lease.resumed_from[lease.generation]}
     with (run_dir / "starts.jsonl").open("a") as file:
         file.write(json.dumps(start | dict(facts) | provenance(argv)) + "\n")
     dummy_NCHW = _dummy(config, next(model.parameters()).device)
@@ -227,9 +227,9 @@ def _record(
         "%s: %s parameters; %s training, %s test images, %s classes; %s rank(s) on %s, %s thread(s) each, amp %s; %s",
         config.model.name,
         f"{summary.total_params:,}",
-        f"{len(ready.data.train):,}",
-        f"{len(ready.data.test):,}",
-        len(ready.data.classes),
+        f"{len(data.train):,}",
+        f"{len(data.test):,}",
+        len(data.classes),
         facts["world_size"],
         facts["device"],
         facts["threads_per_rank"],

@@ -69,7 +69,7 @@ def image_paths(root: Path, split: str) -> tuple[list[Path], list[str]]:
 
 
 def _digits(_config: DataConfig) -> Source:
-    """1,797 scans of handwritten digits, 8x8 with 17 grey levels; every fifth of each class (360) for testing."""
+    """1,797 scans of handwritten digits, 8x8 with 17 grey levels; a fifth (360, stratified) for testing."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

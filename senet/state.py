@@ -10,7 +10,7 @@ from senet.schedule import Plateau
 
 @dataclass
 class TrainState:
-    """All that a checkpoint stores besides tensors. Sums are integers (see ``metrics.Tally``), so no order of adding
+    """The trainer's own part of a checkpoint. Sums are integers (see ``metrics.Tally``), so no order of adding
     them, no number of ranks and no restart changes them."""
 
     step: int = 0
@@ -24,7 +24,7 @@ class TrainState:
     skipped_steps: int = 0
     """Updates that fp16's scaler left out because a gradient overflowed."""
     train_s: float = 0.0
-    """Seconds spent training, evaluation left out."""
+    """Seconds spent training, evaluation left out, up to the last logged step or end of an epoch."""
     epoch_s: float = 0.0
     """The part of ``train_s`` that went into this epoch."""
     best_top1: float = -1.0

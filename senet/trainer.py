@@ -85,7 +85,6 @@ class Trainer:
         except StopRequested:
             self.save(wait=True)
             return Summary("stopped", self.state.step, self.state.last_result)
-        self.checkpoints.close()
         return Summary("finished", self.state.step, self.state.last_result)
 
     def train_epoch(self) -> None:
@@ -185,7 +184,7 @@ class Trainer:
             row |= scores.row(name)
         row |= {"lr": lr, "images_per_s": train.num_images / state.epoch_s, "epoch_s": state.epoch_s}
         row |= {"train_s": state.train_s, "skipped_steps": state.skipped_steps}
-        top1 = list(results.values())[-1].top1  # of the averaged weights, where there are any
+        top1 = results.get("ema", results["test"]).top1
         is_best = top1 > state.best_top1
         if is_best:
             state.best_top1, state.best_epoch = top1, state.epochs_done
@@ -239,7 +238,7 @@ class Trainer:
         state = self.state
         now = (state.step, state.epochs_done)
         if now == self._saved_at:
-            self.checkpoints.close()
+            self.checkpoints.finish()
             return
         model = self.raw_model
         # a loss can be finite and its gradient not: what it left in the weights is never published

@@ -22,6 +22,16 @@ class _NoNorm(nn.Module):
         return self.linear(self.features(x).mean((2, 3)))
 
 
+def with_dropout(num_classes: int) -> nn.Module:
+    """Draws random numbers in each step."""
+    return nn.Sequential(_NoNorm(16), nn.Dropout(0.5), nn.Linear(16, num_classes))
+
+
+def fails_inside(num_classes: int) -> nn.Module:
+    """A bug in somebody's own code."""
+    return nn.Linear(num_classes, 1).nothing  # type: ignore[return-value]
+
+
 def wide(num_classes: int) -> nn.Module:
     """Enough parameters for several of DDP's gradient buckets."""
     layers = [layer for _ in range(6) for layer in (nn.Linear(768, 768), nn.ReLU())]

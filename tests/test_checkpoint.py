@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from senet.checkpoint import CheckpointError, CheckpointManager, read_checkpoint, read_named, unpickle
+from senet.checkpoint import CheckpointError, CheckpointManager, read_checkpoint, unpickle
 from senet.config import ConfigError
+from senet.resume import read_named
 from tests.harness import differing
 
 PAYLOAD = {"model": {"w": torch.arange(1000.0)}, "state": {"step": 1, "sums": [1, 2]}, "empty": {}}
@@ -130,6 +131,33 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:
         save(checkpoints, step, best=best)
     assert steps(tmp_path) == [3, 5, 6]
     assert len(names(tmp_path)) == 6
+
+
+def test_a_damaged_older_manifest_does_not_disturb_the_next_saves(tmp_path: Path) -> None:
+    checkpoints = manager(tmp_path, keep=3)
+    for step in range(1, 9):
+        save(checkpoints, step)
+        if step == 2:
+            (tmp_path / "step_000000001.g0001.json").write_text("{")
+    assert steps(tmp_path) == [6, 7, 8]
+
+
+def test_what_cannot_be_read_back_is_not_believed_and_nothing_older_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = manager(tmp_path, keep=1)
+    save(checkpoints, 1)
+    original = CheckpointManager._publish
+
+    def lossy(self: CheckpointManager, *args: Any) -> Path:
+        path = original(self, *args)
+        path.write_bytes(path.read_bytes()[:-1])
+        return path
+
+    monkeypatch.setattr(CheckpointManager, "_publish", lossy)
+    with pytest.raises(CheckpointError, match="do not match the sha256"):
+        save(checkpoints, 2)
+    assert steps(tmp_path) == [1, 2]
 
 
 def test_a_left_over_writer_of_an_older_generation_is_ignored_beyond_the_resumed_step(tmp_path: Path) -> None:

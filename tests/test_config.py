@@ -36,6 +36,10 @@ def test_without_arguments_the_default_is_cifar10() -> None:
     assert (config.run_dir, config.data.source, config.model.name) == ("runs/cifar10", "cifar10", "senet18")
 
 
+def test_the_default_file_spells_out_the_defaults() -> None:
+    assert to_flat(load_config(["configs/cifar10.yaml"])) == to_flat(Config()) | {"run_dir": "runs/cifar10"}
+
+
 def test_off_is_a_word(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("train: {amp: off}")
     for argument in ("train.amp=off", str(tmp_path / "a.yaml"), "configs/baseline.yaml"):

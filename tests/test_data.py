@@ -24,6 +24,7 @@ from PIL import Image
 
 from senet.config import ConfigError, DataConfig
 from senet.data import ImageData, ResumableSampler, ShardSampler, Split, load_batches, open_data
+from senet.files import read_json, write_json
 from tests.harness import run_ranks
 
 
@@ -306,8 +307,6 @@ def test_four_ranks_hold_the_pixels_once(data_root: Path, tmp_path: Path) -> Non
 
 def write_store(store: Path, counts: dict[str, int]) -> None:
     """Fill a store with that many noisy images per split."""
-    from senet.lease import read_json, write_json
-
     generator = np.random.default_rng(1)
     for split, count in counts.items():
         np.save(store / f"{split}.images.npy", generator.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8))

@@ -59,6 +59,14 @@ def test_bad_input_that_only_a_rank_can_see_is_code_2_too(data_root: Path, tmp_p
     assert done.stderr.count("resume.mode=nothing.pt: no such file") == 1
 
 
+def test_the_default_is_the_quickstart(tmp_path: Path) -> None:
+    done = launch("data.root=/proc/nowhere", "train.epochs=1", f"run_dir={tmp_path}")
+    assert done.returncode == 2
+    assert "stores/digits" not in done.stderr
+    assert "data.root=/proc/nowhere" in done.stderr
+    assert "cifar" not in done.stderr
+
+
 def test_help_needs_no_torchrun() -> None:
     done = launch("--help")
     assert done.returncode == 0

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from senet import lease as module
-from senet.config import REPOSITORY, ConfigError
-from senet.lease import Lease, read_json
+from senet.config import REPOSITORY, ConfigError, RunError
+from senet.files import read_json
+from senet.lease import Lease
 
 
 def edit_owner(run_dir: Path, **changes: Any) -> None:
@@ -87,6 +88,16 @@ def test_the_old_holder_notices_and_writes_no_more(tmp_path: Path) -> None:
         assert read_json(tmp_path / "status.json")["state"] == "running"
         assert read_json(tmp_path / "status.json")["generation"] == 2
         assert read_json(tmp_path / "owner.json")["resumed_from"] == {"1": 0, "2": 4}
+
+
+def test_a_start_that_was_overtaken_while_preparing_ends(tmp_path: Path) -> None:
+    slow = Lease.acquire(tmp_path)
+    edit_owner(tmp_path, pid_started=1.0)
+    with Lease.acquire(tmp_path) as new:
+        with pytest.raises(RunError, match="taken over"):
+            slow.start(0)
+        slow.close()
+        assert new.is_held()
 
 
 def test_the_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,15 @@ def test_sums_do_not_depend_on_their_order() -> None:
         halves[index % 2].add(*batch)
     other.sums = halves[0].sums + halves[1].sums
     assert torch.equal(one.sums, other.sums)
+
+
+def test_a_loss_that_is_not_finite_is_not_hidden() -> None:
+    tally = Tally(CPU)
+    for loss in (1.0, math.nan, 2.0, math.inf):
+        tally.add(torch.tensor(loss), torch.randn(8, 10), torch.zeros(8, dtype=torch.long))
+    scores = Scores.from_sums(tally.sums.tolist(), 10)
+    assert math.isnan(scores.loss)
+    assert scores.num_images == 32
 
 
 def test_five_classes_have_no_top5() -> None:

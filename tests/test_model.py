@@ -120,6 +120,11 @@ def test_somebody_elses_function_builds_the_network() -> None:
     assert build_model("tests.networks:no_norm", num_classes=3)(torch.zeros(1, 3, 16, 16)).shape == (1, 3)
 
 
+def test_a_bug_inside_somebodys_function_keeps_its_traceback() -> None:
+    with pytest.raises(AttributeError, match="nothing"):
+        build_model("tests.networks:fails_inside", num_classes=10)
+
+
 @pytest.mark.parametrize("name", ["nowhere:f", "tests.networks:nothing", "tests.harness:free_port", "json:dumps"])
 def test_a_function_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"model.name={name}"):
@@ -144,7 +149,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     torch.save(build_model("tests.networks:no_norm", num_classes=10).state_dict(), tmp_path / "w.pt")
     with pytest.raises(ConfigError, match="of another network"):
         build_model("tests.networks:tiny_senet", num_classes=10, init_from=str(tmp_path / "w.pt"))
-    torch.save({"conv1.weight": torch.zeros(8, 5, 3, 3)}, tmp_path / "w.pt")
+    torch.save({"conv1.weight": torch.zeros(8, 5, 3, 3), "bn1.num_batches_tracked": torch.zeros(3)}, tmp_path / "w.pt")
     with pytest.raises(ConfigError, match="of another network"):
         build_model("tests.networks:tiny_senet", num_classes=10, init_from=str(tmp_path / "w.pt"))
     with pytest.raises(ConfigError, match="no such file"):

@@ -7,7 +7,7 @@ import ast
 from senet.config import REPOSITORY
 
 FLOORS = [
-    {"config", "preemption"},
+    {"config", "preemption", "files"},
     {"schedule", "lease"},
     {"repro", "distributed", "state", "metrics", "model", "optim", "sources", "augment"},
     {"data", "checkpoint"},

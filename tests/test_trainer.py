@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from senet.checkpoint import CheckpointError, CheckpointManager
 from senet.config import REPOSITORY, ConfigError
 from senet.data import ImageData, ResumableSampler
 from senet.distributed import NonFiniteLoss
+from senet.files import read_json, write_json
 from senet.model import build_model
 from senet.optim import build_ema, build_optimizer
 from senet.repro import seed_everything
@@ -26,6 +28,7 @@ from senet.schedule import lr_at
 from senet.trainer import Trainer
 from tests.conftest import Train
 from tests.harness import CLOCKS, StopAt, checkpoints, differing, payload, rows, status, tiny_config, without_clock
+from tests.test_data import write_store
 
 NO_NORM = ("model.name=tests.networks:no_norm", "train.amp=off")
 
@@ -113,6 +116,7 @@ def test_weight_decay_leaves_out_norms_and_biases() -> None:
         ("optim.name=adamw", "optim.lr=0.003"),
         ("train.channels_last=false", "train.accumulate=2"),
         (*NO_NORM, "train.amp=fp16"),
+        ("model.name=tests.networks:with_dropout", "train.amp=off"),
     ],
 )
 def test_other_recipes_learn_and_resume_bit_for_bit(
@@ -247,7 +251,7 @@ def test_a_finished_run_prints_its_result_again(
 
 def test_what_changes_numbers_is_refused_on_resume_unless_allowed(train_here: Train, tmp_path: Path) -> None:
     train_here(tmp_path, stop=StopAt(5))
-    with pytest.raises(ConfigError, match=r"optim\.lr: 0\.1 -> 0\.2, .*train|optim\.lr: 0\.1 -> 0\.2") as caught:
+    with pytest.raises(ConfigError, match=r"optim\.lr: 0\.1 -> 0\.2") as caught:
         train_here(tmp_path, "optim.lr=0.2", "seed=1")
     assert "seed: 0 -> 1" in str(caught.value)
     assert status(tmp_path)["state"] == "stopped"
@@ -279,10 +283,36 @@ def test_what_may_be_changed_when_allowed_goes_on(train_here: Train, tmp_path: P
     assert train_here(tmp_path, model, option, "resume.allow_changes=true").state == "finished"
 
 
-def test_another_network_or_other_classes_are_refused_naming_both(train_here: Train, tmp_path: Path) -> None:
+def test_another_network_or_other_classes_are_refused_naming_both(
+    train_here: Train, data_root: Path, tmp_path: Path
+) -> None:
     train_here(tmp_path, stop=StopAt(5))
     with pytest.raises(ConfigError, match=r"tests\.networks:tiny_senet, this run has tests\.networks:no_norm"):
         train_here(tmp_path, "model.name=tests.networks:no_norm", "resume.allow_changes=true")
+    other = tmp_path / "data"
+    shutil.copytree(data_root, other)
+    meta = other / "stores/digits-16/meta.json"
+    write_json(meta, read_json(meta) | {"classes": ["even", "odd"]})
+    with pytest.raises(ConfigError, match="number of classes=10, this run has 2"):
+        train_here(tmp_path, f"data.root={other}", "resume.allow_changes=true")
+
+
+def test_other_images_are_refused(train_here: Train, data_root: Path, tmp_path: Path) -> None:
+    train_here(tmp_path, stop=StopAt(5))
+    other = tmp_path / "data"
+    shutil.copytree(data_root, other)
+    write_store(other / "stores/digits-16", {"train": 1437, "test": 360})
+    with pytest.raises(ConfigError, match="the content of the images"):
+        train_here(tmp_path, f"data.root={other}")
+
+
+def test_circumstances_that_change_the_bits_are_warned_about(
+    train_here: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_here(tmp_path, stop=StopAt(5))
+    capsys.readouterr()
+    train_here(tmp_path, "train.threads_per_rank=2")
+    assert "threads_per_rank was 1, now 2: the run goes on, but not bit for bit" in capsys.readouterr().err
 
 
 def test_resume_never_and_named_files(train_here: Train, tmp_path: Path) -> None:

@@ -86,7 +86,8 @@ def test_signals_stop_it_once_with_code_85(names: list[str], data_root: Path, tm
         assert process.wait(60) == 85
         assert survivors(tree) == []
     found = status(tmp_path / "run")
-    assert (found["state"], found["reason"]) == ("stopped", names[0])
+    assert found["state"] == "stopped"
+    assert found["reason"] in names  # of two that are pending at once, either may come first
     assert (tmp_path / "log").read_text().count("stopped at step") == 1
     assert int(checkpoints(tmp_path / "run")[-1].name[5:14]) == found["step"]
 

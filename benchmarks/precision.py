@@ -10,6 +10,7 @@ pair by pair. Prints a table and appends a row to RESULTS.md. Nothing else shoul
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -26,6 +27,7 @@ SHARED = [
     "configs/quickstart.yaml", "train.epochs=1", "train.global_batch_size=128", "log.every_steps=1",
     "log.tensorboard=false", "checkpoint.every_steps=1000",
 ]  # fmt: skip
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}  # as launch.sh
 VARIANTS = {
     "fp32, contiguous": ["train.amp=off", "train.channels_last=false"],
     "bf16, channels_last": ["train.amp=bf16", "train.channels_last=true"],
@@ -36,7 +38,7 @@ def images_per_s(options: list[str], data_root: str) -> float:
     """One run in a process of its own."""
     with tempfile.TemporaryDirectory() as run_dir:
         command = [sys.executable, "train_ddp.py", *SHARED, *options, f"run_dir={run_dir}", f"data.root={data_root}"]
-        subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
+        subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, env=os.environ | MALLOC)
         rows = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
     return statistics.median(row["images_per_s"] for row in rows if row["kind"] == "train" and row["step"] > 2)
 

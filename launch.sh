@@ -26,7 +26,10 @@ setup() {
     fi
     exec 9>"$here/.venv.lock"
     if command -v flock >/dev/null; then flock 9; fi # two first starts at once: the second waits
-    if [ "$(cat "$stamp" 2>/dev/null)" = "$version" ]; then return; fi
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$version" ]; then
+        exec 9>&- # or torchrun would inherit the lock
+        return
+    fi
     echo "launch.sh: installing into $venv (once; torch is large)" >&2
     if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then "$python" -m venv --clear "$venv"; fi
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$here${1:+[$1]}" >&2
@@ -47,8 +50,8 @@ default_ranks() {
 # Hand the first signal to torchrun; a second would make it leave its workers in the middle of their save.
 forward() {
     if [ -z "$signalled" ]; then
-        signalled=yes
-        kill -s "$1" "$child" 2>/dev/null || true
+        signalled=$1
+        if [ -n "$child" ]; then kill -s "$1" "$child" 2>/dev/null || true; fi
     fi
 }
 
@@ -77,15 +80,17 @@ export SENET_STATUS_FILE
 trap 'rm -f "$SENET_STATUS_FILE"' EXIT
 
 signalled=
+child=
+for name in TERM INT HUP QUIT USR2; do
+    # shellcheck disable=SC2064 # the name now, not when the signal comes
+    trap "forward $name" "$name"
+done
 set -m # a process group of its own: Ctrl-C reaches this script alone
 "$venv/bin/torchrun" --standalone --nproc_per_node="$ranks" \
     --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2 "$here/train_ddp.py" "$@" &
 child=$!
 set +m
-for name in TERM INT HUP USR2; do
-    # shellcheck disable=SC2064 # the name now, not when the signal comes
-    trap "forward $name" "$name"
-done
+if [ -n "$signalled" ]; then kill -s "$signalled" "$child" 2>/dev/null || true; fi
 while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done
 
 # torchrun says 1 for whatever a rank said; the truth is what the trainer wrote
@@ -95,6 +100,7 @@ finished) exit 0 ;;
 refused) exit 2 ;;
 stopped) exit 85 ;;
 *)
+    if [ -n "$signalled" ] && [ -z "$state" ]; then exit 85; fi # before the ranks had begun: nothing is lost
     echo "launch.sh: the run failed (its last state: ${state:-none})" >&2
     exit 1
     ;;

@@ -5,6 +5,7 @@ from senet.preemption import STOPPED_EXIT_CODE, StopFlag, die_with_launcher
 
 stop = StopFlag.install() if __name__ == "__main__" else StopFlag()
 
+import contextlib
 import os
 import sys
 import traceback
@@ -51,9 +52,11 @@ if __name__ == "__main__":
     try:
         code = main(sys.argv[1:])
     except BaseException:
-        traceback.print_exc()
         code = FAILED_EXIT_CODE
-    sys.stdout.flush()
-    sys.stderr.flush()
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            traceback.print_exc()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     # no tearing down: with a peer gone, the destructors of the process groups can hang
     os._exit(code)

@@ -215,8 +215,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         manifest = _read_manifest(path)
         content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{error.filename or path}: {error.strerror}") from None
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{error.filename}: {error.strerror}") from None
+    except OSError as error:  # says nothing about the file: a later try may succeed, so it is not set aside
+        raise RunError(f"{path} cannot be read: {error}") from None
     except ValueError as error:
         raise CheckpointError(f"{path.with_suffix('.json')}: {error}") from None
     if len(content) != manifest["bytes"] or hashlib.sha256(content).hexdigest() != manifest["sha256"]:

@@ -154,6 +154,8 @@ def _store_key(config: DataConfig) -> str:
 
 def _open_store(store: Path, *, verify: bool) -> ImageData:
     meta = read_json(store / "meta.json")
+    if not {"sha256", "classes"} <= meta.keys():
+        raise ConfigError(f"{store / 'meta.json'} is damaged; delete {store} to have it built anew")
     splits = {}
     for split in SPLITS:
         arrays = []
@@ -193,6 +195,8 @@ def _build(config: DataConfig, store: Path) -> None:
 def _decode(path: Path, count: int, image: Callable[[int], Image.Image], config: DataConfig, split: str) -> None:
     size = (config.image_size, config.image_size)
     out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(count, *size, 3))
+    with path.open("r+b") as file:  # a full disk is an error here; later, in the mapped file, it would be a SIGBUS
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
     def decode(block: range) -> int:
         for index in block:

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import psutil
 from filelock import FileLock, Timeout
 
 from senet.config import ConfigError, RunError
@@ -78,9 +77,11 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        if error is not None and self._started:
-            self.update(state="failed", reason=" ".join(f"{type(error).__name__}: {error}".split())[:500])
-        self.close()
+        try:
+            if error is not None and self._started:
+                self.update(state="failed", reason=" ".join(f"{type(error).__name__}: {error}".split())[:500])
+        finally:
+            self.close()
 
     def is_held(self) -> bool:
         """Whether nobody else has taken the directory over."""
@@ -114,8 +115,11 @@ class Lease:
         self._thread.join(HEARTBEAT_S)
         with self._lock:
             self._publish()
-            if self.is_held():
-                write_json(self.run_dir / "owner.json", self._owner | {"released": True}, durable=True)
+            try:
+                if self.is_held():
+                    write_json(self.run_dir / "owner.json", self._owner | {"released": True}, durable=True)
+            except OSError as error:  # this process is about to end, which frees the directory as well
+                log.warning("%s not released: %s", self.run_dir, error)
 
     def _beat(self) -> None:
         while not self._closing.wait(HEARTBEAT_S):
@@ -132,9 +136,12 @@ class Lease:
         if not self._started:
             return
         self._status["heartbeat"] = time.time()
-        if self.is_held():
-            write_json(self.run_dir / "status.json", self._status)
-        mirror_status(self._status)
+        try:
+            mirror_status(self._status)
+            if self.is_held():
+                write_json(self.run_dir / "status.json", self._status)
+        except OSError as error:  # a full disk must not end the training, nor hide why it ended
+            log.warning("status in %s not written: %s", self.run_dir, error)
 
 
 def mirror_status(status: dict[str, Any]) -> None:
@@ -150,7 +157,7 @@ def _owner(previous: dict[str, Any]) -> dict[str, Any]:
         "host": socket.gethostname(),
         "boot": _boot(),
         "pid": os.getpid(),
-        "pid_started": psutil.Process().create_time(),
+        "pid_started": _started_at(os.getpid()),
         "job": os.environ.get("SLURM_JOB_ID", ""),
         "job_restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
         "heartbeat": time.time(),
@@ -164,6 +171,15 @@ def _boot() -> str:
     return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
 
 
+def _started_at(pid: int) -> int:
+    """When a process started, in clock ticks since boot, so that setting the clock does not matter; 0 if it is dead."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 0 if fields[0] in "ZX" else int(fields[19])
+
+
 def _alive(owner: dict[str, Any]) -> str:
     """Why the holder counts as alive; empty where the directory is free."""
     if not owner or owner.get("released"):
@@ -172,11 +188,6 @@ def _alive(owner: dict[str, Any]) -> str:
     if job and owner["job"] == job and owner["job_restarts"] < int(os.environ.get("SLURM_RESTART_COUNT", "0")):
         return ""  # an earlier start of this very job
     if owner["host"] == socket.gethostname() and owner["boot"] == _boot():
-        try:
-            process = psutil.Process(owner["pid"])
-            same = abs(process.create_time() - owner["pid_started"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return ""
-        return "it is running" if same else ""
+        return "it is running" if _started_at(owner["pid"]) == owner["pid_started"] else ""
     age_s = time.time() - owner["heartbeat"]
     return f"last heartbeat {age_s:.0f} s ago" if age_s < STALE_S else ""

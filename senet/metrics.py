@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -100,8 +101,11 @@ class Writer:
     def write(self, kind: str, step: int, **values: float) -> None:
         """One row, and each value as a scalar of that step."""
         if self._file is not None:
-            self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+                self._file.flush()
+            except OSError as error:  # a full disk: whether the run can go on is for the checkpoints to say
+                log.warning("a row of metrics.jsonl was lost: %s", error)
         if self._tensorboard is not None:
             for name, value in values.items():
                 self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
@@ -129,7 +133,8 @@ class Writer:
     def sync(self) -> None:
         """Make the rows durable; before a checkpoint that counts on them is published."""
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            with contextlib.suppress(OSError):  # write has warned, and the checkpoint that follows fails too
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Flush and close both."""
@@ -180,7 +185,10 @@ class Progress:
     def say(self, line: str) -> None:
         """A line of its own."""
         if self._visible:
-            tqdm.write(line) if self._bars else print(line, flush=True)
+            try:
+                tqdm.write(line) if self._bars else print(line, flush=True)
+            except OSError:  # the terminal was closed: the run goes on unseen
+                self._visible = False
 
 
 class Stopwatch:

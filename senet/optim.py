@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import compress
+
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from senet.config import OptimConfig
-
-Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -32,21 +32,31 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def build_ema(model: nn.Module, decay: float) -> AveragedModel | None:
-    """Exponential moving average of weights and running statistics; None where ``decay`` is 0.
+class WeightAverage(AveragedModel):
+    """Exponential moving average of weights and running statistics.
 
     The first update copies; update n + 1 keeps min(decay, (1 + n) / (10 + n)) of the average, so that a short run is
-    not dominated by its first weights.
+    not dominated by its first weights. Unlike its parent's, the update does not synchronise: it counts on the CPU.
     """
-    if decay == 0:
-        return None
 
-    def average(averaged: Tensors, current: Tensors, _count: Tensor | int) -> None:
-        if averaged[0].is_floating_point():
-            n = int(ema.n_averaged)  # on the CPU: no synchronisation
-            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
-        else:
-            torch._foreach_copy_(averaged, current)
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, use_buffers=True)
+        self.decay = decay
 
-    ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-    return ema
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take in the model's present weights."""
+        n = int(self.n_averaged)
+        keep = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
+        averaged, current = list(self.module.state_dict().values()), list(model.state_dict().values())
+        smooth = [a.is_floating_point() for a in averaged]
+        torch._foreach_lerp_(list(compress(averaged, smooth)), list(compress(current, smooth)), 1 - keep)
+        counters = [not floating for floating in smooth]
+        if any(counters):
+            torch._foreach_copy_(list(compress(averaged, counters)), list(compress(current, counters)))
+        self.n_averaged += 1
+
+
+def build_ema(model: nn.Module, decay: float) -> WeightAverage | None:
+    """None where ``decay`` is 0."""
+    return WeightAverage(model, decay) if decay else None

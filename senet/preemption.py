@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import threading
+import time
 from types import FrameType
 
 STOPPED_EXIT_CODE = 85  # reserved: stopped by a signal, checkpoint published, can go on
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP, signal.SIGQUIT)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -18,7 +18,6 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.signal_name = ""
-        self._event = threading.Event()
 
     @classmethod
     def install(cls) -> StopFlag:
@@ -31,16 +30,19 @@ class StopFlag:
         return flag
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
+        # no lock of any kind: a second signal may run this while the first is still in it
         if not self.signal_name:
             self.signal_name = signal.Signals(number).name
-        self._event.set()
 
     def __bool__(self) -> bool:
-        return self._event.is_set()
+        return self.signal_name != ""
 
     def wait(self, timeout_s: float) -> bool:
         """Sleep until a signal arrives or the time is over; True after a signal."""
-        return self._event.wait(timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while not self and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return bool(self)
 
 
 def die_with_launcher() -> None:

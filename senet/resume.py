@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from senet.checkpoint import Checkpoint, CheckpointError, CheckpointManager, read_checkpoint
+from torch import nn
+
+from senet.checkpoint import Checkpoint, CheckpointError, CheckpointManager, read_checkpoint, unpickle
 from senet.config import Config, ConfigError, changed_options, to_flat
 from senet.data import ImageData
 
@@ -18,7 +20,6 @@ log = logging.getLogger(__name__)
 def choose_checkpoint(config: Config, checkpoints: CheckpointManager) -> Checkpoint | None:
     """What ``resume.mode`` says, on rank 0."""
     mode = config.resume.mode
-    named = read_named(mode) if mode not in ("auto", "never") else None
     try:
         own = checkpoints.newest()
     except CheckpointError as error:
@@ -28,9 +29,12 @@ def choose_checkpoint(config: Config, checkpoints: CheckpointManager) -> Checkpo
             f"resume.mode=never, but {checkpoints.directory} holds checkpoints up to step {own.step}; use "
             f"resume.mode=auto to go on, or another run_dir"
         )
-    if named is None or own is None:
-        return named or own
-    if own.step < named.step:
+    if mode in ("auto", "never"):
+        return own
+    if own is not None and not Path(mode).is_file():
+        return own  # the same command again, and what it began from has been removed since
+    named = read_named(mode)
+    if own is None or own.step < named.step:
         return named
     if named.path.resolve().parent == own.path.resolve().parent and named.step < own.step:
         raise ConfigError(
@@ -61,7 +65,7 @@ def identity(config: Config, data: ImageData) -> dict[str, Any]:
     }
 
 
-def check_fits(config: Config, checkpoint: Checkpoint, data: ImageData) -> None:
+def check_fits(config: Config, checkpoint: Checkpoint, data: ImageData, model: nn.Module) -> None:
     """Refuse a checkpoint of another network; and options that change numbers, unless they were allowed to."""
     saved = checkpoint.manifest
     if saved["format"] != FORMAT:
@@ -83,6 +87,12 @@ def check_fits(config: Config, checkpoint: Checkpoint, data: ImageData) -> None:
     _must_be_equal(checkpoint, "updates per epoch", saved["steps_per_epoch"], steps_per_epoch(config, data))
     for key in ("optim.name", "optim.decay_norms_and_biases"):
         _must_be_equal(checkpoint, key, saved["config"][key], to_flat(config)[key])
+    shapes, saved_shapes = (
+        {name: tuple(value.shape) for name, value in state.items()}
+        for state in (model.state_dict(), unpickle(checkpoint.content)["model"])
+    )
+    for name in sorted(shapes.keys() | saved_shapes.keys()):  # a network whose code was edited
+        _must_be_equal(checkpoint, f"shape of {name}", saved_shapes.get(name), shapes.get(name))
     if changed:
         log.warning("resumed with other options: %s", text)
 

@@ -152,11 +152,11 @@ def _prepare(config: Config, ranks: Ranks, run_dir: Path, stack: ExitStack) -> P
         world_size=ranks.world_size,
         seed=config.seed,
     )
-    if checkpoint is not None:
-        check_fits(config, checkpoint, data)
     seed_everything(config.seed)
     init_from = config.model.init_from if checkpoint is None else ""
     model = build_model(config.model.name, num_classes=len(data.classes), init_from=init_from)
+    if checkpoint is not None:
+        check_fits(config, checkpoint, data, model)
     return Prepared(data, model, sampler, lease, checkpoints, checkpoint)
 
 
@@ -221,12 +221,15 @@ def _record(
     with (run_dir / "starts.jsonl").open("a") as file:
         file.write(json.dumps(start | dict(facts) | provenance(argv)) + "\n")
     dummy_NCHW = _dummy(config, next(model.parameters()).device)
-    summary = torchinfo.summary(model, input_data=dummy_NCHW, depth=3, verbose=0, mode="eval")
+    try:
+        summary = str(torchinfo.summary(model, input_data=dummy_NCHW, depth=3, verbose=0, mode="eval"))
+    except RuntimeError as error:  # it cannot look into every network; training does not need it
+        summary = f"{model}\n\nno summary: {error}"
     (run_dir / "model.txt").write_text(f"{summary}\n")
     log.info(
         "%s: %s parameters; %s training, %s test images, %s classes; %s rank(s) on %s, %s thread(s) each, amp %s; %s",
         config.model.name,
-        f"{summary.total_params:,}",
+        f"{sum(p.numel() for p in model.parameters()):,}",
         f"{len(data.train):,}",
         f"{len(data.test):,}",
         len(data.classes),

@@ -259,7 +259,12 @@ class Trainer:
     def restore(self, payload: dict[str, Any]) -> None:
         """Continue from a checkpoint's payload, the same on every rank."""
         self.raw_model.load_state_dict(payload["model"])
+        options = [
+            {k: v for k, v in group.items() if k not in ("params", "lr")} for group in self.optimizer.param_groups
+        ]
         self.optimizer.load_state_dict(payload["optimizer"])
+        for group, mine in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(mine)  # resume.allow_changes: this run's options, not the checkpoint's
         if payload["scaler"]:  # empty unless the run was in fp16
             self.scaler.load_state_dict(payload["scaler"])
         if self.ema is not None:

@@ -100,6 +100,14 @@ def test_digits_are_split_by_class_and_always_the_same(digits: ImageData, tmp_pa
     assert again.fingerprint == digits.fingerprint
 
 
+def test_a_damaged_description_of_a_store_is_named(data_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(data_root / "stores", tmp_path / "stores")
+    (tmp_path / "stores/digits-16/meta.json").write_text("{}")
+    for local_rank in (0, 1):
+        with pytest.raises(ConfigError, match=r"meta\.json is damaged"):
+            open_data(DataConfig(source="digits", image_size=16, root=str(tmp_path)), local_rank=local_rank)
+
+
 @pytest.mark.parametrize("name", ["train.images.npy", "test.labels.npy"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "pickle"])
 def test_a_damaged_store_is_named(data_root: Path, tmp_path: Path, name: str, damage: str) -> None:

@@ -41,7 +41,7 @@ def test_a_holder_that_was_killed_here_is_succeeded_at_once(tmp_path: Path) -> N
 
 def test_a_process_id_used_again_by_another_program_does_not_hold(tmp_path: Path) -> None:
     Lease.acquire(tmp_path)
-    edit_owner(tmp_path, pid_started=1.0)
+    edit_owner(tmp_path, pid_started=1)
     Lease.acquire(tmp_path).close()
 
 
@@ -78,7 +78,7 @@ def test_a_restarted_job_takes_over_from_itself_only(tmp_path: Path, monkeypatch
 def test_the_old_holder_notices_and_writes_no_more(tmp_path: Path) -> None:
     old = Lease.acquire(tmp_path)
     old.start(0)
-    edit_owner(tmp_path, pid_started=1.0)
+    edit_owner(tmp_path, pid_started=1)
     with Lease.acquire(tmp_path) as new:
         new.start(4)
         assert not old.is_held()
@@ -92,7 +92,7 @@ def test_the_old_holder_notices_and_writes_no_more(tmp_path: Path) -> None:
 
 def test_a_start_that_was_overtaken_while_preparing_ends(tmp_path: Path) -> None:
     slow = Lease.acquire(tmp_path)
-    edit_owner(tmp_path, pid_started=1.0)
+    edit_owner(tmp_path, pid_started=1)
     with Lease.acquire(tmp_path) as new:
         with pytest.raises(RunError, match="taken over"):
             slow.start(0)

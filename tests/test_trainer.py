@@ -26,6 +26,7 @@ from senet.optim import build_ema, build_optimizer
 from senet.repro import seed_everything
 from senet.schedule import lr_at
 from senet.trainer import Trainer
+from tests import networks
 from tests.conftest import Train
 from tests.harness import CLOCKS, StopAt, checkpoints, differing, payload, rows, status, tiny_config, without_clock
 from tests.test_data import write_store
@@ -295,6 +296,41 @@ def test_another_network_or_other_classes_are_refused_naming_both(
     write_json(meta, read_json(meta) | {"classes": ["even", "odd"]})
     with pytest.raises(ConfigError, match="number of classes=10, this run has 2"):
         train_here(tmp_path, f"data.root={other}", "resume.allow_changes=true")
+
+
+def test_a_network_whose_code_was_edited_is_refused(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_here(tmp_path, stop=StopAt(5))
+    monkeypatch.setattr("tests.networks.tiny_senet", networks.no_norm)
+    with pytest.raises(ConfigError, match=r"has shape of bn1\.bias=\(8,\), this run has None"):
+        train_here(tmp_path)
+
+
+def test_allowed_changes_of_the_optimizer_take_effect(train_here: Train, tmp_path: Path) -> None:
+    train_here(tmp_path, stop=StopAt(5))
+    train_here(tmp_path, "optim.momentum=0.5", "optim.weight_decay=0.25", "resume.allow_changes=true")
+    groups = payload(tmp_path)["optimizer"]["param_groups"]
+    assert [(group["momentum"], group["weight_decay"]) for group in groups] == [(0.5, 0.25), (0.5, 0.0)]
+
+
+def test_a_terminal_or_disk_that_goes_away_does_not_end_the_run(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: Any, **__: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("builtins.print", gone)
+    monkeypatch.setattr("senet.lease.mirror_status", gone)
+    assert train_here(tmp_path).state == "finished"
+
+
+def test_a_named_file_that_was_removed_since_does_not_stop_the_same_command(train_here: Train, tmp_path: Path) -> None:
+    train_here(tmp_path / "a", stop=StopAt(7))
+    named = f"resume.mode={checkpoints(tmp_path / 'a')[-1]}"
+    train_here(tmp_path / "b", named, stop=StopAt(9))
+    shutil.rmtree(tmp_path / "a")
+    assert train_here(tmp_path / "b", named).state == "finished"
 
 
 def test_other_images_are_refused(train_here: Train, data_root: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ of the data and of itself. The manifest is put in place first, the data last, ea
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -150,6 +151,8 @@ class CheckpointManager:
             read_checkpoint(path)  # believed only when it has been read back; only then are older ones removed
         except Exception as error:  # handed to the training thread by _join
             self._error = error
+            with contextlib.suppress(OSError):  # what is half written takes the room that the next try needs
+                self._remove_leftovers()
             return
         try:
             self._prune()

@@ -203,6 +203,7 @@ def test_a_failing_write_is_retried_then_ends_the_run_and_leaves_the_old_one_who
     with pytest.raises(CheckpointError, match="No space left"):
         checkpoints.save(PAYLOAD, {"step": 5, "best": False})
     monkeypatch.undo()
+    assert names(tmp_path) == ["step_000000001.g0001.json", "step_000000001.g0001.pt"]
     found = manager(tmp_path).newest()
     assert found is not None
     assert found.step == 1

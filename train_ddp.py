@@ -1,14 +1,15 @@
 """Train a network: ``torchrun --nproc_per_node=4 train_ddp.py [FILE.yaml ...] [key=value ...]``."""
 
-# ruff: noqa: E402 - the handlers stand before the imports that take seconds
 from senet.preemption import STOPPED_EXIT_CODE, StopFlag, die_with_launcher
 
-stop = StopFlag.install() if __name__ == "__main__" else StopFlag()
+if __name__ == "__main__":
+    stop = StopFlag.install()
 
 import contextlib
 import os
 import sys
 import traceback
+from typing import NoReturn
 
 from senet.config import ConfigError, RunError, help_text, load_config
 from senet.lease import mirror_status
@@ -17,7 +18,7 @@ FAILED_EXIT_CODE = 1
 REFUSED_EXIT_CODE = 2
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], stop: StopFlag) -> int:
     """Train; the exit code is 0 finished, 2 bad input, 85 stopped and resumable, 1 failed."""
     if {"-h", "--help"} & set(argv):
         print(help_text())
@@ -29,15 +30,19 @@ def main(argv: list[str]) -> int:
 
         summary = run(config, argv, stop)
     except ConfigError as error:
-        return refuse(error)
+        return refuse(error, stop)
     except RunError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"train_ddp: failed: {error}", file=sys.stderr)
         return FAILED_EXIT_CODE
+    except BaseException:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            traceback.print_exc()
+        return FAILED_EXIT_CODE
     return STOPPED_EXIT_CODE if summary.state == "stopped" else 0
 
 
-def refuse(error: ConfigError) -> int:
+def refuse(error: ConfigError, stop: StopFlag) -> int:
     """Print one line in all: rank 0's. The others wait until it has spoken, which makes the launcher end them."""
     rank = int(os.environ.get("RANK", "0"))
     if rank == 0:
@@ -48,15 +53,13 @@ def refuse(error: ConfigError) -> int:
     return REFUSED_EXIT_CODE
 
 
-if __name__ == "__main__":
-    try:
-        code = main(sys.argv[1:])
-    except BaseException:
-        code = FAILED_EXIT_CODE
-        with contextlib.suppress(OSError):  # the terminal may be gone
-            traceback.print_exc()
+def leave(code: int) -> NoReturn:
+    """End the process. No tearing down: with a peer gone, the destructors of the process groups can hang."""
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
-    # no tearing down: with a peer gone, the destructors of the process groups can hang
     os._exit(code)
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:], stop))

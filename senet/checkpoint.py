@@ -14,6 +14,7 @@ import json
 import logging
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,10 @@ _FAILURES_TOLERATED = 2
 
 class CheckpointError(RunError):
     """No checkpoint can be read, or none can be written."""
+
+
+class LeaseLost(CheckpointError):
+    """Another start owns the run directory: what this one would still do is lost."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,8 @@ class CheckpointManager:
         self._thread: threading.Thread | None = None
         self._failures = 0
         self._error: Exception | None = None
+        self.write_s = 0.0
+        """Seconds that the last publication took, verification included."""
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
 
@@ -113,7 +120,8 @@ class CheckpointManager:
             wait: return when it is published and verified.
 
         Raises:
-            CheckpointError: with ``wait``, or when a third write in a row has failed.
+            CheckpointError: with ``wait``, or when a third write in a row has failed, or one because another start
+                has taken the run directory over.
         """
         if self.directory is None:
             return
@@ -140,15 +148,17 @@ class CheckpointManager:
             self._failures = 0
             return
         self._failures += 1
-        if strict or self._failures > _FAILURES_TOLERATED:
+        if strict or isinstance(error, LeaseLost) or self._failures > _FAILURES_TOLERATED:
             raise CheckpointError(f"{self.directory}: no checkpoint could be written: {error}") from error
         log.warning("checkpoint not written (%s); training goes on, the next one tries again", error)
 
     def _write(self, snapshot: dict[str, Any], manifest: dict[str, Any]) -> None:
+        began = time.perf_counter()
         try:
             self._remove_leftovers()
             path = self._publish(snapshot, manifest)
             read_checkpoint(path)  # believed only when it has been read back; only then are older ones removed
+            self.write_s = time.perf_counter() - began
         except Exception as error:  # handed to the training thread by _join
             self._error = error
             with contextlib.suppress(OSError):  # what is half written takes the room that the next try needs
@@ -172,7 +182,7 @@ class CheckpointManager:
         temporary = write_temporary(path, content, durable=True)
         temporary_manifest = write_temporary(path.with_suffix(".json"), text, durable=True)
         if not self._is_held():
-            raise CheckpointError("another start has taken the run directory over")
+            raise LeaseLost("another start has taken the run directory over")
         temporary_manifest.replace(path.with_suffix(".json"))
         temporary.replace(path)
         fsync_directory(self.directory)

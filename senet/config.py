@@ -12,6 +12,7 @@ import difflib
 import inspect
 import math
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -215,6 +216,50 @@ class DistributedConfig:
 
 
 @dataclass(frozen=True)
+class SlurmConfig:
+    """The job that slurm/submit.py sends. No part of the training: train_ddp.py reads none of it."""
+
+    cluster: Literal["slurm", "local"] = option("slurm", free=True)
+    """slurm: sbatch. local: the same job on this machine, in the background, for a machine without SLURM."""
+    partition: str = option("", free=True)
+    """Of the job; empty: the site's default. So too for account, qos and constraint."""
+    account: str = option("", free=True)
+    """Whose allocation it uses."""
+    qos: str = option("", free=True)
+    """Quality of service."""
+    constraint: str = option("", free=True)
+    """Features that the nodes must have."""
+    time: str = option("4h", free=True)
+    """Limit of one start: 90m, 8h, 2d, or [days-]hours:minutes:seconds in quotes. A run that needs longer is saved and
+    requeued before the limit."""
+    nodes: int = option(1, low=1, high=100_000, free=True)
+    """Machines."""
+    gpus_per_node: int = option(0, low=0, high=1024, free=True)
+    """GPUs on each; 0: train on CPUs."""
+    ranks_per_node: int = option(0, low=0, high=1024, free=True)
+    """Tasks on each node, one per rank; 0: one per GPU, or 1 where there are none."""
+    cpus_per_task: int = option(0, low=0, high=4096, free=True)
+    """Cores of each rank, its threads too unless train.threads_per_rank says otherwise; 0: the site's default."""
+    mem: str = option("", free=True)
+    """Memory per node, e.g. 64G; empty: the site's default."""
+    signal_lead_s: int = option(120, low=1, high=65_535, free=True)
+    """Seconds before the time limit at which the ranks are told to save and leave. Longer than two steps and a save."""
+    max_requeues: int = option(100, low=0, high=10_000, free=True)
+    """Starts after the first one. Whatever this says, three starts in a row without a new checkpoint are the last."""
+    setup: tuple[str, ...] = option((), free=True)
+    """Shell lines that the batch script runs first: module load ..., conda activate ..."""
+    python: str = option("", free=True)
+    """Command that starts Python on the nodes, e.g. 'apptainer exec --nv image.sif python3'; empty: the one that runs
+    submit.py."""
+    environment: dict[str, str] = field(default_factory=dict, metadata={"free": True})
+    """Variables for the batch script and the ranks: slurm.environment.NCCL_DEBUG=INFO"""
+    sbatch: dict[str, Any] = field(default_factory=dict, metadata={"free": True})
+    """Any other sbatch option by its long name: slurm.sbatch.exclusive=true, slurm.sbatch.reservation=maint"""
+    snapshot: bool = option(True, free=True)
+    """Run a copy of the code as it was submitted, kept in the run directory; false: the checkout as it is by then."""
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole run."""
 
@@ -232,6 +277,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
 
 def load_config(argv: Sequence[str], world_size: int = 1) -> Config:
@@ -273,13 +319,11 @@ def load_config(argv: Sequence[str], world_size: int = 1) -> Config:
 
 
 def to_flat(config: Config) -> dict[str, Any]:
-    """``{"optim.lr": 0.1, ...}`` in the order of the option manual; tuples become lists, as in JSON."""
-    flat = {}
-    for key, _ in _options():
-        group, _, name = key.rpartition(".")
-        value = getattr(getattr(config, group) if group else config, name)
-        flat[key] = list(value) if isinstance(value, tuple) else value
-    return flat
+    """``{"optim.lr": 0.1, ...}`` in the order of the option manual; tuples become lists, as in JSON.
+
+    Without the group ``slurm``: no part of the training, and its environment may hold what not everybody should read.
+    """
+    return {key: value for key, value in _flat(config).items() if not key.startswith("slurm.")}
 
 
 def to_yaml(config: Config) -> str:
@@ -323,18 +367,25 @@ def help_text() -> str:
         "Exit codes of a rank: 0 finished, 2 bad input, 85 stopped and resumable, else failed.",
     ]
     for cls, group in _groups():
-        lines += ["", f"{group or 'top level'}: {inspect.getdoc(cls)}"]
-        docs = _field_docs(cls)
-        hints = get_type_hints(cls)
-        for spec in dataclasses.fields(cls):
-            if spec.name not in docs:
-                continue
-            key = f"{group}.{spec.name}" if group else spec.name
-            mark = "*" if spec.metadata.get("free") else ""
-            kind = _type_name(hints[spec.name]) + _range_text(spec)
-            lines.append(f"  {key}{mark} = {_yaml_value(spec.default)}   ({kind})")
-            lines += textwrap.wrap(docs[spec.name], 108, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        lines += ["", *group_help(cls, group)]
     return "\n".join(lines)
+
+
+def group_help(cls: type, group: str) -> list[str]:
+    """The lines of one group in the option manual."""
+    lines = [f"{group or 'top level'}: {inspect.getdoc(cls)}"]
+    docs = _field_docs(cls)
+    hints = get_type_hints(cls)
+    for spec in dataclasses.fields(cls):
+        if spec.name not in docs:
+            continue
+        key = f"{group}.{spec.name}" if group else spec.name
+        mark = "*" if spec.metadata.get("free") else ""
+        kind = _type_name(hints[spec.name]) + _range_text(spec)
+        default = {} if spec.default is dataclasses.MISSING else spec.default
+        lines.append(f"  {key}{mark} = {_yaml_value(default)}   ({kind})")
+        lines += textwrap.wrap(docs[spec.name], 108, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return lines
 
 
 def _groups() -> Iterator[tuple[type, str]]:
@@ -349,8 +400,17 @@ def _groups() -> Iterator[tuple[type, str]]:
 def _options() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
     for cls, group in _groups():
         for spec in dataclasses.fields(cls):
-            if spec.default is not dataclasses.MISSING:
+            if "free" in spec.metadata or spec.default is not dataclasses.MISSING:
                 yield (f"{group}.{spec.name}" if group else spec.name), spec
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    flat = {}
+    for key, _ in _options():
+        group, _, name = key.rpartition(".")
+        value = getattr(getattr(config, group) if group else config, name)
+        flat[key] = list(value) if isinstance(value, tuple) else value
+    return flat
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -368,12 +428,24 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _read_override(pair: str) -> dict[str, Any]:
+    key, _, text = pair.partition("=")
     try:
-        values = OmegaConf.to_container(OmegaConf.from_dotlist([pair]))
+        loaded = OmegaConf.from_dotlist([pair])
+        if _is_text(key) and not isinstance(OmegaConf.select(loaded, key), str):
+            OmegaConf.update(loaded, key, text)  # YAML takes 1:30:00, 007 and true for something else
+        values = OmegaConf.to_container(loaded)
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"{pair!r} is not key=value: {' '.join(str(error).split())}") from None
     assert isinstance(values, dict)
     return values  # type: ignore[return-value]
+
+
+def _is_text(key: str) -> bool:
+    """Whether the value of this option, or of this entry of a mapping, is a string."""
+    parts = key.split(".")
+    group, name = (parts[0], parts[1]) if len(parts) > 1 else ("", parts[0])
+    hints = next((get_type_hints(cls) for cls, known in _groups() if known == group), {})
+    return hints.get(name) == (dict[str, str] if len(parts) > 2 else str)
 
 
 def _check_keys(origin: str, values: Mapping[Any, Any]) -> None:
@@ -408,11 +480,11 @@ def _did_you_mean(name: str, known: Sequence[str]) -> str:
 
 
 def _check_ranges(config: Config) -> None:
-    flat = to_flat(config)
+    flat = _flat(config)
     for key, spec in _options():
         rule = _range_text(spec).lstrip(", ")
         for value in flat[key] if isinstance(flat[key], list) else [flat[key]]:
-            if isinstance(value, bool | str):
+            if isinstance(value, bool | str | dict):
                 continue
             low, high, above = (spec.metadata.get(name) for name in ("low", "high", "above"))
             fits = (
@@ -437,8 +509,18 @@ def _check_together(config: Config) -> None:
         raise ConfigError("data.source=imagefolder needs data.folder=<folder with train/<class>/* and test/<class>/*>")
     if config.train.sync_bn and config.train.device == "cpu":
         raise ConfigError("train.sync_bn=true needs CUDA, but train.device=cpu; set train.sync_bn=false")
+    _check_mapping("slurm.environment", config.slurm.environment, r"[A-Za-z_]\w*", (str,))
+    _check_mapping("slurm.sbatch", config.slurm.sbatch, r"[a-z][a-z0-9_-]*", (str, int, float))
     if ":" not in config.model.name and config.model.name != "senet18":
         raise ConfigError(f"model.name={config.model.name!r} is neither senet18 nor package.module:function")
+
+
+def _check_mapping(name: str, values: Mapping[str, Any], key_rule: str, kinds: tuple[type, ...]) -> None:
+    for key, value in values.items():
+        if not re.fullmatch(key_rule, key) or not isinstance(value, kinds) or "\n" in str(value):
+            raise ConfigError(
+                f"{name}.{key}={value!r}: a name that matches {key_rule}, and one line of text or a number"
+            )
 
 
 def _field_docs(cls: type) -> dict[str, str]:
@@ -462,6 +544,8 @@ def _type_name(hint: Any) -> str:
         return "|".join(get_args(hint))
     if get_origin(hint) is tuple:
         return f"list of {get_args(hint)[0].__name__}"
+    if get_origin(hint) is dict:
+        return "mapping"
     return str(hint.__name__)
 
 

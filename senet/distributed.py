@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from senet.config import ConfigError, DistributedConfig, RunError, TrainConfig
+from senet.lease import mirror_status
 
 T = TypeVar("T")
 
@@ -113,11 +115,25 @@ def start_together(ranks: Ranks, timeout_s: float, prepare: Callable[[], T]) -> 
 
 
 def _rendezvous(ranks: Ranks, timeout_s: float) -> Store:
+    """Where the ranks leave words for each other; RunError where MASTER_ADDR or MASTER_PORT is of no use."""
     if ranks.world_size == 1:
         return dist.HashStore()  # type: ignore[attr-defined]
-    timeout = timedelta(seconds=timeout_s)
-    store, _, _ = next(rendezvous("env://", ranks.rank, ranks.world_size, timeout=timeout))
-    return store  # type: ignore[no-any-return]
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    try:
+        socket.getaddrinfo(address, port)  # unresolved, the store would try for ever without a word
+    except OSError as error:
+        raise RunError(f"MASTER_ADDR={address} has no address on host {socket.gethostname()} ({error})") from None
+    try:
+        timeout = timedelta(seconds=timeout_s)
+        store, _, _ = next(rendezvous("env://", ranks.rank, ranks.world_size, timeout=timeout))
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise RunError(f"rank {ranks.rank} does not reach rank 0 at {address}:{port}: {error}") from None
+        reason = f"MASTER_PORT={port} is in use on host {socket.gethostname()}"
+        mirror_status({"state": "port_taken", "reason": reason})  # a launcher that chose it can choose another
+        raise RunError(f"{reason}; start again with another one") from None
+    # whoever mistook this store for his own must not speak to these ranks
+    return PrefixStore(os.environ.get("SENET_START", "start"), store)
 
 
 def _wait_for(store: Store, key: str, timeout_s: float) -> Any:

@@ -37,7 +37,7 @@ class Lease:
         self._owner = owner
         self._status: dict[str, Any] = {
             "reason": "",
-            **{key: owner[key] for key in ("generation", "host", "pid", "job")},
+            **{key: owner[key] for key in ("generation", "host", "pid", "job", "job_restarts")},
         }
         self._started = False
         self._lock = threading.Lock()
@@ -55,10 +55,9 @@ class Lease:
             run_dir.mkdir(parents=True, exist_ok=True)
             with FileLock(run_dir / ".owner.lock", timeout=30):
                 previous = read_json(run_dir / "owner.json")
-                if why := _alive(previous):
+                if who := _living(previous):
                     raise ConfigError(
-                        f"run_dir={run_dir} is owned by a run that is alive (process {previous['pid']} on host "
-                        f"{previous['host']}, {why}); stop it, or choose another run_dir"
+                        f"run_dir={run_dir} is owned by a run that is alive ({who}); stop it, or choose another run_dir"
                     )
                 lease = cls(run_dir, _owner(previous))
                 write_json(run_dir / "owner.json", lease._owner, durable=True)
@@ -150,6 +149,11 @@ def mirror_status(status: dict[str, Any]) -> None:
         write_json(Path(path), status)
 
 
+def holder(run_dir: Path) -> str:
+    """Who owns a run directory and why he counts as alive; empty where it is free."""
+    return _living(read_json(run_dir / "owner.json"))
+
+
 def _owner(previous: dict[str, Any]) -> dict[str, Any]:
     return {
         "token": secrets.token_hex(8),
@@ -180,8 +184,14 @@ def _started_at(pid: int) -> int:
     return 0 if fields[0] in "ZX" else int(fields[19])
 
 
+def _living(owner: dict[str, Any]) -> str:
+    if not (why := _alive(owner)):
+        return ""
+    job = f"job {owner['job']}, " if owner["job"] else ""
+    return f"{job}process {owner['pid']} on host {owner['host']}, {why}"
+
+
 def _alive(owner: dict[str, Any]) -> str:
-    """Why the holder counts as alive; empty where the directory is free."""
     if not owner or owner.get("released"):
         return ""
     job = os.environ.get("SLURM_JOB_ID", "")

@@ -46,8 +46,11 @@ class StopFlag:
 
 
 def die_with_launcher() -> None:
-    """Under torchrun, have the kernel kill this process when its launcher dies, however it dies (Linux)."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    """Have the kernel kill this process when its parent dies, however it dies (Linux).
+
+    Nothing where no launcher (torchrun, submitit) started it: a person's shell may go.
+    """
+    if not {"TORCHELASTIC_RUN_ID", "SUBMITIT_EXECUTOR"} & os.environ.keys():
         return
     launcher = os.getppid()
     libc = ctypes.CDLL(None, use_errno=True)

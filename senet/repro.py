@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import random
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from senet.config import REPOSITORY
+from senet.commit import commit
 
 _MASK = (1 << 64) - 1
 GAMMA = 0x9E3779B97F4A7C15
@@ -72,14 +71,5 @@ def provenance(argv: Sequence[str]) -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "numpy": np.__version__,
-        "commit": _git("describe", "--always", "--abbrev=40", "--dirty=+"),
+        "commit": commit(),
     }
-
-
-def _git(*arguments: str) -> str:
-    """Output of git in the checkout; "unknown" outside one."""
-    try:
-        command = ["git", "-C", str(REPOSITORY), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"

@@ -254,6 +254,7 @@ class Trainer:
         }
         facts = {"step": state.step, "epochs_done": state.epochs_done, "best": best, "test": state.last_result}
         self.checkpoints.save(payload, self.manifest | facts, wait=wait)
+        self._tell(save_s=round(self.checkpoints.write_s, 3))  # the last one to end
         self._saved_at = now
 
     def restore(self, payload: dict[str, Any]) -> None:

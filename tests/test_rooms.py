@@ -8,7 +8,7 @@ from senet.config import REPOSITORY
 
 FLOORS = [
     {"config", "preemption", "files"},
-    {"schedule", "lease"},
+    {"schedule", "lease", "commit"},
     {"repro", "distributed", "state", "metrics", "model", "optim", "sources", "augment"},
     {"data", "checkpoint"},
     {"resume"},

@@ -1,0 +1,170 @@
+"""What the batch script does before and after srun, besides calling SLURM's commands: see batch.sh.
+
+    python -m slurm.batch begin               a port, or a reason not to start
+    python -m slurm.batch end JOB             what becomes of the job
+
+JOB is what ``scontrol show job --oneliner`` says. Reads and writes files in ``$SENET_RUN_DIR`` only. The outcome of
+this start is in ``$SENET_STATUS_FILE``, where rank 0 copies its status: never another start's, whatever
+``status.json`` says by then.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from senet.files import read_json, write_json
+from senet.preemption import STOPPED_EXIT_CODE
+
+STARTS_WITHOUT_PROGRESS = 3
+_PORTS_BELOW_EPHEMERAL = 12_000
+
+
+def begin(run_dir: Path, job_id: str, restarts: int, max_requeues: int) -> str:
+    """Count this start, once however often it is asked.
+
+    Returns:
+        Why the job must not start; empty where it may.
+    """
+    starts = [start for start in _starts(run_dir, job_id) if start["start"] < restarts]
+    newest = newest_checkpoint(run_dir)
+    fruitless = [start for start in starts[-STARTS_WITHOUT_PROGRESS:] if start["checkpoint"] == newest]
+    if len(fruitless) == STARTS_WITHOUT_PROGRESS:
+        return (
+            f"{STARTS_WITHOUT_PROGRESS} starts in a row ended without a new checkpoint (newest: {newest or 'none'}); "
+            f"lower checkpoint.every_steps, or give more time (slurm.time, the partition's GraceTime)"
+        )
+    if restarts > max_requeues:
+        return f"slurm.max_requeues={max_requeues} is used up; submit again to go on"
+    record_start(run_dir, job_id, restarts)
+    return ""
+
+
+def end(run_dir: Path, job_id: str, restarts: int, max_requeues: int, job: str, outcome: dict[str, Any]) -> str:
+    """``finished``, ``requeue``, ``cancel`` (the person asked for the stop), or why the job has failed.
+
+    Args:
+        job: SLURM's own view, as ``Key=Value`` words.
+        outcome: the last status of this start, {} where no rank wrote one.
+    """
+    state, reason = outcome.get("state", ""), str(outcome.get("reason", ""))
+    if state == "finished":
+        return "finished"
+    if state in ("refused", "failed", "port_taken"):
+        return reason or state
+    if stop_file(run_dir, job_id).exists():
+        return "cancel"
+    running = _field(job, "JobState") == "RUNNING"  # else SLURM has already decided: cancelled, or requeued
+    # killed before it could say so, in the first second of a start or with too short a grace
+    preempted = _field(job, "PreemptTime") not in ("", "None", "Unknown")
+    if not (state == "stopped" or preempted):
+        return "a rank ended without a word: see its log"
+    if not running:
+        return f"stopped, and not requeued: SLURM has the job as {_field(job, 'JobState') or 'unknown'}"
+    if restarts >= max_requeues:
+        return f"slurm.max_requeues={max_requeues} is used up; submit again to go on"
+    return "requeue"
+
+
+def newest_checkpoint(run_dir: Path) -> str:
+    """Name of the checkpoint that was published last, unread; empty where there is none."""
+    found = (run_dir / "checkpoints").glob("step_*.pt")
+    return max(((path.stat().st_mtime_ns, path.name) for path in found), default=(0, ""))[1]
+
+
+def record_start(run_dir: Path, job_id: str, start: int) -> None:
+    """Note what a start (0 is the first) begins from."""
+    row = {"start": start, "time": time.time(), "host": socket.gethostname(), "checkpoint": newest_checkpoint(run_dir)}
+    with _starts_file(run_dir, job_id).open("a") as stream:
+        stream.write(json.dumps(row) + "\n")
+
+
+def count_starts(run_dir: Path, job_id: str) -> int:
+    """Starts that this job has had."""
+    return len({start["start"] for start in _starts(run_dir, job_id)})
+
+
+def stop_file(run_dir: Path, job_id: str) -> Path:
+    """There when a person wants the job to save and end, and not to be requeued."""
+    return run_dir / "slurm" / f"{job_id}.stop"
+
+
+def free_port() -> int:
+    """A port that nobody listens on, below those that the kernel gives to outgoing connections.
+
+    Somebody may take it before rank 0 does; then rank 0 says so (``port_taken``).
+    """
+    first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    high = first_ephemeral if first_ephemeral > 2 * 1024 else 32_768
+    for _ in range(1000):
+        port = random.randrange(max(1024, high - _PORTS_BELOW_EPHEMERAL), high)
+        try:
+            with _listen(port):
+                return port
+        except OSError:
+            continue
+    raise RuntimeError(f"no free port below {high}")
+
+
+def _listen(port: int) -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", port))
+
+
+def explain(run_dir: Path, job_id: str, state: str, reason: str) -> None:
+    """Put the reason why a job ended into ``status.json``, unless another job was submitted for the run since."""
+    if read_json(run_dir / "slurm" / "job.json").get("job", job_id) == job_id:
+        status = read_json(run_dir / "status.json")
+        write_json(run_dir / "status.json", status | {"job": job_id, "state": state, "reason": reason})
+
+
+def _starts(run_dir: Path, job_id: str) -> list[dict[str, Any]]:
+    file = _starts_file(run_dir, job_id)
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def _starts_file(run_dir: Path, job_id: str) -> Path:
+    return run_dir / "slurm" / f"{job_id}.starts.jsonl"
+
+
+def _field(job: str, name: str) -> str:
+    found = re.search(rf"(?:^|\s){name}=(\S*)", job)
+    return found[1] if found else ""
+
+
+def main(argv: list[str]) -> int:
+    """Print for batch.sh: shell assignments, or one word; the exit code is that of the job."""
+    run_dir, job_id = Path(os.environ["SENET_RUN_DIR"]), os.environ["SLURM_JOB_ID"]
+    budget = int(os.environ.get("SLURM_RESTART_COUNT", "0")), int(os.environ["SENET_MAX_REQUEUES"])
+    outcome_file = Path(os.environ["SENET_STATUS_FILE"])
+    if argv[0] == "begin":
+        outcome_file.unlink(missing_ok=True)
+        if stop_file(run_dir, job_id).exists():
+            return 1
+        if reason := begin(run_dir, job_id, *budget):
+            write_json(outcome_file, {"state": "failed", "reason": reason})
+            return 1
+        print(f"export MASTER_PORT={free_port()}")
+        return 0
+    outcome = read_json(outcome_file)
+    verdict = end(run_dir, job_id, *budget, argv[1], outcome)
+    if verdict in ("finished", "requeue", "cancel"):
+        print(verdict)
+        return 0
+    print("failed")
+    print(f"slurm: job {job_id} ends here: {verdict}", file=sys.stderr)
+    stopped = outcome.get("state") == "stopped"
+    explain(run_dir, job_id, "stopped" if stopped else "failed", verdict)
+    return STOPPED_EXIT_CODE if stopped else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,47 @@
+# shellcheck shell=bash
+# Sourced by the batch script of a job. What happens around srun, with SLURM's own commands; the decisions are in batch.py.
+#
+# Before: SENET_RUN_DIR, SENET_MAX_REQUEUES, and a function run_python. The working directory is that of the code.
+
+export SENET_START=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
+export SENET_STATUS_FILE=$SENET_RUN_DIR/slurm/$SENET_START.status.json
+# the name under which SLURM itself reaches the node of rank 0; each rank resolves it
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_ADDR=$(scontrol show node --oneliner "$MASTER_ADDR" | grep -o ' NodeAddr=[^ ]*' | cut -d = -f 2)
+export MASTER_ADDR
+# since 22.05 srun no longer takes this over from sbatch by itself
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
+
+# In front of submitit's call of srun: a port for this start, and another one if somebody took it in between.
+srun() {
+    local assignments
+    for _ in 1 2 3; do
+        assignments=$(run_python -m slurm.batch begin) || return
+        eval "$assignments"
+        command srun "$@"
+        grep -q '"state": "port_taken"' "$SENET_STATUS_FILE" 2>/dev/null || return
+    done
+}
+
+# After srun, whose exit code says nothing: end, or go back to the queue once.
+finish() {
+    local verdict code
+    verdict=$(run_python -m slurm.batch end "$(scontrol show job --oneliner "$SLURM_JOB_ID")")
+    code=$?
+    case $verdict in
+    requeue)
+        for pause_s in 0 5 15 60; do
+            sleep "$pause_s"
+            # SLURM ends this script; what comes after is for the case that it does not
+            if scontrol requeue "$SLURM_JOB_ID"; then sleep 600; fi
+        done
+        echo "slurm: scontrol requeue $SLURM_JOB_ID failed; submit again to go on" >&2
+        exit 1
+        ;;
+    cancel)
+        scancel "$SLURM_JOB_ID"
+        sleep 600
+        ;;
+    esac
+    exit "$code"
+}

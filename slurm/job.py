@@ -1,0 +1,81 @@
+"""What submitit pickles: plain values, and how one task becomes one rank. No torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+import senet
+from senet.config import ConfigError
+from senet.preemption import STOP_SIGNALS, STOPPED_EXIT_CODE, StopFlag
+from slurm import batch
+from train_ddp import leave, main, refuse
+
+LOCAL_REQUEUE_EXIT_CODE = 144  # the one code at which submitit's local executor starts its tasks again
+
+
+@dataclass(frozen=True)
+class Job:
+    """Called once in each task of each start; keeps no progress, since every start unpickles it as it was submitted."""
+
+    run_dir: str
+    """Absolute."""
+    config: str
+    """The YAML file of resolved options."""
+    code: str
+    """The folder that ``senet`` must be imported from."""
+    max_requeues: int
+    """For the local executor; the batch script of a SLURM job has its own."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickled in a task. Signals wait from here on: submitit is about to set handlers that requeue on their own,
+        and calls this object right after that."""
+        self.__dict__.update(state)
+        if "SUBMITIT_EXECUTOR" in os.environ:
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+    def __call__(self) -> None:
+        """Train. Returns when the training is finished, else ends the process with the code of ``train_ddp``."""
+        stop = StopFlag.install()
+        signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit's handler prints, wherever the interpreter is
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        task = submitit.JobEnvironment()
+        os.environ |= {
+            "RANK": str(task.global_rank),
+            "WORLD_SIZE": str(task.num_tasks),
+            "LOCAL_RANK": str(task.local_rank),
+            "LOCAL_WORLD_SIZE": str(task.num_tasks // task.num_nodes),
+        }
+        code = self._train(stop)
+        if task.cluster == "local" and task.global_rank == 0:
+            code = self._end_of_local_start(task.job_id, code)
+        if code:
+            leave(code)
+
+    def _train(self, stop: StopFlag) -> int:
+        imported_from = Path(senet.__file__).resolve().parent.parent
+        if imported_from != Path(self.code).resolve():
+            text = f"senet was imported from {imported_from}, the job was submitted with {self.code}"
+            return refuse(ConfigError(f"{text}; remove the other one from PYTHONPATH and slurm.setup"), stop)
+        arguments = [self.config]
+        if cores := os.environ.get("SLURM_CPUS_PER_TASK"):
+            # a task sees its own cores only, or all of the node, as the site has it: what it was given is known here
+            arguments = [f"train.threads_per_rank={cores}", *arguments]
+        return main(arguments, stop)
+
+    def _end_of_local_start(self, job_id: str, code: int) -> int:
+        """There is no batch script here: the first task says whether all start again."""
+        run_dir = Path(self.run_dir)
+        restarts = batch.count_starts(run_dir, job_id)
+        batch.record_start(run_dir, job_id, restarts)
+        if code != STOPPED_EXIT_CODE or batch.stop_file(run_dir, job_id).exists():
+            return code
+        if restarts >= self.max_requeues:
+            batch.explain(run_dir, job_id, "stopped", f"slurm.max_requeues={self.max_requeues} is used up")
+            return code
+        return LOCAL_REQUEUE_EXIT_CODE

@@ -1,0 +1,196 @@
+"""What can be known to go wrong before a job waits in the queue for it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from senet.config import Config, ConfigError, check_split
+from senet.files import read_json
+from senet.lease import holder
+from slurm import cluster
+from slurm.sbatch import minutes, ranks_per_node
+
+_LEAVING_S = 5.0  # from the published checkpoint to the last rank gone
+_LOCAL_FILE_SYSTEMS = {"tmpfs", "ramfs", "ext3", "ext4", "xfs", "btrfs", "overlay", "zfs"}
+_SHORT_LIMIT_MIN = 10
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line with value, rule and remedy."""
+
+    refuse: bool
+    text: str
+
+
+def preflight(config: Config, run_dir: Path) -> list[Finding]:
+    """Everything that is found, refusals first. Asks SLURM where it answers; writes nothing."""
+    findings = [*_tasks(config), *_limits(config, run_dir), *_directory(config, run_dir), *owner(run_dir)]
+    if config.slurm.cluster == "slurm":
+        findings += _site(config, run_dir)
+    return sorted(findings, key=lambda finding: not finding.refuse)
+
+
+def _tasks(config: Config) -> Iterator[Finding]:
+    slurm = config.slurm
+    ranks = ranks_per_node(slurm)
+    try:
+        check_split(config.train, slurm.nodes * ranks)
+    except ConfigError as error:
+        yield Finding(True, str(error))
+    if slurm.cluster == "local" and slurm.nodes > 1:
+        yield Finding(True, f"slurm.nodes={slurm.nodes} with slurm.cluster=local: it is this machine alone; use 1")
+    if slurm.cluster == "local" and slurm.setup:
+        yield Finding(
+            True, "slurm.setup with slurm.cluster=local is not supported; run those lines in your shell before"
+        )
+    if config.train.device == "cpu":
+        if slurm.gpus_per_node:
+            yield Finding(False, f"slurm.gpus_per_node={slurm.gpus_per_node}, but train.device=cpu leaves them idle")
+        return
+    if 0 < slurm.gpus_per_node < ranks:
+        yield Finding(
+            True,
+            f"slurm.ranks_per_node={ranks} is more than slurm.gpus_per_node={slurm.gpus_per_node}: two ranks cannot "
+            f"share a GPU; use {slurm.gpus_per_node}, or train.device=cpu",
+        )
+    if slurm.gpus_per_node > ranks:
+        yield Finding(
+            False,
+            f"slurm.gpus_per_node={slurm.gpus_per_node}, but slurm.ranks_per_node={ranks}: "
+            f"{slurm.gpus_per_node - ranks} GPU(s) of each node stay idle",
+        )
+    asked_otherwise = any(name.startswith(("gres", "gpus")) for name in slurm.sbatch)
+    if config.train.device == "cuda" and not slurm.gpus_per_node and not asked_otherwise:
+        yield Finding(True, "train.device=cuda, but slurm.gpus_per_node=0; set it to the GPUs of a node")
+
+
+def _limits(config: Config, run_dir: Path) -> Iterator[Finding]:
+    slurm = config.slurm
+    limit_min, lead_s = minutes(slurm.time), slurm.signal_lead_s
+    if lead_s >= 60 * limit_min:
+        yield Finding(
+            True,
+            f"slurm.signal_lead_s={lead_s} is not less than slurm.time={slurm.time} ({60 * limit_min} s): "
+            f"the job would be told to stop as it starts; lower the first or raise the second",
+        )
+    elif limit_min <= _SHORT_LIMIT_MIN:
+        yield Finding(
+            False,
+            f"slurm.time={slurm.time}: of {60 * limit_min} s the start takes some 20 and slurm.signal_lead_s={lead_s}, "
+            f"and SLURM may send that signal up to 60 s early; little is left to train",
+        )
+    if (needed_s := _stop_s(config, run_dir)) and lead_s < 2 * needed_s:
+        yield Finding(
+            False,
+            f"slurm.signal_lead_s={lead_s}: the last run here needed {needed_s:.0f} s to stop (two steps, a save, "
+            f"the way out); use at least {2 * needed_s:.0f}",
+        )
+
+
+def _stop_s(config: Config, run_dir: Path) -> float:
+    """Seconds from the signal to the last rank gone, as an earlier run in this directory measured them; 0: none did."""
+    status = read_json(run_dir / "status.json")
+    if not status.get("images_per_s"):
+        return 0.0
+    step_s = config.train.global_batch_size / float(status["images_per_s"])
+    return 2 * step_s + float(status.get("save_s", 0)) + _LEAVING_S
+
+
+def _directory(config: Config, run_dir: Path) -> Iterator[Finding]:
+    if "%" in str(run_dir):
+        yield Finding(True, f"run_dir={run_dir}: SLURM gives % in a path a meaning of its own; choose another name")
+    if not Path(config.run_dir).is_absolute():
+        yield Finding(False, f"run_dir={config.run_dir} is relative; the job uses {run_dir}")
+    if config.slurm.cluster == "local":
+        return
+    temporary = (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm", "/run")
+    kind = _file_system(run_dir)
+    if any(run_dir.is_relative_to(folder) for folder in temporary) or kind in _LOCAL_FILE_SYSTEMS:
+        yield Finding(
+            False,
+            f"run_dir={run_dir} looks local to this machine ({kind}): every node, and that on which a requeued job "
+            f"starts, must see it; use a shared file system",
+        )
+
+
+def _file_system(path: Path) -> str:
+    """Type of the file system that a path lies on or would lie on."""
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    device = existing.stat().st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        if before.split()[2] == wanted:
+            return after.split()[0]
+    return "unknown file system"
+
+
+def owner(run_dir: Path) -> Iterator[Finding]:
+    """A job that is queued for the run directory, or a run that holds it."""
+    submitted = read_json(run_dir / "slurm" / "job.json")
+    if submitted:
+        state = cluster.state_of(submitted["cluster"], submitted["job"])
+        if state in cluster.ACTIVE:
+            yield Finding(
+                True,
+                f"run_dir={run_dir} belongs to job {submitted['job']}, which is {state}; wait for it, stop it "
+                f"(python slurm/submit.py stop {run_dir}), or choose another run_dir",
+            )
+            return
+    if why := holder(run_dir):
+        yield Finding(
+            True, f"run_dir={run_dir} is owned by a run that is alive ({why}); stop it, or choose another run_dir"
+        )
+
+
+def _site(config: Config, run_dir: Path) -> Iterator[Finding]:
+    slurm, site, partitions = config.slurm, cluster.site(), cluster.partitions()
+    if not site:
+        yield Finding(
+            False, "scontrol does not answer here: partition, account, KillWait and GraceTime are not checked"
+        )
+        return
+    if slurm.partition and slurm.partition not in partitions:
+        names = ", ".join(sorted(partitions))
+        yield Finding(True, f"slurm.partition={slurm.partition} does not exist; this cluster has {names}")
+        return
+    if slurm.account and (known := cluster.accounts()) and slurm.account not in known:
+        names = ", ".join(sorted(known))
+        yield Finding(True, f"slurm.account={slurm.account} is not among the accounts that you may use: {names}")
+    default = next((name for name, fields in partitions.items() if fields.get("Default") == "YES"), "")
+    partition = partitions.get(slurm.partition or default, {})
+    if partition.get("MaxTime", "UNLIMITED")[:1].isdigit() and minutes(slurm.time) > minutes(partition["MaxTime"]):
+        yield Finding(
+            True,
+            f"slurm.time={slurm.time} is more than MaxTime={partition['MaxTime']} of partition "
+            f"{partition['PartitionName']}; lower it: a run that needs longer is requeued by itself",
+        )
+    yield from _preemption(site, partition, _stop_s(config, run_dir))
+
+
+def _preemption(site: dict[str, str], partition: dict[str, str], needed_s: float) -> Iterator[Finding]:
+    """What a job of this partition has when somebody more important wants its nodes."""
+    mode = partition.get("PreemptMode", "OFF")
+    if site.get("PreemptType", "preempt/none") == "preempt/none" or mode in ("OFF", "GANG"):
+        return
+    kill_wait_s = int(site.get("KillWait", "30").split()[0])
+    grace_s = int(partition.get("GraceTime", "0")) or kill_wait_s
+    needed_s = needed_s or _LEAVING_S
+    if grace_s < 2 * needed_s:
+        yield Finding(
+            False,
+            f"partition {partition['PartitionName']} gives {grace_s} s at a preemption "
+            f"(GraceTime={partition['GraceTime']}, KillWait={kill_wait_s}), a stop may take {2 * needed_s:.0f} s: "
+            f"what is not saved by then is repeated; lower checkpoint.every_steps",
+        )
+    if mode == "CANCEL":
+        yield Finding(
+            False,
+            f"partition {partition['PartitionName']} has PreemptMode=CANCEL: only a job that has saved within its "
+            f"grace requeues itself; one that has not ends, and must be submitted again",
+        )

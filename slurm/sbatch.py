@@ -1,0 +1,169 @@
+"""From the options to what submitit submits."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from senet.config import REPOSITORY, Config, ConfigError, SlurmConfig
+from slurm.batch import free_port
+from slurm.job import Job
+
+# Fewer page faults: freed activations stay with the process (GNU malloc); as in launch.sh
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
+# sbatch options that this project sets itself -> what to use instead
+_OWN = {
+    **{name: f"slurm.{name}" for name in ("partition", "account", "qos", "constraint", "time", "nodes", "mem")},
+    "gpus-per-node": "slurm.gpus_per_node",
+    "cpus-per-task": "slurm.cpus_per_task",
+    "ntasks-per-node": "slurm.ranks_per_node",
+    "ntasks": "slurm.nodes and slurm.ranks_per_node",
+    "signal": "slurm.signal_lead_s",
+    "chdir": "slurm.snapshot",
+    **dict.fromkeys(("array", "requeue", "no-requeue", "output", "error", "open-mode", "wait", "wrap", "parsable"), ""),
+}
+
+
+class SlurmExecutor(submitit.SlurmExecutor):
+    """Usable for its text alone where there is no srun."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 1
+
+    def text(self) -> str:
+        """The batch script."""
+        return self._make_submission_file_text(self._submitit_command_str, "")
+
+
+def ranks_per_node(slurm: SlurmConfig) -> int:
+    """Tasks on each node, one a rank."""
+    return slurm.ranks_per_node or max(1, slurm.gpus_per_node)
+
+
+def minutes(text: str) -> int:
+    """Minutes, rounded up, of ``90m``, ``8h``, ``2d`` or ``[days-]hours:minutes:seconds``.
+
+    Raises:
+        ConfigError: anything else; a number without a unit too, since YAML reads an unquoted 1:30:00 as 5400.
+    """
+    if found := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)", text):
+        seconds = float(found[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}[found[2]]
+    elif found := re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text):
+        days, hours, mins, secs = (int(part or 0) for part in found.groups())
+        seconds = days * 86_400 + hours * 3600 + mins * 60 + secs
+    else:
+        raise ConfigError(f"slurm.time={text!r}: write 90m, 8h, 2d, or hours:minutes:seconds, quoted in a YAML file")
+    if seconds <= 0:
+        raise ConfigError(f"slurm.time={text!r}: more than nothing is needed, e.g. 8h")
+    return math.ceil(seconds / 60)
+
+
+def send(job: Job, config: Config, run_dir: Path, code: Path) -> str:
+    """Submit; the job's id.
+
+    Raises:
+        ConfigError: an sbatch option that has a name of its own here.
+        FailedJobError: sbatch refused.
+    """
+    executor: submitit.SlurmExecutor | submitit.LocalExecutor
+    if config.slurm.cluster == "local":
+        executor = _make_local_executor(config, run_dir)
+        variables = environment(config.slurm, code)
+        variables["PYTHONPATH"] = ":".join(filter(None, (variables["PYTHONPATH"], os.environ.get("PYTHONPATH"))))
+        # of this process, which is about to end: the tasks inherit them
+        os.environ |= variables | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        os.chdir(code)
+    else:
+        executor = make_slurm_executor(config, run_dir, code)
+    submitted = executor.submit(job)
+    submitted.paths.submitted_pickle.chmod(0o600)  # whoever can write it runs code as this user
+    return submitted.job_id
+
+
+def make_slurm_executor(config: Config, run_dir: Path, code: Path) -> SlurmExecutor:
+    """submitit's executor, its files in ``run_dir/slurm``. Raises ConfigError as ``send``."""
+    slurm = config.slurm
+    executor = SlurmExecutor(run_dir / "slurm", python=_python(slurm))
+    executor.update_parameters(
+        job_name=run_dir.name,
+        partition=slurm.partition or None,
+        account=slurm.account or None,
+        qos=slurm.qos or None,
+        constraint=slurm.constraint or None,
+        time=minutes(slurm.time),
+        nodes=slurm.nodes,
+        ntasks_per_node=ranks_per_node(slurm),
+        gpus_per_node=slurm.gpus_per_node or None,
+        cpus_per_task=slurm.cpus_per_task or None,
+        mem=slurm.mem or None,
+        signal_delay_s=slurm.signal_lead_s,
+        stderr_to_stdout=True,  # one log per rank
+        wckey=None,  # submitit's own would be refused where keys are checked
+        srun_args=["--kill-on-bad-exit=1"],
+        additional_parameters=_passed_through(slurm) | {"requeue": True, "chdir": str(code)},
+        setup=_setup(slurm, run_dir, code),
+        teardown=["finish"],
+    )
+    return executor
+
+
+def _make_local_executor(config: Config, run_dir: Path) -> submitit.LocalExecutor:
+    slurm = config.slurm
+    executor = submitit.LocalExecutor(run_dir / "slurm", python=_python(slurm))
+    executor.update_parameters(
+        timeout_min=minutes(slurm.time),
+        tasks_per_node=ranks_per_node(slurm),
+        gpus_per_node=slurm.gpus_per_node,
+        signal_delay_s=slurm.signal_lead_s,
+        stderr_to_stdout=True,
+    )
+    return executor
+
+
+def command_line(slurm: SlurmConfig, run_dir: Path) -> str:
+    """What each task runs."""
+    return f"{_python(slurm)} -u -m submitit.core._submit {shlex.quote(str(run_dir / 'slurm'))}"
+
+
+def _python(slurm: SlurmConfig) -> str:
+    return slurm.python or shlex.quote(sys.executable)
+
+
+def environment(slurm: SlurmConfig, code: Path) -> dict[str, str]:
+    """Variables of the job beyond those of the shell that submits it; PYTHONPATH goes in front of that shell's."""
+    cwd = Path.cwd()
+    # modules of one's own where one submits from; those of the checkout come from the snapshot
+    paths = [code] if cwd == REPOSITORY else [code, cwd]
+    return {**MALLOC, **slurm.environment, "PYTHONPATH": ":".join(str(path) for path in paths)}
+
+
+def _passed_through(slurm: SlurmConfig) -> dict[str, Any]:
+    flags = {}
+    for key, value in slurm.sbatch.items():
+        name = key.replace("_", "-")
+        if name in _OWN:
+            instead = f"use {_OWN[name]}" if _OWN[name] else "the job depends on its own setting of it"
+            raise ConfigError(f"slurm.sbatch.{key}={value} cannot be passed to sbatch; {instead}")
+        if value is not False:
+            flags[name] = value
+    return flags
+
+
+def _setup(slurm: SlurmConfig, run_dir: Path, code: Path) -> list[str]:
+    variables = {name: shlex.quote(value) for name, value in environment(slurm, code).items()}
+    variables["PYTHONPATH"] += "${PYTHONPATH:+:$PYTHONPATH}"
+    variables |= {"SENET_RUN_DIR": shlex.quote(str(run_dir)), "SENET_MAX_REQUEUES": str(slurm.max_requeues)}
+    return [
+        *slurm.setup,
+        *(f"export {name}={value}" for name, value in variables.items()),
+        f'run_python() {{ {_python(slurm)} "$@"; }}',
+        f"source {shlex.quote(str(code / 'slurm/batch.sh'))}",
+    ]

@@ -1,0 +1,143 @@
+"""Send a training to SLURM, ask about it, stop it: ``python slurm/submit.py --help``. No torch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import dataclasses
+import hashlib
+import shlex
+import socket
+import subprocess
+import time
+
+from filelock import FileLock
+from submitit.core.utils import FailedJobError
+
+from senet.config import REPOSITORY, Config, ConfigError, SlurmConfig, group_help, load_config, to_yaml
+from senet.files import replace_file, write_json
+from slurm.control import status, stop
+from slurm.job import Job
+from slurm.preflight import Finding, owner, preflight
+from slurm.sbatch import command_line, make_slurm_executor, ranks_per_node, send
+from slurm.snapshot import take_snapshot
+
+USAGE = """\
+usage: python slurm/submit.py [--dry-run] [FILE.yaml ...] [key=value ...]
+       python slurm/submit.py status [RUN_DIR ...]
+       python slurm/submit.py stop RUN_DIR
+
+Submit a training; the same command again goes on from the newest checkpoint.
+  --dry-run   print the checks, the sbatch script and the launch line; submit nothing
+  status      what SLURM and the run itself say; without RUN_DIR: of all in runs/
+  stop        save, end, and do not requeue
+
+The options are those of train_ddp.py; the ones below are of the job alone."""
+
+
+def submit(argv: list[str], *, dry_run: bool) -> None:
+    """Check, take the snapshot, submit, and say what one needs next; or only show it.
+
+    Raises:
+        ConfigError: bad options, or what preflight or SLURM refuses.
+    """
+    typed = load_config(argv)
+    config = _absolute(typed)
+    run_dir = Path(config.run_dir)
+    findings = preflight(typed, run_dir)
+    if dry_run:
+        _show(config, run_dir, findings)
+    _refuse(findings)
+    if dry_run:
+        return
+    for finding in findings:
+        print(f"slurm: warning: {finding.text}", file=sys.stderr)
+    folder = run_dir / "slurm"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".submit.lock", timeout=60):
+        _refuse([*owner(run_dir)])  # somebody may have been quicker
+        job_id = _submit(config, run_dir, argv)
+    log = folder / f"{job_id}_0_log.out"
+    slurm, here = config.slurm, f"python {shlex.quote(sys.argv[0])}"
+    print(
+        f"submitted job {job_id} ({run_dir.name}): {slurm.nodes} node(s) x {ranks_per_node(slurm)} rank(s), "
+        f"{slurm.time} per start; run directory {run_dir}\n"
+        f"  log      tail -F {shlex.quote(str(log))}   (other ranks: _1_log.out, ...)\n"
+        f"  status   {here} status {shlex.quote(typed.run_dir)}\n"
+        f"  stop     {here} stop {shlex.quote(typed.run_dir)}\n"
+        f"  resume   the same command again"
+    )
+
+
+def _absolute(config: Config) -> Config:
+    """Paths as seen from here: the job runs in another folder."""
+
+    def absolute(path: str) -> str:
+        return str(Path(path).expanduser().absolute()) if path else ""
+
+    data = dataclasses.replace(config.data, root=absolute(config.data.root), folder=absolute(config.data.folder))
+    model = dataclasses.replace(config.model, init_from=absolute(config.model.init_from))
+    mode = config.resume.mode
+    resume = dataclasses.replace(config.resume, mode=mode if mode in ("auto", "never") else absolute(mode))
+    return dataclasses.replace(config, run_dir=absolute(config.run_dir), data=data, model=model, resume=resume)
+
+
+def _refuse(findings: list[Finding]) -> None:
+    if refused := [finding.text for finding in findings if finding.refuse]:
+        raise ConfigError(refused[0])
+
+
+def _show(config: Config, run_dir: Path, findings: list[Finding]) -> None:
+    print("# preflight")
+    for finding in findings:
+        print(f"{'refused' if finding.refuse else 'warning'}: {finding.text}")
+    code = run_dir / "slurm" / "code-HASH" if config.slurm.snapshot else REPOSITORY
+    if config.slurm.cluster == "local":
+        print(f"\n# launch line, in {ranks_per_node(config.slurm)} process(es)\n{command_line(config.slurm, run_dir)}")
+        return
+    script = make_slurm_executor(config, run_dir, code).text()
+    launch = next(line for line in reversed(script.splitlines()) if line.startswith("srun "))
+    print(f"\n# sbatch script\n{script}\n\n# launch line of the script\n{launch}")
+
+
+def _submit(config: Config, run_dir: Path, argv: list[str]) -> str:
+    """The job's id, once SLURM has it."""
+    folder = run_dir / "slurm"
+    code = take_snapshot(folder, without=run_dir) if config.slurm.snapshot else REPOSITORY
+    resolved = to_yaml(config)
+    file = folder / f"config-{hashlib.sha256(resolved.encode()).hexdigest()[:12]}.yaml"
+    replace_file(file, resolved.encode())
+    job = Job(run_dir=str(run_dir), config=str(file), code=str(code), max_requeues=config.slurm.max_requeues)
+    try:
+        job_id = send(job, config, run_dir, code)
+    except (FailedJobError, subprocess.CalledProcessError) as error:
+        words = " ".join(str(error.__cause__ or error).split())
+        raise ConfigError(f"sbatch refused the job: {words}") from None
+    facts = {"job": job_id, "cluster": config.slurm.cluster, "host": socket.gethostname(), "submitted": time.time()}
+    write_json(folder / "job.json", facts | {"argv": [sys.argv[0], *argv], "code": str(code), "config": str(file)})
+    return job_id
+
+
+def main(argv: list[str]) -> int:
+    """The exit code is 0, or 2 after one line on stderr."""
+    try:
+        if {"-h", "--help"} & set(argv):
+            print("\n".join([USAGE, *group_help(SlurmConfig, "slurm")]))
+        elif argv[:1] == ["status"]:
+            status(argv[1:])
+        elif argv[:1] == ["stop"]:
+            stop(argv[1:])
+        else:
+            submit([arg for arg in argv if arg != "--dry-run"], dry_run="--dry-run" in argv)
+    except (ConfigError, OSError) as error:
+        print(f"slurm: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -61,11 +61,12 @@ def end(run_dir: Path, job_id: str, restarts: int, max_requeues: int, job: str, 
         return reason or state
     if stop_file(run_dir, job_id).exists():
         return "cancel"
-    running = _field(job, "JobState") == "RUNNING"  # else SLURM has already decided: cancelled, or requeued
+    # else SLURM has already decided: cancelled, or requeued
+    running = _field(job, "JobState") in ("RUNNING", "SIGNALING")
     # killed before it could say so, in the first second of a start or with too short a grace
     preempted = _field(job, "PreemptTime") not in ("", "None", "Unknown")
     if not (state == "stopped" or preempted):
-        return "a rank ended without a word: see its log"
+        return "a rank ended without a word: see the logs" if state else "rank 0 did not begin: see its log"
     if not running:
         return f"stopped, and not requeued: SLURM has the job as {_field(job, 'JobState') or 'unknown'}"
     if restarts >= max_requeues:

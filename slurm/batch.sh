@@ -12,14 +12,16 @@ export MASTER_ADDR
 # since 22.05 srun no longer takes this over from sbatch by itself
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
 
-# In front of submitit's call of srun: a port for this start, and another one if somebody took it in between.
+# In front of submitit's call of srun: a port for this start. Again, three times in all, if somebody took it in between,
+# or if not even rank 0 began: a node that has just come back may refuse the launch.
 srun() {
     local assignments
-    for _ in 1 2 3; do
+    for pause_s in 5 15 0; do
         assignments=$(run_python -m slurm.batch begin) || return
         eval "$assignments"
         command srun "$@"
-        grep -q '"state": "port_taken"' "$SENET_STATUS_FILE" 2>/dev/null || return
+        if [ -e "$SENET_STATUS_FILE" ] && ! grep -q '"state": "port_taken"' "$SENET_STATUS_FILE"; then return; fi
+        sleep "$pause_s"
     done
 }
 
@@ -32,8 +34,10 @@ finish() {
     requeue)
         for pause_s in 0 5 15 60; do
             sleep "$pause_s"
-            # SLURM ends this script; what comes after is for the case that it does not
-            if scontrol requeue "$SLURM_JOB_ID"; then sleep 600; fi
+            if scontrol requeue "$SLURM_JOB_ID"; then
+                sleep 600 # until SLURM ends this script, since whatever it returns would end the job
+                exit 1
+            fi
         done
         echo "slurm: scontrol requeue $SLURM_JOB_ID failed; submit again to go on" >&2
         exit 1
@@ -41,6 +45,7 @@ finish() {
     cancel)
         scancel "$SLURM_JOB_ID"
         sleep 600
+        exit 1
         ;;
     esac
     exit "$code"

@@ -12,6 +12,7 @@ import submitit
 
 import senet
 from senet.config import ConfigError
+from senet.lease import mirror_status
 from senet.preemption import STOP_SIGNALS, STOPPED_EXIT_CODE, StopFlag
 from slurm import batch
 from train_ddp import leave, main, refuse
@@ -51,6 +52,8 @@ class Job:
             "LOCAL_RANK": str(task.local_rank),
             "LOCAL_WORLD_SIZE": str(task.num_tasks // task.num_nodes),
         }
+        if task.global_rank == 0:
+            mirror_status({"state": "starting"})  # whatever happens from here on is not SLURM's fault
         code = self._train(stop)
         if task.cluster == "local" and task.global_rank == 0:
             code = self._end_of_local_start(task.job_id, code)

@@ -78,7 +78,7 @@ def _limits(config: Config, run_dir: Path) -> Iterator[Finding]:
             f"slurm.signal_lead_s={lead_s} is not less than slurm.time={slurm.time} ({60 * limit_min} s): "
             f"the job would be told to stop as it starts; lower the first or raise the second",
         )
-    elif limit_min <= _SHORT_LIMIT_MIN:
+    elif limit_min <= _SHORT_LIMIT_MIN and slurm.cluster == "slurm":
         yield Finding(
             False,
             f"slurm.time={slurm.time}: of {60 * limit_min} s the start takes some 20 and slurm.signal_lead_s={lead_s}, "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,19 +75,32 @@ def send(job: Job, config: Config, run_dir: Path, code: Path) -> str:
         ConfigError: an sbatch option that has a name of its own here.
         FailedJobError: sbatch refused.
     """
-    executor: submitit.SlurmExecutor | submitit.LocalExecutor
-    if config.slurm.cluster == "local":
-        executor = _make_local_executor(config, run_dir)
+    if config.slurm.cluster == "slurm":
+        submitted = make_slurm_executor(config, run_dir, code).submit(job)
+    else:
         variables = environment(config.slurm, code)
         variables["PYTHONPATH"] = ":".join(filter(None, (variables["PYTHONPATH"], os.environ.get("PYTHONPATH"))))
-        # of this process, which is about to end: the tasks inherit them
+        # what this process has, the tasks inherit
         os.environ |= variables | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        os.chdir(code)
-    else:
-        executor = make_slurm_executor(config, run_dir, code)
-    submitted = executor.submit(job)
+        with contextlib.chdir(code), _silent():
+            submitted = _make_local_executor(config, run_dir).submit(job)
     submitted.paths.submitted_pickle.chmod(0o600)  # whoever can write it runs code as this user
     return submitted.job_id
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """What starts in it has /dev/null for output: a background process would keep a caller's pipe open."""
+    with Path(os.devnull).open("w") as null:
+        kept = {stream: os.dup(stream) for stream in (1, 2)}
+        for stream in kept:
+            os.dup2(null.fileno(), stream)
+        try:
+            yield
+        finally:
+            for stream, copy in kept.items():
+                os.dup2(copy, stream)
+                os.close(copy)
 
 
 def make_slurm_executor(config: Config, run_dir: Path, code: Path) -> SlurmExecutor:

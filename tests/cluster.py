@@ -121,7 +121,7 @@ class Cluster:
             daemon.kill()
             daemon.wait()
         deadline = time.monotonic() + 10
-        while left := self._leftovers() or self._leftovers():  # one look may miss the child of a parent that just ended
+        while left := self._owned() or self._owned():  # one look may miss the child of a parent that just ended
             assert time.monotonic() < deadline, f"left by the cluster: {left}"
             for process in left:
                 with suppress(psutil.NoSuchProcess):
@@ -155,7 +155,7 @@ class Cluster:
         return fields
 
     def wait_idle(self, timeout_s: float = 30) -> None:
-        """Until both nodes are up and without jobs."""
+        """Until both nodes are up and without jobs (one that is COMPLETING keeps its nodes from all others)."""
         deadline = time.monotonic() + timeout_s
         while (nodes := self._node_states()) != dict.fromkeys(NODES, "idle"):
             assert time.monotonic() < deadline, f"nodes not idle within {timeout_s} s: {nodes}\n{self.log()}"
@@ -176,7 +176,7 @@ class Cluster:
         daemon.wait()
 
     def start_slurmd(self, node: str) -> None:
-        """The node comes back; ``wait_idle`` waits for it."""
+        """The node comes back. A job that is requeued onto it within its first second may fail to launch a step."""
         self._daemon(node, *self._with_names(), "slurmd", "-D", "-N", node)
 
     def processes(self) -> list[psutil.Process]:
@@ -185,9 +185,8 @@ class Cluster:
 
     def log(self, lines: int = 40) -> str:
         """The ends of what the daemons said."""
-        names = [name for name in ("slurmctld.log", "n1.out", "n2.out") if (self.folder / name).exists()]
-        texts = [(self.folder / name).read_text(errors="replace").splitlines()[-lines:] for name in names]
-        return "\n".join("\n".join([f"{name}:", *text]) for name, text in zip(names, texts, strict=True))
+        paths = [path for path in map(self.folder.joinpath, ("n1.out", "n2.out", "slurmctld.log")) if path.exists()]
+        return "\n".join("\n".join(path.read_text(errors="replace").splitlines()[-lines:]) for path in paths)
 
     def _configure(self) -> None:
         self.private.chmod(0o755)
@@ -244,7 +243,7 @@ class Cluster:
         done = subprocess.run(command, env=self.env, capture_output=True, text=True, check=False)  # fails at first
         return dict(line.split() for line in done.stdout.splitlines())
 
-    def _leftovers(self) -> list[psutil.Process]:
+    def _owned(self) -> list[psutil.Process]:
         return [process for process in psutil.process_iter() if self._owns(process)]
 
     def _owns(self, process: psutil.Process) -> bool:

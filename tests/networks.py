@@ -1,5 +1,7 @@
 """Small networks for tests, named in configurations as ``tests.networks:...``."""
 
+import time
+
 from torch import Tensor, nn
 
 from senet.model import PreActBlock, SENet
@@ -41,3 +43,21 @@ def wide(num_classes: int) -> nn.Module:
 def no_norm(num_classes: int) -> nn.Module:
     """No batch statistics: its gradient does not depend on how a batch is shared out."""
     return _NoNorm(num_classes)
+
+
+class _Slow(SENet):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            time.sleep(0.1)
+        return super().forward(x)
+
+
+def slow_senet(num_classes: int) -> SENet:
+    """``tiny_senet``, ten steps a second at the most on any machine, and next to no load on it."""
+    return _Slow(PreActBlock, [1, 1, 1, 1], num_classes=num_classes, widths=(8, 16, 32, 64), reduction=4)
+
+
+def never_ready(num_classes: int) -> nn.Module:
+    """A start that takes longer than it is given."""
+    time.sleep(600)
+    return no_norm(num_classes)

@@ -1,0 +1,284 @@
+"""A real SLURM cluster of two nodes: whatever it does to a job, the training ends with the bits of an undisturbed one.
+
+``make slurm-soak`` (``SOAK=1``) runs the long forms too.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from senet.config import REPOSITORY
+from senet.files import read_json
+from tests.cluster import Cluster, missing_packages, private_cluster
+from tests.harness import differing, payload, rows, status, tiny, train, wait_until, without_clock
+
+SOAK = bool(os.environ.get("SOAK"))
+MISSING = missing_packages()
+if MISSING and os.environ.get("SLURM_TESTS") == "required":
+    raise RuntimeError(f"SLURM_TESTS=required, but {MISSING}")
+pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(MISSING), reason=MISSING), pytest.mark.timeout(900)]
+soak = pytest.mark.skipif(not SOAK, reason="a long form: make slurm-soak")
+
+SLOW = "model.name=tests.networks:slow_senet"  # 22 steps an epoch, ten a second
+LONG = ("train.epochs=7", "checkpoint.every_steps=40", "log.every_steps=5")
+SUBMIT = [sys.executable, str(REPOSITORY / "slurm" / "submit.py")]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with private_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(autouse=True)
+def no_orphans(cluster: Cluster) -> Iterator[None]:
+    """After each test no process of its jobs is left."""
+    yield
+    jobs = cluster.run("squeue", "--noheader", "--format=%i").split()
+    for job in jobs:  # of a test that failed
+        cluster.cancel(job)
+    wait_until(lambda: not cluster.processes(), 10, f"the end of {cluster.processes()}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+    """What ``torchrun`` (``ranks=0``: plain Python) leaves of a run with the same options."""
+    found: dict[tuple[int, tuple[str, ...]], dict[str, Any]] = {}
+
+    def reference(ranks: int, *options: str) -> dict[str, Any]:
+        if (ranks, options) not in found:
+            run_dir = tmp_path_factory.mktemp("undisturbed")
+            done = train(ranks, *tiny(*options, f"data.root={data_root}", f"run_dir={run_dir}"))
+            assert done.returncode == 0, done.stderr
+            found[ranks, options] = without_clock(payload(run_dir))
+        return found[ranks, options]
+
+    return reference
+
+
+class Run:
+    """One submitted run directory."""
+
+    def __init__(self, cluster: Cluster, run_dir: Path, data_root: Path) -> None:
+        self.cluster, self.run_dir = cluster, run_dir
+        self.options = [f"data.root={data_root}", f"run_dir={run_dir}"]
+
+    def tool(self, *args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*SUBMIT, *args], env=self.cluster.env, capture_output=True, text=True, timeout=60)
+
+    def submit(self, *options: str) -> str:
+        done = self.tool(*tiny("slurm.time=20m", "slurm.nodes=2", *self.options, *options))
+        assert done.returncode == 0, done.stderr
+        self.job = str(read_json(self.run_dir / "slurm" / "job.json")["job"])
+        assert done.stdout.startswith(f"submitted job {self.job} ")
+        return self.job
+
+    def wait_for(self, *states: str, timeout_s: float = 120) -> dict[str, str]:
+        try:
+            return self.cluster.wait_for(self.job, set(states), timeout_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.logs()}") from None
+
+    def wait_for_steps(self, count: int, restarts: int, timeout_s: float = 60) -> None:
+        """Until this start has trained some steps."""
+
+        def there() -> bool:
+            state = read_json(self.run_dir / "status.json")
+            if (state.get("job"), state.get("job_restarts"), state.get("state")) != (self.job, restarts, "running"):
+                return False
+            first = read_json(self.run_dir / "owner.json")["resumed_from"].get(str(state["generation"]), 0)
+            return bool(found := rows(self.run_dir)) and found[-1]["step"] >= first + count
+
+        wait_until(there, timeout_s, f"{count} steps of start {restarts}: {self.logs()}")
+
+    def wait_for_stop(self, restarts: int, timeout_s: float = 40) -> None:
+        """Until this start has saved and SLURM has counted the requeue."""
+
+        def there() -> bool:
+            state = read_json(self.run_dir / "status.json")
+            requeued = self.cluster.job(self.job)["Restarts"] == str(restarts + 1)
+            return requeued and (state.get("state"), state.get("job_restarts")) == ("stopped", restarts)
+
+        wait_until(there, timeout_s, f"start {restarts} to be stopped and requeued: {self.logs()}")
+
+    def ranks(self) -> list[psutil.Process]:
+        """The direct tasks, in rank order."""
+        found = {}
+        for process in self.cluster.processes():
+            try:
+                if "submitit.core._submit" in process.cmdline() and process.environ().get("SLURM_JOB_ID") == self.job:
+                    found[int(process.environ()["SLURM_PROCID"])] = process
+            except psutil.Error:
+                continue
+        return [found[rank] for rank in sorted(found)]
+
+    def logs(self) -> str:
+        return "\n".join(f"{path.name}:\n{path.read_text()[-3000:]}" for path in self.run_dir.glob("slurm/*_log.out"))
+
+    def log(self, rank: int = 0) -> str:
+        return (self.run_dir / "slurm" / f"{self.job}_{rank}_log.out").read_text()
+
+
+@pytest.fixture
+def run(cluster: Cluster, tmp_path: Path, data_root: Path) -> Run:
+    return Run(cluster, tmp_path / "run", data_root)
+
+
+def preempt(run: Run) -> None:
+    """Somebody more important takes both nodes for a second."""
+    run.cluster.preempt(1)
+
+
+def requeue(run: Run) -> None:
+    """An administrator; SLURM gives KillWait."""
+    run.cluster.run("scontrol", "requeue", run.job)
+
+
+def signal_direct_tasks(run: Run) -> None:
+    """As sites with proctrack/cgroup send --signal: to the tasks, not to their children."""
+    for process in run.ranks():
+        process.send_signal(signal.SIGUSR2)
+
+
+def signal_all_descendants(run: Run) -> None:
+    """As proctrack/linuxproc sends it."""
+    run.cluster.run("scancel", "--signal=USR2", run.job)
+
+
+def survive(run: Run, events: list[Callable[[Run], None]], expected: dict[str, Any]) -> None:
+    """Submit, let each event happen to a start of its own, and compare what the last one leaves."""
+    run.submit(*LONG, SLOW)
+    for restarts, event in enumerate(events):
+        run.wait_for_steps(10, restarts)
+        event(run)
+        run.wait_for_stop(restarts)
+        assert run.cluster.job(run.job)["JobState"] not in ("COMPLETED", "FAILED")
+    run.wait_for("COMPLETED")
+    assert run.cluster.job(run.job)["Restarts"] == str(len(events))
+    assert status(run.run_dir)["state"] == "finished"
+    assert differing(without_clock(payload(run.run_dir)), expected) == []
+    steps = [row["step"] for row in rows(run.run_dir)]
+    assert steps == sorted(set(steps))
+    assert run.log().count("stopped at step") == len(events)  # one save and one requeue each; the log was appended to
+    assert "Traceback" not in run.logs()
+
+
+def test_a_job_ends_with_the_tensors_of_torchrun(run: Run, undisturbed: Callable[..., dict[str, Any]]) -> None:
+    run.submit()
+    run.wait_for("COMPLETED")
+    assert differing(without_clock(payload(run.run_dir)), undisturbed(2)) == []
+    table = run.tool("status", str(run.run_dir)).stdout.splitlines()
+    assert table[1].split()[:6] == [str(run.run_dir), run.job, "COMPLETED", "finished", "44", "2"]
+
+
+def test_preempted_requeued_and_signalled_it_ends_with_the_same_bits(
+    run: Run, undisturbed: Callable[..., dict[str, Any]]
+) -> None:
+    survive(run, [preempt, requeue, signal_direct_tasks], undisturbed(2, *LONG))
+
+
+@soak
+@pytest.mark.parametrize("event", [preempt, requeue, signal_direct_tasks, signal_all_descendants])
+def test_five_times_in_a_row(
+    event: Callable[[Run], None], run: Run, undisturbed: Callable[..., dict[str, Any]]
+) -> None:
+    survive(run, [event] * 5, undisturbed(2, *LONG))
+
+
+def test_at_the_time_limit_it_is_saved_and_requeued(run: Run, undisturbed: Callable[..., dict[str, Any]]) -> None:
+    # SLURM looks every 30 s, so a minute's limit is announced after half of it
+    limits = 3 if SOAK else 1
+    long = (f"train.epochs={10 + 12 * limits}", *LONG[1:])
+    run.submit(*long, SLOW, "slurm.time=1m", "slurm.signal_lead_s=45")
+    for restarts in range(limits):
+        run.wait_for_stop(restarts, timeout_s=90)
+        assert status(run.run_dir)["reason"] == "SIGUSR2"
+    run.wait_for("COMPLETED", timeout_s=300)
+    assert differing(without_clock(payload(run.run_dir)), undisturbed(2, *long)) == []
+
+
+def test_a_cancelled_job_stays_cancelled(run: Run) -> None:
+    run.submit("train.epochs=3000", SLOW)
+    run.wait_for_steps(5, 0)
+    began = time.monotonic()
+    run.cluster.cancel(run.job)
+    wait_until(lambda: not run.cluster.processes(), 5 + 2, "KillWait + 2 s")
+    gone_s = time.monotonic() - began
+    time.sleep(10 - gone_s)  # longer than a requeued job waits here
+    found = run.cluster.job(run.job)
+    assert (found["JobState"], found["Restarts"]) == ("CANCELLED", "0")
+    assert status(run.run_dir)["state"] == "stopped"
+
+
+def test_stop_saves_and_ends_the_job(run: Run) -> None:
+    run.submit("train.epochs=3000", SLOW)
+    run.wait_for_steps(5, 0)
+    assert run.tool("stop", str(run.run_dir)).returncode == 0
+    assert run.wait_for("CANCELLED")["Restarts"] == "0"
+    assert status(run.run_dir)["state"] == "stopped"
+    again = run.tool("stop", str(run.run_dir))
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+
+
+def test_a_killed_rank_fails_the_job_at_once(run: Run) -> None:
+    run.submit("train.epochs=3000", SLOW)
+    run.wait_for_steps(5, 0)
+    began = time.monotonic()
+    run.ranks()[1].kill()
+    found = run.wait_for("FAILED", timeout_s=30)
+    wait_until(lambda: not run.cluster.processes(), 30 - (time.monotonic() - began))
+    assert found["Restarts"] == "0"
+    assert status(run.run_dir)["state"] == "failed"
+
+
+def test_a_lost_node_requeues_the_job_and_the_rank_left_there_is_ignored(
+    run: Run, undisturbed: Callable[..., dict[str, Any]]
+) -> None:
+    long = ("train.epochs=30", "checkpoint.every_steps=20", "log.every_steps=5")
+    run.submit(*long, SLOW, "slurm.nodes=1")
+    run.wait_for_steps(5, 0)
+    lost = run.cluster.job(run.job)["NodeList"]
+    run.cluster.kill_slurmd(lost)
+    try:
+        run.wait_for_steps(5, 1, timeout_s=90)
+        found = run.wait_for("COMPLETED", timeout_s=240)
+        assert (found["Restarts"], found["NodeList"]) == ("1", "n2" if lost == "n1" else "n1")
+        assert differing(without_clock(payload(run.run_dir)), undisturbed(0, *long)) == []
+        # the first rank trained on all the while, until it wanted to publish
+        assert run.log().count("another start has taken the run directory over") == 1
+        steps = [row["step"] for row in rows(run.run_dir)]
+        assert steps == sorted(set(steps))
+    finally:
+        run.cluster.start_slurmd(lost)
+        run.cluster.wait_idle()
+
+
+def test_three_starts_without_a_checkpoint_are_the_last(run: Run) -> None:
+    run.submit("model.name=tests.networks:never_ready", "slurm.nodes=1")
+    for restarts in range(3):
+        record = run.run_dir / "slurm" / f"{run.job}.starts.jsonl"
+        wait_until(lambda count=restarts + 1, path=record: path.exists() and path.read_text().count("\n") == count, 60)
+        wait_until(run.ranks)
+        requeue(run)
+    run.wait_for("FAILED")
+    assert "3 starts in a row ended without a new checkpoint" in status(run.run_dir)["reason"]
+    assert "3 starts in a row" in run.tool("status", str(run.run_dir)).stdout
+
+
+def test_many_jobs_at_once_find_a_port_each(cluster: Cluster, tmp_path: Path, data_root: Path) -> None:
+    runs = [Run(cluster, tmp_path / f"run{number}", data_root) for number in range(20 if SOAK else 4)]
+    for run in runs:
+        run.submit("train.epochs=1", "distributed.start_timeout_s=600")
+    for run in runs:
+        run.wait_for("COMPLETED", timeout_s=600)
+    assert all(status(run.run_dir)["state"] == "finished" for run in runs)

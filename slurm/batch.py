@@ -33,7 +33,8 @@ def begin(run_dir: Path, job_id: str, restarts: int, max_requeues: int) -> str:
     Returns:
         Why the job must not start; empty where it may.
     """
-    starts = [start for start in _starts(run_dir, job_id) if start["start"] < restarts]
+    recorded = _starts(run_dir, job_id)
+    starts = [start for start in recorded if start["start"] < restarts]
     newest = newest_checkpoint(run_dir)
     fruitless = [start for start in starts[-STARTS_WITHOUT_PROGRESS:] if start["checkpoint"] == newest]
     if len(fruitless) == STARTS_WITHOUT_PROGRESS:
@@ -43,7 +44,8 @@ def begin(run_dir: Path, job_id: str, restarts: int, max_requeues: int) -> str:
         )
     if restarts > max_requeues:
         return f"slurm.max_requeues={max_requeues} is used up; submit again to go on"
-    record_start(run_dir, job_id, restarts)
+    if len(starts) == len(recorded):
+        record_start(run_dir, job_id, restarts)
     return ""
 
 

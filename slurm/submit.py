@@ -11,6 +11,7 @@ if __name__ == "__main__":
 import dataclasses
 import hashlib
 import shlex
+import shutil
 import socket
 import subprocess
 import time
@@ -54,6 +55,8 @@ def submit(argv: list[str], *, dry_run: bool) -> None:
     _refuse(findings)
     if dry_run:
         return
+    if config.slurm.cluster == "slurm" and shutil.which("sbatch") is None:
+        raise ConfigError("there is no sbatch here; use a login node, or slurm.cluster=local for this machine alone")
     for finding in findings:
         print(f"slurm: warning: {finding.text}", file=sys.stderr)
     folder = run_dir / "slurm"

@@ -1,0 +1,526 @@
+"""What is decided about jobs, without a cluster: options, batch script, preflight, snapshot, requeue."""
+
+from __future__ import annotations
+
+import os
+import pickletools
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import submitit
+
+from senet import commit as commit_module
+from senet.config import REPOSITORY, ConfigError, load_config, to_flat
+from senet.files import read_json, write_json
+from slurm import batch, cluster, preflight, sbatch, snapshot
+from slurm.job import Job
+from tests.harness import tiny
+
+SUBMIT = [sys.executable, str(REPOSITORY / "slurm" / "submit.py")]
+RUNNING = "JobId=7 JobName=x JobState=RUNNING Reason=None PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=None"
+PREEMPTED = RUNNING.replace("PreemptTime=None", "PreemptTime=2026-01-01T00:00:09")
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    (tmp_path / "run" / "slurm").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints").mkdir()
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of commands in front of PATH; ``install`` fills it."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return folder
+
+
+def install(folder: Path, name: str, script: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def publish(run_dir: Path, step: int) -> None:
+    (run_dir / "checkpoints" / f"step_{step:09d}.g0001.pt").write_text("")
+
+
+# --- options ---
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90m", 90), ("8h", 480), ("2d", 2880), ("1.5h", 90), ("61s", 2), ("02:00:00", 120), ("1-00:00:01", 1441)],
+)
+def test_times(text: str, expected: int) -> None:
+    assert sbatch.minutes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["5400", "", "8 hours", "1:30", "0h", "-1h", "infinite"])
+def test_times_without_unit_or_sense_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"slurm\.time="):
+        sbatch.minutes(text)
+
+
+def test_text_stays_text_on_the_command_line() -> None:
+    config = load_config(tiny("slurm.time=1:30:00", "run_dir=007", "slurm.environment.A=true"))
+    assert (config.slurm.time, config.run_dir, config.slurm.environment) == ("1:30:00", "007", {"A": "true"})
+
+
+@pytest.mark.parametrize(
+    "argument", ["slurm.environment.1A=x", "slurm.environment.A.B=x", "slurm.sbatch.a.b=1", "slurm.sbatch.x="]
+)
+def test_mappings_are_checked(argument: str) -> None:
+    with pytest.raises(ConfigError, match=argument.partition("=")[0].rpartition(".")[0].replace(".", r"\.")):
+        load_config(tiny(argument))
+
+
+def test_a_checkpoint_says_nothing_about_the_job() -> None:
+    assert not [key for key in to_flat(load_config(tiny("slurm.environment.TOKEN=x"))) if key.startswith("slurm")]
+
+
+# --- the batch script ---
+
+
+def script(*overrides: str) -> str:
+    config = load_config(tiny("run_dir=/scratch/a b/run", *overrides))
+    return sbatch.make_slurm_executor(config, Path(config.run_dir), Path("/code")).text()
+
+
+def test_the_batch_script_has_what_was_asked_for() -> None:
+    text = script(
+        "slurm.partition=gpu",
+        "slurm.nodes=2",
+        "slurm.gpus_per_node=4",
+        "slurm.time=8h",
+        "slurm.mem=64G",
+        "slurm.sbatch.exclusive=true",
+        "slurm.sbatch.mail_type=END",
+        "slurm.environment.NCCL_DEBUG=a b",
+        "slurm.setup=[module load cuda]",
+    )
+    flags = [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")]
+    assert flags == [
+        "chdir=/code",
+        "exclusive",
+        "gpus-per-node=4",
+        "job-name=run",
+        "mail-type=END",
+        "mem=64G",
+        "nodes=2",
+        "ntasks-per-node=4",
+        "open-mode=append",
+        "output='/scratch/a b/run/slurm/%j_0_log.out'",
+        "partition=gpu",
+        "requeue",
+        "signal=USR2@120",
+        "time=480",
+    ]
+    setup = text[text.index("# setup") : text.index("# command")]
+    assert setup.splitlines()[1] == "module load cuda"
+    assert "export NCCL_DEBUG='a b'" in setup
+    assert "--kill-on-bad-exit=1" in text[text.index("# command") :]
+    assert text.rstrip().endswith("finish")
+    assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["time=1", "array=0-3", "no_requeue=true", "signal=B:USR1@10"])
+def test_sbatch_options_that_the_job_depends_on_cannot_be_passed_through(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"slurm\.sbatch\."):
+        script(f"slurm.sbatch.{name}")
+
+
+def test_the_python_of_a_container_starts_ranks_and_decisions() -> None:
+    text = script("slurm.python=apptainer exec --nv image.sif python3")
+    assert 'run_python() { apptainer exec --nv image.sif python3 "$@"; }' in text
+    assert "--kill-on-bad-exit=1 apptainer exec --nv image.sif python3 -u -m submitit.core._submit" in text
+
+
+def test_a_dry_run_needs_neither_sbatch_nor_torch_and_writes_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys, runpy; sys.modules['torch'] = None; sys.argv = sys.argv[1:];"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, SUBMIT[1], "--dry-run", *tiny("slurm.nodes=2", "run_dir=run")]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={"PATH": "/nowhere", "HOME": str(tmp_path)}
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for part in ("# preflight", "run_dir=run is relative", "#SBATCH --nodes=2", "# launch line"):
+        assert part in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- what becomes of a job ---
+
+
+def test_three_starts_without_a_checkpoint_are_enough(run_dir: Path) -> None:
+    for restarts in range(3):
+        assert batch.begin(run_dir, "7", restarts, 100) == ""
+        assert batch.begin(run_dir, "7", restarts, 100) == ""  # a second try of the same start is no other start
+    assert "3 starts in a row" in batch.begin(run_dir, "7", 3, 100)
+    publish(run_dir, 5)
+    assert batch.begin(run_dir, "7", 3, 100) == ""
+    assert batch.begin(run_dir, "8", 0, 100) == ""  # another job counts anew
+    assert batch.count_starts(run_dir, "7") == 4
+
+
+def test_a_start_beyond_the_budget_does_not_begin(run_dir: Path) -> None:
+    assert batch.begin(run_dir, "7", 2, 2) == ""
+    assert "slurm.max_requeues=2" in batch.begin(run_dir, "7", 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "job", "restarts", "expected"),
+    [
+        ("finished", RUNNING, 0, "finished"),
+        ("finished", RUNNING.replace("RUNNING", "COMPLETING"), 0, "finished"),
+        ("stopped", RUNNING, 0, "requeue"),
+        ("stopped", RUNNING.replace("RUNNING", "SIGNALING"), 0, "requeue"),
+        ("stopped", RUNNING, 5, "slurm.max_requeues=5 is used up"),
+        ("stopped", RUNNING.replace("RUNNING", "COMPLETING"), 0, "not requeued: SLURM has the job as COMPLETING"),
+        ("stopped", "", 0, "not requeued: SLURM has the job as unknown"),
+        ("running", RUNNING, 0, "ended without a word"),
+        ("running", PREEMPTED, 0, "requeue"),
+        ("starting", RUNNING, 0, "ended without a word"),
+        ("starting", PREEMPTED, 0, "requeue"),
+        ("", RUNNING, 0, "rank 0 did not begin"),
+        ("", PREEMPTED, 0, "requeue"),
+        ("failed", PREEMPTED, 0, "why"),
+        ("refused", RUNNING, 0, "why"),
+        ("port_taken", RUNNING, 0, "why"),
+    ],
+)
+def test_what_becomes_of_a_job(run_dir: Path, outcome: str, job: str, restarts: int, expected: str) -> None:
+    status = {"state": outcome, "reason": "why"} if outcome else {}
+    assert expected in batch.end(run_dir, "7", restarts, 5, job, status)
+    batch.stop_file(run_dir, "7").touch()
+    if outcome not in ("finished", "failed", "refused", "port_taken"):
+        assert batch.end(run_dir, "7", restarts, 5, job, status) == "cancel"
+
+
+def test_the_reason_reaches_the_status_of_the_newest_job_only(run_dir: Path) -> None:
+    write_json(run_dir / "status.json", {"state": "running", "job": "7", "step": 3})
+    batch.explain(run_dir, "7", "failed", "why")
+    assert read_json(run_dir / "status.json") == {"state": "failed", "job": "7", "step": 3, "reason": "why"}
+    write_json(run_dir / "slurm" / "job.json", {"job": "8"})
+    batch.explain(run_dir, "7", "failed", "another")
+    assert read_json(run_dir / "status.json")["reason"] == "why"
+
+
+def test_ports_are_free_and_below_the_ephemeral_ones() -> None:
+    ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = [batch.free_port() for _ in range(50)]
+    assert max(ports) < ephemeral
+    with socket.create_server(("", ports[0])):
+        assert len(set(ports)) > 40
+
+
+def test_a_port_that_is_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = batch.free_port()
+    offered = iter([taken, taken + 1, taken + 2, taken + 3])
+    monkeypatch.setattr(batch.random, "randrange", lambda *_: next(offered))
+    with socket.create_server(("", taken)):
+        assert batch.free_port() != taken
+
+
+def run_batch_sh(fake: Path, run_dir: Path, begin: str, srun: str, end: str) -> subprocess.CompletedProcess[str]:
+    """The real batch.sh with stand-ins for SLURM's commands and the decisions; each logs its call."""
+    log = fake / "log"
+    install(
+        fake, "scontrol", f'echo "scontrol $*" >>{log}; [ "$2" != hostnames ] || echo n1; echo " NodeAddr=10.0.0.1 "'
+    )
+    install(fake, "srun", f'echo "srun $MASTER_ADDR:$MASTER_PORT" >>{log}; {srun}')
+    install(fake, "scancel", f'echo "scancel $*" >>{log}')
+    install(fake, "sleep", "true")
+    install(fake, "decide", f'case $3 in begin) {begin} ;; end) echo "end" >>{log}; {end} ;; esac')
+    body = (
+        f'run_python() {{ decide "$@"; }}\nexport SENET_RUN_DIR={run_dir} SENET_MAX_REQUEUES=1\n'
+        f"source {REPOSITORY}/slurm/batch.sh\nsrun\nfinish\n"
+    )
+    environment = os.environ | {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"}
+    return subprocess.run(["bash", "-c", body], env=environment, capture_output=True, text=True, timeout=20)
+
+
+def calls(fake: Path) -> list[str]:
+    return [line for line in (fake / "log").read_text().splitlines() if not line.startswith("scontrol show")]
+
+
+def test_a_taken_port_is_tried_again_three_times_with_another(fake: Path, run_dir: Path) -> None:
+    begin = 'echo "export MASTER_PORT=$$"'
+    taken = 'echo "{\\"state\\": \\"port_taken\\"}" >"$SENET_STATUS_FILE"'
+    done = run_batch_sh(fake, run_dir, begin, taken, "exit 1")
+    assert done.returncode == 1
+    assert [call.partition(":")[0] for call in calls(fake)] == ["srun 10.0.0.1"] * 3 + ["end"]
+    assert len(set(calls(fake))) == 4  # a port each
+
+
+def test_an_end_is_one_end_and_a_requeue_one_requeue(fake: Path, run_dir: Path) -> None:
+    begun = 'echo "{\\"state\\": \\"stopped\\"}" >"$SENET_STATUS_FILE"; exit 85'
+    done = run_batch_sh(fake, run_dir, "true", begun, "echo requeue")
+    assert done.returncode == 1  # SLURM would have ended it before
+    assert calls(fake) == ["srun 10.0.0.1:", "end", "scontrol requeue 7"]
+
+
+def test_a_start_that_must_not_begin_calls_no_srun(fake: Path, run_dir: Path) -> None:
+    done = run_batch_sh(fake, run_dir, "exit 1", "true", "echo failed; exit 1")
+    assert (done.returncode, calls(fake)) == (1, ["end"])
+
+
+# --- preflight ---
+
+
+def found(*overrides: str, run_dir: Path) -> str:
+    config = load_config(tiny(f"run_dir={run_dir}", *overrides))
+    findings = preflight.preflight(config, run_dir)
+    return "\n".join(f"{'refused' if finding.refuse else 'warning'}: {finding.text}" for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["slurm.nodes=3"], "refused: train.global_batch_size=64 cannot be split over 3 ranks"),
+        (["slurm.gpus_per_node=2", "slurm.ranks_per_node=4"], "refused: slurm.ranks_per_node=4 is more than"),
+        (["slurm.gpus_per_node=4", "slurm.ranks_per_node=2"], "warning: slurm.gpus_per_node=4"),
+        (["slurm.gpus_per_node=4", "train.device=cpu"], "warning: slurm.gpus_per_node=4, but train.device=cpu"),
+        (["train.device=cuda"], "refused: train.device=cuda, but slurm.gpus_per_node=0"),
+        (["slurm.time=5m"], "warning: slurm.time=5m: of 300 s"),
+        (["slurm.time=2m"], "refused: slurm.signal_lead_s=120 is not less than slurm.time=2m"),
+        (["slurm.cluster=local", "slurm.nodes=2"], "refused: slurm.nodes=2 with slurm.cluster=local"),
+        (["slurm.cluster=local", "slurm.setup=[x]"], "refused: slurm.setup with slurm.cluster=local"),
+        ([], "looks local to this machine"),
+        ([], "warning: scontrol does not answer here"),
+    ],
+)
+@pytest.mark.usefixtures("fake")
+def test_preflight_names_value_and_remedy(run_dir: Path, overrides: list[str], expected: str) -> None:
+    assert expected in found(*overrides, run_dir=run_dir)
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_gpu_asked_for_by_gres_is_no_contradiction(run_dir: Path) -> None:
+    assert "refused" not in found("train.device=cuda", "slurm.sbatch.gres=gpu:1", run_dir=run_dir)
+
+
+@pytest.mark.usefixtures("fake")
+def test_the_lead_is_held_against_what_the_last_run_needed(run_dir: Path) -> None:
+    write_json(run_dir / "status.json", {"images_per_s": 3.2, "save_s": 30.0})
+    assert "needed 75 s to stop" in found(run_dir=run_dir)  # two steps of 20 s, a save of 30, 5 to leave
+    assert "to stop" not in found("slurm.signal_lead_s=150", run_dir=run_dir)
+
+
+SITE = """\
+case "$*" in
+"show config") echo "KillWait                = 30 sec"; echo "PreemptType             = preempt/partition_prio" ;;
+"show partition --oneliner")
+    echo "PartitionName=cpu Default=YES GraceTime=10 MaxTime=1-00:00:00 PreemptMode=REQUEUE"
+    echo "PartitionName=gpu Default=NO GraceTime=0 MaxTime=UNLIMITED PreemptMode=CANCEL" ;;
+esac"""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["slurm.partition=gpus"], "refused: slurm.partition=gpus does not exist; this cluster has cpu, gpu"),
+        (["slurm.time=2d"], "refused: slurm.time=2d is more than MaxTime=1-00:00:00 of partition cpu"),
+        (["slurm.partition=gpu"], "warning: partition gpu has PreemptMode=CANCEL"),
+        (["slurm.account=us"], "refused: slurm.account=us is not among the accounts that you may use: physics"),
+    ],
+)
+def test_preflight_asks_the_site(fake: Path, run_dir: Path, overrides: list[str], expected: str) -> None:
+    install(fake, "scontrol", SITE)
+    install(fake, "sacctmgr", "echo physics")
+    assert expected in found(*overrides, run_dir=run_dir)
+
+
+def test_a_short_grace_is_held_against_what_the_last_run_needed(fake: Path, run_dir: Path) -> None:
+    install(fake, "scontrol", SITE)
+    assert "at a preemption" not in found(run_dir=run_dir)
+    write_json(run_dir / "status.json", {"images_per_s": 64, "save_s": 3.0})
+    assert "partition cpu gives 10 s at a preemption (GraceTime=10, KillWait=30), a stop may take 20 s" in found(
+        run_dir=run_dir
+    )
+
+
+def test_a_directory_with_a_job_in_the_queue_is_refused(fake: Path, run_dir: Path) -> None:
+    write_json(run_dir / "slurm" / "job.json", {"job": "7", "cluster": "slurm"})
+    install(fake, "squeue", "echo PENDING")
+    assert f"refused: run_dir={run_dir} belongs to job 7, which is PENDING" in found(run_dir=run_dir)
+    install(fake, "squeue", "exit 1")  # it has left the queue
+    assert "belongs to" not in found(run_dir=run_dir)
+
+
+@pytest.mark.parametrize(
+    ("commands", "expected"),
+    [
+        ({"squeue": "echo RUNNING"}, "RUNNING"),
+        ({"squeue": "true", "sacct": "echo 'CANCELLED by 1000'"}, "CANCELLED"),
+        ({"squeue": "exit 1", "scontrol": "echo JobId=7 JobState=TIMEOUT Reason=x"}, "TIMEOUT"),
+        ({}, ""),
+    ],
+)
+def test_whichever_command_the_site_has_tells_the_state(fake: Path, commands: dict[str, str], expected: str) -> None:
+    for name, text in commands.items():
+        install(fake, name, text)
+    assert cluster.job_state("7") == expected
+
+
+def test_a_slurm_that_does_not_answer_costs_a_bounded_time(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(fake, "squeue", "exec sleep 30")
+    monkeypatch.setattr(cluster, "_TIMEOUT_S", 0.3)
+    began = time.monotonic()
+    assert cluster.job_state("7") == ""
+    assert time.monotonic() - began < 5
+
+
+# --- the code that was submitted ---
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small repository: tracked, edited, deleted, untracked and ignored files."""
+    folder = tmp_path / "checkout"
+    (folder / "senet").mkdir(parents=True)
+    for name in ("senet/a.py", "senet/gone.py", "run.sh"):
+        (folder / name).write_text(name)
+    (folder / "run.sh").chmod(0o755)
+    (folder / "link").symlink_to("run.sh")
+    (folder / ".gitignore").write_text("runs/\n")
+    for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=x", "-c", "user.email=x", "commit", "-qm", "x"]):
+        subprocess.run(["git", "-C", str(folder), *command], check=True)
+    (folder / "senet/a.py").write_text("edited")
+    (folder / "senet/gone.py").unlink()
+    (folder / "mine.py").write_text("untracked")
+    (folder / "runs/x/slurm").mkdir(parents=True)
+    (folder / "runs/x/big").write_text("ignored")
+    monkeypatch.setattr(snapshot, "REPOSITORY", folder)
+    monkeypatch.setattr(commit_module, "REPOSITORY", folder)
+    return folder
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_snapshot_has_the_files_as_they_are_and_not_the_ignored_ones(checkout: Path) -> None:
+    run_dir = checkout / "runs/x"
+    copy = snapshot.take_snapshot(run_dir / "slurm", without=run_dir)
+    got = content(copy)
+    assert len(got.pop(".commit").strip().rstrip("+")) == 40
+    assert got == {
+        ".gitignore": "runs/\n",
+        "senet/a.py": "edited",
+        "mine.py": "untracked",
+        "run.sh": "run.sh",
+        "link": "run.sh",
+    }
+    assert os.access(copy / "run.sh", os.X_OK)
+    assert (copy / "link").is_symlink()
+    assert snapshot.take_snapshot(run_dir / "slurm", without=run_dir) == copy
+    (checkout / "senet/a.py").write_text("edited again")
+    assert snapshot.take_snapshot(run_dir / "slurm", without=run_dir) != copy
+    assert content(copy)["senet/a.py"] == "edited"
+
+
+def test_a_run_directory_that_is_not_ignored_is_left_out(checkout: Path) -> None:
+    run_dir = checkout / "out"
+    (run_dir / "slurm").mkdir(parents=True)
+    (run_dir / "checkpoint").write_text("x")
+    assert not [name for name in content(snapshot.take_snapshot(run_dir / "slurm", without=run_dir)) if "out" in name]
+
+
+def test_without_git_it_is_a_plain_copy(checkout: Path) -> None:
+    shutil.rmtree(checkout / ".git")
+    run_dir = checkout / "runs/x"
+    got = content(snapshot.take_snapshot(run_dir / "slurm", without=run_dir))
+    assert got.pop(".commit") == "unknown\n"
+    assert sorted(got) == ["link", "mine.py", "run.sh", "senet/a.py"]
+
+
+def test_what_is_too_large_to_be_code_is_refused_by_name(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot, "MAX_BYTES", 1000)
+    (checkout / "weights.pt").write_bytes(bytes(2000))
+    with pytest.raises(ConfigError, match=r"weights\.pt"):
+        snapshot.take_snapshot(checkout / "runs/x/slurm", without=checkout / "runs/x")
+
+
+def test_what_is_pickled_is_plain_and_found_by_name(tmp_path: Path) -> None:
+    job = Job(run_dir="/a", config="/a/c.yaml", code="/a/code", max_requeues=3)
+    submitit.core.utils.DelayedSubmission(job).dump(tmp_path / "job.pkl")
+    names = set()
+    strings: list[str] = []
+    for opcode, argument, _ in pickletools.genops((tmp_path / "job.pkl").read_bytes()):
+        if opcode.name == "STACK_GLOBAL":
+            names.add(".".join(strings[-2:]))
+        elif isinstance(argument, str):
+            strings.append(argument)
+    assert names == {"submitit.core.utils.DelayedSubmission", "slurm.job.Job"}
+
+
+def test_a_job_that_finds_another_senet_is_refused(tmp_path: Path) -> None:
+    text = (
+        "import sys; from slurm.job import Job;"
+        f"Job(run_dir={str(tmp_path)!r}, config='c', code={str(tmp_path)!r}, max_requeues=0)()"
+    )
+    environment = os.environ | {
+        "SUBMITIT_EXECUTOR": "slurm",
+        "SLURM_JOB_ID": "7",
+        "SENET_STATUS_FILE": str(tmp_path / "status"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", text], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert f"the job was submitted with {tmp_path}" in done.stderr
+    assert read_json(tmp_path / "status")["state"] == "refused"
+
+
+# --- the commands ---
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["optim.lrr=1"], "did you mean 'optim.lr'"),
+        (["slurm.partitoin=x"], "did you mean 'slurm.partition'"),
+        (["slurm.time=5400"], "slurm.time='5400': write 90m"),
+        (["status", "nowhere"], "nothing was submitted from there"),
+        (["status"], "no run in runs/"),
+        (["stop"], "stop takes one run directory"),
+        (["stop", "nowhere"], "nothing was submitted from there"),
+        (["statsu"], "neither key=value nor a YAML file"),
+        (["slurm.gpus_per_node=1", "slurm.ranks_per_node=2"], "two ranks cannot share a GPU"),
+        (["run_dir=/proc/x"], "/proc/x"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(tmp_path: Path, args: list[str], expected: str) -> None:
+    done = subprocess.run([*SUBMIT, *args], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("slurm: warning: ")]
+    assert len(lines) == 1
+    assert expected in lines[0]
+
+
+def test_without_slurm_a_submission_says_what_is_missing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*SUBMIT, *tiny("run_dir=run")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PATH": "/bin/x"},
+    )
+    assert done.returncode == 2
+    assert "slurm.cluster=local" in done.stderr.splitlines()[-1]
+
+
+def test_help_has_the_options_of_a_job() -> None:
+    done = subprocess.run([*SUBMIT, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    for part in ("status [RUN_DIR ...]", "slurm.signal_lead_s* = 120", "slurm.snapshot* = true"):
+        assert part in done.stdout

@@ -6,6 +6,7 @@
 #   NPROC=4 ./launch.sh ...                            ranks; default: one per GPU, or 2 on a CPU
 #   ./launch.sh --help                                 all options
 #   ./launch.sh setup [dev]                            only make .venv
+#   ./launch.sh slurm [...]                            as python slurm/submit.py [...]: submit a job, status, stop
 #
 # Exit code: 0 finished, 2 bad input, 85 stopped by a signal and resumable, else failed.
 # PYTHON=python3.12 chooses the interpreter of a new .venv.
@@ -60,6 +61,10 @@ if [ "${1:-}" = setup ]; then
     exit
 fi
 setup ""
+if [ "${1:-}" = slurm ]; then
+    shift
+    exec "$venv/bin/python" "$here/slurm/submit.py" "$@"
+fi
 if ! [[ " $* " =~ \.ya?ml\  ]]; then set -- "$here/configs/quickstart.yaml" "$@"; fi
 ranks=${NPROC:-$(default_ranks)}
 if ! [[ $ranks =~ ^[1-9][0-9]*$ ]]; then

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import submitit
+from submitit.core.utils import FailedJobError
 
 from senet.config import REPOSITORY, Config, ConfigError, SlurmConfig
 from slurm.batch import free_port
@@ -72,11 +74,19 @@ def send(job: Job, config: Config, run_dir: Path, code: Path) -> str:
     """Submit; the job's id.
 
     Raises:
-        ConfigError: an sbatch option that has a name of its own here.
-        FailedJobError: sbatch refused.
+        ConfigError: an sbatch option that has a name of its own here, or sbatch refused.
     """
     if config.slurm.cluster == "slurm":
-        submitted = make_slurm_executor(config, run_dir, code).submit(job)
+        executor = make_slurm_executor(config, run_dir, code)
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
+                submitted = executor.submit(job)
+        except FailedJobError as error:
+            raise ConfigError(f"sbatch refused the job: {' '.join(str(error).split())}") from None
+        finally:
+            for path in (run_dir / "slurm").iterdir():  # submitit's temporary names, which stay
+                if re.fullmatch(r"\.submission_file_\w+\.sh|[0-9a-f]{32}\.pkl", path.name):
+                    path.unlink()
     else:
         variables = environment(config.slurm, code)
         variables["PYTHONPATH"] = ":".join(filter(None, (variables["PYTHONPATH"], os.environ.get("PYTHONPATH"))))

@@ -13,11 +13,9 @@ import hashlib
 import shlex
 import shutil
 import socket
-import subprocess
 import time
 
 from filelock import FileLock
-from submitit.core.utils import FailedJobError
 
 from senet.config import REPOSITORY, Config, ConfigError, SlurmConfig, group_help, load_config, to_yaml
 from senet.files import replace_file, write_json
@@ -65,7 +63,7 @@ def submit(argv: list[str], *, dry_run: bool) -> None:
         _refuse([*owner(run_dir)])  # somebody may have been quicker
         job_id = _submit(config, run_dir, argv)
     log = folder / f"{job_id}_0_log.out"
-    slurm, here = config.slurm, f"python {shlex.quote(sys.argv[0])}"
+    slurm, here = config.slurm, f"{_python()} {shlex.quote(sys.argv[0])}"
     print(
         f"submitted job {job_id} ({run_dir.name}): {slurm.nodes} node(s) x {ranks_per_node(slurm)} rank(s), "
         f"{slurm.time} per start; run directory {run_dir}\n"
@@ -74,6 +72,11 @@ def submit(argv: list[str], *, dry_run: bool) -> None:
         f"  stop     {here} stop {shlex.quote(typed.run_dir)}\n"
         f"  resume   the same command again"
     )
+
+
+def _python() -> str:
+    """What a person types for this interpreter."""
+    return "python" if shutil.which("python") == sys.executable else shlex.quote(sys.executable)
 
 
 def _absolute(config: Config) -> Config:
@@ -115,11 +118,7 @@ def _submit(config: Config, run_dir: Path, argv: list[str]) -> str:
     file = folder / f"config-{hashlib.sha256(resolved.encode()).hexdigest()[:12]}.yaml"
     replace_file(file, resolved.encode())
     job = Job(run_dir=str(run_dir), config=str(file), code=str(code), max_requeues=config.slurm.max_requeues)
-    try:
-        job_id = send(job, config, run_dir, code)
-    except (FailedJobError, subprocess.CalledProcessError) as error:
-        words = " ".join(str(error.__cause__ or error).split())
-        raise ConfigError(f"sbatch refused the job: {words}") from None
+    job_id = send(job, config, run_dir, code)
     facts = {"job": job_id, "cluster": config.slurm.cluster, "host": socket.gethostname(), "submitted": time.time()}
     write_json(folder / "job.json", facts | {"argv": [sys.argv[0], *argv], "code": str(code), "config": str(file)})
     return job_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from senet.config import ConfigError, DistributedConfig, TrainConfig
+from senet.config import ConfigError, DistributedConfig, RunError, TrainConfig
 from senet.distributed import (
     Agreement,
     NonFiniteLoss,
@@ -28,6 +29,7 @@ from senet.distributed import (
     start_together,
     sum_over_ranks,
 )
+from senet.files import read_json
 from tests.harness import run_ranks
 from tests.networks import no_norm, tiny_senet
 
@@ -76,6 +78,37 @@ def test_cuda_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         Ranks.from_environment(TrainConfig(device="cuda"))
     with pytest.raises(ConfigError, match=r"train\.sync_bn=true needs CUDA"):
         Ranks.from_environment(TrainConfig(sync_bn=True))
+
+
+def _meets_at(address: str, port: int) -> str:
+    os.environ |= {"MASTER_ADDR": address, "SENET_STATUS_FILE": f"{os.environ['MASTER_PORT']}.json"}
+    if port:
+        os.environ["MASTER_PORT"] = str(port)
+        if os.environ["RANK"] != "0":
+            return ""  # whoever listens there may never answer; the launcher ends this rank when rank 0 has failed
+    try:
+        start_together(ranks_here(), 5, lambda: None)
+    except RunError as error:
+        return str(error)
+    return ""
+
+
+def test_a_port_that_is_taken_is_named_and_told_to_the_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        said, _ = run_ranks(2, _meets_at, "127.0.0.1", port, tmp_path=tmp_path)
+    assert said.startswith(f"MASTER_PORT={port} is in use on host ")
+    [status] = tmp_path.glob("*.json")
+    assert read_json(status)["state"] == "port_taken"
+
+
+def test_an_address_that_nobody_knows_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for said in run_ranks(2, _meets_at, "no-such-host.invalid", 0, tmp_path=tmp_path, timeout_s=30):
+        assert said.startswith("MASTER_ADDR=no-such-host.invalid has no address on host ")
 
 
 def _gradients(hook: str) -> dict[str, Tensor]:

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,7 +33,6 @@ soak = pytest.mark.skipif(not SOAK, reason="a long form: make slurm-soak")
 
 SLOW = "model.name=tests.networks:slow_senet"  # 22 steps an epoch, ten a second
 LONG = ("train.epochs=7", "checkpoint.every_steps=40", "log.every_steps=5")
-SUBMIT = [sys.executable, str(REPOSITORY / "slurm" / "submit.py")]
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +72,12 @@ class Run:
 
     def __init__(self, cluster: Cluster, run_dir: Path, data_root: Path) -> None:
         self.cluster, self.run_dir = cluster, run_dir
+        self.checkout = REPOSITORY
         self.options = [f"data.root={data_root}", f"run_dir={run_dir}"]
 
     def tool(self, *args: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*SUBMIT, *args], env=self.cluster.env, capture_output=True, text=True, timeout=60)
+        command = [sys.executable, str(self.checkout / "slurm" / "submit.py"), *args]
+        return subprocess.run(command, env=self.cluster.env, capture_output=True, text=True, timeout=60)
 
     def submit(self, *options: str) -> str:
         done = self.tool(*tiny("slurm.time=20m", "slurm.nodes=2", *self.options, *options))
@@ -282,3 +285,40 @@ def test_many_jobs_at_once_find_a_port_each(cluster: Cluster, tmp_path: Path, da
     for run in runs:
         run.wait_for("COMPLETED", timeout_s=600)
     assert all(status(run.run_dir)["state"] == "finished" for run in runs)
+
+
+def test_what_runs_is_what_was_submitted(cluster: Cluster, tmp_path: Path, data_root: Path) -> None:
+    checkout = tmp_path / "checkout"
+    kept_out = shutil.ignore_patterns(".git", ".venv", "runs", "data", "__pycache__")
+    shutil.copytree(REPOSITORY, checkout, ignore=kept_out)
+    runs = {snapshot: Run(cluster, tmp_path / snapshot, data_root) for snapshot in ("true", "false")}
+    for snapshot, run in runs.items():
+        run.checkout = checkout
+        run.submit("train.epochs=1", f"slurm.snapshot={snapshot}", "slurm.sbatch.hold=true")
+    network = checkout / "senet" / "trainer.py"
+    network.write_text("raise RuntimeError('edited since')\n")
+    for run in runs.values():
+        cluster.run("scontrol", "release", run.job)
+    runs["true"].wait_for("COMPLETED")
+    runs["false"].wait_for("FAILED")
+    assert "edited since" in runs["false"].log()
+    start = json.loads((runs["true"].run_dir / "starts.jsonl").read_text())
+    assert start["commit"] == "unknown"  # of the copy; not that of some repository around the run directory
+
+
+def test_bad_options_that_only_a_rank_sees_fail_the_job_with_the_line(run: Run) -> None:
+    run.submit("model.name=tests.networks:nothing")
+    run.wait_for("FAILED")
+    assert run.logs().count("train_ddp: ") == 1
+    assert "tests.networks:nothing" in status(run.run_dir)["reason"]
+
+
+def test_sbatch_refusing_is_one_line(run: Run) -> None:
+    for option, expected in (
+        ("slurm.partition=nope", "this cluster has high, low"),
+        ("slurm.sbatch.nonsense=1", "sbatch: unrecognized option"),
+    ):
+        done = run.tool(*tiny(*run.options, "slurm.time=20m", option))
+        assert done.returncode == 2
+        [line] = [line for line in done.stderr.splitlines() if not line.startswith("slurm: warning")]
+        assert expected in line

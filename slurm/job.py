@@ -65,11 +65,7 @@ class Job:
         if imported_from != Path(self.code).resolve():
             text = f"senet was imported from {imported_from}, the job was submitted with {self.code}"
             return refuse(ConfigError(f"{text}; remove the other one from PYTHONPATH and slurm.setup"), stop)
-        arguments = [self.config]
-        if cores := os.environ.get("SLURM_CPUS_PER_TASK"):
-            # a task sees its own cores only, or all of the node, as the site has it: what it was given is known here
-            arguments = [f"train.threads_per_rank={cores}", *arguments]
-        return main(arguments, stop)
+        return main([self.config], stop)
 
     def _end_of_local_start(self, job_id: str, code: int) -> int:
         """There is no batch script here: the first task says whether all start again."""

@@ -79,7 +79,7 @@ def send(job: Job, config: Config, run_dir: Path, code: Path) -> str:
     if config.slurm.cluster == "slurm":
         executor = make_slurm_executor(config, run_dir, code)
         try:
-            with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
+            with _outside_of_jobs(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
                 submitted = executor.submit(job)
         except FailedJobError as error:
             raise ConfigError(f"sbatch refused the job: {' '.join(str(error).split())}") from None
@@ -96,6 +96,20 @@ def send(job: Job, config: Config, run_dir: Path, code: Path) -> str:
             submitted = _make_local_executor(config, run_dir).submit(job)
     submitted.paths.submitted_pickle.chmod(0o600)  # whoever can write it runs code as this user
     return submitted.job_id
+
+
+@contextlib.contextmanager
+def _outside_of_jobs() -> Iterator[None]:
+    """Without the variables of a job from within which one submits: the new job would take its size and its restarts
+    for its own. (submitit's clean_env also hides SLURM_CONF and the defaults that a person has in SBATCH_*.)"""
+    kept = dict(os.environ)
+    for name in kept:
+        if name.startswith(("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_")) and name != "SLURM_CONF":
+            del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ |= kept
 
 
 @contextlib.contextmanager

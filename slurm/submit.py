@@ -45,7 +45,7 @@ def submit(argv: list[str], *, dry_run: bool) -> None:
         ConfigError: bad options, or what preflight or SLURM refuses.
     """
     typed = load_config(argv)
-    config = _absolute(typed)
+    config = _resolve(typed)
     run_dir = Path(config.run_dir)
     findings = preflight(typed, run_dir)
     if dry_run:
@@ -79,8 +79,9 @@ def _python() -> str:
     return "python" if shutil.which("python") == sys.executable else shlex.quote(sys.executable)
 
 
-def _absolute(config: Config) -> Config:
-    """Paths as seen from here: the job runs in another folder."""
+def _resolve(config: Config) -> Config:
+    """What the job has to be told: paths as seen from here, since it runs in another folder, and the threads of a rank,
+    since a task sees its own cores or all of the node's, as the site has it."""
 
     def absolute(path: str) -> str:
         return str(Path(path).expanduser().absolute()) if path else ""
@@ -89,7 +90,12 @@ def _absolute(config: Config) -> Config:
     model = dataclasses.replace(config.model, init_from=absolute(config.model.init_from))
     mode = config.resume.mode
     resume = dataclasses.replace(config.resume, mode=mode if mode in ("auto", "never") else absolute(mode))
-    return dataclasses.replace(config, run_dir=absolute(config.run_dir), data=data, model=model, resume=resume)
+    train = dataclasses.replace(
+        config.train, threads_per_rank=config.train.threads_per_rank or config.slurm.cpus_per_task
+    )
+    return dataclasses.replace(
+        config, run_dir=absolute(config.run_dir), data=data, model=model, resume=resume, train=train
+    )
 
 
 def _refuse(findings: list[Finding]) -> None:

@@ -73,11 +73,14 @@ class Run:
     def __init__(self, cluster: Cluster, run_dir: Path, data_root: Path) -> None:
         self.cluster, self.run_dir = cluster, run_dir
         self.checkout = REPOSITORY
+        # as from within another job: none of it is the new job's business
+        self.env = cluster.env | {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "7", "SLURM_RESTART_COUNT": "9", "RANK": "3"}
+        self.env |= {"SLURM_CPUS_PER_TASK": "9", "SLURM_NNODES": "5", "MASTER_PORT": "1"}
         self.options = [f"data.root={data_root}", f"run_dir={run_dir}"]
 
     def tool(self, *args: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(self.checkout / "slurm" / "submit.py"), *args]
-        return subprocess.run(command, env=self.cluster.env, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60)
 
     def submit(self, *options: str) -> str:
         done = self.tool(*tiny("slurm.time=20m", "slurm.nodes=2", *self.options, *options))

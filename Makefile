@@ -5,7 +5,7 @@ PY := .venv/bin/python
 
 test: lint types ## style, types, all tests
 	$(PY) -m pytest -m "not slurm"
-	$(PY) -m pytest -m slurm -n 4
+	$(PY) -m pytest -m slurm -n 4 -rs
 
 setup:
 	./launch.sh setup dev

@@ -73,9 +73,11 @@ def _state(submitted: dict[str, Any]) -> str:
 def _row(run_dir: Path) -> tuple[str, ...]:
     submitted, run = _submitted(run_dir), read_json(run_dir / "status.json")
     state = _state(submitted)
-    training = str(run.get("state", "not begun"))
+    training, reason = str(run.get("state", "not begun")), str(run.get("reason", ""))
     if training == "running" and (state or "unknown") not in cluster.ACTIVE:
         training = f"killed {time.time() - run['heartbeat']:.0f} s ago"
+    if state == "FAILED" and not reason:  # not even the batch script could tell
+        reason = f"see {run_dir}/slurm/{submitted['job']}_0_log.out"
     return (
         str(run_dir),
         submitted["job"],
@@ -84,5 +86,5 @@ def _row(run_dir: Path) -> tuple[str, ...]:
         *(str(run.get(key, "-")) for key in ("step", "epoch", "images_per_s")),
         f"{run['test_top1']:.2f}" if "test_top1" in run else "-",
         str(run.get("job_restarts", 0)),
-        str(run.get("reason", "")),
+        reason,
     )

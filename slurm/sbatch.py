@@ -204,5 +204,5 @@ def _setup(slurm: SlurmConfig, run_dir: Path, code: Path) -> list[str]:
         *slurm.setup,
         *(f"export {name}={value}" for name, value in variables.items()),
         f'run_python() {{ {_python(slurm)} "$@"; }}',
-        f"source {shlex.quote(str(code / 'slurm/batch.sh'))}",
+        f"source {shlex.quote(str(code / 'slurm/batch.sh'))} || exit 1",
     ]

@@ -325,3 +325,11 @@ def test_sbatch_refusing_is_one_line(run: Run) -> None:
         assert done.returncode == 2
         [line] = [line for line in done.stderr.splitlines() if not line.startswith("slurm: warning")]
         assert expected in line
+
+
+def test_a_python_that_is_not_there_fails_the_job_and_status_names_the_log(run: Run) -> None:
+    run.submit("slurm.python=/no/python")
+    run.wait_for("FAILED", timeout_s=20)
+    log = f"{run.run_dir}/slurm/{run.job}_0_log.out"
+    assert f"see {log}" in run.tool("status", str(run.run_dir)).stdout
+    assert "/no/python" in run.log()

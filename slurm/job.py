@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import submitit
 import senet
 from senet.config import ConfigError
 from senet.lease import mirror_status
-from senet.preemption import STOP_SIGNALS, STOPPED_EXIT_CODE, StopFlag
+from senet.preemption import STOPPED_EXIT_CODE, StopFlag
 from slurm import batch
 from train_ddp import leave, main, refuse
 
@@ -34,17 +33,16 @@ class Job:
     """For the local executor; the batch script of a SLURM job has its own."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Unpickled in a task. Signals wait from here on: submitit is about to set handlers that requeue on their own,
-        and calls this object right after that."""
+        """Unpickled in a task, this is our first line there: the handlers stand, and submitit, which would set its own
+        next (they requeue, from one rank and in the middle of a step), no longer does."""
         self.__dict__.update(state)
         if "SUBMITIT_EXECUTOR" in os.environ:
-            signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+            self.__dict__["stop"] = StopFlag.install()
+            submitit.JobEnvironment._handle_signals = lambda *_: None  # type: ignore[method-assign]
 
     def __call__(self) -> None:
         """Train. Returns when the training is finished, else ends the process with the code of ``train_ddp``."""
-        stop = StopFlag.install()
-        signal.signal(signal.SIGCONT, signal.SIG_DFL)  # submitit's handler prints, wherever the interpreter is
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        stop: StopFlag = self.__dict__["stop"] if "stop" in self.__dict__ else StopFlag.install()
         task = submitit.JobEnvironment()
         os.environ |= {
             "RANK": str(task.global_rank),

@@ -463,6 +463,24 @@ def test_what_is_pickled_is_plain_and_found_by_name(tmp_path: Path) -> None:
     assert names == {"submitit.core.utils.DelayedSubmission", "slurm.job.Job"}
 
 
+def test_in_a_task_our_handlers_stand_and_those_of_submitit_are_never_set(tmp_path: Path) -> None:
+    submitit.core.utils.DelayedSubmission(Job(run_dir="/a", config="c", code="/a", max_requeues=3)).dump(
+        tmp_path / "job.pkl"
+    )
+    text = (
+        "import signal, submitit; from submitit.core.utils import DelayedSubmission;"
+        "delayed = DelayedSubmission.load('job.pkl'); environment = submitit.JobEnvironment();"
+        "environment._handle_signals(environment.paths, delayed);"  # as submitit.core.submission.process_job does
+        "print(*(signal.getsignal(n).__qualname__ for n in (signal.SIGTERM, signal.SIGUSR2)));"
+        "print(signal.getsignal(signal.SIGCONT) == signal.SIG_DFL);"
+        "signal.raise_signal(signal.SIGUSR2); print(delayed.function.stop.signal_name)"
+    )
+    environment = os.environ | {"SUBMITIT_EXECUTOR": "slurm", "SUBMITIT_FOLDER": str(tmp_path), "SLURM_JOB_ID": "7"}
+    environment["PYTHONPATH"] = str(REPOSITORY)
+    done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["StopFlag._handle", "StopFlag._handle", "True", "SIGUSR2"], done.stderr
+
+
 def test_a_job_that_finds_another_senet_is_refused(tmp_path: Path) -> None:
     text = (
         "import sys; from slurm.job import Job;"

@@ -69,8 +69,8 @@ def test_at_the_time_limit_it_is_saved_and_started_again(local: Local, data_root
     table = local.tool("status", str(local.run_dir))
     assert table.splitlines()[1].split()[2:6] == ["ENDED", "finished", "154", "7"]
     [log] = local.run_dir.glob("slurm/*_0_log.out")
-    assert log.read_text().count("stopped at step") == 1
-    assert log.read_text().count("resumed from") == 1
+    restarts = log.read_text().count("resumed from")
+    assert restarts == log.read_text().count("stopped at step") > 0
     assert train(2, *tiny(*OPTIONS, f"data.root={data_root}", f"run_dir={tmp_path}/undisturbed")).returncode == 0
     assert differing(without_clock(payload(local.run_dir)), without_clock(payload(tmp_path / "undisturbed"))) == []
 

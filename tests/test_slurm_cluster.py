@@ -269,8 +269,6 @@ def test_a_lost_node_requeues_the_job_and_the_rank_left_there_is_ignored(
         assert steps == sorted(set(steps))
     finally:
         run.cluster.start_slurmd(lost)
-        if not SOAK:
-            run.cluster.run("scontrol", "update", f"NodeName={lost}", "State=RESUME")
         run.cluster.wait_idle()
 
 

@@ -99,3 +99,10 @@ def test_a_run_that_dies_is_code_1(data_root: Path, tmp_path: Path) -> None:
         next(p for p in descendants(process) if p.cmdline()[-1:] and "-u" in p.cmdline()).kill()
         assert process.wait(60) == 1
     assert "launch.sh: the run failed" in (tmp_path / "log").read_text()
+
+
+def test_slurm_is_the_command_of_that_name(tmp_path: Path) -> None:
+    done = launch("slurm", "--dry-run", *tiny(f"run_dir={tmp_path}/run", "slurm.nodes=2"))
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --nodes=2" in done.stdout
+    assert launch("slurm", "status", str(tmp_path)).returncode == 2

@@ -181,7 +181,8 @@ def environment(slurm: SlurmConfig, code: Path) -> dict[str, str]:
     cwd = Path.cwd()
     # modules of one's own where one submits from; those of the checkout come from the snapshot
     paths = [code] if cwd == REPOSITORY else [code, cwd]
-    return {**MALLOC, **slurm.environment, "PYTHONPATH": ":".join(str(path) for path in paths)}
+    malloc = {name: os.environ.get(name, value) for name, value in MALLOC.items()}
+    return {**malloc, **slurm.environment, "PYTHONPATH": ":".join(str(path) for path in paths)}
 
 
 def _passed_through(slurm: SlurmConfig) -> dict[str, Any]:

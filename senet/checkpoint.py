@@ -190,20 +190,12 @@ class CheckpointManager:
 
     def _published(self) -> list[Path]:
         """Data files of this run, newest first; those of a left-over writer are not of this run."""
-        if self.directory is None:
-            return []
-        found = []
-        for path in self.directory.iterdir():
-            if match := _NAME.fullmatch(path.name):
-                step, generation = int(match[1]), int(match[2])
-                if all(step <= start for younger, start in self._resumed_from.items() if younger > generation):
-                    found.append((step, generation, path))
-        return [path for _, _, path in sorted(found, reverse=True)]
+        return [] if self.directory is None else published_files(self.directory, self._resumed_from)
 
     def _prune(self) -> None:
         assert self.directory is not None
         published = self._published()
-        best = next((path for path in published if _is_best(path)), None)
+        best = next((path for path in published if is_best(path)), None)
         keep = {*published[: self._keep], best}
         for path in self.directory.iterdir():
             if _NAME.fullmatch(path.name) and path not in keep:
@@ -217,6 +209,21 @@ class CheckpointManager:
             lonely = path.suffix == ".json" and not path.with_suffix(".pt").exists()
             if path.name.endswith(".tmp") or lonely:
                 path.unlink(missing_ok=True)
+
+
+def published_files(directory: Path, resumed_from: Mapping[int, int] | None = None) -> list[Path]:
+    """Data files of checkpoints in a directory, unread, newest first; none where there is no directory.
+
+    Args:
+        resumed_from: see ``CheckpointManager``; what it shows to be of a left-over writer is left out.
+    """
+    found = []
+    for path in directory.iterdir() if directory.is_dir() else ():
+        if match := _NAME.fullmatch(path.name):
+            step, generation = int(match[1]), int(match[2])
+            if all(step <= start for younger, start in (resumed_from or {}).items() if younger > generation):
+                found.append((step, generation, path))
+    return [path for _, _, path in sorted(found, reverse=True)]
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -256,7 +263,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _is_best(path: Path) -> bool:
+def is_best(path: Path) -> bool:
     """As its manifest says; a damaged one is found out when somebody wants to resume from it."""
     try:
         return bool(_read_manifest(path)["best"])

@@ -193,15 +193,14 @@ def _build(config: DataConfig, store: Path) -> None:
 
 
 def _decode(path: Path, count: int, image: Callable[[int], Image.Image], config: DataConfig, split: str) -> None:
-    size = (config.image_size, config.image_size)
-    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(count, *size, 3))
+    shape = (count, config.image_size, config.image_size, 3)
+    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     with path.open("r+b") as file:  # a full disk is an error here; later, in the mapped file, it would be a SIGBUS
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
     def decode(block: range) -> int:
         for index in block:
-            picture = image(index).convert("RGB")
-            out[index] = picture if picture.size == size else ImageOps.fit(picture, size, Image.Resampling.BILINEAR)
+            out[index] = fit_image(image(index), config.image_size)
         return len(block)
 
     blocks = [range(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
@@ -212,6 +211,14 @@ def _decode(path: Path, count: int, image: Callable[[int], Image.Image], config:
         for done in pool.map(decode, blocks):
             bar.update(done)
     out.flush()
+
+
+def fit_image(picture: Image.Image, size: int) -> np.ndarray:
+    """uint8 [size, size, 3], RGB: scaled and cropped to the centre where it has another size."""
+    picture = picture.convert("RGB")
+    if picture.size != (size, size):
+        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(picture)
 
 
 def _sha256(path: Path) -> str:

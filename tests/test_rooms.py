@@ -11,7 +11,7 @@ FLOORS = [
     {"schedule", "lease", "commit"},
     {"repro", "distributed", "state", "metrics", "model", "optim", "sources", "augment"},
     {"data", "checkpoint"},
-    {"resume"},
+    {"resume", "trained"},
     {"trainer"},
     {"run"},
 ]

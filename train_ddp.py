@@ -32,7 +32,7 @@ def main(argv: list[str], stop: StopFlag) -> int:
     except ConfigError as error:
         return refuse(error, stop)
     except RunError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if int(os.environ.get("RANK", "0")) == error.reporter:
             print(f"train_ddp: failed: {error}", file=sys.stderr)
         return FAILED_EXIT_CODE
     except BaseException:

@@ -37,6 +37,9 @@ class ConfigError(ValueError):
 class RunError(RuntimeError):
     """A known reason why a run cannot go on: one line, exit code 1."""
 
+    reporter = 0
+    """The rank that prints it."""
+
 
 def option(
     default: T, *, low: float | None = None, high: float | None = None, above: float | None = None, free: bool = False
@@ -132,6 +135,9 @@ class TrainConfig:
     """Batch statistics over all ranks instead of one (CUDA only)."""
     comm_hook: Literal["none", "bf16", "fp16"] = "none"
     """Compress gradients to this type for the all-reduce."""
+    desync_check_every: int = option(200, low=0, high=1_000_000, free=True)
+    """Updates between comparisons of all weights, bit by bit, over the ranks; also before each checkpoint. Ranks that
+    have drifted apart (a broken GPU, a change on one rank) end the run. 0: off."""
     deterministic: bool = True
     """Deterministic kernels, no cudnn.benchmark. The promise of equal bits on a GPU needs it."""
     device: Literal["auto", "cpu", "cuda"] = option("auto", free=True)
@@ -210,9 +216,12 @@ class DistributedConfig:
     """How long ranks wait for each other."""
 
     start_timeout_s: float = option(300.0, low=1, high=86_400, free=True)
-    """Seconds for all ranks to arrive, data included."""
-    timeout_s: float = option(600.0, low=1, high=86_400, free=True)
-    """Seconds that any collective may take; must exceed the longest checkpoint write."""
+    """Seconds that ranks wait for each other until the first update is done, data and compilation included."""
+    step_timeout_s: float = option(120.0, low=1, high=86_400, free=True)
+    """The same while training: a rank that hangs ends the run after this long. Must exceed the longest step and the
+    longest checkpoint write."""
+    eval_timeout_s: float = option(600.0, low=1, high=86_400, free=True)
+    """The same while evaluating, and for the checkpoint that ends an epoch or a run."""
 
 
 @dataclass(frozen=True)
@@ -306,9 +315,11 @@ def load_config(argv: Sequence[str], world_size: int = 1) -> Config:
             _read_off_as_a_word(values)
             merged = OmegaConf.merge(merged, values)
         config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        where = f"{error.full_key}: " if error.full_key else ""
-        raise ConfigError(f"{origin}: {where}{str(error).splitlines()[0]}; --help shows its type and range") from None
+    except (OmegaConfBaseException, TypeError, ValueError) as error:  # merging a list with a mapping is a TypeError
+        key = getattr(error, "full_key", None)
+        where = f"{key}: " if key else ""
+        reason = " ".join(str(error).splitlines()[:1])
+        raise ConfigError(f"{origin!r}: {where}{reason}; --help shows its type and range") from None
     assert isinstance(config, Config)
     if not config.run_dir:
         config = dataclasses.replace(config, run_dir=f"runs/{Path(files[0] if files else DEFAULT_CONFIG).stem}")
@@ -484,8 +495,12 @@ def _check_ranges(config: Config) -> None:
     for key, spec in _options():
         rule = _range_text(spec).lstrip(", ")
         for value in flat[key] if isinstance(flat[key], list) else [flat[key]]:
+            if isinstance(value, str) and not value.replace("\t", " ").isprintable():
+                raise ConfigError(f"{key}={value!r} has characters that cannot be printed; leave them out")
             if isinstance(value, bool | str | dict):
                 continue
+            if not isinstance(value, int | float):
+                raise ConfigError(f"{key}={flat[key]} holds {value!r}, which is no number; --help shows its type")
             low, high, above = (spec.metadata.get(name) for name in ("low", "high", "above"))
             fits = (
                 (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)

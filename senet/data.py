@@ -167,7 +167,15 @@ def _open_store(store: Path, *, verify: bool) -> ImageData:
                 arrays.append(np.load(path, mmap_mode="r", allow_pickle=False))
             except (OSError, ValueError, KeyError) as error:
                 raise ConfigError(f"{path} is damaged ({error}); delete {store} to have it built anew") from None
-        splits[split] = Split(*arrays)
+        images, labels = arrays
+        fits = images.dtype == np.uint8 and images.ndim == 4 and labels.shape == images.shape[:1]
+        if not (fits and labels.dtype == np.int64 and 0 <= labels.min() <= labels.max() < len(meta["classes"])):
+            found = f"{labels.size} {labels.dtype} labels from {labels.min()} to {labels.max()}"
+            raise ConfigError(
+                f"{store / split}.labels.npy: {found} for {len(images)} {images.dtype} images of "
+                f"{len(meta['classes'])} classes; delete {store} to have it built anew"
+            )
+        splits[split] = Split(images, labels)
     fingerprint = hashlib.sha256("".join(sorted(meta["sha256"].values())).encode()).hexdigest()
     return ImageData(splits["train"], splits["test"], tuple(meta["classes"]), fingerprint)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ from senet.config import ConfigError, DistributedConfig, RunError, TrainConfig
 from senet.lease import mirror_status
 
 T = TypeVar("T")
+_ROLL_CALL_S = 3.0
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class StopRequested(Exception):
@@ -34,7 +38,11 @@ class NonFiniteLoss(RunError):
 
 
 class PeerFailed(RunError):
-    """Another rank could not start."""
+    """Another rank could not start, failed, or does not answer."""
+
+
+class RanksDiffer(RunError):
+    """The weights of the ranks are no longer the same."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +157,11 @@ def _wait_for(store: Store, key: str, timeout_s: float) -> Any:
 def process_groups(ranks: Ranks, store: Store, config: DistributedConfig) -> Iterator[dist.ProcessGroup]:
     """The default group (nccl on CUDA, else gloo) for gradients, and a gloo group on the CPU, which is yielded.
 
-    On an error the groups are left to the end of the process: tearing them down while a peer hangs can hang too.
+    On an error the groups are left to the end of the process: tearing them down while a peer hangs can hang too. An
+    error on any rank makes the others fail as well, in a collective; they find out who was the first.
+
+    Raises:
+        PeerFailed: another rank failed, or does not answer any more: names it.
     """
     on_gpu = ranks.device.type == "cuda"
     if on_gpu:
@@ -159,13 +171,60 @@ def process_groups(ranks: Ranks, store: Store, config: DistributedConfig) -> Ite
         store=PrefixStore("group", store),
         rank=ranks.rank,
         world_size=ranks.world_size,
-        timeout=timedelta(seconds=config.timeout_s),
+        timeout=timedelta(seconds=config.start_timeout_s),
         device_id=ranks.device if on_gpu else None,
     )
-    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.timeout_s))
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.start_timeout_s))
     assert isinstance(group, dist.ProcessGroup)
-    yield group
+    try:
+        yield group
+    except Exception as error:
+        if ranks.world_size > 1:
+            _explain(error, ranks, PrefixStore("end", store))
+        raise
     dist.destroy_process_group()
+
+
+def set_time_limit(group: dist.ProcessGroup, timeout_s: float) -> None:
+    """How long a rank waits in each collective from now on, on both groups. Call on every rank."""
+    for each in (dist.group.WORLD, group):
+        dist.set_timeout(timedelta(seconds=timeout_s), each)
+
+
+def _explain(error: Exception, ranks: Ranks, store: Store) -> None:
+    """Roll call after an error: put down one's own; where that only says that a collective failed, raise PeerFailed
+    with the rank it began with. Bounded, and no collective.
+    """
+    followed = isinstance(error, dist.DistBackendError) or "gloo" in str(error) or "pair closure" in str(error)
+    mine = "" if followed else " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    answers: dict[int, str] = {}
+    # in a thread, because its host may be what has stopped: under torchrun the launcher, else rank 0
+    caller = threading.Thread(target=_roll_call, args=(store, ranks, mine, answers), daemon=True)
+    caller.start()
+    caller.join(_ROLL_CALL_S + 1)
+    if not followed:
+        return
+    reason = " ".join(str(error).split("]", 1)[-1].split())[:200]
+    silent = sorted(set(range(ranks.world_size)) - answers.keys()) if answers else [0]
+    failed = next((f"rank {rank} failed: {text}" for rank, text in sorted(answers.items()) if text), "")
+    if not failed and silent:
+        names = f"rank{'s' * (len(silent) > 1)} {', '.join(map(str, silent))}"
+        failed = f"{names} did not answer any more, killed or stuck ({reason})"
+    lost = PeerFailed(failed or f"the ranks lost each other ({reason}); where a step takes longer, see distributed.*")
+    lost.reporter = min(answers, default=ranks.rank)
+    raise lost from error
+
+
+def _roll_call(store: Store, ranks: Ranks, mine: str, answers: dict[int, str]) -> None:
+    """Put down what this rank has to say, and collect what the others do, until all have or one names a cause."""
+    deadline = time.monotonic() + _ROLL_CALL_S
+    store.set(str(ranks.rank), json.dumps(mine))
+    answers[ranks.rank] = mine
+    while len(answers) < ranks.world_size and not any(answers.values()) and time.monotonic() < deadline:
+        for rank in set(range(ranks.world_size)) - answers.keys():
+            if store.check([str(rank)]):
+                answers[rank] = json.loads(store.get(str(rank)))
+        time.sleep(0.05)
 
 
 def replicate(
@@ -188,6 +247,39 @@ def replicate(
     ddp(dummy_NCHW).sum().backward()  # the next forward lays the buckets
     ddp.zero_grad()
     return ddp
+
+
+def check_in_sync(model: nn.Module, group: dist.ProcessGroup) -> None:
+    """Compare the bits of all parameters over the ranks. Sync point: the host waits for the device.
+
+    By a sum per parameter, of its bits as integers, modulo 2**64: any single change is found. Buffers are left out,
+    since BatchNorm's running statistics are each rank's own.
+
+    Raises:
+        RanksDiffer: names the first parameter that differs and the ranks that are not with the majority.
+    """
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    sums = torch.stack([p.detach().view(_INTEGERS[p.element_size()]).sum(dtype=torch.int64) for p in parameters]).cpu()
+    by_rank = [torch.empty_like(sums) for _ in range(dist.get_world_size())]
+    dist.all_gather(by_rank, sums, group=group)
+    table = torch.stack(by_rank)  # [ranks, parameters]
+    if (table == table[0]).all():
+        return
+    first = int((table != table[0]).any(dim=0).nonzero()[0])
+    column = table[:, first].tolist()
+    usual = max(column, key=column.count)  # of two ranks: the first
+    odd = [rank for rank, value in enumerate(column) if value != usual]
+    raise RanksDiffer(
+        f"{names[first]} of rank {', '.join(map(str, odd))} is not that of the other ranks; nothing was saved since "
+        f"they were last found equal. Look after that machine, then start again"
+    )
+
+
+def gather(value: float, group: dist.ProcessGroup) -> list[float]:
+    """A number of each rank, in rank order, over the CPU group."""
+    found = [torch.zeros(1, dtype=torch.float64) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, torch.tensor([value], dtype=torch.float64), group=group)
+    return [float(each) for each in found]
 
 
 def broadcast_buffers(model: nn.Module) -> None:

@@ -53,6 +53,7 @@ class Lease:
         """
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
+            _refuse_links(run_dir)
             with FileLock(run_dir / ".owner.lock", timeout=30):
                 previous = read_json(run_dir / "owner.json")
                 if who := _living(previous):
@@ -152,6 +153,13 @@ def mirror_status(status: dict[str, Any]) -> None:
 def holder(run_dir: Path) -> str:
     """Who owns a run directory and why he counts as alive; empty where it is free."""
     return _living(read_json(run_dir / "owner.json"))
+
+
+def _refuse_links(run_dir: Path) -> None:
+    """What is written goes into the run directory (which may itself be linked to), never to where a link leads."""
+    for path in (*run_dir.iterdir(), *run_dir.glob("checkpoints/*"), *run_dir.glob("tensorboard/*")):
+        if path.is_symlink():
+            raise ConfigError(f"{path} is a symbolic link; remove it (only the run directory as a whole may be one)")
 
 
 def _owner(previous: dict[str, Any]) -> dict[str, Any]:

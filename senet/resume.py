@@ -73,7 +73,13 @@ def check_fits(config: Config, checkpoint: Checkpoint, data: ImageData, model: n
             f"{checkpoint.path} has format {saved['format']}, this version reads {FORMAT}; use its version"
         )
     _must_be_equal(checkpoint, "model.name", saved["config"]["model.name"], config.model.name)
-    _must_be_equal(checkpoint, "number of classes", len(saved["classes"]), len(data.classes))
+    if saved["classes"] != list(data.classes):
+        gone, new = sorted(set(saved["classes"]) - {*data.classes}), sorted({*data.classes} - {*saved["classes"]})
+        raise ConfigError(
+            f"{checkpoint.path} knows {len(saved['classes'])} classes, the data has {len(data.classes)}: without "
+            f"{', '.join(gone) or 'none'}, with new {', '.join(new) or 'none'}; restore the data, or choose another "
+            f"run_dir (with model.init_from={checkpoint.path} to begin from its weights)"
+        )
     changed = changed_options(saved["config"], config)
     if saved["data"] != data.fingerprint:
         changed.append(("the content of the images", saved["data"][:12], data.fingerprint[:12]))

@@ -30,6 +30,7 @@ from senet.distributed import (
     replicate,
     start_together,
 )
+from senet.files import replace_file
 from senet.lease import Lease
 from senet.metrics import Progress, Writer
 from senet.model import build_model
@@ -103,6 +104,7 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
             checkpoints=checkpoints,
             manifest=identity(config, data) | {"facts": facts},
             agreement=Agreement(group),
+            group=group,
             stop=stop,
             lease=lease,
             writer=writer,
@@ -216,7 +218,7 @@ def _record(
     lease: Lease,
 ) -> None:
     """config.yaml (resolved), starts.jsonl (where each start came from), model.txt (layers)."""
-    (run_dir / "config.yaml").write_text(to_yaml(config))
+    replace_file(run_dir / "config.yaml", to_yaml(config).encode())
     start = {"generation": lease.generation, "resumed_from": lease.resumed_from[lease.generation]}
     with (run_dir / "starts.jsonl").open("a") as file:
         file.write(json.dumps(start | dict(facts) | provenance(argv)) + "\n")
@@ -225,7 +227,7 @@ def _record(
         summary = str(torchinfo.summary(model, input_data=dummy_NCHW, depth=3, verbose=0, mode="eval"))
     except RuntimeError as error:  # it cannot look into every network; training does not need it
         summary = f"{model}\n\nno summary: {error}"
-    (run_dir / "model.txt").write_text(f"{summary}\n")
+    replace_file(run_dir / "model.txt", f"{summary}\n".encode())
     log.info(
         "%s: %s parameters; %s training, %s test images, %s classes; %s rank(s) on %s, %s thread(s) each, amp %s; %s",
         config.model.name,

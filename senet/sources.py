@@ -14,6 +14,8 @@ from senet.config import ConfigError, DataConfig
 
 SPLITS = ("train", "test")
 _DOWNLOAD_TRIES = 3
+# Others are refused: Pillow hands EPS to Ghostscript, which is a programming language
+IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def _image_folder(config: DataConfig) -> Source:
         def read(index: int) -> Image.Image:
             path = paths[split][index]
             try:
-                with Image.open(path) as picture:
+                with Image.open(path, formats=IMAGE_FORMATS) as picture:
                     return picture.convert("RGB")
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 raise ConfigError(f"{path} is not a readable image ({error}); repair or remove it") from None

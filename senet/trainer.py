@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.amp import GradScaler
@@ -19,14 +21,26 @@ from senet.augment import Preprocess
 from senet.checkpoint import CheckpointManager
 from senet.config import Config
 from senet.data import ImageData, ResumableSampler, ShardSampler, load_batches
-from senet.distributed import Agreement, NonFiniteLoss, Ranks, StopRequested, broadcast_buffers, sum_over_ranks
+from senet.distributed import (
+    Agreement,
+    NonFiniteLoss,
+    Ranks,
+    StopRequested,
+    broadcast_buffers,
+    check_in_sync,
+    gather,
+    set_time_limit,
+    sum_over_ranks,
+)
 from senet.lease import Lease
-from senet.metrics import LossGuard, Progress, Scores, Stopwatch, Tally, Writer
+from senet.metrics import LossGuard, OwnTime, Progress, Scores, Stopwatch, Tally, Writer
 from senet.optim import set_lr
 from senet.preemption import StopFlag
 from senet.repro import seed_everything
 from senet.schedule import lr_at
 from senet.state import TrainState
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,7 @@ class Trainer:
     checkpoints: CheckpointManager
     manifest: dict[str, Any]
     agreement: Agreement
+    group: dist.ProcessGroup  # on the CPU
     stop: StopFlag
     lease: Lease | None
     writer: Writer
@@ -69,7 +84,9 @@ class Trainer:
         self.tally = Tally(self.ranks.device)
         self.guard = LossGuard(self.ranks.device)
         self.interval = Stopwatch()
+        self.own_time = OwnTime(self.model.module, self.ranks.device)
         self._saved_at = (self.state.step, self.state.epochs_done)
+        self._check_every = self.config.train.desync_check_every
         self.optimizer.register_step_post_hook(self._count_update)
 
     def fit(self) -> Summary:
@@ -83,6 +100,7 @@ class Trainer:
                 self.train_epoch()
                 self.finish_epoch()
         except StopRequested:
+            set_time_limit(self.group, self.config.distributed.eval_timeout_s)
             self.save(wait=True)
             return Summary("stopped", self.state.step, self.state.last_result)
         return Summary("finished", self.state.step, self.state.last_result)
@@ -90,20 +108,26 @@ class Trainer:
     def train_epoch(self) -> None:
         """The batches of this epoch that are still to do; none when it was stopped between its end and its test."""
         epoch = self.state.epochs_done
-        done = self.state.step - epoch * self.steps_per_epoch
+        first = self.state.step
+        done = first - epoch * self.steps_per_epoch
         self.sampler.start_at(epoch, done)
         batches = load_batches(self.data.train, self.sampler, self.ranks.device)
         title = f"epoch {epoch + 1}/{self.config.train.epochs}"
         self.model.train()
         self.interval.lap()
+        self.own_time.lap_s()
         for images_NHWC, labels_N, indices_N in self.progress.over(
-            batches, title=title, total=self.steps_per_epoch, done=done
+            self.own_time.fetch(batches), title=title, total=self.steps_per_epoch, done=done
         ):
             self.train_step(self._to_device(images_NHWC), self._to_device(labels_N), self._to_device(indices_N), epoch)
             step = self.state.step
+            if step == first + 1:  # that one may compile, and has the time of a start
+                set_time_limit(self.group, self.config.distributed.step_timeout_s)
             is_last = step == (epoch + 1) * self.steps_per_epoch
             if step % self.config.log.every_steps == 0:
                 self.log()
+            if self._check_every and step % self._check_every == 0:
+                check_in_sync(self.raw_model, self.group)  # sync point: once per train.desync_check_every
             self.agreement.exchange(step, stop=bool(self.stop), nonfinite=not self.guard.is_finite())
             if step % self.config.checkpoint.every_steps == 0 and not is_last:  # the last waits for its evaluation
                 self.save()
@@ -167,10 +191,13 @@ class Trainer:
             f"lr {row['lr']:.4g}  {images_per_s:.0f} images/s"
         )
         self._tell(step=state.step, epoch=state.epochs_done, images_per_s=round(images_per_s, 1))
+        if text := self.own_time.compare(gather(self.own_time.lap_s(), self.group), elapsed_s):
+            log.warning("step %d: %s", state.step, text)
 
     def finish_epoch(self) -> None:
         """Evaluate, judge the plateau, write the epoch's row, and save."""
         state, config = self.state, self.config
+        set_time_limit(self.group, config.distributed.eval_timeout_s)
         self.agreement.settle()  # no evaluation of weights that a non-finite loss has spoilt
         self._collect()
         train = Scores.from_sums(state.epoch_sums, self.num_classes)
@@ -244,6 +271,8 @@ class Trainer:
         # a loss can be finite and its gradient not: what it left in the weights is never published
         if not torch.isfinite(get_total_norm([p.detach() for p in model.parameters()])):
             raise NonFiniteLoss(f"a weight is not finite after step {state.step}; nothing was saved from it on")
+        if self._check_every:
+            check_in_sync(model, self.group)
         self.writer.sync()
         payload = {
             "model": model.state_dict(),

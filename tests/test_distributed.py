@@ -42,7 +42,7 @@ def with_group(function: Any) -> Any:
     """Call ``function(ranks, group)`` between the start and the end of the groups."""
     ranks = ranks_here()
     store, _ = start_together(ranks, 30, lambda: None)
-    with process_groups(ranks, store, DistributedConfig(timeout_s=30)) as group:
+    with process_groups(ranks, store, DistributedConfig(start_timeout_s=30)) as group:
         result = function(ranks, group)
         leave_together(group)
     return result

@@ -293,8 +293,8 @@ def test_another_network_or_other_classes_are_refused_naming_both(
     other = tmp_path / "data"
     shutil.copytree(data_root, other)
     meta = other / "stores/digits-16/meta.json"
-    write_json(meta, read_json(meta) | {"classes": ["even", "odd"]})
-    with pytest.raises(ConfigError, match="number of classes=10, this run has 2"):
+    write_json(meta, read_json(meta) | {"classes": [*"0123456789", "ten"]})
+    with pytest.raises(ConfigError, match="knows 10 classes, the data has 11: without none, with new ten"):
         train_here(tmp_path, f"data.root={other}", "resume.allow_changes=true")
 
 

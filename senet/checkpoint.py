@@ -247,8 +247,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def unpickle(content: bytes) -> dict[str, Any]:
-    """The payload of verified bytes; tensors on the CPU, no code is run."""
-    payload = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    """The payload of verified bytes; tensors on the CPU, no code is run.
+
+    Raises:
+        CheckpointError: something else than tensors and plain values is in it.
+    """
+    try:
+        payload = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the unpickler stumbles over
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise CheckpointError(f"its content is no checkpoint and was not opened ({reason})") from None
     assert isinstance(payload, dict)
     return payload
 

@@ -25,7 +25,7 @@ from senet.config import ConfigError, DistributedConfig, RunError, TrainConfig
 from senet.lease import mirror_status
 
 T = TypeVar("T")
-_ROLL_CALL_S = 3.0
+_ROLL_CALL_S = 2.0
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -176,13 +176,14 @@ def process_groups(ranks: Ranks, store: Store, config: DistributedConfig) -> Ite
     )
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.start_timeout_s))
     assert isinstance(group, dist.ProcessGroup)
+    roll_call = RollCall(PrefixStore("end", store), ranks)
     try:
         yield group
     except Exception as error:
-        if ranks.world_size > 1:
-            _explain(error, ranks, PrefixStore("end", store))
+        roll_call.explain(error)
         raise
     dist.destroy_process_group()
+    roll_call.close()
 
 
 def set_time_limit(group: dist.ProcessGroup, timeout_s: float) -> None:
@@ -191,40 +192,72 @@ def set_time_limit(group: dist.ProcessGroup, timeout_s: float) -> None:
         dist.set_timeout(timedelta(seconds=timeout_s), each)
 
 
-def _explain(error: Exception, ranks: Ranks, store: Store) -> None:
-    """Roll call after an error: put down one's own; where that only says that a collective failed, raise PeerFailed
-    with the rank it began with. Bounded, and no collective.
+class RollCall:
+    """Who is still there when a collective has failed. Through the store, since the groups are of no use by then.
+
+    A thread answers for a rank that still waits for somebody; a rank that is killed or stopped does not answer.
     """
-    followed = isinstance(error, dist.DistBackendError) or "gloo" in str(error) or "pair closure" in str(error)
-    mine = "" if followed else " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    answers: dict[int, str] = {}
-    # in a thread, because its host may be what has stopped: under torchrun the launcher, else rank 0
-    caller = threading.Thread(target=_roll_call, args=(store, ranks, mine, answers), daemon=True)
-    caller.start()
-    caller.join(_ROLL_CALL_S + 1)
-    if not followed:
-        return
-    reason = " ".join(str(error).split("]", 1)[-1].split())[:200]
-    silent = sorted(set(range(ranks.world_size)) - answers.keys()) if answers else [0]
-    failed = next((f"rank {rank} failed: {text}" for rank, text in sorted(answers.items()) if text), "")
-    if not failed and silent:
-        names = f"rank{'s' * (len(silent) > 1)} {', '.join(map(str, silent))}"
-        failed = f"{names} did not answer any more, killed or stuck ({reason})"
-    lost = PeerFailed(failed or f"the ranks lost each other ({reason}); where a step takes longer, see distributed.*")
-    lost.reporter = min(answers, default=ranks.rank)
-    raise lost from error
 
+    def __init__(self, store: Store, ranks: Ranks) -> None:
+        self._store, self._ranks = store, ranks
+        self._closing = threading.Event()
+        self._answers: dict[int, str] = {}
+        if ranks.world_size > 1:
+            threading.Thread(target=self._stand_by, name="roll call", daemon=True).start()
 
-def _roll_call(store: Store, ranks: Ranks, mine: str, answers: dict[int, str]) -> None:
-    """Put down what this rank has to say, and collect what the others do, until all have or one names a cause."""
-    deadline = time.monotonic() + _ROLL_CALL_S
-    store.set(str(ranks.rank), json.dumps(mine))
-    answers[ranks.rank] = mine
-    while len(answers) < ranks.world_size and not any(answers.values()) and time.monotonic() < deadline:
-        for rank in set(range(ranks.world_size)) - answers.keys():
-            if store.check([str(rank)]):
-                answers[rank] = json.loads(store.get(str(rank)))
-        time.sleep(0.05)
+    def explain(self, error: Exception) -> None:
+        """Put down one's own error; where it only says that a collective failed, raise PeerFailed with the rank that
+        it began with. Takes three seconds at the most.
+        """
+        if self._ranks.world_size == 1:
+            return
+        followed = isinstance(error, dist.DistBackendError) or "gloo" in str(error) or "pair closure" in str(error)
+        mine = "" if followed else " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        # in a thread, because the store's host may be what has stopped: under torchrun the launcher, else rank 0
+        caller = threading.Thread(target=self._call, args=(mine,), name="roll call", daemon=True)
+        caller.start()
+        caller.join(_ROLL_CALL_S + 1)
+        if not followed:
+            return
+        answers = dict(self._answers)
+        reason = " ".join(str(error).split("]", 1)[-1].split())[:200]
+        silent = sorted(set(range(self._ranks.world_size)) - answers.keys()) if answers else [0]
+        text = next((f"rank {rank} failed: {text}" for rank, text in sorted(answers.items()) if text), "")
+        if not text and silent:
+            names = f"rank{'s' * (len(silent) > 1)} {', '.join(map(str, silent))}"
+            text = f"{names} did not answer any more, killed or stuck ({reason})"
+        lost = PeerFailed(
+            text or f"the ranks waited too long for each other ({reason}); see distributed.step_timeout_s"
+        )
+        lost.reporter = min(answers, default=self._ranks.rank)
+        raise lost from error
+
+    def close(self) -> None:
+        """No more questions."""
+        self._closing.set()
+
+    def _call(self, mine: str) -> None:
+        """Ask, and collect what is said until all have answered or one names a cause."""
+        store, deadline = self._store, time.monotonic() + _ROLL_CALL_S
+        store.set(str(self._ranks.rank), json.dumps(mine))
+        store.set("asked", "")
+        self._answers[self._ranks.rank] = mine
+        waited_for = set(range(self._ranks.world_size)) - {self._ranks.rank}
+        while waited_for and not any(self._answers.values()) and time.monotonic() < deadline:
+            for rank in [rank for rank in waited_for if store.check([str(rank)])]:
+                self._answers[rank] = json.loads(store.get(str(rank)))
+                waited_for.remove(rank)
+            time.sleep(0.05)
+
+    def _stand_by(self) -> None:
+        while not self._closing.wait(_ROLL_CALL_S / 4):
+            try:
+                if self._store.check(["asked"]):
+                    if not self._store.check([str(self._ranks.rank)]):
+                        self._store.set(str(self._ranks.rank), json.dumps(""))
+                    return
+            except RuntimeError:  # the store's host is gone, and with it whoever might ask
+                return
 
 
 def replicate(

@@ -136,6 +136,8 @@ class Writer:
         if self._file is not None:
             with contextlib.suppress(OSError):  # write has warned, and the checkpoint that follows fails too
                 os.fsync(self._file.fileno())
+        if self._tensorboard is not None:
+            self._tensorboard.flush()  # or a kill would leave a gap before the resumed step
 
     def close(self) -> None:
         """Flush and close both."""
@@ -216,7 +218,7 @@ class OwnTime:
         self._host_s = 0.0
         self._began: Any = None
         self._spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        self._named: int | None = None
+        self._suspects: list[int] = []
         module.register_forward_pre_hook(self._begin)
         module.register_forward_hook(self._end)
 
@@ -238,18 +240,17 @@ class OwnTime:
         return seconds
 
     def compare(self, by_rank_s: Sequence[float], elapsed_s: float) -> str:
-        """Who is slow, when that has changed; else empty.
+        """Who is slow, once it has been so in two calls in a row; else empty, and after that until it has changed.
 
         Slow is a rank that needs over 1.5 times what the others do (their median), if that is over a tenth of the time.
         """
         slowest = max(range(len(by_rank_s)), key=by_rank_s.__getitem__)
         others = [seconds for rank, seconds in enumerate(by_rank_s) if rank != slowest]
         own_s, usual_s = by_rank_s[slowest], statistics.median(others) if others else by_rank_s[slowest]
-        before, self._named = self._named, None
         if own_s < 1.5 * usual_s or own_s - usual_s < elapsed_s / 10:
-            return ""
-        self._named = slowest
-        if before == slowest:
+            slowest = -1
+        self._suspects = [*self._suspects[-2:], slowest]
+        if slowest < 0 or self._suspects[-2:] != [slowest] * 2 or self._suspects == [slowest] * 3:
             return ""
         return (
             f"rank {slowest} is slow: its own images and forward passes take {own_s / elapsed_s:.0%} of the step, "

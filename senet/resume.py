@@ -93,9 +93,12 @@ def check_fits(config: Config, checkpoint: Checkpoint, data: ImageData, model: n
     _must_be_equal(checkpoint, "updates per epoch", saved["steps_per_epoch"], steps_per_epoch(config, data))
     for key in ("optim.name", "optim.decay_norms_and_biases"):
         _must_be_equal(checkpoint, key, saved["config"][key], to_flat(config)[key])
+    try:
+        saved_model = unpickle(checkpoint.content)["model"]
+    except CheckpointError as error:
+        raise ConfigError(f"{checkpoint.path}: {error}") from None
     shapes, saved_shapes = (
-        {name: tuple(value.shape) for name, value in state.items()}
-        for state in (model.state_dict(), unpickle(checkpoint.content)["model"])
+        {name: tuple(value.shape) for name, value in state.items()} for state in (model.state_dict(), saved_model)
     )
     for name in sorted(shapes.keys() | saved_shapes.keys()):  # a network whose code was edited
         _must_be_equal(checkpoint, f"shape of {name}", saved_shapes.get(name), shapes.get(name))

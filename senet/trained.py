@@ -72,7 +72,10 @@ def load_trained(path: Path, *, model_name: str = "", device: str = "auto") -> T
         given = f"--model {model_name}" if model_name else "no --model"
         raise ConfigError(f"{checkpoint.path} is of model.name={name}, given was {given}; say --model {name} to run it")
     model = build_model(name, num_classes=len(manifest["classes"]))
-    payload = unpickle(checkpoint.content)
+    try:
+        payload = unpickle(checkpoint.content)
+    except CheckpointError as error:
+        raise ConfigError(f"{checkpoint.path}: {error}") from None
     try:
         model.load_state_dict(payload["ema"]["model"] if payload["ema"] else payload["model"])
     except RuntimeError as error:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import itertools
+import pickle
+import tarfile
 from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import torchvision
 
 from senet.config import DataConfig
 from senet.data import ImageData, open_data
@@ -48,3 +59,59 @@ def train_here(data_root: Path) -> Iterator[Train]:
     yield train
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An archive in CIFAR-10's format (20 training and 10 test images), served over HTTP; two requests fail.
+
+    The answers' codes are in ``served.log`` beside it.
+    """
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+
+    def write(name: str, content: object) -> list[str]:
+        (folder / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+
+    def batch(count: int) -> dict[str, object]:
+        pixels = generator.integers(0, 256, (count, 3072), dtype=np.uint8)
+        return {"data": pixels, "labels": [i % 10 for i in range(count)]}
+
+    train = [write(f"data_batch_{i}", batch(10)) for i in (1, 2)]
+    test = [write("test_batch", batch(10))]
+    name, digest = write("batches.meta", {"label_names": list("abcdefghij")})
+    archive = tmp_path / "served" / "cifar-10-python.tar.gz"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, arcname=folder.name)
+    dataset = torchvision.datasets.CIFAR10
+    requests = itertools.count()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            super().do_GET() if next(requests) >= 2 else self.send_error(503)
+
+        def log_request(self, code: Any = "-", _size: Any = "-") -> None:
+            with (tmp_path / "served.log").open("a") as log:
+                log.write(f"{int(code)}\n")
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+        def copyfile(self, source: Any, outputfile: Any) -> None:
+            with contextlib.suppress(BrokenPipeError):  # torchvision follows redirects with a request it does not read
+                super().copyfile(source, outputfile)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=archive.parent))
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(dataset, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}")
+    monkeypatch.setattr(dataset, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    monkeypatch.setattr(dataset, "train_list", train)
+    monkeypatch.setattr(dataset, "test_list", test)
+    monkeypatch.setattr(dataset, "meta", {"filename": name, "key": "label_names", "md5": digest})
+    monkeypatch.setattr("senet.sources.time.sleep", lambda _: None)
+    yield archive
+    server.shutdown()
+    server.server_close()

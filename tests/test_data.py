@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import itertools
 import pickle
 import shutil
-import tarfile
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import torch
-import torchvision
 from PIL import Image
 
 from senet.config import ConfigError, DataConfig
@@ -188,55 +179,6 @@ def test_a_bad_image_folder_is_refused_by_name(folder: Path, tmp_path: Path) -> 
     (folder / "test").mkdir()
     with pytest.raises(ConfigError, match="has no class folders"):
         open_data(config)
-
-
-@pytest.fixture
-def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An archive in CIFAR-10's format (20 training and 10 test images), served over HTTP; two requests fail."""
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    generator = np.random.default_rng(0)
-
-    def write(name: str, content: object) -> list[str]:
-        (folder / name).write_bytes(pickle.dumps(content))
-        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
-
-    def batch(count: int) -> dict[str, object]:
-        pixels = generator.integers(0, 256, (count, 3072), dtype=np.uint8)
-        return {"data": pixels, "labels": [i % 10 for i in range(count)]}
-
-    train = [write(f"data_batch_{i}", batch(10)) for i in (1, 2)]
-    test = [write("test_batch", batch(10))]
-    name, digest = write("batches.meta", {"label_names": list("abcdefghij")})
-    archive = tmp_path / "served" / "cifar-10-python.tar.gz"
-    archive.parent.mkdir()
-    with tarfile.open(archive, "w:gz") as tar:
-        tar.add(folder, arcname=folder.name)
-    dataset = torchvision.datasets.CIFAR10
-    requests = itertools.count()
-
-    class Handler(SimpleHTTPRequestHandler):
-        def do_GET(self) -> None:
-            super().do_GET() if next(requests) >= 2 else self.send_error(503)
-
-        def log_message(self, *_: object) -> None:
-            """Quiet."""
-
-        def copyfile(self, source: Any, outputfile: Any) -> None:
-            with contextlib.suppress(BrokenPipeError):  # torchvision follows redirects with a request it does not read
-                super().copyfile(source, outputfile)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=archive.parent))
-    Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(dataset, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}")
-    monkeypatch.setattr(dataset, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
-    monkeypatch.setattr(dataset, "train_list", train)
-    monkeypatch.setattr(dataset, "test_list", test)
-    monkeypatch.setattr(dataset, "meta", {"filename": name, "key": "label_names", "md5": digest})
-    monkeypatch.setattr("senet.sources.time.sleep", lambda _: None)
-    yield archive
-    server.shutdown()
-    server.server_close()
 
 
 def test_cifar10_is_downloaded_once(small_cifar: Path, tmp_path: Path) -> None:

@@ -1,0 +1,108 @@
+"""How often each fault is tried, and what came of it.
+
+A test of a fault is marked ``fault(NAME, quick=N, full=M)`` and asks for ``trial``: it runs N times, or M times with
+FAULTS=full, each with random numbers of its own. A table ends the session: tries, survived, most steps lost, longest
+time to recover. With FAULTS=full each outcome is also appended to the file FAULTS_RECORD (default
+``runs/faults.jsonl``); what is in there as survived is not tried again, so a long run can be continued.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FULL = os.environ.get("FAULTS") == "full"
+RECORD = Path(os.environ.get("FAULTS_RECORD", "runs/faults.jsonl"))
+
+
+class Trial:
+    """One try of a fault."""
+
+    def __init__(self, number: int, report: Callable[[str, object], None], name: str) -> None:
+        self.number = number
+        self.random = random.Random(f"{name} {number}")
+        self._report = report
+
+    def lost(self, steps: int) -> None:
+        """Updates that had been done and were done again."""
+        self._report("lost", steps)
+
+    def recovered(self, seconds: float) -> None:
+        """From typing the command again to the first update that is new; or from the fault to its end."""
+        self._report("recovery_s", round(seconds, 1))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if mark := metafunc.definition.get_closest_marker("fault"):
+        count = mark.kwargs["full" if FULL else "quick"]
+        metafunc.parametrize("trial", range(count), indirect=True, ids=lambda number: f"try{number}")
+
+
+@pytest.fixture
+def trial(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Iterator[Trial]:
+    name = request.node.get_closest_marker("fault").args[0]
+    record_property("fault", name)
+    began = time.monotonic()
+    yield Trial(request.param, record_property, request.node.nodeid)
+    record_property("seconds", round(time.monotonic() - began, 1))
+
+
+class Record:
+    """Outcomes of this session, and in a full one of those before it."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.is_worker = hasattr(config, "workerinput")
+        self.rows: list[dict[str, Any]] = []
+        if FULL and RECORD.exists():
+            self.rows = [json.loads(line) for line in RECORD.read_text().splitlines()]
+
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        survived = {row["id"] for row in self.rows if row["survived"]}
+        done = [item for item in items if item.nodeid in survived]
+        if done:
+            config.hook.pytest_deselected(items=done)
+            items[:] = [item for item in items if item.nodeid not in survived]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        facts = dict(report.user_properties)
+        if self.is_worker or "fault" not in facts or not (report.when == "call" or report.failed):
+            return
+        row = {"id": report.nodeid, "survived": report.passed, "time": round(time.time()), **facts}
+        self.rows.append(row)
+        if FULL:
+            RECORD.parent.mkdir(parents=True, exist_ok=True)
+            with RECORD.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if not self.rows or self.is_worker:
+            return
+        by_fault = defaultdict(list)
+        for row in self.rows:
+            by_fault[row["fault"]].append(row)
+        terminalreporter.section("faults")
+        terminalreporter.line(f"{'fault':62} {'tries':>5} {'survived':>8} {'lost':>5} {'recovery':>9}")
+        for fault, rows in sorted(by_fault.items()):
+            lost, recovery_s = (
+                max((row[key] for row in rows if key in row), default=None) for key in ("lost", "recovery_s")
+            )
+            survived = sum(row["survived"] for row in rows)
+            last = f"{'-' if lost is None else lost:>5} {'-' if recovery_s is None else f'{recovery_s:.1f} s':>9}"
+            terminalreporter.line(f"{fault:62} {len(rows):5} {survived:8} {last}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Record(config), "faults-record")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.get_closest_marker("fault"):
+        item.add_marker(pytest.mark.ranks)

@@ -1,0 +1,90 @@
+"""Networks that are the fault: somebody's code, or a broken device, on one rank."""
+
+import os
+import time
+
+import torch
+from torch import Tensor
+
+from senet.model import PreActBlock, SENet
+
+FAULTY_RANK = 1
+AT = 12  # forward pass in training, 1 is the first
+
+
+class _Senet(SENet):
+    """``tests.networks:tiny_senet``, with the number of its forward passes in training."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(PreActBlock, [1, 1, 1, 1], num_classes=num_classes, widths=(8, 16, 32, 64), reduction=4)
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += self.training
+        here = self.training and int(os.environ.get("RANK", "0")) == FAULTY_RANK
+        return self.fault(super().forward(x), here)
+
+    def fault(self, logits: Tensor, here: bool) -> Tensor:
+        raise AssertionError
+
+
+class Paced(_Senet):
+    """At most thirty forward passes a second, so that a moment can be met."""
+
+    def fault(self, logits: Tensor, here: bool) -> Tensor:
+        time.sleep(0.03)
+        return logits
+
+
+class LongTest(_Senet):
+    """An evaluation that takes a while."""
+
+    def fault(self, logits: Tensor, here: bool) -> Tensor:
+        time.sleep(0 if self.training else 0.4)
+        return logits
+
+
+class NotANumber(_Senet):
+    """One NaN."""
+
+    def fault(self, logits: Tensor, here: bool) -> Tensor:
+        return logits * torch.nan if here and self.passes == AT else logits
+
+
+class Overflow(_Senet):
+    """A gradient beyond fp16, the loss is fine."""
+
+    def fault(self, logits: Tensor, here: bool) -> Tensor:
+        if here and self.passes == AT:
+            logits.register_hook(lambda gradient: gradient * 1e30)
+        return logits
+
+
+class Drift(_Senet):
+    """One weight changes by itself."""
+
+    def fault(self, logits: Tensor, here: bool) -> Tensor:
+        if here and self.passes == AT:
+            with torch.no_grad():
+                self.get_parameter("layer2.0.conv1.weight")[3, 1, 0, 0] += 1e-3
+        return logits
+
+
+def paced(num_classes: int) -> SENet:
+    return Paced(num_classes)
+
+
+def long_test(num_classes: int) -> SENet:
+    return LongTest(num_classes)
+
+
+def not_a_number(num_classes: int) -> SENet:
+    return NotANumber(num_classes)
+
+
+def overflow(num_classes: int) -> SENet:
+    return Overflow(num_classes)
+
+
+def drift(num_classes: int) -> SENet:
+    return Drift(num_classes)

@@ -1,0 +1,160 @@
+"""SIGKILL, anywhere: the newest published checkpoint is whole, and the run ends with the bits of an unbroken one."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from senet.checkpoint import read_checkpoint
+from tests.faults.conftest import Trial
+from tests.faults.interpose import failing, missing_compiler
+from tests.faults.runs import EVERY, LAST, last_step, newest_step, options, ranks_of, recover
+from tests.harness import (
+    checkpoints,
+    descendants,
+    differing,
+    payload,
+    rows,
+    started,
+    status,
+    survivors,
+    train,
+    train_command,
+    wait_until,
+    without_clock,
+)
+
+PACED = "model.name=tests.faults.networks:paced"
+LIMIT_S, LAUNCHER_S = 5, 30  # torchrun gives what is left of a failed group so long
+CALLS = ("open", "write", "fsync", "rename", "fsyncdir", "unlink")
+Unbroken = Callable[[int], dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def unbroken(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
+    """``unbroken(ranks)``: what the run that nobody disturbs ends with."""
+
+    @functools.cache
+    def whole(ranks: int) -> dict[str, Any]:
+        run_dir = tmp_path_factory.mktemp(f"whole-{ranks}")
+        done = train(ranks, *options(data_root, run_dir))
+        assert done.returncode == 0, done.stderr
+        return without_clock(payload(run_dir))
+
+    return whole
+
+
+@pytest.mark.fault("SIGKILL of all ranks at a random moment", quick=3, full=50)
+def test_a_run_killed_at_a_random_moment_ends_with_the_bits_of_an_unbroken_one(
+    trial: Trial, data_root: Path, tmp_path: Path, unbroken: Unbroken
+) -> None:
+    ranks = (1, 2, 4)[trial.number % 3]
+    run_dir = tmp_path / "run"
+    command = train_command(ranks, options(data_root, run_dir, PACED))
+    # a step behind a checkpoint, so that some are repeated
+    moment = trial.random.choice([step for step in range(EVERY, LAST - 1) if step % EVERY not in (0, EVERY - 1)])
+    with started(command, tmp_path / "log") as process:
+        wait_until(lambda: last_step(run_dir) >= moment)
+        time.sleep(trial.random.uniform(0, 0.06))  # an update takes as long
+    assert process.returncode != 0
+    reached, saved = last_step(run_dir), newest_step(run_dir)
+    assert 0 < saved <= reached <= saved + EVERY
+    recover(trial, command, run_dir, tmp_path / "log2")
+    assert f"at step {saved}" in (tmp_path / "log2").read_text()
+    assert differing(unbroken(ranks), without_clock(payload(run_dir))) == []
+
+
+@pytest.mark.skipif(bool(missing_compiler()), reason=missing_compiler())
+@pytest.mark.fault("SIGKILL in each call of a save, prune included", quick=6, full=100)
+def test_killed_inside_a_save_there_is_always_a_checkpoint(
+    trial: Trial, data_root: Path, tmp_path: Path, unbroken: Unbroken
+) -> None:
+    call = CALLS[trial.number % len(CALLS)]
+    at = 1 + trial.number // len(CALLS) % 12 if trial.number >= len(CALLS) else trial.random.randint(1, 6)
+    run_dir = tmp_path / "run"
+    command = train_command(0, options(data_root, run_dir, "checkpoint.keep=1"))
+    fault = failing(call, run_dir / "checkpoints", at=at)
+    with started(command, tmp_path / "log", **fault) as process:
+        assert process.wait(120) == -signal.SIGKILL, f"{call} {at}: {(tmp_path / 'log').read_text()}"
+    published = checkpoints(run_dir)
+    assert published or at <= 2, f"{call} {at}"
+    for path in published:
+        read_checkpoint(path)
+    recover(trial, command, run_dir, tmp_path / "log2")
+    assert "set aside" not in (tmp_path / "log2").read_text()
+    assert differing(unbroken(1), without_clock(payload(run_dir))) == []
+    left = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    kept = [path.with_suffix("").name for path in checkpoints(run_dir)]
+    assert left == sorted(f"{name}.{kind}" for name in kept for kind in ("json", "pt"))
+    assert len(kept) <= 2  # the last and the best
+
+
+@pytest.mark.fault("ten kills in a row", quick=1, full=1)
+def test_after_ten_kills_each_step_is_written_down_once(
+    trial: Trial, data_root: Path, tmp_path: Path, unbroken: Unbroken
+) -> None:
+    run_dir = tmp_path / "run"
+    command = train_command(0, options(data_root, run_dir, PACED, "log.tensorboard=true"))
+    for number in range(10):
+        with started(command, tmp_path / "log") as process:
+            goal = 4 * number + trial.random.randint(3, 6)
+            wait_until(lambda count=number + 1, goal=goal: _trained(run_dir, count, goal))
+        assert process.returncode != 0
+    recover(trial, command, run_dir, tmp_path / "log")
+    assert differing(unbroken(1), without_clock(payload(run_dir))) == []
+    events = EventAccumulator(str(run_dir / "tensorboard"))
+    events.Reload()
+    shown = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert shown["train/train_loss"] == [row["step"] for row in rows(run_dir)]
+    assert shown["epoch/test_top1"] == [22, LAST]
+
+
+def _trained(run_dir: Path, generation: int, step: int) -> bool:
+    """Whether this start has got so far."""
+    path = run_dir / "status.json"
+    found = status(run_dir) if path.exists() else {}
+    return (found.get("generation"), found.get("state")) == (generation, "running") and last_step(run_dir) >= step
+
+
+@pytest.mark.fault("one rank SIGKILL or SIGSTOP, 2 and 4 ranks", quick=2, full=20)
+def test_a_rank_that_is_killed_or_stopped_takes_the_others_down_and_is_named(
+    trial: Trial, data_root: Path, tmp_path: Path
+) -> None:
+    how = (signal.SIGKILL, signal.SIGSTOP)[trial.number % 2]
+    ranks = (4, 2, 2, 4)[trial.number % 4]
+    victim = trial.random.randrange(ranks)
+    limits = [f"distributed.step_timeout_s={LIMIT_S}", "train.epochs=2000"]
+    command = train_command(ranks, options(data_root, tmp_path / "run", *limits))
+    with started(command, tmp_path / "log") as process:
+        wait_until(lambda: last_step(tmp_path / "run") >= 10)
+        tree, began = descendants(process), time.monotonic()
+        ranks_of(process)[victim].send_signal(how)
+        assert process.wait(30 if how == signal.SIGKILL else LIMIT_S + LAUNCHER_S + 5) != 0
+        trial.recovered(time.monotonic() - began)
+        assert survivors(tree) == []
+    log = (tmp_path / "log").read_text()
+    assert f"failed: rank {victim} did not answer any more" in log, log
+    assert 'train_ddp.py", line' not in log  # no traceback of ours
+    if victim != 0:
+        found = status(tmp_path / "run")
+        assert (found["state"], f"rank {victim} did not answer" in found["reason"]) == ("failed", True)
+
+
+@pytest.mark.fault("the launcher SIGKILL", quick=1, full=10)
+def test_workers_die_with_their_launcher(trial: Trial, data_root: Path, tmp_path: Path) -> None:
+    command = train_command(4, options(data_root, tmp_path / "run", "train.epochs=2000"))
+    with started(command, tmp_path / "log") as process:
+        wait_until(lambda: last_step(tmp_path / "run") >= trial.random.randint(1, 30))
+        ranks = list(ranks_of(process).values())
+        assert len(ranks) == 4
+        began = time.monotonic()
+        process.kill()
+        wait_until(lambda: survivors(ranks) == [], 10, "workers to die with torchrun")
+        trial.recovered(time.monotonic() - began)

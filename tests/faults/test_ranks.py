@@ -1,0 +1,137 @@
+"""Ranks that go wrong by themselves, runs that get in each other's way."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from senet.files import read_json, write_json
+from senet.lease import STALE_S
+from tests.faults.conftest import FULL, Trial
+from tests.faults.networks import AT
+from tests.faults.runs import last_step, newest_step, options, ranks_of
+from tests.harness import kill_all, rows, started, status, train, train_command, wait_until
+
+NETWORK = "model.name=tests.faults.networks:"
+
+
+@pytest.mark.parametrize("what", ["NaN", "overflow"])
+@pytest.mark.fault("NaN in one rank's loss; overflow under fp16", quick=1, full=2)
+def test_a_nan_stops_all_ranks_and_an_overflow_none(what: str, trial: Trial, data_root: Path, tmp_path: Path) -> None:
+    ranks = 2 + 2 * trial.number
+    run_dir = tmp_path / "run"
+    if what == "NaN":
+        network = (NETWORK + "not_a_number", "train.accumulate=1", "checkpoint.every_steps=4")
+        done = train(ranks, *options(data_root, run_dir, *network))
+        found = status(run_dir)
+        assert (found["state"], done.returncode) == ("failed", 1)
+        assert f"the loss of step {AT} is not finite on 1 of {ranks} ranks" in found["reason"]
+        assert last_step(run_dir) <= AT + 1
+        assert newest_step(run_dir) < AT
+        assert done.stderr.count("train_ddp: failed: ") == 1
+    else:
+        network = (NETWORK + "overflow", "train.accumulate=1", "train.amp=fp16", "train.epochs=1")
+        done = train(ranks, *options(data_root, run_dir, *network))
+        assert done.returncode == 0, done.stderr
+        [row] = rows(run_dir, "epoch")
+        assert row["skipped_steps"] >= 1
+
+
+@pytest.mark.fault("a weight changed on one rank", quick=1, full=4)
+def test_a_weight_that_changes_on_one_rank_is_found_and_named(trial: Trial, data_root: Path, tmp_path: Path) -> None:
+    ranks, every = 2 + trial.number % 3, 5
+    change = ("train.accumulate=1", f"train.desync_check_every={every}", "checkpoint.every_steps=1000")
+    done = train(
+        ranks,
+        *options(data_root, tmp_path / "run", NETWORK + "drift", *change),
+        *(("train.global_batch_size=63",) if ranks == 3 else ()),
+    )
+    found = status(tmp_path / "run")
+    assert (found["state"], done.returncode) == ("failed", 1), done.stderr
+    assert "layer2.0.conv1.weight of rank 1 is not that of the other ranks" in found["reason"]
+    assert AT <= last_step(tmp_path / "run") <= AT + every
+    assert newest_step(tmp_path / "run") < AT
+    trial.lost(last_step(tmp_path / "run"))
+
+
+@pytest.mark.fault("a slow rank", quick=1, full=2)
+def test_a_slow_rank_is_named_with_its_share_of_the_step(trial: Trial, data_root: Path, tmp_path: Path) -> None:
+    """SIGSTOP and SIGCONT in turn: it gets a fifth of the time."""
+    every = 20
+    slow = ("train.epochs=2000", f"log.every_steps={every}", "train.amp=off", "model.name=tests.networks:wide")
+    command = train_command(2, options(data_root, tmp_path / "run", *slow, "checkpoint.every_steps=10000"))
+    victim = trial.number % 2
+    with started(command, tmp_path / "log") as process:
+        wait_until(lambda: last_step(tmp_path / "run") >= every)
+        rank, began = ranks_of(process)[victim], last_step(tmp_path / "run")
+        while last_step(tmp_path / "run") < began + 3 * every:  # the first interval is not slow from its beginning
+            rank.send_signal(signal.SIGSTOP)
+            time.sleep(0.08)
+            rank.send_signal(signal.SIGCONT)
+            time.sleep(0.02)
+    log = (tmp_path / "log").read_text()
+    [line] = [line for line in log.splitlines() if f"rank {victim} is slow" in line]
+    assert "% of the step" in line
+
+
+@pytest.mark.parametrize("case", ["alive here", "dead here", "alive elsewhere", "dead elsewhere"])
+@pytest.mark.fault("two runs, one directory; the holder dead, or on another host", quick=1, full=1)
+def test_a_run_directory_has_one_owner(case: str, trial: Trial, data_root: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    command = train_command(0, options(data_root, run_dir, NETWORK + "paced", "train.epochs=2000"))
+    # a host of another name, as far as anything in it can tell
+    elsewhere = ["unshare", "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh"]
+    with ExitStack() as stack:
+        prefix = elsewhere if "elsewhere" in case else []
+        holder = stack.enter_context(started([*prefix, *command], tmp_path / "log"))
+        wait_until(lambda: last_step(run_dir) > 10)
+        generation = status(run_dir)["generation"]
+        if case.startswith("dead"):
+            kill_all(holder)
+        if case == "dead elsewhere":
+            if FULL:
+                time.sleep(STALE_S)
+            else:
+                owner = read_json(run_dir / "owner.json")
+                write_json(run_dir / "owner.json", owner | {"heartbeat": owner["heartbeat"] - STALE_S})
+        began = time.monotonic()
+        second = stack.enter_context(started(command, tmp_path / "log2"))
+        if case.startswith("dead"):
+            wait_until(lambda: status(run_dir)["generation"] == generation + 1)
+            trial.recovered(time.monotonic() - began)
+            return
+        assert second.wait(30) == 2
+        host = "elsewhere" if "elsewhere" in case else socket.gethostname()
+        [line] = (tmp_path / "log2").read_text().splitlines()
+        assert f"process {holder.pid} on host {host}" in line
+        assert holder.poll() is None
+
+
+@pytest.mark.fault("many launches at once: each has a port", quick=1, full=1)
+def test_many_launches_at_once_do_not_meet(trial: Trial, data_root: Path, tmp_path: Path) -> None:
+    count = 20 if FULL else 4
+    with ExitStack() as stack:
+        launches = []
+        for number in range(count):
+            brief = options(data_root, tmp_path / f"run{number}", "train.epochs=1", "distributed.start_timeout_s=900")
+            launches.append(stack.enter_context(started(train_command(1, brief), tmp_path / f"log{number}")))
+        for number, launch in enumerate(launches):
+            assert launch.wait(900) == 0, (tmp_path / f"log{number}").read_text()
+    assert all(status(tmp_path / f"run{number}")["state"] == "finished" for number in range(count))
+
+
+@pytest.mark.fault("the master port is taken", quick=1, full=4)
+def test_a_port_that_is_taken_is_named(trial: Trial, data_root: Path, tmp_path: Path) -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        command = train_command(0, options(data_root, tmp_path / "run"))
+        with started(command, tmp_path / "log", **place) as process:
+            assert process.wait(20) == 1
+    assert f"failed: MASTER_PORT={port} is in use on host" in (tmp_path / "log").read_text()

@@ -1,10 +1,11 @@
 # What CI runs is `make test`.
 PY := .venv/bin/python
 
-.PHONY: test setup lint types smoke kill-soak slurm-soak clean
+.PHONY: test setup lint types smoke faults slurm-soak clean
 
 test: lint types ## style, types, all tests
-	$(PY) -m pytest -m "not slurm"
+	$(PY) -m pytest -m "not slurm and not fault"
+	$(PY) -m pytest -m fault -n 3 -rs
 	$(PY) -m pytest -m slurm -n 4 -rs
 
 setup:
@@ -20,8 +21,8 @@ types: setup
 smoke: ## the README's first command
 	./launch.sh
 
-kill-soak: setup ## 10 random SIGKILLs for 1, 2 and 4 ranks, each resumed and compared bit for bit
-	KILLS=10 $(PY) -m pytest tests/test_resume.py -k sigkill
+faults: setup ## each fault of tests/faults many times (hours), and a table; what has survived is not tried again
+	FAULTS=full $(PY) -m pytest tests/faults -q
 
 slurm-soak: setup ## the long forms of the tests on a SLURM cluster, one after another (about 20 minutes)
 	SOAK=1 SLURM_TESTS=required $(PY) -m pytest -m slurm -v

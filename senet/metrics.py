@@ -142,7 +142,8 @@ class Writer:
     def close(self) -> None:
         """Flush and close both."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # of rows that could not be written: write has warned
+                self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 

@@ -1,17 +1,10 @@
-"""Real ranks: a killed run ends with the bits of an unbroken one; the number of ranks may change.
-
-``KILLS=10 pytest tests/test_resume.py -k sigkill`` (``make kill-soak``) tries ten random moments for each number.
-"""
+"""Real ranks: what they share out and add up; their number may change. Kills and signals are in tests/faults."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
-import random
 import shutil
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,127 +21,19 @@ from senet.trainer import Summary, Trainer
 from tests.harness import (
     StopAt,
     checkpoints,
-    descendants,
     differing,
     free_port,
     payload,
     rows,
     run_ranks,
-    started,
     status,
-    survivors,
     tiny,
     tiny_config,
     train,
-    train_command,
-    wait_until,
-    without_clock,
 )
 from tests.test_data import write_store
 
 pytestmark = pytest.mark.ranks
-EVERY = 7
-ALL_ON = (
-    "train.epochs=5",
-    "train.amp=bf16",
-    "train.accumulate=2",
-    "log.every_steps=1",
-    f"checkpoint.every_steps={EVERY}",
-)
-LAST_STEP = 5 * 22
-
-
-def last_step(run_dir: Path) -> int:
-    found = rows(run_dir)
-    return int(found[-1]["step"]) if found else 0
-
-
-@pytest.fixture(scope="module")
-def unbroken(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, Any]]:
-    """``unbroken(ranks)``: what the run that nobody disturbs ends with."""
-
-    @functools.cache
-    def train_whole(ranks: int) -> dict[str, Any]:
-        run_dir = tmp_path_factory.mktemp(f"whole-{ranks}")
-        done = train(ranks, *tiny(*ALL_ON, f"data.root={data_root}", f"run_dir={run_dir}"))
-        assert done.returncode == 0, done.stderr
-        return without_clock(payload(run_dir))
-
-    return train_whole
-
-
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_a_run_killed_by_sigkill_ends_with_the_bits_of_an_unbroken_one(
-    ranks: int, data_root: Path, tmp_path: Path, unbroken: Callable[[int], dict[str, Any]]
-) -> None:
-    options = tiny(*ALL_ON, f"data.root={data_root}")
-    whole = unbroken(ranks)
-    kills = int(os.environ.get("KILLS", "1"))
-    moments = random.Random(os.environ.get("KILL_SEED", "0") + str(ranks)).sample(
-        range(2 * EVERY, LAST_STEP - 2 * EVERY), kills
-    )
-    for moment in moments:
-        run_dir = tmp_path / f"killed-at-{moment}"
-        command = train_command(ranks, [*options, f"run_dir={run_dir}"])
-        with started(command, tmp_path / "log") as process:
-            # between two checkpoints, so that steps are repeated
-            wait_until(lambda d=run_dir, m=moment: last_step(d) >= m and last_step(d) % EVERY in range(2, EVERY - 1))
-        reached, saved = last_step(run_dir), int(checkpoints(run_dir)[-1].name[5:14])
-        assert process.returncode != 0
-        assert 0 < saved < reached, "nothing to repeat: the kill came too close to a checkpoint"
-        assert reached - saved <= EVERY
-        done = train(ranks, *options, f"run_dir={run_dir}")
-        assert done.returncode == 0, done.stderr
-        assert f"at step {saved}" in done.stdout
-        killed = payload(run_dir)
-        bad = differing(whole, without_clock(killed))
-        assert bad == [], f"{ranks} ranks, killed at step {reached}, resumed from {saved}: {len(bad)} differ, {bad[:5]}"
-        assert [row["step"] for row in rows(run_dir)] == list(range(1, LAST_STEP + 1))
-        shutil.rmtree(run_dir)
-
-
-@pytest.mark.parametrize(("ranks", "signals"), [(0, ["SIGINT"]), (2, ["SIGTERM"]), (2, ["SIGUSR2"])])
-def test_a_stop_signal_saves_once_and_the_run_goes_on_bit_for_bit(
-    ranks: int,
-    signals: list[str],
-    data_root: Path,
-    tmp_path: Path,
-    unbroken: Callable[[int], dict[str, Any]],
-) -> None:
-    options = tiny(*ALL_ON, f"data.root={data_root}", "checkpoint.every_steps=1000")
-    run_dir = tmp_path / "stopped"
-    with started(train_command(ranks, [*options, f"run_dir={run_dir}"]), tmp_path / "log") as process:
-        wait_until(lambda: last_step(run_dir) >= 30)
-        for name in signals:
-            process.send_signal(getattr(signal, name))
-        code = process.wait(60)
-    assert code == (85 if ranks == 0 else 1)  # torchrun says 1 for any code of a worker
-    found = status(run_dir)
-    assert (found["state"], found["reason"]) == ("stopped", signals[0])
-    assert [int(path.name[5:14]) for path in checkpoints(run_dir)] == [22, found["step"]]  # the epoch's end, and one
-    assert (tmp_path / "log").read_text().count("stopped at step") == 1
-    assert 'train_ddp.py", line' not in (tmp_path / "log").read_text()  # no traceback of ours
-    assert train(ranks, *options, f"run_dir={run_dir}").returncode == 0
-    assert differing(unbroken(max(ranks, 1)), without_clock(payload(run_dir))) == []
-
-
-def test_a_dead_rank_takes_the_others_down_and_a_dead_launcher_its_workers(data_root: Path, tmp_path: Path) -> None:
-    options = tiny(*ALL_ON, f"data.root={data_root}", "train.epochs=2000", f"run_dir={tmp_path}/run")
-    with started(train_command(4, options), tmp_path / "log") as process:
-        wait_until(lambda: last_step(tmp_path / "run") >= 10)
-        ranks = [p for p in descendants(process) if "train_ddp.py" in " ".join(p.cmdline())]
-        assert len(ranks) == 4
-        ranks[2].kill()
-        assert process.wait(30) != 0
-        assert survivors(ranks) == []
-    found = status(tmp_path / "run")
-    assert found["state"] == "failed"
-    with started(train_command(4, options), tmp_path / "log") as process:
-        wait_until(lambda: status(tmp_path / "run")["generation"] == 2 and last_step(tmp_path / "run") >= 20)
-        ranks = [p for p in descendants(process) if "train_ddp.py" in " ".join(p.cmdline())]
-        process.kill()
-        wait_until(lambda: survivors(ranks) == [], 10, "workers to die with torchrun")
 
 
 def test_bad_input_under_torchrun_prints_one_line_in_all(data_root: Path, tmp_path: Path) -> None:

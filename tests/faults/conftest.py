@@ -8,6 +8,7 @@ time to recover. With FAULTS=full each outcome is also appended to the file FAUL
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -19,6 +20,10 @@ from typing import Any
 
 import pytest
 
+from tests.faults.runs import options
+from tests.harness import payload, train, without_clock
+
+Unbroken = Callable[[int], dict[str, Any]]
 FULL = os.environ.get("FAULTS") == "full"
 RECORD = Path(os.environ.get("FAULTS_RECORD", "runs/faults.jsonl"))
 
@@ -53,6 +58,20 @@ def trial(request: pytest.FixtureRequest, record_property: Callable[[str, object
     began = time.monotonic()
     yield Trial(request.param, record_property, request.node.nodeid)
     record_property("seconds", round(time.monotonic() - began, 1))
+
+
+@pytest.fixture(scope="session")
+def unbroken(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
+    """``unbroken(ranks)``: what the run that nobody disturbs ends with."""
+
+    @functools.cache
+    def whole(ranks: int) -> dict[str, Any]:
+        run_dir = tmp_path_factory.mktemp(f"whole-{ranks}")
+        done = train(ranks, *options(data_root, run_dir))
+        assert done.returncode == 0, done.stderr
+        return without_clock(payload(run_dir))
+
+    return whole
 
 
 class Record:

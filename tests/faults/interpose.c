@@ -3,7 +3,7 @@
  * FAULT_UNDER  the folder
  * FAULT_CALL   open (for writing), write, fsync, fsyncdir, rename, unlink; or "change": any of these
  * FAULT_AT     the first call of that kind to be hit, 1 and up; all after it are hit as well
- * FAULT_ERRNO  what it fails with; 0: the program is killed by SIGKILL, a write half done
+ * FAULT_ERRNO  what it fails with, having done nothing; 0: the program is killed by SIGKILL, a write half done
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -78,7 +78,8 @@ ssize_t write(int descriptor, const void *bytes, size_t count)
 {
     char path[4096];
     if (is_hit("write", path_of(descriptor, path, sizeof path))) {
-        ORIGINAL(write)(descriptor, bytes, count / 2);
+        if (atoi(getenv("FAULT_ERRNO")) == 0)
+            ORIGINAL(write)(descriptor, bytes, count / 2);
         return fail();
     }
     return ORIGINAL(write)(descriptor, bytes, count);

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
-from tests.faults.conftest import Trial
 from tests.harness import checkpoints, descendants, rows, started, tiny, wait_until
+
+if TYPE_CHECKING:
+    from tests.faults.conftest import Trial
 
 EVERY = 7
 """Updates between checkpoints."""
@@ -43,8 +47,12 @@ def newest_step(run_dir: Path) -> int:
 
 def ranks_of(launcher: psutil.Popen) -> dict[int, psutil.Process]:
     """The processes of a launch by rank."""
-    found = [p for p in descendants(launcher) if any(part.endswith("train_ddp.py") for part in p.cmdline())]
-    return {int(process.environ()["RANK"]): process for process in found}
+    found = {}
+    for process in descendants(launcher):
+        with suppress(psutil.Error, KeyError):  # it has just ended, or is not yet what it will be
+            if any(part.endswith("train_ddp.py") for part in process.cmdline()):
+                found[int(process.environ()["RANK"])] = process
+    return found
 
 
 def recover(trial: Trial, command: Sequence[str], run_dir: Path, log: Path) -> None:

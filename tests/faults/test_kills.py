@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from senet.checkpoint import read_checkpoint
-from tests.faults.conftest import Trial
+from tests.faults.conftest import Trial, Unbroken
 from tests.faults.interpose import failing, missing_compiler
 from tests.faults.runs import EVERY, LAST, last_step, newest_step, options, ranks_of, recover
 from tests.harness import (
@@ -25,7 +22,6 @@ from tests.harness import (
     started,
     status,
     survivors,
-    train,
     train_command,
     wait_until,
     without_clock,
@@ -34,21 +30,6 @@ from tests.harness import (
 PACED = "model.name=tests.faults.networks:paced"
 LIMIT_S, LAUNCHER_S = 5, 30  # torchrun gives what is left of a failed group so long
 CALLS = ("open", "write", "fsync", "rename", "fsyncdir", "unlink")
-Unbroken = Callable[[int], dict[str, Any]]
-
-
-@pytest.fixture(scope="session")
-def unbroken(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
-    """``unbroken(ranks)``: what the run that nobody disturbs ends with."""
-
-    @functools.cache
-    def whole(ranks: int) -> dict[str, Any]:
-        run_dir = tmp_path_factory.mktemp(f"whole-{ranks}")
-        done = train(ranks, *options(data_root, run_dir))
-        assert done.returncode == 0, done.stderr
-        return without_clock(payload(run_dir))
-
-    return whole
 
 
 @pytest.mark.fault("SIGKILL of all ranks at a random moment", quick=3, full=50)

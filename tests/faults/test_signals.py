@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from senet.preemption import STOPPED_EXIT_CODE
-from tests.faults.conftest import FULL, Trial
+from tests.faults.conftest import FULL, Trial, Unbroken
 from tests.faults.runs import EVERY, LAST, last_step, newest_step, options, ranks_of, recover
 from tests.harness import differing, payload, rows, started, status, train_command, without_clock
 

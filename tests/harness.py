@@ -55,7 +55,7 @@ def free_port() -> int:
 
 
 def run_ranks(
-    world_size: int, function: Callable[..., Any], *args: Any, tmp_path: Path, timeout_s: float = 120
+    world_size: int, function: Callable[..., Any], *args: Any, tmp_path: Path, timeout_s: float = 240
 ) -> list[Any]:
     """``function(*args)`` in that many fresh processes with torchrun's environment; their results in rank order.
 
@@ -111,7 +111,7 @@ def train_command(ranks: int, args: Sequence[str]) -> list[str]:
     return [*torchrun, "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2", script, *args]
 
 
-def train(ranks: int, *args: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+def train(ranks: int, *args: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
     """Run to the end under torchrun (``ranks=0``: without it)."""
     return subprocess.run(train_command(ranks, args), capture_output=True, text=True, timeout=timeout_s, env=_env())
 
@@ -156,7 +156,7 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float = 60, what: str = "") -> Any:
+def wait_until(condition: Callable[[], Any], timeout_s: float = 120, what: str = "") -> Any:
     """Poll until the condition gives something true."""
     deadline = time.monotonic() + timeout_s
     while not (result := condition()):

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.ranks
 
 def test_bad_input_under_torchrun_prints_one_line_in_all(data_root: Path, tmp_path: Path) -> None:
     for option in ("train.global_batch_size=63", "data.folder=/nowhere data.source=imagefolder", "resume.mode=no.pt"):
-        done = train(2, *tiny(f"data.root={data_root}", f"run_dir={tmp_path}", *option.split()), timeout_s=30)
+        done = train(2, *tiny(f"data.root={data_root}", f"run_dir={tmp_path}", *option.split()))
         assert done.returncode != 0
         assert done.stderr.count("train_ddp: ") == 1, done.stderr
         assert "exitcode  : 2" in done.stderr

@@ -89,13 +89,13 @@ class Run:
         assert done.stdout.startswith(f"submitted job {self.job} ")
         return self.job
 
-    def wait_for(self, *states: str, timeout_s: float = 120) -> dict[str, str]:
+    def wait_for(self, *states: str, timeout_s: float = 300) -> dict[str, str]:
         try:
             return self.cluster.wait_for(self.job, set(states), timeout_s)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 
-    def wait_for_steps(self, count: int, restarts: int, timeout_s: float = 60) -> None:
+    def wait_for_steps(self, count: int, restarts: int, timeout_s: float = 180) -> None:
         """Until this start has trained some steps."""
 
         def there() -> bool:
@@ -107,7 +107,7 @@ class Run:
 
         wait_until(there, timeout_s, f"{count} steps of start {restarts}: {self.logs()}")
 
-    def wait_for_stop(self, restarts: int, timeout_s: float = 40) -> None:
+    def wait_for_stop(self, restarts: int, timeout_s: float = 120) -> None:
         """Until this start has saved and SLURM has counted the requeue."""
 
         def there() -> bool:
@@ -207,7 +207,7 @@ def test_at_the_time_limit_it_is_saved_and_requeued(run: Run, undisturbed: Calla
     long = (f"train.epochs={13 * limits}", *LONG[1:])
     run.submit(*long, SLOW, "slurm.time=1m", "slurm.signal_lead_s=45")
     for restarts in range(limits):
-        run.wait_for_stop(restarts, timeout_s=90)
+        run.wait_for_stop(restarts, timeout_s=180)
         assert status(run.run_dir)["reason"] == "SIGUSR2"
     run.wait_for("COMPLETED", timeout_s=300)
     assert differing(without_clock(payload(run.run_dir)), undisturbed(2, *long)) == []
@@ -259,8 +259,8 @@ def test_a_lost_node_requeues_the_job_and_the_rank_left_there_is_ignored(
     if not SOAK:
         run.cluster.run("scontrol", "update", f"NodeName={lost}", "State=DOWN", "Reason=lost")
     try:
-        run.wait_for_steps(5, 1, timeout_s=90)
-        found = run.wait_for("COMPLETED", timeout_s=240)
+        run.wait_for_steps(5, 1, timeout_s=180)
+        found = run.wait_for("COMPLETED", timeout_s=400)
         assert (found["Restarts"], found["NodeList"]) == ("1", "n2" if lost == "n1" else "n1")
         assert differing(without_clock(payload(run.run_dir)), undisturbed(0, *long)) == []
         # the first rank trained on all the while, until it wanted to publish
@@ -332,7 +332,7 @@ def test_sbatch_refusing_is_one_line(run: Run) -> None:
 
 def test_a_python_that_is_not_there_fails_the_job_and_status_names_the_log(run: Run) -> None:
     run.submit("slurm.python=/no/python")
-    run.wait_for("FAILED", timeout_s=20)
+    run.wait_for("FAILED")
     log = f"{run.run_dir}/slurm/{run.job}_0_log.out"
     assert f"see {log}" in run.tool("status", str(run.run_dir)).stdout
     assert "/no/python" in run.log()

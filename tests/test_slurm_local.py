@@ -65,7 +65,7 @@ def local(tmp_path: Path, data_root: Path) -> Iterator[Local]:
 def test_at_the_time_limit_it_is_saved_and_started_again(local: Local, data_root: Path, tmp_path: Path) -> None:
     assert local.tool(*tiny(*OPTIONS, *JOB, *local.options)).startswith("submitted job ")
     assert "RUNNING" in local.tool("status", str(local.run_dir))
-    wait_until(lambda: not local.processes(), 120, "the end of the job")
+    wait_until(lambda: not local.processes(), 400, "the end of the job")
     table = local.tool("status", str(local.run_dir))
     assert table.splitlines()[1].split()[2:6] == ["ENDED", "finished", "154", "7"]
     [log] = local.run_dir.glob("slurm/*_0_log.out")
@@ -79,12 +79,12 @@ def test_stop_saves_and_ends_it(local: Local) -> None:
     local.tool(*tiny(*OPTIONS, *JOB, *local.options))
     wait_until(lambda: rows(local.run_dir))
     local.tool("stop", str(local.run_dir))
-    wait_until(lambda: not local.processes(), 20)
+    wait_until(lambda: not local.processes(), 120)
     assert status(local.run_dir)["state"] == "stopped"
 
 
 def test_a_budget_of_no_requeue_is_kept(local: Local) -> None:
     local.tool(*tiny(*OPTIONS, *JOB, *local.options, "slurm.max_requeues=0"))
-    wait_until(lambda: not local.processes(), 60)
+    wait_until(lambda: not local.processes(), 240)
     assert status(local.run_dir)["reason"] == "slurm.max_requeues=0 is used up"
     assert read_json(local.run_dir / "status.json")["state"] == "stopped"

@@ -32,8 +32,10 @@ def main(argv: list[str], stop: StopFlag) -> int:
     except ConfigError as error:
         return refuse(error, stop)
     except RunError as error:
-        if int(os.environ.get("RANK", "0")) == error.reporter:
+        if (rank := int(os.environ.get("RANK", "0"))) == error.reporter:
             print(f"train_ddp: failed: {error}", file=sys.stderr)
+            if rank != 0:  # rank 0, who keeps the status, is gone
+                mirror_status({"state": "failed", "reason": str(error)})
         return FAILED_EXIT_CODE
     except BaseException:
         with contextlib.suppress(OSError):  # the terminal may be gone

@@ -23,12 +23,10 @@ from senet.config import Config, to_flat, to_yaml
 from senet.data import ImageData, ResumableSampler, open_data
 from senet.distributed import (
     Agreement,
-    Ranks,
     broadcast_bytes,
     leave_together,
     process_groups,
     replicate,
-    start_together,
 )
 from senet.files import replace_file
 from senet.lease import Lease
@@ -36,6 +34,7 @@ from senet.metrics import Progress, Writer
 from senet.model import build_model
 from senet.optim import build_ema, build_optimizer
 from senet.preemption import StopFlag
+from senet.ranks import Ranks, start_together
 from senet.repro import provenance, seed_everything, set_deterministic, set_threads
 from senet.resume import check_fits, choose_checkpoint, identity, warn_of_changes
 from senet.state import TrainState

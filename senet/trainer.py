@@ -24,7 +24,6 @@ from senet.data import ImageData, ResumableSampler, ShardSampler, load_batches
 from senet.distributed import (
     Agreement,
     NonFiniteLoss,
-    Ranks,
     StopRequested,
     broadcast_buffers,
     check_in_sync,
@@ -33,12 +32,14 @@ from senet.distributed import (
     sum_over_ranks,
 )
 from senet.lease import Lease
-from senet.metrics import LossGuard, OwnTime, Progress, Scores, Stopwatch, Tally, Writer
+from senet.metrics import LossGuard, Progress, Scores, Tally, Writer
 from senet.optim import set_lr
 from senet.preemption import StopFlag
+from senet.ranks import Ranks
 from senet.repro import seed_everything
 from senet.schedule import lr_at
 from senet.state import TrainState
+from senet.timing import OwnTime, Stopwatch
 
 log = logging.getLogger(__name__)
 

@@ -18,18 +18,16 @@ from senet.config import ConfigError, DistributedConfig, RunError, TrainConfig
 from senet.distributed import (
     Agreement,
     NonFiniteLoss,
-    PeerFailed,
-    Ranks,
     StopRequested,
     broadcast_buffers,
     broadcast_bytes,
     leave_together,
     process_groups,
     replicate,
-    start_together,
     sum_over_ranks,
 )
 from senet.files import read_json
+from senet.ranks import PeerFailed, Ranks, start_together
 from tests.harness import run_ranks
 from tests.networks import no_norm, tiny_senet
 

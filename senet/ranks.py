@@ -1,0 +1,205 @@
+"""Who this rank is, and the words that ranks leave for each other in the store: before there are process groups, and
+after those have failed. No collectives."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from senet.config import ConfigError, RunError, TrainConfig
+from senet.lease import mirror_status
+
+T = TypeVar("T")
+_ROLL_CALL_S = 2.0
+
+
+class PeerFailed(RunError):
+    """Another rank could not start, failed, or does not answer."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the others, and its device."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the one that writes and speaks."""
+        return self.rank == 0
+
+    @classmethod
+    def from_environment(cls, train: TrainConfig) -> Ranks:
+        """Read what torchrun set; one rank where it set nothing.
+
+        Raises:
+            ConfigError: CUDA or ``train.sync_bn`` wanted where there is none, or two ranks on one GPU.
+        """
+        rank, world_size, local_rank, local_world_size = (
+            int(os.environ.get(name, default))
+            for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
+        )
+        device = _choose_device(train.device, local_rank, local_world_size)
+        if train.sync_bn and device.type != "cuda":
+            raise ConfigError("train.sync_bn=true needs CUDA, and no GPU is used here; set train.sync_bn=false")
+        return cls(rank, world_size, local_rank, local_world_size, device)
+
+
+def _choose_device(wanted: str, local_rank: int, local_world_size: int) -> torch.device:
+    gpus = torch.cuda.device_count() if wanted != "cpu" else 0
+    if wanted == "cuda" and gpus == 0:
+        raise ConfigError("train.device=cuda, but no GPU is visible; set train.device=cpu or auto")
+    if gpus == 0:
+        return torch.device("cpu")
+    # one visible device: the launcher gave each rank its own (SLURM); several: all ranks see all (torchrun)
+    if 1 < gpus < local_world_size:
+        raise ConfigError(f"{local_world_size} ranks on this node share {gpus} GPUs; start at most {gpus}")
+    if gpus == 1 and local_world_size > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ConfigError(f"{local_world_size} ranks on this node share 1 GPU; start 1, or set train.device=cpu")
+    return torch.device("cuda", local_rank if gpus > 1 else 0)
+
+
+def start_together(ranks: Ranks, timeout_s: float, prepare: Callable[[], T]) -> tuple[Store, T]:
+    """Run ``prepare`` on every rank, before any process group, and go on only if it succeeded on all.
+
+    Raises:
+        ConfigError: its own, or (``spoken`` set: rank 0 prints it) that of the first rank with one.
+        PeerFailed: ``prepare`` failed elsewhere for another reason, or a rank did not arrive in time.
+    """
+    store = _rendezvous(ranks, timeout_s)
+    failure: Exception | None = None
+    try:
+        result = prepare()
+    except Exception as error:
+        failure = error
+    kind = "" if failure is None else "refused" if isinstance(failure, ConfigError) else "failed"
+    store.set(f"start/{ranks.rank}", json.dumps([kind, str(failure or "")]))
+    if ranks.is_main:
+        outcomes = [_wait_for(store, f"start/{rank}", timeout_s) for rank in range(ranks.world_size)]
+        bad = [(rank, *outcome) for rank, outcome in enumerate(outcomes) if outcome[0]]
+        store.set("start/all", json.dumps(bad[0] if bad else [0, "", ""]))
+    else:
+        bad = [outcome] if (outcome := _wait_for(store, "start/all", timeout_s))[1] else []
+    if failure is not None and not isinstance(failure, ConfigError):
+        raise failure
+    if bad:
+        rank, kind, message = bad[0]
+        if kind == "refused":
+            raise ConfigError(message if rank == 0 else f"rank {rank}: {message}")
+        raise PeerFailed(f"rank {rank} could not start: {message}")
+    return store, result
+
+
+def _rendezvous(ranks: Ranks, timeout_s: float) -> Store:
+    """Where the ranks leave words for each other; RunError where MASTER_ADDR or MASTER_PORT is of no use."""
+    if ranks.world_size == 1:
+        return dist.HashStore()  # type: ignore[attr-defined]
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    try:
+        socket.getaddrinfo(address, port)  # unresolved, the store would try for ever without a word
+    except OSError as error:
+        raise RunError(f"MASTER_ADDR={address} has no address on host {socket.gethostname()} ({error})") from None
+    try:
+        timeout = timedelta(seconds=timeout_s)
+        store, _, _ = next(rendezvous("env://", ranks.rank, ranks.world_size, timeout=timeout))
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise RunError(f"rank {ranks.rank} does not reach rank 0 at {address}:{port}: {error}") from None
+        reason = f"MASTER_PORT={port} is in use on host {socket.gethostname()}"
+        mirror_status({"state": "port_taken", "reason": reason})  # a launcher that chose it can choose another
+        raise RunError(f"{reason}; start again with another one") from None
+    # whoever mistook this store for his own must not speak to these ranks
+    return PrefixStore(os.environ.get("SENET_START", "start"), store)
+
+
+def _wait_for(store: Store, key: str, timeout_s: float) -> Any:
+    """The JSON under a key, as soon as somebody has set it."""
+    try:
+        store.wait([key], timedelta(seconds=timeout_s))
+    except RuntimeError:
+        raise PeerFailed(f"{key} did not arrive within distributed.start_timeout_s={timeout_s:g}") from None
+    return json.loads(store.get(key))
+
+
+class RollCall:
+    """Who is still there when a collective has failed. Through the store, since the groups are of no use by then.
+
+    A thread answers for a rank that still waits for somebody; a rank that is killed or stopped does not answer.
+    """
+
+    def __init__(self, store: Store, ranks: Ranks) -> None:
+        self._store, self._ranks = store, ranks
+        self._closing = threading.Event()
+        self._answers: dict[int, str] = {}
+        if ranks.world_size > 1:
+            threading.Thread(target=self._stand_by, name="roll call", daemon=True).start()
+
+    def explain(self, error: Exception) -> None:
+        """Put down one's own error; where it only says that a collective failed, raise PeerFailed with the rank that
+        it began with. Takes three seconds at the most.
+        """
+        if self._ranks.world_size == 1:
+            return
+        followed = isinstance(error, dist.DistBackendError) or "gloo" in str(error) or "pair closure" in str(error)
+        mine = "" if followed else " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        # in a thread, because the store's host may be what has stopped: under torchrun the launcher, else rank 0
+        caller = threading.Thread(target=self._call, args=(mine,), name="roll call", daemon=True)
+        caller.start()
+        caller.join(_ROLL_CALL_S + 1)
+        if not followed:
+            return
+        answers = dict(self._answers)
+        reason = " ".join(str(error).split("]", 1)[-1].split())[:200]
+        silent = sorted(set(range(self._ranks.world_size)) - answers.keys()) if answers else [0]
+        text = next((f"rank {rank} failed: {text}" for rank, text in sorted(answers.items()) if text), "")
+        if not text and silent:
+            names = f"rank{'s' * (len(silent) > 1)} {', '.join(map(str, silent))}"
+            text = f"{names} did not answer any more, killed or stuck ({reason})"
+        lost = PeerFailed(
+            text or f"the ranks waited too long for each other ({reason}); see distributed.step_timeout_s"
+        )
+        lost.reporter = min(answers, default=self._ranks.rank)
+        raise lost from error
+
+    def close(self) -> None:
+        """No more questions."""
+        self._closing.set()
+
+    def _call(self, mine: str) -> None:
+        """Ask, and collect what is said until all have answered or one names a cause."""
+        store, deadline = self._store, time.monotonic() + _ROLL_CALL_S
+        waited_for = set(range(self._ranks.world_size)) - {self._ranks.rank}
+        with contextlib.suppress(RuntimeError):  # the store's host is gone: nobody answers
+            store.set(str(self._ranks.rank), json.dumps(mine))
+            store.set("asked", "")
+            self._answers[self._ranks.rank] = mine
+            while waited_for and not any(self._answers.values()) and time.monotonic() < deadline:
+                for rank in [rank for rank in waited_for if store.check([str(rank)])]:
+                    self._answers[rank] = json.loads(store.get(str(rank)))
+                    waited_for.remove(rank)
+                time.sleep(0.05)
+
+    def _stand_by(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the store's host is gone, and with it whoever might ask
+            while not self._closing.wait(_ROLL_CALL_S / 4):
+                if self._store.check(["asked"]):
+                    if not self._store.check([str(self._ranks.rank)]):
+                        self._store.set(str(self._ranks.rank), json.dumps(""))
+                    return

@@ -1,0 +1,93 @@
+"""How long things take, and which rank takes longest."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+T = TypeVar("T")
+
+
+class Stopwatch:
+    """Seconds since the last lap."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        now = time.perf_counter()
+        elapsed, self._start = now - self._start, now
+        return elapsed
+
+
+class OwnTime:
+    """Seconds that this rank spends on fetching its images and in its own forward passes, where it waits for nobody.
+
+    The whole step takes as long on a quick rank as on the slow one it waits for; this part tells them apart.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._host_s = 0.0
+        self._began: Any = None
+        self._spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._suspects: list[int] = []
+        module.register_forward_pre_hook(self._begin)
+        module.register_forward_hook(self._end)
+
+    def fetch(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches, the wait for each counted."""
+        iterator = iter(batches)
+        while True:
+            began = time.perf_counter()
+            batch = next(iterator, None)
+            self._host_s += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
+    def lap_s(self) -> float:
+        """Seconds since the last call. On a GPU the device must have been waited for."""
+        seconds: float = self._host_s + sum(begin.elapsed_time(end) / 1000 for begin, end in self._spans)
+        self._host_s, self._spans = 0.0, []
+        return seconds
+
+    def compare(self, by_rank_s: Sequence[float], elapsed_s: float) -> str:
+        """Who is slow, once it has been so in two calls in a row; else empty, and after that until it has changed.
+
+        Slow is a rank that needs over 1.5 times what the others do (their median), if that is over a tenth of the time.
+        """
+        slowest = max(range(len(by_rank_s)), key=by_rank_s.__getitem__)
+        others = [seconds for rank, seconds in enumerate(by_rank_s) if rank != slowest]
+        own_s, usual_s = by_rank_s[slowest], statistics.median(others) if others else by_rank_s[slowest]
+        if own_s < 1.5 * usual_s or own_s - usual_s < elapsed_s / 10:
+            slowest = -1
+        self._suspects = [*self._suspects[-2:], slowest]
+        if slowest < 0 or self._suspects[-2:] != [slowest] * 2 or self._suspects == [slowest] * 3:
+            return ""
+        return (
+            f"rank {slowest} is slow: its own images and forward passes take {own_s / elapsed_s:.0%} of the step, "
+            f"those of the other ranks {usual_s / elapsed_s:.0%}"
+        )
+
+    def _begin(self, *_: Any) -> None:
+        self._began = self._now()
+
+    def _end(self, *_: Any) -> None:
+        if self._on_gpu:
+            self._spans.append((self._began, self._now()))
+        else:
+            self._host_s += self._now() - self._began
+
+    def _now(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from senet.config import ConfigError
-from senet.model import BasicBlock, PreActBlock, SENet, SENet18, SqueezeExcite, build_model
+from senet.model import BasicBlock, PreActBlock, SENet, SENet18, SqueezeExcite
+from senet.zoo import build_model
 
 STRIDES = {1: 1, 2: 2, 3: 2, 4: 2}
 

@@ -9,8 +9,8 @@ from senet.config import REPOSITORY
 FLOORS = [
     {"config", "preemption", "files"},
     {"schedule", "lease", "commit"},
-    {"repro", "distributed", "state", "metrics", "model", "optim", "sources", "augment"},
-    {"data", "checkpoint"},
+    {"repro", "distributed", "state", "metrics", "model", "optim", "sources", "augment", "weights"},
+    {"data", "checkpoint", "zoo"},
     {"resume", "trained"},
     {"trainer"},
     {"run"},

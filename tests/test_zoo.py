@@ -52,19 +52,26 @@ def test_the_manual_names_every_network() -> None:
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_every_network_gives_logits_and_each_parameter_a_gradient(name: str) -> None:
-    """What DDP needs; the gated network holds its twin. Blocks and gates are as many."""
-    model = on_meta(lambda: build_model(f"se_{name}", num_classes=10))
-    size = 75 if name == "inception_v3" else 32
+def test_every_network_has_a_twin_with_a_gate_in_each_block(name: str) -> None:
+    blocks = {"googlenet": 9, "inception_v3": 11, "resnet18": 8, "resnet152": 50}
+    blocks |= {name: (int(name.removeprefix("resnet")) - 2) // 2 for name in CIFAR_RESNETS}
+    expected = blocks.get(name, 33 if "101" in name else 16)
+    assert len(gates(on_meta(lambda: build_model(f"se_{name}", num_classes=10)))) == expected
+    assert gates(on_meta(lambda: build_model(name, num_classes=10))) == []
+
+
+KINDS = ["preact_resnet18", "se_resnet34", "se_resnet50", "se_resnext50_32x4d", "se_wide_resnet50_2", "se_googlenet"]
+
+
+@pytest.mark.parametrize("name", [*KINDS, "se_inception_v3", "se_resnet20"])
+def test_every_kind_gives_logits_and_each_parameter_a_gradient(name: str) -> None:
+    """In training, two images: what DDP needs. Depths of a kind differ in nothing but the number of blocks."""
+    model = on_meta(lambda: build_model(name, num_classes=10))
+    size = 75 if name == "se_inception_v3" else 32
     logits = model(torch.zeros(2, 3, size, size, device="meta"))
     assert logits.shape == (2, 10)
     logits.sum().backward()
     assert [key for key, p in model.named_parameters() if p.grad is None] == []
-    blocks = {"googlenet": 9, "inception_v3": 11, "resnet18": 8, "resnet34": 16, "resnet101": 33, "resnet152": 50}
-    if name in CIFAR_RESNETS:
-        blocks[name] = (int(name[6:]) - 2) // 2
-    assert len(gates(model)) == blocks.get(name, 33 if "101" in name else 16)
-    assert gates(on_meta(lambda: build_model(name, num_classes=10))) == []
 
 
 def test_se_resnet50_has_the_published_number_of_parameters() -> None:
@@ -244,7 +251,8 @@ def test_a_named_network_trains_resumes_and_is_opened_again(
 
 
 def test_a_checkpoint_from_before_the_options_of_networks_is_still_good(train_here: Train, tmp_path: Path) -> None:
-    options = ("model.name=se_resnet20", "train.epochs=1", "train.global_batch_size=512")
+    name = "tests.networks:tiny_senet"
+    options = ("train.epochs=1", "train.global_batch_size=512")
     train_here(tmp_path, *options)
     for path in checkpoints(tmp_path):
         manifest = json.loads(path.with_suffix(".json").read_text())
@@ -252,5 +260,5 @@ def test_a_checkpoint_from_before_the_options_of_networks_is_still_good(train_he
         text = json.dumps(manifest, sort_keys=True)
         manifest["manifest_sha256"] = hashlib.sha256(text.encode()).hexdigest()
         path.with_suffix(".json").write_text(json.dumps(manifest))
-    assert load_trained(tmp_path, device="cpu").classes[0] == "0"
+    assert load_trained(tmp_path, model_name=name, device="cpu").classes[0] == "0"
     assert train_here(tmp_path, *options).state == "finished"

@@ -160,7 +160,7 @@ class SENet(nn.Module):
 
 
 def SENet18(num_classes: int = 10, reduction: int | None = 16) -> SENet:
-    """Pre-activation blocks [2, 2, 2, 2]; 11,260,354 parameters with 10 classes, 11,171,146 without gates."""
+    """Pre-activation blocks [2, 2, 2, 2]; 11,260,354 parameters with 10 classes, 11,171,274 without gates."""
     return SENet(PreActBlock, [2, 2, 2, 2], num_classes=num_classes, reduction=reduction)
 
 

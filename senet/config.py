@@ -27,6 +27,15 @@ from omegaconf.errors import OmegaConfBaseException
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = REPOSITORY / "configs" / "cifar10.yaml"
 
+CIFAR_RESNETS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
+TORCHVISION_RESNETS = (
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
+    "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2",
+)  # fmt: skip
+_WITH_TWINS = (*TORCHVISION_RESNETS, "googlenet", "inception_v3", *CIFAR_RESNETS)
+NETWORKS = ("senet18", "preact_resnet18", *_WITH_TWINS, *(f"se_{name}" for name in _WITH_TWINS))
+"""What ``model.name`` may be, besides somebody's own function; ``senet.zoo`` builds them."""
+
 T = TypeVar("T")
 
 
@@ -98,8 +107,18 @@ class ModelConfig:
     """Which network."""
 
     name: str = "senet18"
-    """senet18, or ``package.module:function``, called as ``function(num_classes=...)``, returning a torch.nn.Module
-    that takes float NCHW images with 3 channels and returns logits [N, num_classes]."""
+    """senet18; preact_resnet18, the same without gates. Of torchvision, untrained: resnet18, resnet34, resnet50,
+    resnet101, resnet152, resnext50_32x4d, resnext101_32x8d, resnext101_64x4d, wide_resnet50_2, wide_resnet101_2,
+    googlenet, inception_v3 (from 75 pixels on), both without auxiliary heads. For 32x32 images (He et al. 2016, sec.
+    4.2, shortcuts without parameters): resnet20, resnet32, resnet44, resnet56, resnet110. All these but the first two
+    with gates: se_resnet18, se_googlenet, se_resnet20 and so on. Or ``package.module:function``, called as
+    ``function(num_classes=...)``, returning a torch.nn.Module that takes float NCHW images with 3 channels and returns
+    logits [N, num_classes]."""
+    reduction: int = option(16, low=1)
+    """Channels per hidden unit of a gate, of senet18 and the se_ networks."""
+    small_stem: bool = False
+    """Of torchvision's residual networks, for small images: begin with a 3x3 convolution instead of 7x7 with stride 2
+    and pooling."""
     init_from: str = ""
     """A checkpoint (its raw weights) or state dict to begin from at a fresh start; the last layer is new where the
     number of classes differs."""
@@ -526,8 +545,23 @@ def _check_together(config: Config) -> None:
         raise ConfigError("train.sync_bn=true needs CUDA, but train.device=cpu; set train.sync_bn=false")
     _check_mapping("slurm.environment", config.slurm.environment, r"[A-Za-z_]\w*", (str,))
     _check_mapping("slurm.sbatch", config.slurm.sbatch, r"[a-z][a-z0-9_-]*", (str, int, float))
-    if ":" not in config.model.name and config.model.name != "senet18":
-        raise ConfigError(f"model.name={config.model.name!r} is neither senet18 nor package.module:function")
+    _check_model(config.model, config.data.image_size)
+
+
+def _check_model(model: ModelConfig, image_size: int) -> None:
+    name, plain_name = model.name, model.name.removeprefix("se_")
+    if ":" not in name and name not in NETWORKS:
+        hint = _did_you_mean(name, NETWORKS) or "--help lists them"
+        raise ConfigError(f"model.name={name!r} is neither a network here nor package.module:function; {hint}")
+    if model.reduction != ModelConfig.reduction and (":" in name or not name.startswith(("senet18", "se_"))):
+        raise ConfigError(f"model.reduction={model.reduction} is of senet18 and se_ networks, not of model.name={name}")
+    if model.small_stem and plain_name not in TORCHVISION_RESNETS:
+        raise ConfigError(
+            f"model.small_stem=true is of torchvision's residual networks (resnet18, ...), not of model.name={name}; "
+            f"set model.small_stem=false"
+        )
+    if plain_name == "inception_v3" and image_size < 75:
+        raise ConfigError(f"model.name={name} needs images of 75 pixels or more; set data.image_size=75")
 
 
 def _check_mapping(name: str, values: Mapping[str, Any], key_rule: str, kinds: tuple[type, ...]) -> None:

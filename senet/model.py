@@ -1,4 +1,4 @@
-"""Squeeze-and-excitation networks for small images.
+"""Squeeze-and-excitation networks for small images, and the same gates put into other networks.
 
 Hu, Shen & Sun, "Squeeze-and-Excitation Networks", CVPR 2018; the pre-activation block is He et al., "Identity Mappings
 in Deep Residual Networks", ECCV 2016. SENet18 is [2, 2, 2, 2] pre-activation blocks with a 3x3 stem.
@@ -6,24 +6,23 @@ in Deep Residual Networks", ECCV 2016. SENet18 is [2, 2, 2, 2] pre-activation bl
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import logging
-from collections.abc import Mapping, Sequence
+import copy
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from senet.config import ConfigError
 
-log = logging.getLogger(__name__)
-
 
 class SqueezeExcite(nn.Module):
-    """Scale each channel by a gate computed from all channels' means (sec. 3.1 and 3.2). [N, C, H, W] -> the same."""
+    """Scale each channel by a gate computed from all channels' means (sec. 3.1 and 3.2). [N, C, H, W] -> the same.
+
+    Both layers have biases, as in most implementations; the paper counts without.
+    """
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
@@ -31,21 +30,24 @@ class SqueezeExcite(nn.Module):
         self.fc1 = nn.Conv2d(channels, squeezed, kernel_size=1)
         self.fc2 = nn.Conv2d(squeezed, channels, kernel_size=1)
 
+    def gate(self, x: Tensor) -> Tensor:
+        """What ``forward(x)`` multiplies the channels by: [N, C, H, W] -> [N, C, 1, 1] in 0..1."""
+        means = x.mean((2, 3), keepdim=True)
+        return torch.sigmoid(self.fc2(F.relu(self.fc1(means))))
+
     def forward(self, x: Tensor) -> Tensor:
-        gate = x.mean((2, 3), keepdim=True)
-        gate = torch.sigmoid(self.fc2(F.relu(self.fc1(gate))))
-        return x * gate
+        return x * self.gate(x)
 
 
 class _Block(nn.Module):
     """What both blocks share; reads the state dicts that have ``fc1``, ``fc2`` directly in the block."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int, reduction: int) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, reduction: int | None) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, kernel_size=3, stride=stride, padding=1, bias=False)
         self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.se = SqueezeExcite(channels, reduction)
+        self.se: nn.Module = SqueezeExcite(channels, reduction) if reduction else nn.Identity()
         self.register_load_state_dict_pre_hook(_move_gates)  # type: ignore[no-untyped-call]
 
 
@@ -59,7 +61,7 @@ def _move_gates(_module: nn.Module, state: dict[str, Any], prefix: str, *_: Any)
 class PreActBlock(_Block):
     """Norm and ReLU before each convolution, SE before the addition. [N, C_in, H, W] -> [N, C, H/stride, W/stride]."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int = 1, reduction: int = 16) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, reduction: int | None = 16) -> None:
         super().__init__(in_channels, channels, stride, reduction)
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.shortcut: nn.Module | None = None
@@ -78,7 +80,7 @@ class PreActBlock(_Block):
 class BasicBlock(_Block):
     """Norm and ReLU after each convolution, SE before the addition. [N, C_in, H, W] -> [N, C, H/stride, W/stride]."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int = 1, reduction: int = 16) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, reduction: int | None = 16) -> None:
         super().__init__(in_channels, channels, stride, reduction)
         self.bn1 = nn.BatchNorm2d(channels)
         self.shortcut = nn.Sequential()
@@ -93,13 +95,36 @@ class BasicBlock(_Block):
         return F.relu(out + self.shortcut(x))
 
 
+class PaddedBlock(BasicBlock):
+    """BasicBlock whose shortcuts have no parameters: every ``stride``-th pixel, and zeros for new channels.
+
+    Option A of He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, sec. 4.1; its CIFAR networks
+    (sec. 4.2) are made of it.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, reduction: int | None = 16) -> None:
+        super().__init__(in_channels, channels, stride, reduction)
+        if len(self.shortcut):
+            self.shortcut = nn.Sequential(_Pad(channels - in_channels, stride))
+
+
+class _Pad(nn.Module):
+    def __init__(self, new_channels: int, stride: int) -> None:
+        super().__init__()
+        self.new_channels, self.stride = new_channels, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
+
+
 class SENet(nn.Module):
-    """A 3x3 stem and four stages, of which the last three halve height and width; then the mean and a linear layer.
+    """A 3x3 stem and stages, of which all but the first halve height and width; then the mean and a linear layer.
 
     Args:
-        block: ``PreActBlock`` or ``BasicBlock``.
+        block: ``PreActBlock``, ``BasicBlock`` or ``PaddedBlock``.
         num_blocks: blocks of each stage.
         widths: channels of each stage.
+        reduction: channels per hidden unit of a gate; None: no gates.
 
     Shape: float [N, 3, H, W] with H, W >= 16 -> logits [N, num_classes].
     """
@@ -111,7 +136,7 @@ class SENet(nn.Module):
         *,
         num_classes: int = 10,
         widths: Sequence[int] = (64, 128, 256, 512),
-        reduction: int = 16,
+        reduction: int | None = 16,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, widths[0], kernel_size=3, padding=1, bias=False)
@@ -134,80 +159,61 @@ class SENet(nn.Module):
         return logits
 
 
-def SENet18(num_classes: int = 10, reduction: int = 16) -> SENet:
-    """Pre-activation blocks [2, 2, 2, 2]; 11,260,354 parameters with 10 classes."""
+def SENet18(num_classes: int = 10, reduction: int | None = 16) -> SENet:
+    """Pre-activation blocks [2, 2, 2, 2]; 11,260,354 parameters with 10 classes, 11,171,274 without gates."""
     return SENet(PreActBlock, [2, 2, 2, 2], num_classes=num_classes, reduction=reduction)
 
 
-def build_model(name: str, *, num_classes: int, init_from: str = "") -> nn.Module:
-    """``senet18`` or ``package.module:function``, with weights from a file where one is named.
+def insert_se(model: nn.Module, reduction: int = 16, skip_last_stage: bool = False) -> nn.Module:
+    """Put gates into the blocks of a network, in place, and return it.
+
+    Into torchvision's BasicBlock and Bottleneck (resnet, resnext, wide_resnet) and this module's own blocks before the
+    addition (fig. 3 of the paper); behind the Inception blocks of torchvision's googlenet and inception_v3 (fig. 2).
+    The gates come last: whatever initialised or loaded the other weights was before. The keys of what a gate follows
+    change (``bn3.weight`` -> ``bn3.0.weight``, ``inception3a.branch1...`` -> ``inception3a.0.branch1...``).
+
+    Args:
+        reduction: channels per hidden unit of a gate, >= 1.
+        skip_last_stage: leave out the stage of the last block, whose gates are the largest: in ResNet-50 with 1000
+            classes 3.7 % more parameters instead of 9.9 %.
 
     Raises:
-        ConfigError: the function cannot be imported or called, or the weights are of another network.
+        ConfigError: no such block in the model, or it has gates already.
     """
-    if name == "senet18":
-        model: nn.Module = SENet18(num_classes)
-    else:
-        module_name, _, function = name.partition(":")
-        try:
-            build = getattr(importlib.import_module(module_name), function)
-            inspect.signature(build).bind(num_classes=num_classes)
-        except (ImportError, AttributeError, TypeError, ValueError) as error:
-            raise ConfigError(f"model.name={name}: {error}; it must be a function of num_classes") from None
-        model = build(num_classes=num_classes)
-        if not isinstance(model, nn.Module):
-            raise ConfigError(f"model.name={name} returned a {type(model).__name__}; it must be a torch.nn.Module")
-    if init_from:
-        _init_from(model, init_from, num_classes)
+    # seconds to import, and senet18 does without
+    from torchvision.models import inception, resnet
+    from torchvision.models.googlenet import Inception
+
+    inceptions = (Inception, *(getattr(inception, f"Inception{kind}") for kind in "ABCDE"))
+    kinds = (_Block, resnet.BasicBlock, resnet.Bottleneck, *inceptions)
+    blocks = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
+    if not blocks:
+        raise ConfigError(f"{type(model).__name__} has no blocks of a ResNet or Inception network to put gates into")
+    if any(isinstance(module, SqueezeExcite) for module in model.modules()):
+        raise ConfigError(f"{type(model).__name__} has gates already; insert them once")
+    last_stage = _stage(blocks[-1][0])
+    for name, block in blocks:
+        if skip_last_stage and _stage(name) == last_stage:
+            continue
+        gate = SqueezeExcite(_out_channels(block), reduction).to(next(block.parameters()))
+        if isinstance(block, _Block):
+            block.se = gate
+        elif isinstance(block, resnet.BasicBlock):
+            block.bn2 = nn.Sequential(block.bn2, gate)
+        elif isinstance(block, resnet.Bottleneck):
+            block.bn3 = nn.Sequential(block.bn3, gate)
+        else:
+            model.set_submodule(name, nn.Sequential(block, gate))
     return model
 
 
-def _init_from(model: nn.Module, path: str, num_classes: int) -> None:
-    """Load weights; the layers that end in ``num_classes`` outputs stay new where the file has another number."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ConfigError(f"model.init_from={path}: no such file") from None
-    except Exception as error:  # on a file that is none the unpickler raises whatever it stumbles over
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ConfigError(f"model.init_from={path} is no file of weights ({reason})") from None
-    state = _find_weights(content)
-    if state is None:
-        raise ConfigError(f"model.init_from={path} holds no state dict; expected tensors by name, or a checkpoint")
-    consume_prefix_in_state_dict_if_present(state, "module.")
-    own = model.state_dict()
-    heads = {
-        key
-        for key, value in state.items()
-        if key in own
-        and value.shape != own[key].shape
-        and own[key].shape[:1] == (num_classes,)
-        and value.shape[1:] == own[key].shape[1:]
-    }
-    for key in heads:
-        del state[key]
-    try:
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"model.init_from={path} is of another network: {' '.join(str(error).split())[:300]}"
-        ) from None
-    if wrong := sorted(set(missing) - heads) + sorted(unexpected):
-        raise ConfigError(
-            f"model.init_from={path} is of another network: {wrong[0]} (and {len(wrong) - 1} more) do not match"
-        )
-    if heads:
-        log.warning(
-            "model.init_from=%s: new last layer for %d classes (%s)", path, num_classes, ", ".join(sorted(heads))
-        )
+def _stage(block_name: str) -> str:
+    """layer4.2 -> layer4, inception5b -> inception5, Mixed_7c -> Mixed_7."""
+    return re.sub(r"(\.\d+|[a-z])$", "", block_name)
 
 
-def _find_weights(content: Any) -> dict[str, Tensor] | None:
-    """The state dict in a checkpoint of ours ("model"), of others ("net", "state_dict"), or the content itself."""
-    if not isinstance(content, Mapping):
-        return None
-    for key in ("model", "net", "state_dict"):
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-    state = dict(content)
-    return state if state and all(isinstance(value, Tensor) for value in state.values()) else None
+def _out_channels(block: nn.Module) -> int:
+    """Asked of a copy that has neither memory nor statistics to spoil."""
+    probe = copy.deepcopy(block).to("meta").eval()
+    weight = next(probe.parameters())  # of its first convolution
+    return int(probe(weight.new_zeros(1, weight.shape[1], 8, 8)).shape[1])

@@ -31,7 +31,6 @@ from senet.distributed import (
 from senet.files import replace_file
 from senet.lease import Lease
 from senet.metrics import Progress, Writer
-from senet.model import build_model
 from senet.optim import build_ema, build_optimizer
 from senet.preemption import StopFlag
 from senet.ranks import Ranks, start_together
@@ -39,6 +38,7 @@ from senet.repro import provenance, seed_everything, set_deterministic, set_thre
 from senet.resume import check_fits, choose_checkpoint, identity, warn_of_changes
 from senet.state import TrainState
 from senet.trainer import Summary, Trainer
+from senet.zoo import build_model
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,13 @@ def _prepare(config: Config, ranks: Ranks, run_dir: Path, stack: ExitStack) -> P
     )
     seed_everything(config.seed)
     init_from = config.model.init_from if checkpoint is None else ""
-    model = build_model(config.model.name, num_classes=len(data.classes), init_from=init_from)
+    model = build_model(
+        config.model.name,
+        num_classes=len(data.classes),
+        reduction=config.model.reduction,
+        small_stem=config.model.small_stem,
+        init_from=init_from,
+    )
     if checkpoint is not None:
         check_fits(config, checkpoint, data, model)
     return Prepared(data, model, sampler, lease, checkpoints, checkpoint)

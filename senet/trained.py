@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from senet.augment import Preprocess
 from senet.checkpoint import CheckpointError, is_best, published_files, read_checkpoint, unpickle
-from senet.config import AugmentConfig, ConfigError
+from senet.config import AugmentConfig, ConfigError, ModelConfig
 from senet.files import read_json
-from senet.model import build_model
+from senet.zoo import build_model
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,12 @@ def load_trained(path: Path, *, model_name: str = "", device: str = "auto") -> T
     if ":" in name and model_name != name:
         given = f"--model {model_name}" if model_name else "no --model"
         raise ConfigError(f"{checkpoint.path} is of model.name={name}, given was {given}; say --model {name} to run it")
-    model = build_model(name, num_classes=len(manifest["classes"]))
+    model = build_model(
+        name,
+        num_classes=len(manifest["classes"]),
+        reduction=config.get("model.reduction", ModelConfig.reduction),  # younger than some checkpoints
+        small_stem=config.get("model.small_stem", ModelConfig.small_stem),
+    )
     try:
         payload = unpickle(checkpoint.content)
     except CheckpointError as error:

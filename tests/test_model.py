@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from senet.config import ConfigError
-from senet.model import BasicBlock, PreActBlock, SENet, SENet18, SqueezeExcite, build_model
+from senet.model import BasicBlock, PreActBlock, SENet, SENet18, SqueezeExcite
+from senet.zoo import build_model
 
 STRIDES = {1: 1, 2: 2, 3: 2, 4: 2}
 
@@ -95,6 +96,7 @@ def test_squeeze_excite_scales_channels_by_hand() -> None:
     nn.init.constant_(layer.fc2.bias, 0.0)
     x = torch.tensor([[[[1.0, 3.0]], [[0.0, 2.0]]]])  # channel means 2 and 1
     torch.testing.assert_close(layer(x), x * torch.sigmoid(torch.tensor(4.0)))  # 2 * relu(2 + 1 - 1)
+    torch.testing.assert_close(layer.gate(x), torch.sigmoid(torch.tensor(4.0)).expand(1, 2, 1, 1))
 
 
 def test_basic_block_excites_before_the_addition() -> None:

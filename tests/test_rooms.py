@@ -9,8 +9,8 @@ from senet.config import REPOSITORY
 FLOORS = [
     {"config", "preemption", "files"},
     {"schedule", "lease", "commit"},
-    {"repro", "ranks", "state", "metrics", "timing", "model", "optim", "sources", "augment"},
-    {"data", "checkpoint", "distributed"},
+    {"repro", "ranks", "state", "metrics", "timing", "model", "optim", "sources", "augment", "weights"},
+    {"data", "checkpoint", "distributed", "zoo"},
     {"resume", "trained"},
     {"trainer"},
     {"run"},

@@ -21,11 +21,11 @@ from senet.config import REPOSITORY, ConfigError
 from senet.data import ImageData, ResumableSampler
 from senet.distributed import NonFiniteLoss
 from senet.files import read_json, write_json
-from senet.model import build_model
 from senet.optim import build_ema, build_optimizer
 from senet.repro import seed_everything
 from senet.schedule import lr_at
 from senet.trainer import Trainer
+from senet.zoo import build_model
 from tests import networks
 from tests.conftest import Train
 from tests.harness import CLOCKS, StopAt, checkpoints, differing, payload, rows, status, tiny_config, without_clock

@@ -1,0 +1,113 @@
+"""What gates gain: a network with and without them, seed by seed, through the whole trainer.
+
+    .venv/bin/python benchmarks/se_gain.py configs/cifar10.yaml train.epochs=5 --seeds 3
+    .venv/bin/python benchmarks/se_gain.py ... data.source=imagefolder data.folder=cifar --note "JPEG re-encoded"
+
+Trains resnet20 and se_resnet20 (or another --plain) in turn, one process at a time, with the files and options given. A
+pair begins with the same weights but for the gates, and sees the same images in the same order. Accuracy is that of the
+last epoch, of the averaged weights where there are any; seconds are those of training, without evaluation. Prints a
+table and appends a row to RESULTS.md. Typed again after an interruption it goes on with the runs in --runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}  # as launch.sh
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished run."""
+
+    top1: float
+    train_s: float
+    parameters: int
+    mflop: float  # of one image's forward pass, a multiplication and an addition counted as two
+
+
+def train(network: str, seed: int, options: list[str], runs: Path) -> Result:
+    """One run in a process of its own; a finished one is only read."""
+    from senet.trained import load_trained
+
+    run_dir = runs / f"{network}-{seed}"
+    command = [sys.executable, "train_ddp.py", *options, f"model.name={network}", f"seed={seed}", f"run_dir={run_dir}"]
+    subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL, env=os.environ | MALLOC)
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in rows if row["kind"] == "epoch"][-1]
+    trained = load_trained(run_dir, device="cpu")
+    with FlopCounterMode(display=False) as counter:
+        trained.model(torch.zeros(1, 3, trained.image_size, trained.image_size))
+    return Result(
+        last.get("ema_top1", last["test_top1"]),
+        last["train_s"],
+        sum(p.numel() for p in trained.model.parameters()),
+        counter.get_total_flops() / 1e6,
+    )
+
+
+def report(plain: list[Result], gated: list[Result]) -> str:
+    """The figures of all pairs in one line."""
+    gains = [g.top1 - p.top1 for p, g in zip(plain, gated, strict=True)]
+    times = [g.train_s / p.train_s for p, g in zip(plain, gated, strict=True)]
+    spread = f" (each {', '.join(f'{gain:+.2f}' for gain in gains)})" if len(gains) > 1 else ""
+    return (
+        f"{statistics.mean(gains):+.2f} points top-1{spread}, "
+        f"{statistics.mean(r.top1 for r in plain):.2f} to {statistics.mean(r.top1 for r in gated):.2f} %; "
+        f"parameters {plain[0].parameters:,} to {gated[0].parameters:,}; MFLOP an image {plain[0].mflop:.2f} to "
+        f"{gated[0].mflop:.2f}; training time x {statistics.mean(times):.2f} ({min(times):.2f} to {max(times):.2f})"
+    )
+
+
+def main() -> None:
+    """Train, print, append."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "options", nargs="*", help="YAML files and key=value, as for train_ddp.py; relative to its folder"
+    )
+    parser.add_argument("--plain", default="resnet20", help="the network without gates")
+    parser.add_argument("--seeds", type=int, default=3, help="pairs: seeds 0, 1, ...")
+    parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "se_gain", help="folder of run directories")
+    parser.add_argument("--note", default="", help="for the row: what the images are, what else ran")
+    args = parser.parse_intermixed_args()
+    results: dict[str, list[Result]] = {args.plain: [], f"se_{args.plain}": []}
+    print(f"{'network':22} {'seed':>4} {'top-1':>8} {'seconds':>9} {'parameters':>12} {'MFLOP':>9}")
+    for seed in range(args.seeds):
+        for network, found in results.items():
+            found.append(result := train(network, seed, args.options, args.runs.resolve()))
+            print(
+                f"{network:22} {seed:4} {result.top1:6.2f} % {result.train_s:9.0f} {result.parameters:12,} "
+                f"{result.mflop:9.2f}",
+                flush=True,
+            )
+    line = report(*results.values())
+    print(line)
+    capabilities = torch.cpu.get_capabilities()
+    what = [f"`se_{args.plain}` against `{args.plain}`, `{' '.join(args.options)}`", args.note]
+    row = (
+        f"| se_gain.py | {'; '.join(filter(None, what))} | {line} | {args.seeds} pairs | "
+        f"{psutil.cpu_count()} cores, {capabilities['cpu_name']} "
+        f"({'with' if capabilities.get('amx_bf16') else 'without'} AMX) | "
+        f"torch {torch.__version__}, Python {platform.python_version()} | {datetime.now(UTC):%Y-%m-%d} |\n"
+    )
+    with (REPOSITORY / "benchmarks" / "RESULTS.md").open("a") as file:
+        file.write(row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Weights from a file into a network, for ``model.init_from``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+
+from senet.config import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+def init_from(model: nn.Module, path: str, num_classes: int) -> None:
+    """Load weights; the layers that end in ``num_classes`` outputs stay new where the file has another number.
+
+    Raises:
+        ConfigError: no such file, none of weights, or weights of another network.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ConfigError(f"model.init_from={path}: no such file") from None
+    except Exception as error:  # on a file that is none the unpickler raises whatever it stumbles over
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ConfigError(f"model.init_from={path} is no file of weights ({reason})") from None
+    state = _find_weights(content)
+    if state is None:
+        raise ConfigError(f"model.init_from={path} holds no state dict; expected tensors by name, or a checkpoint")
+    consume_prefix_in_state_dict_if_present(state, "module.")
+    own = model.state_dict()
+    heads = {
+        key
+        for key, value in state.items()
+        if key in own
+        and value.shape != own[key].shape
+        and own[key].shape[:1] == (num_classes,)
+        and value.shape[1:] == own[key].shape[1:]
+    }
+    for key in heads:
+        del state[key]
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"model.init_from={path} is of another network: {' '.join(str(error).split())[:300]}"
+        ) from None
+    if wrong := sorted(set(missing) - heads) + sorted(unexpected):
+        raise ConfigError(
+            f"model.init_from={path} is of another network: {wrong[0]} (and {len(wrong) - 1} more) do not match"
+        )
+    if heads:
+        log.warning(
+            "model.init_from=%s: new last layer for %d classes (%s)", path, num_classes, ", ".join(sorted(heads))
+        )
+
+
+def _find_weights(content: Any) -> dict[str, Tensor] | None:
+    """The state dict in a checkpoint of ours ("model"), of others ("net", "state_dict"), or the content itself."""
+    if not isinstance(content, Mapping):
+        return None
+    for key in ("model", "net", "state_dict"):
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+    state = dict(content)
+    return state if state and all(isinstance(value, Tensor) for value in state.values()) else None

@@ -1,0 +1,78 @@
+"""Names of networks -> networks: what ``model.name`` stands for."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+from torch import nn
+
+from senet.config import CIFAR_RESNETS, NETWORKS, TORCHVISION_RESNETS, ConfigError
+from senet.model import PaddedBlock, SENet, SENet18, insert_se
+from senet.weights import init_from as load_weights
+
+
+def build_model(
+    name: str, *, num_classes: int, reduction: int = 16, small_stem: bool = False, init_from: str = ""
+) -> nn.Module:
+    """One of ``config.NETWORKS`` or ``package.module:function``, with weights from a file where one is named.
+
+    With the same seed a network and its twin with gates (``resnet20``, ``se_resnet20``) begin with the same weights
+    but for the gates.
+
+    Args:
+        reduction: of the gates; networks without have no use for it.
+        small_stem: of torchvision's residual networks: a 3x3 convolution instead of the 7x7 one with stride 2 and the
+            pooling, so that the blocks see four times the height and width.
+
+    Raises:
+        ConfigError: the function cannot be imported or called, or the weights are of another network.
+    """
+    if name not in NETWORKS:
+        model = _build_own(name, num_classes)
+    elif name == "senet18":
+        model = SENet18(num_classes, reduction)
+    else:
+        plain_name = name.removeprefix("se_")
+        model = _build_plain(plain_name, num_classes, small_stem)
+        if name != plain_name:
+            model = insert_se(model, reduction)
+    if init_from:
+        load_weights(model, init_from, num_classes)
+    return model
+
+
+def _build_plain(name: str, num_classes: int, small_stem: bool) -> nn.Module:
+    if name == "preact_resnet18":
+        return SENet18(num_classes, reduction=None)
+    if name in CIFAR_RESNETS:  # depth 6n + 2, He et al. 2016, sec. 4.2
+        blocks = (int(name.removeprefix("resnet")) - 2) // 6
+        return SENet(PaddedBlock, [blocks] * 3, num_classes=num_classes, widths=(16, 32, 64), reduction=None)
+    import torchvision
+
+    if name in TORCHVISION_RESNETS:
+        model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+        if small_stem:
+            model.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+            nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as the others there
+            model.maxpool = nn.Identity()
+        return model
+    # without auxiliary heads one tensor of logits comes out, and no parameter is left without a gradient; False:
+    # torch's own initialisation, as in SENet
+    inception: nn.Module = torchvision.models.get_model(
+        name, weights=None, num_classes=num_classes, aux_logits=False, init_weights=False
+    )
+    return inception
+
+
+def _build_own(name: str, num_classes: int) -> nn.Module:
+    module_name, _, function = name.partition(":")
+    try:
+        build = getattr(importlib.import_module(module_name), function)
+        inspect.signature(build).bind(num_classes=num_classes)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"model.name={name}: {error}; it must be a function of num_classes") from None
+    model = build(num_classes=num_classes)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model.name={name} returned a {type(model).__name__}; it must be a torch.nn.Module")
+    return model

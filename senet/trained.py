@@ -91,16 +91,20 @@ def assemble(
     if device == "cuda" and chosen.type != "cuda":
         raise ConfigError("device=cuda, but no GPU is visible; use cpu or auto")
     layout = torch.channels_last if config["train.channels_last"] else torch.contiguous_format
-    preprocess = Preprocess(
+    model = model.eval().requires_grad_(False).to(chosen).to(memory_format=layout)
+    return Trained(origin, manifest, model, preprocess_of(config, chosen), chosen)
+
+
+def preprocess_of(config: Mapping[str, Any], device: torch.device) -> Preprocess:
+    """The normalisation that a flat configuration describes."""
+    return Preprocess(
         AugmentConfig(),
         mean=config["data.mean"],
         std=config["data.std"],
         seed=0,  # of the random changes, which belong to training
-        device=chosen,
+        device=device,
         channels_last=config["train.channels_last"],
     )
-    model = model.eval().requires_grad_(False).to(chosen).to(memory_format=layout)
-    return Trained(origin, manifest, model, preprocess, chosen)
 
 
 def _find(path: Path) -> Path:

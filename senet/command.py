@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 import time
@@ -23,7 +24,7 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; --help shows the usage")
 
     def add_network(self, what: str) -> None:
-        """The arguments that say which network, and where it runs."""
+        """The arguments that say which network."""
         self.add_argument("network", help=what)
         self.add_argument(
             "--model",
@@ -31,6 +32,9 @@ class Parser(argparse.ArgumentParser):
             metavar="PACKAGE.MODULE:FUNCTION",
             help="somebody's own network, as model.name in training: a file does not choose which code is run",
         )
+
+    def add_device(self) -> None:
+        """Where the network runs."""
         self.add_argument(
             "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where one is visible"
         )
@@ -42,6 +46,8 @@ def end(name: str, main: Callable[[Sequence[str]], int]) -> NoReturn:
     Under torchrun one line is printed in all, rank 0's: the others wait until it has spoken, which makes torchrun end
     them.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     try:
         code = main(sys.argv[1:])
     except (ConfigError, RunError) as error:

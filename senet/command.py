@@ -8,6 +8,7 @@ import io
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -60,6 +61,9 @@ def end(name: str, main: Callable[[Sequence[str]], int]) -> NoReturn:
         code = FAILED_EXIT_CODE
     except KeyboardInterrupt:
         code = 130
+    except Exception:
+        traceback.print_exc()
+        code = FAILED_EXIT_CODE
     leave(code)
 
 

@@ -82,11 +82,19 @@ def main(argv: Sequence[str]) -> int:
 
 
 def expand(name: str) -> list[str]:
-    """All files below a folder in the order of their names, hidden ones left out; anything else as it is."""
+    """All files below a folder in the order of their names, hidden ones left out; anything else as it is.
+
+    Links are followed, as training follows them, but each folder is entered once.
+    """
     if _URL.match(name) or not Path(name).is_dir():
         return [name]
-    found = []
-    for folder, folders, files in os.walk(name):
+    found: list[str] = []
+    entered = set()
+    for folder, folders, files in os.walk(name, followlinks=True):
+        if (real := Path(folder).resolve()) in entered:
+            folders.clear()
+            continue
+        entered.add(real)
         folders[:] = sorted(each for each in folders if not each.startswith("."))
         found += [str(Path(folder, each)) for each in sorted(files) if not each.startswith(".")]
     return found or [name]

@@ -6,17 +6,19 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from senet import export as command
-from senet import exported
+from senet import exported, predict
 from senet.config import ConfigError, RunError
 from senet.data import ImageData
 from senet.exported import SUFFIXES, export, open_network
@@ -158,6 +160,24 @@ def test_a_missing_library_names_its_remedy(trained: Trained, tmp_path: Path, mo
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ConfigError, match=r"onnxscript is not installed; run \./launch\.sh setup export"):
         export(trained, "onnx", tmp_path / "a.onnx", with_preprocessing=False)
+
+
+def test_predict_takes_every_kind_of_file(
+    write: Export, folder: Path, digits: ImageData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(digits.test.images[0]).resize((20, 30)).save(tmp_path / "image.png")
+
+    def predicted(network: Path, *more: str) -> list[dict[str, Any]]:
+        assert predict.main([str(network), str(tmp_path / "image.png"), "--device", "cpu", "--json", *more]) == 0
+        return list(json.loads(capsys.readouterr().out)["predictions"])
+
+    expected = predicted(folder / "run", "--model", TINY)
+    for kind, with_preprocessing in KINDS:
+        more = {"safetensors": ("--model", TINY), "torch_export": ("--trust",), "onnx": ()}[kind]
+        found = predicted(write(kind, with_preprocessing), *more)
+        assert [row["class"] for row in found] == [row["class"] for row in expected]
+        probabilities = [row["probability"] for row in expected]
+        assert [row["probability"] for row in found] == pytest.approx(probabilities, abs=1e-4)
 
 
 def test_the_command_says_what_it_wrote(

@@ -157,6 +157,17 @@ def test_what_fails_costs_one_line_and_the_rest_goes_on(
     assert "is not http" in reasons["file:///etc/passwd"]
 
 
+def test_each_file_below_a_folder_is_an_input_once(tmp_path: Path) -> None:
+    for name in ("b/2.png", "b/1.png", "a/3.png", "4.png", ".hidden/5.png", "elsewhere/6.png"):
+        (tmp_path / "top" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "top" / name).touch()
+    (tmp_path / "top/elsewhere").rename(tmp_path / "elsewhere")
+    (tmp_path / "top/c").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "top/b/round").symlink_to(tmp_path / "top")
+    names = [Path(name).relative_to(tmp_path / "top").as_posix() for name in expand(str(tmp_path / "top"))]
+    assert names == ["4.png", "a/3.png", "b/1.png", "b/2.png", "c/6.png"]
+
+
 def test_an_address_of_the_web_is_an_input_like_any_other(
     predict: Predict, digits: ImageData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

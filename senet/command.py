@@ -51,14 +51,15 @@ def end(name: str, main: Callable[[Sequence[str]], int]) -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     try:
         code = main(sys.argv[1:])
-    except (ConfigError, RunError) as error:
+        sys.stdout.flush()  # here a full disk is still an error
+    except BrokenPipeError:  # whoever read the output has seen enough
+        code = FAILED_EXIT_CODE
+    except (ConfigError, RunError, OSError) as error:
         code = REFUSED_EXIT_CODE if isinstance(error, ConfigError) else FAILED_EXIT_CODE
         if os.environ.get("RANK", "0") != "0":
             time.sleep(10)
         with contextlib.suppress(OSError):  # the terminal may be gone
             print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
-    except BrokenPipeError:  # whoever read the output has seen enough
-        code = FAILED_EXIT_CODE
     except KeyboardInterrupt:
         code = 130
     except Exception:

@@ -174,7 +174,8 @@ def export(trained: Trained, kind: str, output: Path, *, with_preprocessing: boo
         written = Path(folder) / output.name
         if kind == "safetensors":
             weights = {name: value.contiguous().clone() for name, value in trained.model.state_dict().items()}
-            library("safetensors.torch").save_file(weights, written, metadata=strings)
+            # save_file would make a file that only its owner may read
+            written.write_bytes(library("safetensors.torch").save(weights, metadata=strings))
         else:
             _write_graph(trained, kind, written, strings, with_preprocessing)
         name = trained.manifest["config"]["model.name"]

@@ -61,12 +61,15 @@ def write(trained: Trained, folder: Path) -> Export:
 def test_an_exported_file_gives_the_checkpoints_logits_for_any_batch(
     write: Export, trained: Trained, digits: ImageData, kind: str, with_preprocessing: bool
 ) -> None:
-    network = open_network(write(kind, with_preprocessing), model_name=TINY, trust=True)
+    path = write(kind, with_preprocessing)
+    network = open_network(path, model_name=TINY, trust=True)
     images = torch.tensor(digits.test.images)
     expected = trained.logits(images)
     for count in (1, 7, 64, len(images)):
         torch.testing.assert_close(network.logits(images[:count]), expected[:count], rtol=0, atol=1e-4)
     assert (network.classes, network.image_size) == (digits.classes, 16)
+    (path.parent / "usual").touch()
+    assert path.stat().st_mode == (path.parent / "usual").stat().st_mode  # readable for whoever may read here
 
 
 def test_the_facts_stand_in_the_files_for_others_to_read(write: Export, trained: Trained) -> None:

@@ -9,13 +9,10 @@ import contextlib
 import os
 import sys
 import traceback
-from typing import NoReturn
 
+from senet.command import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, leave
 from senet.config import ConfigError, RunError, help_text, load_config
 from senet.lease import mirror_status
-
-FAILED_EXIT_CODE = 1
-REFUSED_EXIT_CODE = 2
 
 
 def main(argv: list[str], stop: StopFlag) -> int:
@@ -53,14 +50,6 @@ def refuse(error: ConfigError, stop: StopFlag) -> int:
     elif not stop.wait(10):
         print(f"train_ddp: rank {rank}: {error}", file=sys.stderr, flush=True)
     return REFUSED_EXIT_CODE
-
-
-def leave(code: int) -> NoReturn:
-    """End the process. No tearing down: with a peer gone, the destructors of the process groups can hang."""
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":

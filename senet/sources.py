@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -40,8 +41,7 @@ def _image_folder(config: DataConfig) -> Source:
         def read(index: int) -> Image.Image:
             path = paths[split][index]
             try:
-                with Image.open(path, formats=IMAGE_FORMATS) as picture:
-                    return picture.convert("RGB")
+                return read_image(path)
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
                 raise ConfigError(f"{path} is not a readable image ({error}); repair or remove it") from None
 
@@ -50,6 +50,17 @@ def _image_folder(config: DataConfig) -> Source:
     number = {name: index for index, name in enumerate(classes["train"])}
     labels = {split: [number[path.parent.name] for path in paths[split]] for split in SPLITS}
     return Source(classes["train"], labels, {split: load(split) for split in SPLITS})
+
+
+def read_image(file: Path | BinaryIO) -> Image.Image:
+    """RGB, whatever the file holds of ``IMAGE_FORMATS``: the first frame, without transparency; orientation tags are not followed.
+
+    Raises:
+        OSError, ValueError, SyntaxError, Image.DecompressionBombError: not an image, a damaged one, one of more than
+            179 million pixels; on a file made to do harm also what the decoder stumbles over.
+    """
+    with Image.open(file, formats=IMAGE_FORMATS) as picture:
+        return picture.convert("RGB")
 
 
 def image_paths(root: Path, split: str) -> tuple[list[Path], list[str]]:

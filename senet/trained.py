@@ -65,12 +65,25 @@ def load_trained(path: Path, *, model_name: str = "", device: str = "auto") -> T
         checkpoint = read_checkpoint(_find(path))
     except CheckpointError as error:
         raise ConfigError(str(error)) from None
-    manifest = checkpoint.manifest
+    try:
+        payload = unpickle(checkpoint.content)
+    except CheckpointError as error:
+        raise ConfigError(f"{checkpoint.path}: {error}") from None
+    weights = payload["ema"]["model"] if payload["ema"] else payload["model"]
+    return assemble(checkpoint.manifest, weights, origin=checkpoint.path, model_name=model_name, device=device)
+
+
+def assemble(
+    manifest: Mapping[str, Any], weights: Mapping[str, Tensor], *, origin: Path, model_name: str, device: str
+) -> Trained:
+    """The network that a manifest (``classes``, and of ``config`` what begins with model, data, and the memory order)
+    describes, with these weights; the rest as for ``load_trained``, ``origin`` being the file they come from.
+    """
     config = manifest["config"]
     name = config["model.name"]
     if ":" in name and model_name != name:
         given = f"--model {model_name}" if model_name else "no --model"
-        raise ConfigError(f"{checkpoint.path} is of model.name={name}, given was {given}; say --model {name} to run it")
+        raise ConfigError(f"{origin} is of model.name={name}, given was {given}; say --model {name} to run it")
     model = build_model(
         name,
         num_classes=len(manifest["classes"]),
@@ -78,28 +91,28 @@ def load_trained(path: Path, *, model_name: str = "", device: str = "auto") -> T
         small_stem=config.get("model.small_stem", ModelConfig.small_stem),
     )
     try:
-        payload = unpickle(checkpoint.content)
-    except CheckpointError as error:
-        raise ConfigError(f"{checkpoint.path}: {error}") from None
-    try:
-        model.load_state_dict(payload["ema"]["model"] if payload["ema"] else payload["model"])
+        model.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"{checkpoint.path} does not fit model.name={name} of this version: {reason}") from None
+        raise ConfigError(f"{origin} does not fit model.name={name} of this version: {reason}") from None
     chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     if device == "cuda" and chosen.type != "cuda":
         raise ConfigError("device=cuda, but no GPU is visible; use cpu or auto")
     layout = torch.channels_last if config["train.channels_last"] else torch.contiguous_format
-    preprocess = Preprocess(
+    model = model.eval().requires_grad_(False).to(chosen).to(memory_format=layout)
+    return Trained(origin, manifest, model, preprocess_of(config, chosen), chosen)
+
+
+def preprocess_of(config: Mapping[str, Any], device: torch.device) -> Preprocess:
+    """The normalisation that a flat configuration describes."""
+    return Preprocess(
         AugmentConfig(),
         mean=config["data.mean"],
         std=config["data.std"],
         seed=0,  # of the random changes, which belong to training
-        device=chosen,
+        device=device,
         channels_last=config["train.channels_last"],
     )
-    model = model.eval().requires_grad_(False).to(chosen).to(memory_format=layout)
-    return Trained(checkpoint.path, manifest, model, preprocess, chosen)
 
 
 def _find(path: Path) -> Path:

@@ -10,11 +10,12 @@ from typing import Any
 import submitit
 
 import senet
+from senet.command import leave
 from senet.config import ConfigError
 from senet.lease import mirror_status
 from senet.preemption import STOPPED_EXIT_CODE, StopFlag
 from slurm import batch
-from train_ddp import leave, main, refuse
+from train_ddp import main, refuse
 
 LOCAL_REQUEUE_EXIT_CODE = 144  # the one code at which submitit's local executor starts its tasks again
 

@@ -8,12 +8,12 @@ from senet.config import REPOSITORY
 
 FLOORS = [
     {"config", "preemption", "files"},
-    {"schedule", "lease", "commit"},
+    {"schedule", "lease", "commit", "command", "fetch"},
     {"repro", "ranks", "state", "metrics", "timing", "model", "optim", "sources", "augment", "weights"},
     {"data", "checkpoint", "distributed", "zoo"},
     {"resume", "trained"},
-    {"trainer"},
-    {"run"},
+    {"trainer", "exported", "evaluation"},
+    {"run", "predict", "evaluate", "export"},
 ]
 SLURM = ["cluster", "batch", "snapshot", "job", "sbatch", "preflight", "control", "submit"]
 ONE_FLOOR = {("augment", "repro")}  # neighbours that may know each other

@@ -1,0 +1,76 @@
+"""What the commands on a finished network share: how they refuse, and how they end."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from senet.config import ConfigError, RunError
+
+FAILED_EXIT_CODE = 1
+REFUSED_EXIT_CODE = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """A wrong command line is a ConfigError: one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; --help shows the usage")
+
+    def add_network(self, what: str) -> None:
+        """The arguments that say which network."""
+        self.add_argument("network", help=what)
+        self.add_argument(
+            "--model",
+            default="",
+            metavar="PACKAGE.MODULE:FUNCTION",
+            help="somebody's own network, as model.name in training: a file does not choose which code is run",
+        )
+
+    def add_device(self) -> None:
+        """Where the network runs."""
+        self.add_argument(
+            "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where one is visible"
+        )
+
+
+def end(name: str, main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Run a command and leave the process with its exit code; 2 for a user's mistake, 1 for what else fails.
+
+    Under torchrun one line is printed in all, rank 0's: the others wait until it has spoken, which makes torchrun end
+    them.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()  # here a full disk is still an error
+    except BrokenPipeError:  # whoever read the output has seen enough
+        code = FAILED_EXIT_CODE
+    except (ConfigError, RunError, OSError) as error:
+        code = REFUSED_EXIT_CODE if isinstance(error, ConfigError) else FAILED_EXIT_CODE
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(10)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+    except KeyboardInterrupt:
+        code = 130
+    except Exception:
+        traceback.print_exc()
+        code = FAILED_EXIT_CODE
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process. No tearing down: with a peer gone, the destructors of the process groups can hang."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)

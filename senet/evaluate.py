@@ -1,0 +1,150 @@
+"""How good a finished network is on the test split: ``python -m senet.evaluate RUN_DIR [data.root=...]``.
+
+Each image counts once for any number of ranks; ``torchrun --nproc_per_node=2 -m senet.evaluate ...`` shares the work.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import math
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from senet.command import Parser, end
+from senet.config import ConfigError, DataConfig, DistributedConfig, TrainConfig
+from senet.files import replace_file
+
+if TYPE_CHECKING:
+    from senet.data import ImageData
+    from senet.evaluation import Evaluation
+    from senet.ranks import Ranks
+    from senet.trained import Trained
+
+
+def main(argv: Sequence[str]) -> int:
+    """Evaluate with all ranks; rank 0 prints."""
+    arguments = _parser().parse_intermixed_args(argv)
+    if arguments.batch_size < 1:
+        raise ConfigError(f"--batch-size {arguments.batch_size} must be 1 or more")
+    from senet.distributed import leave_together, process_groups  # takes seconds: torch
+    from senet.evaluation import evaluate
+    from senet.ranks import Ranks, start_together
+    from senet.repro import set_threads
+
+    logging.basicConfig(format="evaluate: %(message)s")
+    ranks = Ranks.from_environment(TrainConfig(device=arguments.device))
+    set_threads(0, ranks.local_world_size)
+    config = DistributedConfig()
+    store, (trained, data, data_config) = start_together(
+        ranks, config.start_timeout_s, lambda: _prepare(arguments, ranks)
+    )
+    with process_groups(ranks, store, config) as group:
+        result = evaluate(trained, data, ranks, batch_size=arguments.batch_size)
+        if ranks.is_main:
+            if arguments.predictions:
+                replace_file(arguments.predictions, _predictions(result, data, data_config).encode())
+            report = _report(result, trained, data)
+            print(json.dumps(report) if arguments.json else _text(report))
+        leave_together(group)  # the first exit ends the others
+    return 0
+
+
+def _prepare(arguments: Namespace, ranks: Ranks) -> tuple[Trained, ImageData, DataConfig]:
+    """Everything that can be refused, before the ranks meet."""
+    import torch
+
+    from senet.evaluation import data_options, open_test_data
+    from senet.trained import load_trained
+
+    if arguments.predictions and not arguments.predictions.absolute().parent.is_dir():
+        raise ConfigError(f"--predictions {arguments.predictions}: no such folder")
+    if ranks.device.type == "cuda":
+        torch.cuda.set_device(ranks.device)
+    trained = load_trained(Path(arguments.network), model_name=arguments.model, device=ranks.device.type)
+    config = data_options(trained.manifest["config"], arguments.overrides)
+    return trained, open_test_data(trained, config, ranks), config
+
+
+def _report(result: Evaluation, trained: Trained, data: ImageData) -> dict[str, Any]:
+    """What is printed: loss in nats (None where it is not finite), accuracies in percent."""
+    import numpy as np
+
+    labels_N = data.test.labels.numpy()
+    images_K = np.bincount(labels_N, minlength=len(data.classes))
+    hits_K = np.bincount(labels_N[labels_N == result.predicted_N], minlength=len(data.classes))
+    scores = result.scores
+    return {
+        "checkpoint": str(trained.checkpoint),
+        "step": trained.manifest["step"],
+        "same_data": data.fingerprint == trained.manifest["data"],
+        "images": scores.num_images,
+        "loss": scores.loss if math.isfinite(scores.loss) else None,
+        "top1": scores.top1,
+        "top5": scores.top5,
+        "classes": [
+            {"class": name, "images": images, "top1": 100 * hits / images if images else None}
+            for name, images, hits in zip(data.classes, images_K.tolist(), hits_K.tolist(), strict=True)
+        ],
+    }
+
+
+def _text(report: Mapping[str, Any]) -> str:
+    width = max(len("class"), *(len(row["class"]) for row in report["classes"]))
+    loss = "not finite" if report["loss"] is None else f"{report['loss']:.4f}"
+    top5 = "" if report["top5"] is None else f"   top-5 {report['top5']:.2f} %"
+    lines = [
+        f"{report['checkpoint']} (step {report['step']}), {report['images']:,} test images",
+        f"top-1 {report['top1']:.2f} %{top5}   loss {loss}",
+        "",
+        f"{'class':<{width}}  images  top-1",
+    ]
+    for row in report["classes"]:
+        top1 = "-" if row["top1"] is None else f"{row['top1']:.2f} %"
+        lines.append(f"{row['class']:<{width}} {row['images']:>7,} {top1:>8}")
+    return "\n".join(lines)
+
+
+def _predictions(result: Evaluation, data: ImageData, config: DataConfig) -> str:
+    """A CSV row for each test image: its number, its file (of an image folder), label, prediction, probability."""
+    from senet.sources import image_paths
+
+    paths = map(str, image_paths(Path(config.folder), "test")[0]) if config.source == "imagefolder" else None
+    labels = data.test.labels.tolist()
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("index", "path", "label", "prediction", "probability"))
+    for index, (path, label, predicted, probability) in enumerate(
+        zip(paths or [""] * len(labels), labels, result.predicted_N, result.probability_N, strict=True)
+    ):
+        rows.writerow((index, path, data.classes[label], data.classes[predicted], f"{probability:.6f}"))
+    return text.getvalue()
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m senet.evaluate",
+        description="Accuracy and loss on the test split, each image once. With several ranks: "
+        "torchrun --nproc_per_node=2 -m senet.evaluate ...",
+        epilog="Exit code: 0 evaluated, 1 failed, 2 bad input.",
+    )
+    parser.add_network("a run directory (its best checkpoint) or a checkpoint")
+    parser.add_device()
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="data.source, data.root, data.folder, data.decode_threads; default: as it was trained",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--predictions", type=Path, metavar="FILE", help="write a CSV row for each image")
+    parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="images per rank (default 256)")
+    return parser
+
+
+if __name__ == "__main__":
+    end("evaluate", main)

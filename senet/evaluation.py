@@ -1,0 +1,105 @@
+"""A finished network over a test split, by any number of ranks."""
+
+from __future__ import annotations
+
+import json
+import logging
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from senet.config import ConfigError, DataConfig, load_config
+from senet.data import ImageData, ShardSampler, load_batches, open_data
+from senet.distributed import sum_over_ranks
+from senet.metrics import Progress, Scores, Tally
+from senet.ranks import Ranks
+from senet.trained import Trained
+
+log = logging.getLogger(__name__)
+_DATA_OPTIONS = ("data.source", "data.root", "data.folder", "data.decode_threads")  # the network fixes the others
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores over the whole split, and for each image the class predicted (int64 [N]) and its probability 0..1 [N]."""
+
+    scores: Scores
+    predicted_N: np.ndarray
+    probability_N: np.ndarray
+
+
+def data_options(saved: Mapping[str, Any], overrides: Sequence[str]) -> DataConfig:
+    """The data that a checkpoint's flat configuration names, with ``key=value`` over it.
+
+    Relative folders are looked for from where one is, as in training.
+
+    Raises:
+        ConfigError: another option than data.source, data.root, data.folder, data.decode_threads; or a wrong value.
+    """
+    for pair in overrides:
+        if pair.partition("=")[0] not in _DATA_OPTIONS:
+            raise ConfigError(f"{pair!r}: only {', '.join(_DATA_OPTIONS)} may be set; the rest is the checkpoint's")
+    pairs = [
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in saved.items()
+        if key.startswith("data.")
+    ]
+    return load_config([*pairs, *overrides]).data
+
+
+def open_test_data(trained: Trained, config: DataConfig, ranks: Ranks) -> ImageData:
+    """The data, if its classes are the network's; a warning where its content is not what the network was trained on.
+
+    Raises:
+        ConfigError: see ``open_data``; or other classes, or the same in another order.
+    """
+    data = open_data(config, local_rank=ranks.local_rank)
+    if data.classes != trained.classes:
+        raise ConfigError(
+            f"the classes of the data ({_shortened(data.classes)}) are not those of {trained.checkpoint} "
+            f"({_shortened(trained.classes)}); name its data with data.source or data.folder"
+        )
+    saved = trained.manifest["data"]
+    if ranks.is_main and data.fingerprint != saved:
+        log.warning(
+            "the images are not those of the training (fingerprint %s, there %s)", data.fingerprint[:12], saved[:12]
+        )
+    return data
+
+
+def evaluate(trained: Trained, data: ImageData, ranks: Ranks, *, batch_size: int) -> Evaluation:
+    """The test split, each image once; rank r takes images r, r + world_size, ... A collective: call on every rank.
+
+    Raises:
+        RuntimeError: the ranks together saw another number of images than the split holds.
+    """
+    count = len(data.test)
+    tally = Tally(ranks.device)
+    # each image is filled in by one rank and 0 on the others: sums of integers put them together
+    predicted_N, probability_bits_N = torch.zeros(2, count, dtype=torch.int64, device=ranks.device)
+    sampler = ShardSampler(count, batch_size=batch_size, rank=ranks.rank, world_size=ranks.world_size)
+    batches = load_batches(data.test, sampler, ranks.device)
+    for images_NHWC, labels_N, indices_N in Progress(ranks.is_main).over(batches, title="test", total=len(sampler)):
+        if not len(labels_N):
+            continue
+        logits_NK = trained.logits(images_NHWC)
+        labels_N, indices_N = labels_N.to(ranks.device), indices_N.to(ranks.device)
+        tally.add(F.cross_entropy(logits_NK, labels_N), logits_NK, labels_N)
+        best = logits_NK.softmax(1).max(1)
+        predicted_N[indices_N] = best.indices
+        probability_bits_N[indices_N] = best.values.view(torch.int32).long()
+    sums = sum_over_ranks(torch.cat((tally.sums, predicted_N, probability_bits_N)))  # sync point: once
+    scores = Scores.from_sums(sums[:4], len(data.classes))
+    if scores.num_images != count:
+        raise RuntimeError(f"evaluated {scores.num_images} of {count} images")
+    predicted, bits = torch.tensor(sums[4:]).chunk(2)
+    return Evaluation(scores, predicted.numpy(), bits.int().view(torch.float32).numpy())
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return f"{len(names)}: {textwrap.shorten(', '.join(names), 120)}"

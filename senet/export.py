@@ -1,0 +1,52 @@
+"""Write a finished network as safetensors, ONNX or torch.export: ``python -m senet.export RUN_DIR --format onnx``.
+
+The file holds class names, normalisation, image size, the network's options and the sha256 of its checkpoint. Before it
+gets its name it is opened again, and its logits are compared with the checkpoint's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from senet.command import Parser, end
+
+
+def main(argv: Sequence[str]) -> int:
+    """Export as the command line says; print what was written and how far it is from the checkpoint."""
+    arguments = _parser().parse_intermixed_args(argv)
+    from senet.exported import CHECKED_IMAGES, SUFFIXES, export  # takes seconds: torch
+    from senet.trained import load_trained
+
+    trained = load_trained(Path(arguments.network), model_name=arguments.model, device="cpu")
+    output = arguments.output or Path(trained.checkpoint.with_suffix(SUFFIXES[arguments.format]).name)
+    difference = export(trained, arguments.format, output, with_preprocessing=arguments.with_preprocessing)
+    print(
+        f"{output}: {output.stat().st_size:,} bytes, from {trained.checkpoint} (step {trained.manifest['step']}); "
+        f"the logits of {CHECKED_IMAGES} random images differ by at most {difference:.2g}"
+    )
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m senet.export",
+        description="Write a finished network as one file that holds all its use needs, and check it.",
+        epilog="Needs ./launch.sh setup export. Exit code: 0 written, 1 the logits differ or torch cannot export the "
+        "network, 2 bad input.",
+    )
+    parser.add_network("a run directory (its best checkpoint) or a checkpoint")
+    parser.add_argument("--format", required=True, choices=("safetensors", "onnx", "torch_export"))
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="default: the checkpoint's name, in the folder you are in"
+    )
+    parser.add_argument(
+        "--with-preprocessing",
+        action="store_true",
+        help="the graph takes uint8 [N, H, W, 3]; without: float32 [N, 3, H, W], normalised",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    end("export", main)

@@ -1,0 +1,54 @@
+"""How a command ends, in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from senet.config import REPOSITORY
+
+START = """
+from senet.command import *
+def fails(error):
+    raise error
+def prints(text):
+    print(text)
+    return 0
+end("name", lambda argv: """
+
+
+def run(body: str, stdout: int = subprocess.PIPE) -> tuple[int, list[str]]:
+    """Exit code and lines on stderr."""
+    command = [sys.executable, "-c", f"{START}{body})"]
+    done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    return done.returncode, done.stderr.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "lines"),
+    [
+        ("prints('x')", 0, []),
+        ("prints('x') or 1", 1, []),
+        ("prints(chr(0xdc80))", 0, []),  # a byte of a file's name that is no text
+        ("fails(ConfigError('two\\nlines'))", 2, ["name: two lines"]),
+        ("fails(RunError('x'))", 1, ["name: x"]),
+        ("fails(PermissionError(13, 'Permission denied', 'file'))", 1, ["name: [Errno 13] Permission denied: 'file'"]),
+        ("fails(KeyboardInterrupt())", 130, []),
+        ("Parser().parse_args(['--no'])", 2, ["name: unrecognized arguments: --no; --help shows the usage"]),
+    ],
+)
+def test_an_end_is_an_exit_code_and_at_most_one_line(body: str, code: int, lines: list[str]) -> None:
+    assert run(body) == (code, lines)
+
+
+def test_a_bug_has_its_traceback() -> None:
+    code, lines = run("fails(KeyError('x'))")
+    assert (code, lines[0], lines[-1]) == (1, "Traceback (most recent call last):", "KeyError: 'x'")
+
+
+def test_output_that_found_no_room_is_a_failure() -> None:
+    with Path("/dev/full").open("w") as full:
+        assert run("prints('x')", full.fileno()) == (1, ["name: [Errno 28] No space left on device"])

@@ -1,0 +1,183 @@
+"""A finished network over the test split, against a plain loop."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from senet import predict
+from senet.config import REPOSITORY, ConfigError
+from senet.data import ImageData
+from senet.evaluate import main
+from senet.evaluation import data_options
+from senet.trained import load_trained
+from tests.conftest import Train
+
+TINY = "tests.networks:tiny_senet"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("evaluate")
+
+
+@pytest.fixture
+def run_dir(train_here: Train, folder: Path) -> Path:
+    """The small network on the digits, trained once for this file."""
+    if not (folder / "run").exists():
+        train_here(folder / "run", "train.epochs=2", "train.amp=off")
+    return folder / "run"
+
+
+@pytest.fixture
+def images(digits: ImageData, folder: Path) -> Path:
+    """Some of the digits as an image folder, in sizes that have to be scaled and cropped."""
+    root = folder / "images"
+    if not root.exists():
+        for split, count in ((digits.train, 150), (digits.test, 100)):
+            for index in range(count):
+                name = f"digit {digits.classes[int(split.labels[index])]}"
+                path = root / ("train" if split is digits.train else "test") / name / f"{index:03d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                picture = Image.fromarray(split.images[index])
+                picture.resize((16 + index % 9, 16 + index % 5), Image.Resampling.BICUBIC).save(path)
+    return root
+
+
+@pytest.fixture
+def images_run(train_here: Train, images: Path, folder: Path) -> Path:
+    """The small network on that folder, trained once for this file."""
+    run_dir = folder / "images_run"
+    if not run_dir.exists():
+        options = ("data.source=imagefolder", f"data.folder={images}", f"data.root={folder / 'data'}")
+        train_here(run_dir, *options, "train.epochs=1", "train.amp=off", "train.global_batch_size=50")
+    return run_dir
+
+
+def arguments(run_dir: Path, *more: object) -> list[str]:
+    return [str(run_dir), "--model", TINY, "--device", "cpu", *map(str, more)]
+
+
+def test_the_scores_are_those_of_a_plain_loop(
+    run_dir: Path, digits: ImageData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(run_dir, "--json", "--batch-size", 77)) == 0
+    report = json.loads(capsys.readouterr().out)
+    trained = load_trained(run_dir, model_name=TINY, device="cpu")
+    losses, hits, in_five = [], [], 0
+    torch.set_num_threads(1)  # single images gain nothing from more
+    for pixels, label in zip(torch.tensor(digits.test.images), digits.test.labels, strict=True):
+        logits_K = trained.logits(pixels[None])[0]
+        losses.append(float(F.cross_entropy(logits_K, label)))
+        order = logits_K.argsort(descending=True).tolist()
+        hits.append(order[0] == int(label))
+        in_five += int(label) in order[:5]
+    assert (report["images"], report["same_data"]) == (360, True)
+    assert report["top1"] == 100 * sum(hits) / 360
+    assert report["top5"] == 100 * in_five / 360
+    assert report["loss"] == pytest.approx(sum(losses) / 360, abs=1e-5)
+    for number, row in enumerate(report["classes"]):
+        own = [hit for hit, label in zip(hits, digits.test.labels, strict=True) if label == number]
+        expected = {"class": digits.classes[number], "images": len(own), "top1": 100 * sum(own) / len(own)}
+        assert row == expected
+
+
+def test_the_table_has_a_line_for_each_class(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(run_dir)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("360 test images")
+    assert lines[1].startswith("top-1 ")
+    assert [line.split()[0] for line in lines[4:]] == [str(digit) for digit in range(10)]
+    assert sum(int(line.split()[1]) for line in lines[4:]) == 360
+
+
+def test_predict_and_evaluate_agree_on_every_image_of_a_folder(
+    images_run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(images_run, "--predictions", tmp_path / "evaluated.csv")) == 0
+    capsys.readouterr()
+    assert predict.main(arguments(images_run, images / "test", "--csv", "--top", 1, "--batch-size", 33)) == 0
+    predicted = {row["input"]: row for row in csv.DictReader(capsys.readouterr().out.splitlines())}
+    evaluated = _rows(tmp_path / "evaluated.csv")
+    assert len(evaluated) == len(predicted) == 100
+    for row in evaluated:
+        assert Path(row["path"]).parent.name == row["label"]
+        assert predicted[row["path"]]["class"] == row["prediction"]
+        assert float(predicted[row["path"]]["probability"]) == pytest.approx(float(row["probability"]), abs=2e-6)
+
+
+@pytest.mark.ranks
+def test_two_ranks_count_each_image_once_and_say_so_once(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone, shared = tmp_path / "alone.csv", tmp_path / "shared.csv"
+    assert main(arguments(run_dir, "--json", "--predictions", alone)) == 0
+    expected = json.loads(capsys.readouterr().out)
+    two = _torchrun(*arguments(run_dir, "--json", "--predictions", shared, "--batch-size", 7))
+    found = json.loads(two.stdout)
+    assert found.pop("loss") == pytest.approx(expected.pop("loss"), abs=1e-6)
+    assert found == expected
+    for one, other in zip(*map(_rows, (alone, shared)), strict=True):
+        assert float(one.pop("probability")) == pytest.approx(float(other.pop("probability")), abs=2e-6)
+        assert one == other
+
+
+@pytest.mark.ranks
+def test_two_ranks_refuse_in_one_line(run_dir: Path, tmp_path: Path) -> None:
+    refused = _torchrun(*arguments(run_dir, "data.source=imagefolder", f"data.folder={tmp_path}"))
+    [line] = [line for line in refused.stderr.splitlines() if line.startswith("evaluate:")]
+    assert line.startswith(f"evaluate: {tmp_path}/train: no such folder")
+    assert refused.returncode != 0
+    assert 'evaluate.py", line' not in refused.stderr  # torchrun's own report has a traceback, of torchrun
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def _torchrun(*args: str) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launcher, "-m", "senet.evaluate", *args]
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=120)
+
+
+def test_data_of_other_classes_are_refused_with_both_named(run_dir: Path, images: Path, folder: Path) -> None:
+    options = ("data.source=imagefolder", f"data.folder={images}", f"data.root={folder / 'data'}")
+    with pytest.raises(ConfigError, match=r"\(10: digit 0, digit 1, .*\) are not those of .*\(10: 0, 1, 2"):
+        main(arguments(run_dir, *options))
+
+
+def test_other_images_than_those_trained_with_are_mentioned(
+    images_run: Path, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(images, tmp_path / "images")
+    options = (f"data.folder={tmp_path / 'images'}", f"data.root={tmp_path}", "--json")
+    assert main(arguments(images_run, *options)) == 0  # the same content in another place
+    assert json.loads(capsys.readouterr().out)["same_data"] is True
+    assert caplog.text == ""
+    changed = next((tmp_path / "images/test").glob("*/*.png"))
+    Image.new("RGB", (20, 20), "red").save(changed)
+    assert main(arguments(images_run, *options)) == 0
+    assert json.loads(capsys.readouterr().out)["same_data"] is False
+    assert "the images are not those of the training" in caplog.text
+
+
+def test_what_the_network_fixes_cannot_be_set(run_dir: Path) -> None:
+    saved = load_trained(run_dir, model_name=TINY, device="cpu").manifest["config"]
+    config = data_options(saved, ["data.root=/elsewhere", "data.source=cifar10"])
+    assert (config.root, config.source, config.image_size) == ("/elsewhere", "cifar10", 16)
+    assert list(config.mean) == saved["data.mean"]
+    for pair in ("data.mean=[0,0,0]", "train.epochs=3", "nonsense"):
+        with pytest.raises(ConfigError, match=r"only data\.source"):
+            data_options(saved, [pair])
+    with pytest.raises(ConfigError, match=r"data\.source"):
+        data_options(saved, ["data.source=nonsense"])

@@ -1,0 +1,200 @@
+"""Exported files against the checkpoint they come from."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from senet import export as command
+from senet import exported, predict
+from senet.config import ConfigError, RunError
+from senet.data import ImageData
+from senet.exported import SUFFIXES, export, open_network
+from senet.model import SENet18
+from senet.trained import Trained, assemble, load_trained
+from tests.conftest import Train
+
+TINY = "tests.networks:tiny_senet"
+KINDS = [("safetensors", False), ("onnx", False), ("onnx", True), ("torch_export", False), ("torch_export", True)]
+Export = Callable[[str, bool], Path]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("exports")
+
+
+@pytest.fixture
+def trained(train_here: Train, folder: Path) -> Trained:
+    """The small network, trained once for this file."""
+    if not (folder / "run").exists():
+        train_here(folder / "run", "train.epochs=1")
+    return load_trained(folder / "run", model_name=TINY, device="cpu")
+
+
+@pytest.fixture
+def write(trained: Trained, folder: Path) -> Export:
+    """Export once per format for this file."""
+
+    def once(kind: str, with_preprocessing: bool) -> Path:
+        path = folder / f"{with_preprocessing}{SUFFIXES[kind]}"
+        if not path.exists():
+            assert export(trained, kind, path, with_preprocessing=with_preprocessing) <= 1e-4
+        return path
+
+    return once
+
+
+@pytest.mark.parametrize(("kind", "with_preprocessing"), KINDS)
+def test_an_exported_file_gives_the_checkpoints_logits_for_any_batch(
+    write: Export, trained: Trained, digits: ImageData, kind: str, with_preprocessing: bool
+) -> None:
+    path = write(kind, with_preprocessing)
+    network = open_network(path, model_name=TINY, trust=True)
+    images = torch.tensor(digits.test.images)
+    expected = trained.logits(images)
+    for count in (1, 7, 64, len(images)):
+        torch.testing.assert_close(network.logits(images[:count]), expected[:count], rtol=0, atol=1e-4)
+    assert (network.classes, network.image_size) == (digits.classes, 16)
+    (path.parent / "usual").touch()
+    assert path.stat().st_mode == (path.parent / "usual").stat().st_mode  # readable for whoever may read here
+
+
+def test_the_facts_stand_in_the_files_for_others_to_read(write: Export, trained: Trained) -> None:
+    with safe_open(write("safetensors", False), framework="pt") as file:
+        in_safetensors = file.metadata()
+    session = onnxruntime.InferenceSession(str(write("onnx", False)))
+    in_onnx = session.get_modelmeta().custom_metadata_map
+    for strings in (in_safetensors, in_onnx):
+        facts = {name: json.loads(value) for name, value in strings.items()}
+        assert facts["checkpoint_sha256"] == trained.manifest["sha256"]
+        assert tuple(facts["classes"]) == trained.classes
+        config = facts["config"]
+        assert (config["model.name"], config["data.image_size"]) == (TINY, 16)
+        assert config["data.mean"] == trained.manifest["config"]["data.mean"]
+        assert config["data.std"] == trained.manifest["config"]["data.std"]
+        assert "model.init_from" not in config
+
+
+def test_onnx_takes_raw_pixels_or_normalised_ones_and_any_batch(
+    write: Export, trained: Trained, digits: ImageData
+) -> None:
+    images = np.array(digits.test.images[:64])
+    normalised = (images / 255.0 - trained.manifest["config"]["data.mean"]) / trained.manifest["config"]["data.std"]
+    normalised = normalised.astype(np.float32).transpose(0, 3, 1, 2)
+    raw = onnxruntime.InferenceSession(str(write("onnx", True)))
+    plain = onnxruntime.InferenceSession(str(write("onnx", False)))
+    expected = trained.logits(torch.from_numpy(images)).numpy()
+    for count in (1, 64):
+        for session, batch in ((raw, images), (plain, normalised)):
+            [logits] = session.run(["logits"], {"images": batch[:count]})
+            np.testing.assert_allclose(logits, expected[:count], rtol=0, atol=1e-4)
+
+
+def test_a_network_known_by_name_needs_no_model_and_weights_alone_take_no_preprocessing(
+    trained: Trained, tmp_path: Path
+) -> None:
+    manifest = {**trained.manifest, "config": trained.manifest["config"] | {"model.name": "senet18"}}
+    named = assemble(manifest, SENet18(10).state_dict(), origin=tmp_path / "a.pt", model_name="", device="cpu")
+    assert export(named, "safetensors", tmp_path / "a.safetensors", with_preprocessing=False) <= 1e-6
+    assert open_network(tmp_path / "a.safetensors").classes == trained.classes
+    with pytest.raises(ConfigError, match="holds weights only"):
+        export(named, "safetensors", tmp_path / "b.safetensors", with_preprocessing=True)
+
+
+def test_opening_a_file_runs_nobody_elses_code_unasked(write: Export) -> None:
+    with pytest.raises(ConfigError, match="say --trust"):
+        open_network(write("torch_export", False))
+    with pytest.raises(ConfigError, match=f"say --model {TINY}"):
+        open_network(write("safetensors", False))
+
+
+def test_a_file_that_is_none_of_ours_is_named(tmp_path: Path) -> None:
+    for suffix in SUFFIXES.values():
+        path = tmp_path / f"damaged{suffix}"
+        path.write_bytes(b"\x08\0\0\0\0\0\0\0nonsense" * 9)
+        with pytest.raises(ConfigError, match=f"damaged{suffix} cannot be opened"):
+            open_network(path, trust=True)
+    save_file({"weight": torch.zeros(3)}, tmp_path / "others.safetensors")
+    with pytest.raises(ConfigError, match=r"make it with python -m senet\.export"):
+        open_network(tmp_path / "others.safetensors")
+    with pytest.raises(ConfigError, match="no such file"):
+        open_network(tmp_path / "nothing.onnx")
+
+
+def test_a_file_whose_logits_differ_is_not_left_behind(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = trained.model.state_dict()
+    monkeypatch.setattr(
+        trained.model, "state_dict", lambda: real | {"linear.bias": real["linear.bias"] + torch.tensor(2e-4)}
+    )
+    with pytest.raises(RunError, match=r"differ by 0\.0002"):
+        export(trained, "safetensors", tmp_path / "a.safetensors", with_preprocessing=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+class _Undecided(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
+
+
+def test_a_network_that_is_no_graph_is_refused_in_one_line(trained: Trained, tmp_path: Path) -> None:
+    undecided = Trained(trained.checkpoint, trained.manifest, _Undecided(), trained.preprocess, trained.device)
+    with pytest.raises(RunError, match="torch cannot export this network") as refused:
+        export(undecided, "torch_export", tmp_path / "a.pt2", with_preprocessing=False)
+    assert "\n" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_library_names_its_remedy(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ConfigError, match=r"onnxscript is not installed; run \./launch\.sh setup export"):
+        export(trained, "onnx", tmp_path / "a.onnx", with_preprocessing=False)
+
+
+def test_predict_takes_every_kind_of_file(
+    write: Export, folder: Path, digits: ImageData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(digits.test.images[0]).resize((20, 30)).save(tmp_path / "image.png")
+
+    def predicted(network: Path, *more: str) -> list[dict[str, Any]]:
+        assert predict.main([str(network), str(tmp_path / "image.png"), "--device", "cpu", "--json", *more]) == 0
+        return list(json.loads(capsys.readouterr().out)["predictions"])
+
+    expected = predicted(folder / "run", "--model", TINY)
+    for kind, with_preprocessing in KINDS:
+        more = {"safetensors": ("--model", TINY), "torch_export": ("--trust",), "onnx": ()}[kind]
+        found = predicted(write(kind, with_preprocessing), *more)
+        assert [row["class"] for row in found] == [row["class"] for row in expected]
+        probabilities = [row["probability"] for row in expected]
+        assert [row["probability"] for row in found] == pytest.approx(probabilities, abs=1e-4)
+
+
+def test_the_command_says_what_it_wrote(
+    trained: Trained, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, own = str(folder / "run"), ("--model", TINY)
+    assert command.main([run, "--format", "safetensors", *own]) == 0
+    output = trained.checkpoint.with_suffix(".safetensors").name
+    assert capsys.readouterr().out.startswith(f"{output}: {Path(output).stat().st_size:,} bytes, from ")
+    with pytest.raises(ConfigError, match=r"must end in \.onnx"):
+        command.main([run, "--format", "onnx", "--output", "net.pt", *own])
+    with pytest.raises(ConfigError, match="no such folder"):
+        command.main([run, "--format", "safetensors", "--output", "nowhere/a.safetensors", *own])
+    with pytest.raises(ConfigError, match="invalid choice"):
+        command.main([run, "--format", "tflite", *own])
+    assert exported.SUFFIXES.keys() == {"safetensors", "onnx", "torch_export"}  # the choices of --format

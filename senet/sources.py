@@ -53,7 +53,8 @@ def _image_folder(config: DataConfig) -> Source:
 
 
 def read_image(file: Path | BinaryIO) -> Image.Image:
-    """RGB, whatever the file holds of ``IMAGE_FORMATS``: the first frame, without transparency; orientation tags are not followed.
+    """RGB, whatever mode a file of ``IMAGE_FORMATS`` holds: the first frame, without transparency; orientation tags are
+    not followed.
 
     Raises:
         OSError, ValueError, SyntaxError, Image.DecompressionBombError: not an image, a damaged one, one of more than

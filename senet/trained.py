@@ -45,7 +45,9 @@ class Trained:
 
         In fp32 whatever the training used, so that the batch an image is in does not matter beyond the last bits.
         """
-        logits_NK: Tensor = self.model(self.preprocess.test(images_NHWC.to(self.device)))
+        images_NCHW = self.preprocess.test(images_NHWC.to(self.device))
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            logits_NK: Tensor = self.model(images_NCHW)
         return logits_NK
 
 

@@ -66,11 +66,12 @@ def report(plain: list[Result], gated: list[Result]) -> str:
     gains = [g.top1 - p.top1 for p, g in zip(plain, gated, strict=True)]
     times = [g.train_s / p.train_s for p, g in zip(plain, gated, strict=True)]
     spread = f" (each {', '.join(f'{gain:+.2f}' for gain in gains)})" if len(gains) > 1 else ""
+    around = f" ({min(times):.2f} to {max(times):.2f})" if len(times) > 1 else ""
     return (
         f"{statistics.mean(gains):+.2f} points top-1{spread}, "
         f"{statistics.mean(r.top1 for r in plain):.2f} to {statistics.mean(r.top1 for r in gated):.2f} %; "
         f"parameters {plain[0].parameters:,} to {gated[0].parameters:,}; MFLOP an image {plain[0].mflop:.2f} to "
-        f"{gated[0].mflop:.2f}; training time x {statistics.mean(times):.2f} ({min(times):.2f} to {max(times):.2f})"
+        f"{gated[0].mflop:.2f}; training time x {statistics.mean(times):.2f}{around}"
     )
 
 
@@ -98,9 +99,10 @@ def main() -> None:
     line = report(*results.values())
     print(line)
     capabilities = torch.cpu.get_capabilities()
-    what = [f"`se_{args.plain}` against `{args.plain}`, `{' '.join(args.options)}`", args.note]
+    shown = " ".join(option for option in args.options if not option.startswith(("data.folder=", "data.root=")))
+    what = [f"`se_{args.plain}` against `{args.plain}`, `{shown}`", args.note]
     row = (
-        f"| se_gain.py | {'; '.join(filter(None, what))} | {line} | {args.seeds} pairs | "
+        f"| se_gain.py | {'; '.join(filter(None, what))} | {line} | {args.seeds} pair{'s' * (args.seeds > 1)} | "
         f"{psutil.cpu_count()} cores, {capabilities['cpu_name']} "
         f"({'with' if capabilities.get('amx_bf16') else 'without'} AMX) | "
         f"torch {torch.__version__}, Python {platform.python_version()} | {datetime.now(UTC):%Y-%m-%d} |\n"

@@ -31,10 +31,13 @@ class SqueezeExcite(nn.Module):
         self.fc1 = nn.Conv2d(channels, squeezed, kernel_size=1)
         self.fc2 = nn.Conv2d(squeezed, channels, kernel_size=1)
 
+    def gate(self, x: Tensor) -> Tensor:
+        """The factor of each channel, in [0, 1]. [N, C, H, W] -> [N, C, 1, 1]."""
+        squeezed = x.mean((2, 3), keepdim=True)
+        return torch.sigmoid(self.fc2(F.relu(self.fc1(squeezed))))
+
     def forward(self, x: Tensor) -> Tensor:
-        gate = x.mean((2, 3), keepdim=True)
-        gate = torch.sigmoid(self.fc2(F.relu(self.fc1(gate))))
-        return x * gate
+        return x * self.gate(x)
 
 
 class _Block(nn.Module):

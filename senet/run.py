@@ -221,9 +221,12 @@ def _record(
 ) -> None:
     """config.yaml (resolved), starts.jsonl (each start: where it came from, how the one before it ended), model.txt."""
     (run_dir / "config.yaml").write_text(to_yaml(config))
-    start = {"generation": lease.generation, "resumed_from": lease.resumed_from[lease.generation]}
-    start["time"] = datetime.now(UTC).isoformat(timespec="seconds")
-    start["after"] = {key: value for key, value in before.items() if key in _LAST_WORDS}
+    start = {
+        "generation": lease.generation,
+        "resumed_from": lease.resumed_from[lease.generation],
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "after": {key: value for key, value in before.items() if key in _LAST_WORDS},
+    }
     with (run_dir / "starts.jsonl").open("a") as file:
         file.write(json.dumps(start | dict(facts)) + "\n")
     dummy_NCHW = _dummy(config, next(model.parameters()).device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from senet.augment import Preprocess
-from senet.checkpoint import CheckpointError, is_best, published_files, read_checkpoint, unpickle
+from senet.checkpoint import Checkpoint, CheckpointError, is_best, published_files, read_checkpoint, unpickle
 from senet.config import AugmentConfig, ConfigError
 from senet.files import read_json
 from senet.model import build_model
@@ -61,10 +61,7 @@ def load_trained(path: Path, *, model_name: str = "", device: str = "auto") -> T
         ConfigError: no checkpoint there, a damaged one, one of other weights than the network has, or an own network
             that was not named.
     """
-    try:
-        checkpoint = read_checkpoint(_find(path))
-    except CheckpointError as error:
-        raise ConfigError(str(error)) from None
+    checkpoint = open_checkpoint(path)
     manifest = checkpoint.manifest
     config = manifest["config"]
     name = config["model.name"]
@@ -92,6 +89,14 @@ def load_trained(path: Path, *, model_name: str = "", device: str = "auto") -> T
     )
     model = model.eval().requires_grad_(False).to(chosen).to(memory_format=layout)
     return Trained(checkpoint.path, manifest, model, preprocess, chosen)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The verified file that ``load_trained`` takes, not unpickled; ConfigError as there."""
+    try:
+        return read_checkpoint(_find(path))
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _find(path: Path) -> Path:

@@ -21,7 +21,8 @@ Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
 
 GRID = 64  # images in each of the two grids
-GATE_THRESHOLD = 0.1
+SMALL_SHARE = 0.1
+SMALL_RANGE = 0.02
 _GATE = "gate "  # prefix of the names in the file
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,14 @@ class Predictions:
     def accuracy(self) -> float:
         """Top-1, in percent."""
         return 100 * float((self.predicted_N == self.labels_N).mean())
+
+    @property
+    def blind_blocks(self) -> list[str]:
+        """Blocks whose gates do not depend on the class: it accounts for less than a tenth of their variance, or moves
+        them by less than 0.02 (then a constant for each channel would do).
+        """
+        shares = zip(self.gate_ranges.items(), self.gate_shares, strict=True)
+        return [name for (name, width), share in shares if share < SMALL_SHARE or width < SMALL_RANGE]
 
     @property
     def gate_ranges(self) -> dict[str, float]:

@@ -7,11 +7,12 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from senet.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, label, styled
 from senet.history import Run
 
-_SIZE = (5.4, 3.5)
+_SIZE = (5.3, 3.8)  # inches
 _INTERRUPTIONS = {  # cause: colour, line, marker at its upper end
     "preempted": (PURPLE, "--", "v"),
     "killed": (BLACK, "-.", "X"),
@@ -47,7 +48,7 @@ def comparison(runs: Sequence[Run], titles: Sequence[str]) -> dict[str, Figure]:
 
 @styled
 def _curve(run: Run, quantity: str, title: str) -> Figure:
-    figure = Figure(_SIZE)
+    figure = Figure(_SIZE, layout="constrained")
     axes = figure.subplots()
     axes.plot(
         *_line(run, run.intervals, f"train_{quantity}"), color=SKY, linewidth=1, label="training, per log interval"
@@ -66,7 +67,7 @@ def _curve(run: Run, quantity: str, title: str) -> Figure:
 
 @styled
 def _learning_rate(run: Run) -> Figure:
-    figure = Figure(_SIZE)
+    figure = Figure(_SIZE, layout="constrained")
     axes = figure.subplots()
     axes.plot(*_line(run, run.intervals or run.epochs, "lr"), color=BLUE, linewidth=1.5, label="learning rate")
     axes.set(ylabel="learning rate", ylim=(0, None))
@@ -75,7 +76,7 @@ def _learning_rate(run: Run) -> Figure:
 
 @styled
 def _compare(runs: Sequence[Run], titles: Sequence[str], quantity: str, title: str) -> Figure:
-    figure = Figure(_SIZE)
+    figure = Figure(_SIZE, layout="constrained")
     axes = figure.subplots()
     for index, (run, name) in enumerate(zip(runs, titles, strict=True)):
         colour, marker, line = _RUNS[index % len(_RUNS)]
@@ -122,6 +123,7 @@ def _finish(figure: Figure, axes: Axes, run: Run) -> Figure:
 
 
 def _trim(figure: Figure, axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid()
     if axes.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+        figure.legend(loc="outside lower center", ncols=2)

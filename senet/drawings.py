@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
 
 from senet import curves, figures
-from senet.analysis import GATE_THRESHOLD, Integers, Predictions, calibration
+from senet.analysis import Integers, Predictions, calibration
 from senet.history import Run, names
 
 
@@ -49,12 +49,6 @@ def class_accuracies(counts_KK: Integers) -> np.ndarray:
     return np.asarray(100 * counts_KK.diagonal() / np.maximum(counts_KK.sum(1), 1))
 
 
-def blind_blocks(predictions: Predictions) -> list[str]:
-    """Blocks whose gates hardly depend on the class: share of their variance under ``GATE_THRESHOLD``."""
-    shares = zip(predictions.gates, predictions.gate_shares, strict=True)
-    return [name for name, share in shares if share < GATE_THRESHOLD]
-
-
 def _curves(run: Run) -> dict[str, Drawing]:
     last = run.epochs[-1] if run.epochs else {}
     epochs = f"{last.get('epoch', 0)} epoch(s)"
@@ -67,7 +61,7 @@ def _curves(run: Run) -> dict[str, Drawing]:
     }
     words = {
         "loss": f"Line chart: loss over {epochs}. At the end: {ends['loss'] or 'none yet'}.{resumed}",
-        "accuracy": f"Line chart: accuracy in percent over {epochs}. At the end: {ends['top1'] or 'none yet'}.{resumed}",
+        "accuracy": f"Line chart: accuracy (%) over {epochs}. At the end: {ends['top1'] or 'none yet'}.{resumed}",
         "learning_rate": f"Line chart: learning rate over {epochs}.{resumed}",
     }
     return {name: Drawing(figure, words[name]) for name, figure in curves.curves(run).items()}
@@ -113,7 +107,7 @@ def _images(predictions: Predictions) -> dict[str, Drawing]:
             right = int((predictions.predicted_N[indices] == predictions.labels_N[indices]).sum())
             figure = figures.pictures(images, predicted, true, predictions.confidences_N[indices])
             alt = f"Grid of {len(indices)} {words}, each with its predicted and its true class; {right} are right."
-            drawn[name] = Drawing(figure, alt, wide=True)
+            drawn[name] = Drawing(figure, alt, wide=len(indices) >= figures.COLUMNS)
     return drawn
 
 
@@ -123,11 +117,12 @@ def _gates(predictions: Predictions) -> dict[str, Drawing]:
     return {
         "gates": Drawing(
             figures.gates(predictions.gates, predictions.classes),
-            f"Heat maps of the mean gate of each class and channel, for {len(shares)} blocks.",
+            f"For each of {len(shares)} blocks a line of the mean gates of its channels, and a heat map of how far the "
+            f"mean of each class lies above or below.",
             wide=True,
         ),
         "gate_shares": Drawing(
-            figures.gate_shares(shares, GATE_THRESHOLD),
+            figures.gate_shares(shares, predictions.gate_ranges, predictions.blind_blocks),
             f"Bar chart: share of the gates' variance that the class accounts for, by block: {listed}.",
         ),
     }

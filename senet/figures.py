@@ -16,10 +16,10 @@ from senet.analysis import Calibration, Floats, Integers
 
 STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
-    "figure.constrained_layout.use": True,
     "font.family": "DejaVu Sans",  # comes with matplotlib, so the same everywhere
-    "font.size": 9,
+    "font.size": 10,
     "axes.titlesize": 10,
+    "legend.fontsize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
@@ -35,6 +35,7 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, RED, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 _RIGHT, _WRONG = "#1b7837", "#b2182b"
 _MOST_BARS = 50
+COLUMNS = 8  # of a grid of images
 styled = matplotlib.rc_context(STYLE)  # as a decorator
 
 
@@ -57,17 +58,17 @@ def label(name: str, length: int = 16) -> str:
 def class_accuracy(accuracies_K: Floats, classes: Sequence[str], overall: float) -> Figure:
     """Bars, the lowest at the top, in percent; of more than 50 classes the 50 lowest."""
     order = np.argsort(accuracies_K, kind="stable")[:_MOST_BARS]
-    figure = Figure((5.4, 1.1 + 0.24 * len(order)))
+    figure = Figure((5.4, 1.1 + 0.24 * len(order)), layout="constrained")
     axes = figure.subplots()
-    bars = axes.barh(range(len(order)), accuracies_K[order], color=SKY, height=0.72)
+    axes.barh(range(len(order)), accuracies_K[order], color=SKY, height=0.72)
     axes.set_yticks(range(len(order)), [label(classes[index]) for index in order])
-    axes.bar_label(bars, [f"{accuracies_K[index]:.1f}" for index in order], padding=3, fontsize=8)
+    _at_the_right(axes, [f"{accuracies_K[index]:.1f}" for index in order])
     axes.axvline(overall, color=BLACK, linewidth=1, linestyle="--", label=f"all classes: {overall:.2f} %")
     axes.invert_yaxis()
-    axes.set(xlim=(0, 108), xlabel="accuracy (%)", xticks=range(0, 101, 20))
+    axes.set(xlim=(0, 100), xlabel="accuracy (%)", xticks=range(0, 101, 20))
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), borderpad=0.2)
+    figure.legend(loc="outside upper center", fontsize=9)
     return figure
 
 
@@ -77,7 +78,7 @@ def confusion(counts_KK: Integers, classes: Sequence[str]) -> Figure:
     count = len(classes)
     shares = 100 * counts_KK / np.maximum(counts_KK.sum(1, keepdims=True), 1)
     side = min(9.0, max(4.6, 1.6 + 0.36 * count))
-    figure = Figure((side + 0.4, side))
+    figure = Figure((side + 0.4, side), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="none")
     if count <= 20:
@@ -86,7 +87,7 @@ def confusion(counts_KK: Integers, classes: Sequence[str]) -> Figure:
                 share = shares[row, column]
                 text = f"{share:.0f}" if share >= 0.5 else "<1"
                 colour = "white" if share > 55 else "black"
-                axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+                axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
     if count <= 50:
         names = [label(name, 12) for name in classes]
         axes.set_xticks(range(count), names, rotation=45 if count <= 20 else 90, ha="right", rotation_mode="anchor")
@@ -106,7 +107,7 @@ def reliability(bins: Calibration) -> Figure:
     width = 1 / count
     centres = (np.arange(count) + 0.5) * width
     full = bins.counts > 0
-    figure = Figure((5.0, 4.8))
+    figure = Figure((5.0, 4.8), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.bar(centres[full], bins.accuracies[full], width * 0.92, color=SKY, label="accuracy")
     gaps = bins.confidences[full] - bins.accuracies[full]
@@ -124,7 +125,7 @@ def reliability(bins: Calibration) -> Figure:
     upper.plot([0, 1], [0, 1], color=BLACK, linestyle="--", linewidth=1, label="calibrated")
     upper.set(ylabel="accuracy", ylim=(0, 1), xlim=(0, 1))
     upper.set_title(f"expected calibration error {bins.error:.4f} ({count} bins)")
-    upper.legend(loc="upper left", fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9)
     lower.bar(centres, 100 * bins.counts / bins.counts.sum(), width * 0.92, color=BLUE)
     lower.set(xlabel="confidence", ylabel="images (%)")
     for axes in (upper, lower):
@@ -133,13 +134,12 @@ def reliability(bins: Calibration) -> Figure:
 
 
 @styled
-def pictures(
-    images_NHWC: Integers, predicted: Sequence[str], true: Sequence[str], confidences_N: Floats, columns: int = 8
-) -> Figure:
+def pictures(images_NHWC: Integers, predicted: Sequence[str], true: Sequence[str], confidences_N: Floats) -> Figure:
     """A grid; over each image the predicted class, and under that the true one in brackets: green with a tick where
     they agree, red with a cross where not.
     """
-    rows = max(1, -(-len(predicted) // columns))
+    columns = min(COLUMNS, len(predicted))
+    rows = -(-len(predicted) // columns)
     figure = Figure((1.28 * columns, 1.52 * rows))
     axes = figure.add_axes((0.005, 0.002, 0.99, 0.996))
     axes.set(xlim=(0, columns), ylim=(1.25 * rows, 0))
@@ -156,42 +156,56 @@ def pictures(
 
 @styled
 def gates(means: Mapping[str, Floats], classes: Sequence[str]) -> Figure:
-    """Mean gate of each class (row) and channel (column, in order of its mean), a panel for each block."""
-    rows = -(-len(means) // 2)
-    height = min(4.0, 0.62 + 0.125 * max(4, len(classes)))
-    figure = Figure((10.4, height * rows + 0.5))
-    panels: list[Axes] = list(figure.subplots(rows, 2, squeeze=False).flat)
-    image = None
-    for axes, (name, means_KC) in zip(panels, means.items(), strict=False):
-        ordered = means_KC[:, np.argsort(means_KC.mean(0), kind="stable")]
-        image = axes.imshow(ordered, cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="none")
-        axes.set_title(f"{name} ({means_KC.shape[1]} channels)", loc="left", fontsize=9)
-        axes.set_xticks([])
-        axes.set_yticks(range(len(classes)) if len(classes) <= 20 else [], map(label, classes[:20]), fontsize=6.5)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-    for axes in panels[len(means) :]:
-        axes.set_visible(False)
-    assert image is not None
-    figure.colorbar(image, ax=panels, shrink=0.5, aspect=30, label="mean gate")
+    """A row for each block, its channels in the order of their mean gate. Left: that mean, and how far the classes
+    reach to either side; right: how far each class's mean lies above (red) or below (blue) it.
+    """
+    height = min(3.6, max(1.4, 0.4 + 0.125 * len(classes)))
+    figure = Figure((10.4, height * len(means) + 0.7), layout="constrained")
+    rows = figure.subplots(len(means), 2, squeeze=False, width_ratios=(1, 1.25))
+    largest = max(float(np.abs(means_KC - means_KC.mean(0)).max()) for means_KC in means.values()) or 1.0
+    for (left, right), (name, means_KC) in zip(rows, means.items(), strict=True):
+        means_KC = means_KC[:, np.argsort(means_KC.mean(0), kind="stable")]
+        mean_C, channels = means_KC.mean(0), np.arange(means_KC.shape[1])
+        left.fill_between(channels, means_KC.min(0), means_KC.max(0), color=SKY, alpha=0.6, linewidth=0)
+        left.plot(channels, mean_C, color=BLUE, linewidth=1)
+        left.set(ylim=(0, 1), xlim=(0, max(1, len(channels) - 1)), yticks=(0, 0.5, 1))
+        left.grid(axis="y")
+        left.set_title(f"{name}: mean gate of {len(channels)} channels", loc="left", fontsize=9)
+        image = right.imshow(
+            means_KC - mean_C, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto", interpolation="none"
+        )
+        right.set_title("class less mean", loc="left", fontsize=9)
+        right.set_xticks([])
+        if len(classes) <= 20:
+            right.set_yticks(range(len(classes)), [label(name) for name in classes], fontsize=6.5)
+        else:
+            right.set_yticks([])
+        right.tick_params(length=0)
+        right.spines[:].set_visible(False)
+    figure.colorbar(
+        image, ax=rows[:, 1].tolist(), location="bottom", shrink=0.6, aspect=40, label="gate, class less mean"
+    )
     return figure
 
 
 @styled
-def gate_shares(shares: Mapping[str, float], threshold: float) -> Figure:
-    """Bars, the first block at the top; those under the threshold hatched."""
-    figure = Figure((5.4, 1.2 + 0.26 * len(shares)))
+def gate_shares(shares: Mapping[str, float], ranges: Mapping[str, float], hatched: Sequence[str]) -> Figure:
+    """Bars of the shares, the first block at the top, with the range of the class means as a number beside each."""
+    figure = Figure((5.4, 1.0 + 0.26 * len(shares)), layout="constrained")
     axes = figure.subplots()
-    below = [share < threshold for share in shares.values()]
     bars = axes.barh(range(len(shares)), list(shares.values()), height=0.72)
-    for bar, is_below in zip(bars, below, strict=True):
-        bar.set(facecolor="white" if is_below else SKY, edgecolor=BLUE, hatch="////" if is_below else "")
+    for bar, name in zip(bars, shares, strict=True):
+        bar.set(facecolor="white" if name in hatched else SKY, edgecolor=BLUE, hatch="////" if name in hatched else "")
     axes.set_yticks(range(len(shares)), [label(name, 24) for name in shares])
-    axes.bar_label(bars, [f"{share:.3f}" for share in shares.values()], padding=3, fontsize=8)
-    axes.axvline(threshold, color=BLACK, linewidth=1, linestyle="--", label=f"threshold {threshold}")
+    _at_the_right(axes, [f"{shares[name]:.2f}   range {ranges[name]:.3f}" for name in shares])
     axes.invert_yaxis()
     axes.set(xlim=(0, 1), xlabel="share of the gates' variance that the class accounts for")
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), borderpad=0.2)
     return figure
+
+
+def _at_the_right(axes: Axes, texts: Sequence[str]) -> None:
+    """A text for each horizontal bar, in a column where no bar reaches."""
+    for row, text in enumerate(texts):
+        axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)

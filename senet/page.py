@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from senet.analysis import GATE_THRESHOLD, Predictions, calibration
-from senet.drawings import Drawing, blind_blocks, class_accuracies, confusion_counts
+from senet.analysis import SMALL_RANGE, SMALL_SHARE, Predictions, calibration
+from senet.drawings import Drawing, class_accuracies, confusion_counts
 from senet.history import Run, names
 
 _PIXELS_PER_INCH = 96
+_NONE = "\N{EN DASH}"
 _CAUSES = {
     "preempted": "asked to stop; saved and left",
     "killed": "killed without a word",
@@ -105,9 +106,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         facts.append(("Speed", f"{_images_per_s(run):,.0f} images/s (median of the epochs)"))
     causes = [interruption.cause for interruption in run.interruptions]
     counted = ", ".join(f"{causes.count(cause)} {cause}" for cause in _CAUSES if cause in causes)
-    facts.append(
-        ("Interruptions", f"{len(causes)}{f' ({counted})' if counted else ''}; SLURM requeues: {run.requeues}")
-    )
+    facts.append(("Interruptions", f"{len(causes)} ({counted})" if counted else "none"))
+    if status.get("job"):
+        facts.append(("SLURM requeues", str(run.requeues)))
     for key, title in (("world_size", "Ranks"), ("device", "Device"), ("amp", "Precision"), ("commit", "Commit")):
         if key in start:
             facts.append((title, str(start[key])))
@@ -139,7 +140,7 @@ def _comparison(runs: Sequence[Run]) -> Table:
     header = ("run", "epochs", "best %", "at epoch", "last %", "last loss", "training", "images/s", "interruptions")
     rows = []
     for name, run in zip(names(runs), runs, strict=True):
-        row = [name, *["–"] * 7, str(len(run.interruptions))]
+        row = [name, *[_NONE] * 7, str(len(run.interruptions))]
         if run.epochs:
             last = run.epochs[-1]
             row[1:5] = [str(last["epoch"]), f"{last['best_top1']:.2f}", str(last["best_epoch"]), ""]
@@ -152,7 +153,7 @@ def _comparison(runs: Sequence[Run]) -> Table:
 def _differences(runs: Sequence[Run]) -> Table:
     """The options that are not the same in all runs."""
     keys = dict.fromkeys(key for run in runs for key in run.options)
-    rows = [[key, *(str(run.options.get(key, "–")) for run in runs)] for key in keys]
+    rows = [[key, *(str(run.options.get(key, _NONE)) for run in runs)] for key in keys]
     return Table(("option", *names(runs)), [row for row in rows if len(set(row[1:])) > 1])
 
 
@@ -164,7 +165,7 @@ def _seen(predictions: Predictions) -> dict[str, Any]:
     for index, name in enumerate(classes):
         others = counts_KK[index].copy()
         others[index] = 0
-        often = f"{classes[int(others.argmax())]} ({others.max()})" if others.max() else "–"
+        often = f"{classes[int(others.argmax())]} ({others.max()})" if others.max() else _NONE
         images = f"{counts_KK[index].sum():,}"
         rows.append([name, images, f"{recalls_K[index]:.2f}", f"{precisions_K[index]:.2f}", often])
     gates = [
@@ -180,8 +181,9 @@ def _seen(predictions: Predictions) -> dict[str, Any]:
         "error": f"{calibration(predictions.confidences_N, right_N).error:.4f}",
         "classes": Table(("class", "images", "accuracy %", "precision %", "most often taken for"), rows),
         "gates": Table(("block", "channels", "mean gate", "share of class", "range of class means"), gates),
-        "blind": blind_blocks(predictions),
-        "threshold": GATE_THRESHOLD,
+        "blind": predictions.blind_blocks,
+        "small_share": SMALL_SHARE,
+        "small_range": SMALL_RANGE,
         "chance": f"{(len(classes) - 1) / max(1, len(predictions.labels_N) - 1):.4f}",
         "mistakes": int(np.count_nonzero(~right_N)),
     }
@@ -193,7 +195,7 @@ def _command(argv: Sequence[str]) -> str:
 
 
 def _images_per_s(run: Run) -> float:
-    return median(row["images_per_s"] for row in run.epochs)
+    return float(median(row["images_per_s"] for row in run.epochs))
 
 
 def _duration(seconds: float) -> str:

@@ -46,7 +46,7 @@ def comparison(runs: Sequence[Run], titles: Sequence[str]) -> dict[str, Figure]:
     }
 
 
-@styled
+@styled()
 def _curve(run: Run, quantity: str, title: str) -> Figure:
     figure = Figure(_SIZE, layout="constrained")
     axes = figure.subplots()
@@ -65,7 +65,7 @@ def _curve(run: Run, quantity: str, title: str) -> Figure:
     return _finish(figure, axes, run)
 
 
-@styled
+@styled()
 def _learning_rate(run: Run) -> Figure:
     figure = Figure(_SIZE, layout="constrained")
     axes = figure.subplots()
@@ -74,7 +74,7 @@ def _learning_rate(run: Run) -> Figure:
     return _finish(figure, axes, run)
 
 
-@styled
+@styled()
 def _compare(runs: Sequence[Run], titles: Sequence[str], quantity: str, title: str) -> Figure:
     figure = Figure(_SIZE, layout="constrained")
     axes = figure.subplots()

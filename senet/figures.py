@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
@@ -36,14 +37,20 @@ BLUE, RED, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 _RIGHT, _WRONG = "#1b7837", "#b2182b"
 _MOST_BARS = 50
 COLUMNS = 8  # of a grid of images
-styled = matplotlib.rc_context(STYLE)  # as a decorator
 
 
-@styled
+@contextmanager
+def styled() -> Iterator[None]:
+    """What figures are made and rendered in; also a decorator."""
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # a box, in a script that the font has not
+        yield
+
+
+@styled()
 def to_svg(figure: Figure) -> bytes:
     """The same figure gives the same bytes."""
-    with io.BytesIO() as file, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # a class name in a script without a font
+    with io.BytesIO() as file:
         figure.savefig(file, format="svg", metadata={"Date": None})
         return file.getvalue()
 
@@ -54,7 +61,7 @@ def label(name: str, length: int = 16) -> str:
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
-@styled
+@styled()
 def class_accuracy(accuracies_K: Floats, classes: Sequence[str], overall: float) -> Figure:
     """Bars, the lowest at the top, in percent; of more than 50 classes the 50 lowest."""
     order = np.argsort(accuracies_K, kind="stable")[:_MOST_BARS]
@@ -72,7 +79,7 @@ def class_accuracy(accuracies_K: Floats, classes: Sequence[str], overall: float)
     return figure
 
 
-@styled
+@styled()
 def confusion(counts_KK: Integers, classes: Sequence[str]) -> Figure:
     """Rows: true class, columns: predicted, as a share of the row in percent; numbers and names while they fit."""
     count = len(classes)
@@ -100,7 +107,7 @@ def confusion(counts_KK: Integers, classes: Sequence[str]) -> Figure:
     return figure
 
 
-@styled
+@styled()
 def reliability(bins: Calibration) -> Figure:
     """Accuracy of each bin of confidence, against the diagonal of a calibrated network; below, how full they are."""
     count = len(bins.counts)
@@ -133,7 +140,7 @@ def reliability(bins: Calibration) -> Figure:
     return figure
 
 
-@styled
+@styled()
 def pictures(images_NHWC: Integers, predicted: Sequence[str], true: Sequence[str], confidences_N: Floats) -> Figure:
     """A grid; over each image the predicted class, and under that the true one in brackets: green with a tick where
     they agree, red with a cross where not.
@@ -154,7 +161,7 @@ def pictures(images_NHWC: Integers, predicted: Sequence[str], true: Sequence[str
     return figure
 
 
-@styled
+@styled()
 def gates(means: Mapping[str, Floats], classes: Sequence[str]) -> Figure:
     """A row for each block, its channels in the order of their mean gate. Left: that mean, and how far the classes
     reach to either side; right: how far each class's mean lies above (red) or below (blue) it.
@@ -188,7 +195,7 @@ def gates(means: Mapping[str, Floats], classes: Sequence[str]) -> Figure:
     return figure
 
 
-@styled
+@styled()
 def gate_shares(shares: Mapping[str, float], ranges: Mapping[str, float], hatched: Sequence[str]) -> Figure:
     """Bars of the shares, the first block at the top, with the range of the class means as a number beside each."""
     figure = Figure((5.4, 1.0 + 0.26 * len(shares)), layout="constrained")

@@ -36,9 +36,10 @@ def write_report(folders: Sequence[Path], *, model_name: str = "", device: str =
         from senet.figures import to_svg
         from senet.page import render
     except ModuleNotFoundError as error:
-        if error.name not in ("matplotlib", "jinja2"):
+        package = str(error.name).partition(".")[0]
+        if package not in ("matplotlib", "jinja2"):
             raise
-        raise ConfigError(f"{error.name} is not installed; a report needs it: ./launch.sh setup report") from None
+        raise ConfigError(f"{package} is not installed; a report needs it: ./launch.sh setup report") from None
 
     folder = runs[0].folder / "report"
     folder.mkdir(exist_ok=True)
@@ -63,10 +64,12 @@ def _to_tensorboard(run: Run, drawings: dict[str, Drawing]) -> None:
         return
     from torch.utils.tensorboard import SummaryWriter
 
+    from senet.figures import styled
+
     folder = run.folder / "tensorboard" / "report"
     for old in folder.glob("events.out.tfevents.*"):
         old.unlink()
-    with SummaryWriter(folder) as writer:
+    with SummaryWriter(folder) as writer, styled():
         for name, drawing in drawings.items():
             writer.add_figure(f"report/{name}", drawing.figure, run.epochs[-1]["step"] if run.epochs else 0)
 

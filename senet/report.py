@@ -51,11 +51,11 @@ def write_report(folders: Sequence[Path], *, model_name: str = "", device: str =
     for name, content in svgs.items():
         replace_file(folder / f"{name}.svg", content)
     replace_file(folder / "report.html", render(runs, drawings, svgs, predictions, why))
-    _to_tensorboard(runs[0], drawings)
+    to_tensorboard(runs[0], drawings)
     return folder / "report.html"
 
 
-def _to_tensorboard(run: Run, drawings: dict[str, Drawing]) -> None:
+def to_tensorboard(run: Run, drawings: dict[str, Drawing]) -> None:
     """The figures in one event file that each report writes anew, where the run has TensorBoard at all.
 
     In a folder of its own: beside the training's event files, a younger one would make TensorBoard stop reading them.

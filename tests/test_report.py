@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from senet import examine
@@ -19,14 +24,19 @@ from senet.analysis import GateTally, Predictions, calibration
 from senet.config import ConfigError
 from senet.curves import curves
 from senet.data import ImageData, Split
-from senet.drawings import confusion_counts
+from senet.drawings import confusion_counts, draw
 from senet.figures import to_svg
 from senet.history import read_run
-from senet.report import main, write_report
+from senet.page import render
+from senet.report import main, to_tensorboard, write_report
 from senet.trained import load_trained
 from tests.conftest import Train
 from tests.harness import StopAt, rows, tiny_config
 
+BROWSER, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
+NO_BROWSER = " and ".join(str(path) for path in (BROWSER, DRIVER) if not path.exists())
+if NO_BROWSER and os.environ.get("BROWSER_TESTS") == "required":
+    raise RuntimeError(f"BROWSER_TESTS=required, but {NO_BROWSER} missing")
 TINY = "tests.networks:tiny_senet"
 FIGURES = {
     *("loss", "accuracy", "learning_rate", "classes", "confusion", "reliability"),
@@ -84,11 +94,16 @@ def test_a_report_of_a_copy_without_images_and_network_is_the_same_byte_for_byte
 def test_tensorboard_has_each_figure_once_after_a_second_report(run_dir: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    write_report([run_dir])
-    [file] = (run_dir / "tensorboard" / "report").iterdir()
-    events = EventAccumulator(str(file))
-    events.Reload()
-    assert {tag: len(events.Images(tag)) for tag in events.Tags()["images"]} == {f"report/{n}": 1 for n in FIGURES}
+    def images() -> dict[str, int]:
+        [file] = (run_dir / "tensorboard" / "report").iterdir()
+        events = EventAccumulator(str(file))
+        events.Reload()
+        return {tag: len(events.Images(tag)) for tag in events.Tags()["images"]}
+
+    assert images() == {f"report/{name}": 1 for name in FIGURES}
+    run = read_run(run_dir)
+    to_tensorboard(run, draw([run], None))
+    assert images() == {f"report/{name}": 1 for name in ("loss", "accuracy", "learning_rate")}
 
 
 def test_a_report_without_images_and_without_predictions_says_so(run_dir: Path) -> None:
@@ -174,7 +189,7 @@ def test_the_grids_show_mistakes_by_falling_confidence_and_their_own_pixels(run_
 
 def test_mean_gates_are_those_of_a_loop_over_single_images(run_dir: Path, digits: ImageData) -> None:
     trained = load_trained(run_dir, model_name=TINY, device="cpu")
-    some = Split(digits.test.images[:60], digits.test.labels[:60].numpy())
+    some = Split(digits.test.images[:30], digits.test.labels[:30].numpy())
     predictions = examine.predict(trained, some)
     assert list(predictions.gates) == [f"layer{stage}.0.se" for stage in (1, 2, 3, 4)]
     block = trained.model.get_submodule("layer3.0.se")
@@ -251,15 +266,15 @@ def test_two_runs_are_compared_in_the_first_ones_report(run_dir: Path, tmp_path:
 
 def test_what_comes_from_files_is_escaped_and_the_jobs_environment_left_out(run_dir: Path) -> None:
     hostile = dataclasses.replace(predictions_in(run_dir), classes=HOSTILE)
-    hostile.save(run_dir / "report" / "predictions.npz")
     lines = (run_dir / "starts.jsonl").read_text().splitlines()
     start = json.loads(lines[-1])
     start["argv"] += ["<i>", "slurm.environment.TOKEN=secret"]
     (run_dir / "starts.jsonl").write_text("\n".join([lines[0], json.dumps(start)]))
     with (run_dir / "config.yaml").open("a") as file:
         file.write("x:\n  y: <u>\n")
-    assert main([str(run_dir)]) == 0
-    page = (run_dir / "report" / "report.html").read_text()
+    runs = [read_run(run_dir)]
+    drawings = draw(runs, hostile)
+    page = render(runs, drawings, dict.fromkeys(drawings, b""), hostile, "").decode()
     for raw in ("<script", 'onerror="', "<b>", "<i>", "<u>", "secret"):
         assert raw not in page
     for escaped in ("&lt;script&gt;alert(1)", "{{ 7 * 7 }}", "猫", "slurm.environment.TOKEN=..."):
@@ -285,3 +300,41 @@ def test_without_the_packages_that_draw_one_line_says_what_to_install(
     assert main([str(run_dir)]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line == "report: matplotlib is not installed; a report needs it: ./launch.sh setup report"
+
+
+@pytest.mark.skipif(bool(NO_BROWSER), reason=f"{NO_BROWSER} missing: apt-get install chromium chromium-driver")
+def test_a_browser_shows_the_page_without_complaint_on_a_desktop_and_on_a_phone(run_dir: Path, tmp_path: Path) -> None:
+    hostile = dataclasses.replace(predictions_in(run_dir), classes=HOSTILE)
+    hostile.save(run_dir / "report" / "predictions.npz")
+    page = write_report([run_dir])
+    with browser(tmp_path / "profile") as driver:
+        for width in (1280, 390):
+            metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+            driver.get(page.as_uri())
+            assert driver.get_log("browser") == []
+            assert driver.execute_script("return innerWidth") == width
+            assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+            images = "[...document.images].map(i => [i.alt, i.naturalWidth, i.getBoundingClientRect().width])"
+            shown = driver.execute_script(f"return {images}")
+            assert len(shown) == len(FIGURES)
+            assert all(alt and natural and drawn > 100 for alt, natural, drawn in shown)
+            assert driver.execute_script("return document.querySelectorAll('svg:not([aria-label])').length") == 0
+            assert driver.execute_script("return document.querySelectorAll('script, b, i, u').length") == 0
+
+
+@contextmanager
+def browser(profile: Path) -> Iterator[webdriver.Chrome]:
+    """Debian's, without a screen, with a profile of its own."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(BROWSER)
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-component-update"):
+        options.add_argument(f"--{flag}")
+    for flag in ("disable-background-networking", "disable-sync", f"user-data-dir={profile}"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+    try:
+        yield driver
+    finally:
+        driver.quit()

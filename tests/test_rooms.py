@@ -8,12 +8,15 @@ from senet.config import REPOSITORY
 
 FLOORS = [
     {"config", "preemption", "files"},
-    {"schedule", "lease", "commit"},
+    {"schedule", "lease", "commit", "history", "analysis"},
     {"repro", "distributed", "state", "metrics", "model", "optim", "sources", "augment"},
     {"data", "checkpoint"},
     {"resume", "trained"},
-    {"trainer"},
-    {"run"},
+    {"trainer", "examine", "figures"},
+    {"run", "curves"},
+    {"drawings"},
+    {"page"},
+    {"report"},
 ]
 SLURM = ["cluster", "batch", "snapshot", "job", "sbatch", "preflight", "control", "submit"]
 ONE_FLOOR = {("augment", "repro")}  # neighbours that may know each other

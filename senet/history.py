@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import yaml
 from senet.config import ConfigError
 from senet.files import read_json
 
-_CAUSES = {"stopped": "preempted", "running": "killed", "failed": "failed"}
+_CAUSES = {"stopped": "preempted", "running": "killed", "failed": "failed", "finished": "finished"}
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,7 @@ class Interruption:
     step: int
     """Updates done at the checkpoint that it went on from."""
     cause: str
-    """preempted: saved and left after a signal. killed: ended without a word. failed: by an error. restarted: the files
-    do not say (of an older version)."""
+    """See ``cause``; not "finished"."""
     reason: str
     """The signal or the error, where there was one."""
 
@@ -55,13 +54,11 @@ class Run:
     @property
     def interruptions(self) -> list[Interruption]:
         """One for each start but the first; a finished run that was only looked at again does not count."""
-        found = []
-        for start in self.starts[1:]:
-            after = start.get("after", {})
-            if after.get("state") != "finished":
-                cause = _CAUSES.get(after.get("state", ""), "restarted")
-                found.append(Interruption(int(start["resumed_from"]), cause, str(after.get("reason", ""))))
-        return found
+        return [
+            Interruption(int(start["resumed_from"]), cause(start), str(start.get("after", {}).get("reason", "")))
+            for start in self.starts[1:]
+            if cause(start) != "finished"
+        ]
 
     @property
     def requeues(self) -> int:
@@ -99,6 +96,13 @@ def read_run(folder: Path) -> Run:
         starts=list(_rows(folder / "starts.jsonl")),
         status=read_json(folder / "status.json"),
     )
+
+
+def cause(start: Mapping[str, Any]) -> str:
+    """How the start before this one ended. preempted: saved and left after a signal. killed: ended without a word.
+    failed: by an error. finished. restarted: the files do not say (they are of an older version).
+    """
+    return _CAUSES.get(start.get("after", {}).get("state", ""), "restarted")
 
 
 def names(runs: Sequence[Run]) -> list[str]:

@@ -14,15 +14,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from senet.analysis import SMALL_RANGE, SMALL_SHARE, Predictions, calibration
 from senet.drawings import Drawing, class_accuracies, confusion_counts
-from senet.history import Run, names
+from senet.history import Run, cause, names
 
 _PIXELS_PER_INCH = 96
 _NONE = "\N{EN DASH}"
-_CAUSES = {
+_ENDINGS = {
     "preempted": "asked to stop; saved and left",
     "killed": "killed without a word",
     "failed": "failed",
     "restarted": "not recorded",
+    "finished": "had finished",
 }
 
 
@@ -105,7 +106,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         facts.append(("Time", f"{_duration(last['train_s'])} of training, tests left out"))
         facts.append(("Speed", f"{_images_per_s(run):,.0f} images/s (median of the epochs)"))
     causes = [interruption.cause for interruption in run.interruptions]
-    counted = ", ".join(f"{causes.count(cause)} {cause}" for cause in _CAUSES if cause in causes)
+    counted = ", ".join(f"{causes.count(each)} {each}" for each in _ENDINGS if each in causes)
     facts.append(("Interruptions", f"{len(causes)} ({counted})" if counted else "none"))
     if status.get("job"):
         facts.append(("SLURM requeues", str(run.requeues)))
@@ -122,10 +123,7 @@ def _starts(run: Run) -> Table:
     rows = []
     for index, start in enumerate(run.starts):
         after = start.get("after", {})
-        cause = {"stopped": "preempted", "running": "killed"}.get(
-            after.get("state", ""), after.get("state", "restarted")
-        )
-        ended = "" if index == 0 else _CAUSES.get(cause, "had finished")
+        ended = _ENDINGS[cause(start)] if index else ""
         reason = f" ({after['reason']})" if after.get("reason") else ""
         job = f"{after['job']}, restart {after['job_restarts']}" if after.get("job") else ""
         facts = [str(start.get(key, "")) for key in ("world_size", "device")]
@@ -133,7 +131,8 @@ def _starts(run: Run) -> Table:
         cells = [str(start["generation"]), time, f"{start['resumed_from']:,}", ended + reason, job, *facts]
         rows.append([*cells, str(start.get("commit", ""))[:10]])
     header = ("start", "time (UTC)", "from update", "the one before", "its SLURM job", "ranks", "device", "commit")
-    return Table(header, rows)
+    used = [column for column in range(len(header)) if any(row[column] for row in rows)]  # a job only under SLURM
+    return Table([header[column] for column in used], [[row[column] for column in used] for row in rows])
 
 
 def _comparison(runs: Sequence[Run]) -> Table:

@@ -42,7 +42,12 @@ def write_report(folders: Sequence[Path], *, model_name: str = "", device: str =
         raise ConfigError(f"{package} is not installed; a report needs it: ./launch.sh setup report") from None
 
     folder = runs[0].folder / "report"
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be made ({error.strerror}); report on a copy of the run directory"
+        ) from None
     predictions, why = predictions_of(runs[0].folder, folder / "predictions.npz", model_name=model_name, device=device)
     drawings = draw(runs, predictions)
     svgs = {name: to_svg(drawing.figure) for name, drawing in drawings.items()}

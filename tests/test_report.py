@@ -45,7 +45,7 @@ FIGURES = {
 HOSTILE = (
     "<script>alert(1)</script>",
     '" onerror="alert(2)',
-    "$\\frac{",
+    "$\\frac{$",
     "{{ 7 * 7 }}",
     "a\nb\x01",
     "&amp;'",
@@ -133,6 +133,14 @@ def test_predictions_of_another_checkpoint_are_made_anew(
         np.testing.assert_equal(getattr(again, name), value)
 
 
+def test_predictions_of_a_checkpoint_that_is_gone_are_used(run_dir: Path) -> None:
+    shutil.rmtree(run_dir / "checkpoints")
+    file = run_dir / "report" / "predictions.npz"
+    found, why = examine.predictions_of(run_dir, file, model_name="", device="cpu")
+    assert found is not None
+    assert (found.sha256, why) == (predictions_in(run_dir).sha256, "")
+
+
 def test_test_images_of_other_classes_are_refused(
     run_dir: Path, digits: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,12 +157,12 @@ def test_the_accuracy_is_the_one_that_training_wrote_down(run_dir: Path) -> None
 
 
 def test_calibration_error_is_that_of_hand_arithmetic() -> None:
-    confidences = np.array([0.05, 0.5, 0.5, 0.95, 1.0])
-    is_right = np.array([False, True, False, True, True])
+    confidences = np.array([0.05, 0.2, 0.5, 0.5, 0.95, 1.0])
+    is_right = np.array([False, True, True, False, True, True])
     bins = calibration(confidences, is_right)
-    # bins of 1/15: 0.05 in the 1st, both 0.5 in the 8th, 0.95 and 1.0 in the 15th
-    assert bins.counts.tolist() == [1, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 2]
-    assert bins.error == pytest.approx(1 / 5 * 0.05 + 2 / 5 * 0.0 + 2 / 5 * (1 - 0.975))
+    # bins of 1/15, upper ends included: 0.05 in the 1st, 0.2 in the 3rd, 0.5 in the 8th, the rest in the 15th
+    assert bins.counts.tolist() == [1, 0, 1, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 2]
+    assert bins.error == pytest.approx(1 / 6 * 0.05 + 1 / 6 * 0.8 + 2 / 6 * 0.0 + 2 / 6 * (1 - 0.975))
 
 
 def test_calibration_error_is_torchmetrics(run_dir: Path) -> None:

@@ -17,7 +17,7 @@ _INTERRUPTIONS = {  # cause: colour, line, marker at its upper end
     "preempted": (PURPLE, "--", "v"),
     "killed": (BLACK, "-.", "X"),
     "failed": (RED, ":", "d"),
-    "restarted": ("#777777", "--", "o"),
+    "unknown": ("#777777", "--", "o"),
 }
 _RUNS = [
     (BLUE, "o", "-"),
@@ -94,29 +94,18 @@ def _line(run: Run, rows: Sequence[dict[str, Any]], key: str) -> tuple[list[floa
 
 def _finish(figure: Figure, axes: Axes, run: Run) -> Figure:
     """Mark where the run was interrupted, one entry in the legend for each cause, and name the axis."""
-    counts: dict[str, int] = {}
+    steps: dict[str, list[int]] = {}
     for interruption in run.interruptions:
-        cause = interruption.cause
-        counts[cause] = counts.get(cause, 0) + 1
-    for cause, count in counts.items():
+        steps.setdefault(interruption.cause, []).append(interruption.step)
+    upper_end = axes.get_xaxis_transform()
+    for cause, resumed_at in steps.items():
         colour, line, marker = _INTERRUPTIONS[cause]
-        steps = sorted({i.step for i in run.interruptions if i.cause == cause})
-        at = [step / (run.steps_per_epoch or 1) for step in steps]
-        for x in at:
+        at = [step / (run.steps_per_epoch or 1) for step in resumed_at]
+        for x in sorted(set(at)):
             axes.axvline(x, color=colour, linestyle=line, linewidth=1, zorder=1.5)
-        text = f"resumed after: {cause}" + (f" ({count} times)" if count > 1 else "")
-        upper_end = axes.get_xaxis_transform()
-        axes.plot(
-            at,
-            [1] * len(at),
-            marker,
-            color=colour,
-            transform=upper_end,
-            clip_on=False,
-            markersize=6,
-            linestyle=line,
-            label=text,
-        )
+        text = f"resumed after: {cause}" + (f" ({len(at)} times)" if len(at) > 1 else "")
+        marks: dict[str, Any] = {"color": colour, "linestyle": line, "marker": marker, "markersize": 6}
+        axes.plot(at, [1] * len(at), transform=upper_end, clip_on=False, label=text, **marks)
     axes.set(xlabel="epoch" if run.epochs else "update", xlim=(0, None))
     _trim(figure, axes)
     return figure

@@ -100,9 +100,9 @@ def read_run(folder: Path) -> Run:
 
 def cause(start: Mapping[str, Any]) -> str:
     """How the start before this one ended. preempted: saved and left after a signal. killed: ended without a word.
-    failed: by an error. finished. restarted: the files do not say (they are of an older version).
+    failed: by an error. finished. unknown: the files do not say (they are of an older version).
     """
-    return _CAUSES.get(start.get("after", {}).get("state", ""), "restarted")
+    return _CAUSES.get(start.get("after", {}).get("state", ""), "unknown")
 
 
 def names(runs: Sequence[Run]) -> list[str]:

@@ -22,7 +22,7 @@ _ENDINGS = {
     "preempted": "asked to stop; saved and left",
     "killed": "killed without a word",
     "failed": "failed",
-    "restarted": "not recorded",
+    "unknown": "not recorded",
     "finished": "had finished",
 }
 
@@ -184,7 +184,7 @@ def _seen(predictions: Predictions) -> dict[str, Any]:
         "small_share": SMALL_SHARE,
         "small_range": SMALL_RANGE,
         "chance": f"{(len(classes) - 1) / max(1, len(predictions.labels_N) - 1):.4f}",
-        "mistakes": int(np.count_nonzero(~right_N)),
+        "mistakes": f"{np.count_nonzero(~right_N):,}",
     }
 
 

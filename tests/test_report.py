@@ -253,9 +253,9 @@ def test_interruptions_are_those_in_starts_jsonl(run_dir: Path) -> None:
             file.write(json.dumps({"generation": step, "resumed_from": step, "after": after}) + "\n")
         file.write('{"generation": 99, "resu')  # cut short by a kill
     found = [(i.step, i.cause, i.reason) for i in read_run(run_dir).interruptions[1:]]
-    assert found == [(40, "restarted", ""), (41, "killed", ""), (42, "failed", "boom")]
+    assert found == [(40, "unknown", ""), (41, "killed", ""), (42, "failed", "boom")]
     svg = to_svg(curves(read_run(run_dir))["loss"]).decode()
-    for cause in ("preempted", "killed", "failed", "restarted"):
+    for cause in ("preempted", "killed", "failed", "unknown"):
         assert svg.count(f"resumed after: {cause}") == 1
 
 

@@ -260,6 +260,7 @@ def test_interruptions_are_those_in_starts_jsonl(run_dir: Path) -> None:
 
 
 def test_two_runs_are_compared_in_the_first_ones_report(run_dir: Path, tmp_path: Path) -> None:
+    shutil.rmtree(run_dir / "tensorboard")  # not looked at here
     other = shutil.copytree(run_dir, tmp_path / "other")
     shutil.rmtree(other / "report")
     options = (other / "config.yaml").read_text().replace("label_smoothing: 0.1", "label_smoothing: 0.25")
@@ -314,6 +315,7 @@ def test_without_the_packages_that_draw_one_line_says_what_to_install(
 def test_a_browser_shows_the_page_without_complaint_on_a_desktop_and_on_a_phone(run_dir: Path, tmp_path: Path) -> None:
     hostile = dataclasses.replace(predictions_in(run_dir), classes=HOSTILE)
     hostile.save(run_dir / "report" / "predictions.npz")
+    shutil.rmtree(run_dir / "tensorboard")  # not looked at here
     page = write_report([run_dir])
     with browser(tmp_path / "profile") as driver:
         for width in (1280, 390):

@@ -87,7 +87,8 @@ def _tiles(run: Run, predictions: Predictions | None) -> list[tuple[str, str]]:
         tiles.append((f"{last['epoch']} of {run.options.get('train.epochs', '?')}", "epochs"))
         tiles.append((_duration(last["train_s"]), "of training, tests left out"))
         tiles.append((f"{_images_per_s(run):,.0f}", "images per second"))
-    return [*tiles, (str(len(run.interruptions)), "interruptions")]
+    count = len(run.interruptions)
+    return [*tiles, (str(count), "interruption" if count == 1 else "interruptions")]
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:

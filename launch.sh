@@ -5,7 +5,7 @@
 #   ./launch.sh configs/cifar10.yaml train.epochs=5    YAML files and key=value pairs, as for train_ddp.py
 #   NPROC=4 ./launch.sh ...                            ranks; default: one per GPU, or 2 on a CPU
 #   ./launch.sh --help                                 all options
-#   ./launch.sh setup [dev | export]                   only make .venv
+#   ./launch.sh setup [dev | report | export]          only make .venv; with what tests, reports or exports need besides
 #   ./launch.sh slurm [...]                            as python slurm/submit.py [...]: submit a job, status, stop
 #
 # Exit code: 0 finished, 2 bad input, 85 stopped by a signal and resumable, else failed.

@@ -121,15 +121,20 @@ def load_batches(split: Split, sampler: torch.utils.data.Sampler[Any], device: t
     )
 
 
-def open_data(config: DataConfig, *, local_rank: int = 0) -> ImageData:
+def open_data(config: DataConfig, *, local_rank: int = 0, build: bool = True) -> ImageData:
     """Map the store, building it first where it is missing: one process of the node builds, the others wait for it.
 
     No collective. Local rank 0 also checks the files against their hashes.
+
+    Args:
+        build: False: nothing is downloaded or written, and a missing store is an error.
 
     Raises:
         ConfigError: no data, no network, an unreadable image, a damaged store; names the file and the remedy.
     """
     store = Path(config.root) / "stores" / _store_key(config)
+    if not build and not (store / "meta.json").exists():
+        raise ConfigError(f"data.root={config.root} holds no decoded images of {config.source} ({store.name})")
     if not (store / "meta.json").exists():  # looked at before the lock, so that a complete store may be read-only
         try:
             store.parent.mkdir(parents=True, exist_ok=True)

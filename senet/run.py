@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from senet.distributed import (
     process_groups,
     replicate,
 )
-from senet.files import replace_file
+from senet.files import read_json, replace_file
 from senet.lease import Lease
 from senet.metrics import Progress, Writer
 from senet.optim import build_ema, build_optimizer
@@ -40,6 +41,7 @@ from senet.state import TrainState
 from senet.trainer import Summary, Trainer
 from senet.zoo import build_model
 
+_LAST_WORDS = ("state", "reason", "step", "job", "job_restarts", "heartbeat")  # of a start, kept by the next
 log = logging.getLogger(__name__)
 
 
@@ -79,8 +81,9 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
         saved = unpickle(content) if content else None
         state = TrainState.from_state_dict(saved["state"]) if saved else TrainState()
         if lease:
+            before = read_json(run_dir / "status.json")  # the last start's, which this one's takes the place of
             lease.start(state.step)
-            _record(run_dir, config, argv, facts, model, data, lease)
+            _record(run_dir, config, facts | provenance(argv), model, data, lease, before)
         writer = Writer(
             run_dir if ranks.is_main else None,
             resumed_step=state.step,
@@ -216,17 +219,22 @@ def _preprocess(config: Config, device: torch.device) -> Preprocess:
 def _record(
     run_dir: Path,
     config: Config,
-    argv: Sequence[str],
     facts: Mapping[str, Any],
     model: nn.Module,
     data: ImageData,
     lease: Lease,
+    before: Mapping[str, Any],
 ) -> None:
-    """config.yaml (resolved), starts.jsonl (where each start came from), model.txt (layers)."""
+    """config.yaml (resolved), starts.jsonl (each start: where it came from, how the one before it ended), model.txt."""
     replace_file(run_dir / "config.yaml", to_yaml(config).encode())
-    start = {"generation": lease.generation, "resumed_from": lease.resumed_from[lease.generation]}
+    start = {
+        "generation": lease.generation,
+        "resumed_from": lease.resumed_from[lease.generation],
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "after": {key: value for key, value in before.items() if key in _LAST_WORDS},
+    }
     with (run_dir / "starts.jsonl").open("a") as file:
-        file.write(json.dumps(start | dict(facts) | provenance(argv)) + "\n")
+        file.write(json.dumps(start | dict(facts)) + "\n")
     dummy_NCHW = _dummy(config, next(model.parameters()).device)
     try:
         summary = str(torchinfo.summary(model, input_data=dummy_NCHW, depth=3, verbose=0, mode="eval"))

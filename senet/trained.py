@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from senet.augment import Preprocess
-from senet.checkpoint import CheckpointError, is_best, published_files, read_checkpoint, unpickle
+from senet.checkpoint import Checkpoint, CheckpointError, is_best, published_files, read_checkpoint, unpickle
 from senet.config import AugmentConfig, ConfigError, ModelConfig
 from senet.files import read_json
 from senet.zoo import build_model
@@ -63,10 +63,7 @@ def load_trained(path: Path, *, model_name: str = "", device: str = "auto") -> T
         ConfigError: no checkpoint there, a damaged one, one of other weights than the network has, or an own network
             that was not named.
     """
-    try:
-        checkpoint = read_checkpoint(_find(path))
-    except CheckpointError as error:
-        raise ConfigError(str(error)) from None
+    checkpoint = open_checkpoint(path)
     try:
         payload = unpickle(checkpoint.content)
     except CheckpointError as error:
@@ -115,6 +112,14 @@ def preprocess_of(config: Mapping[str, Any], device: torch.device) -> Preprocess
         device=device,
         channels_last=config["train.channels_last"],
     )
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The verified file that ``load_trained`` takes, not unpickled; ConfigError as there."""
+    try:
+        return read_checkpoint(_find(path))
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _find(path: Path) -> Path:

@@ -8,12 +8,17 @@ from senet.config import REPOSITORY
 
 FLOORS = [
     {"config", "preemption", "files"},
-    {"schedule", "lease", "commit", "command", "fetch"},
+    {"schedule", "lease", "commit", "command", "fetch", "history", "analysis"},
     {"repro", "ranks", "state", "metrics", "timing", "model", "optim", "sources", "augment", "weights"},
     {"data", "checkpoint", "distributed", "zoo"},
     {"resume", "trained"},
     {"trainer", "exported", "evaluation"},
     {"run", "predict", "evaluate", "export"},
+    {"examine", "figures"},  # below training, which does not wait for matplotlib
+    {"curves"},
+    {"drawings"},
+    {"page"},
+    {"report"},
 ]
 SLURM = ["cluster", "batch", "snapshot", "job", "sbatch", "preflight", "control", "submit"]
 ONE_FLOOR = {("augment", "repro")}  # neighbours that may know each other

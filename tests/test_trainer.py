@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import shutil
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -435,6 +436,10 @@ def test_what_a_run_directory_holds(train_here: Train, tmp_path: Path) -> None:
     assert [start["generation"] for start in starts] == [1, 2]
     assert starts[0]["resumed_from"] == 0
     assert 22 < starts[1]["resumed_from"] < 44
+    assert starts[0]["after"] == {}
+    ended = starts[1]["after"]
+    assert (ended["state"], ended["step"]) == ("stopped", starts[1]["resumed_from"])
+    assert datetime.fromisoformat(starts[0]["time"]) <= datetime.fromisoformat(starts[1]["time"])
     assert starts[0]["torch"] == torch.__version__
     assert str(REPOSITORY / "configs/tiny.yaml") in starts[0]["argv"]
     assert "80,536" in (tmp_path / "model.txt").read_text()

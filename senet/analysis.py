@@ -1,0 +1,174 @@
+"""What a network said of each test image and what its gates did: kept in one file, and the numbers drawn from it.
+
+No torch: a report is made again without the network.
+"""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from senet.files import replace_file
+
+Floats = NDArray[np.floating[Any]]
+Integers = NDArray[np.integer[Any]]
+
+GRID = 64  # images in each of the two grids
+SMALL_SHARE = 0.1
+SMALL_RANGE = 0.02
+_GATE = "gate "  # prefix of the names in the file
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of all N test images, K classes. What the figures need, so that they can be drawn again without the images."""
+
+    sha256: str
+    """Of the checkpoint."""
+    checkpoint: str
+    """Its file name."""
+    other_images: bool
+    """Whether the images were not those that the network had been tested on in training."""
+    classes: tuple[str, ...]
+    """Names in label order."""
+    probabilities_NK: Floats
+    """float32, softmax of the logits."""
+    labels_N: Integers
+    """int64."""
+    samples: Integers
+    """Indices of up to 64 images, evenly spaced over the split."""
+    sample_images: NDArray[np.uint8]
+    """[len(samples), H, W, 3]."""
+    mistakes: Integers
+    """Indices of up to 64 images with a wrong prediction, the most confident first."""
+    mistake_images: NDArray[np.uint8]
+    """[len(mistakes), H, W, 3]."""
+    gates: Mapping[str, Floats]
+    """Mean gate [K, C] of each class and channel, by name of the block, in the network's order; {} without gates."""
+    gate_shares: Floats
+    """``class_share`` of each block."""
+
+    @property
+    def predicted_N(self) -> Integers:
+        """The most probable class."""
+        return np.asarray(self.probabilities_NK.argmax(1))
+
+    @property
+    def confidences_N(self) -> Floats:
+        """The probability of the predicted class, float64."""
+        return np.asarray(self.probabilities_NK.max(1), np.float64)
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1, in percent."""
+        return 100 * float((self.predicted_N == self.labels_N).mean())
+
+    @property
+    def blind_blocks(self) -> list[str]:
+        """Blocks whose gates do not depend on the class: it accounts for less than a tenth of their variance, or moves
+        them by less than 0.02 (then a constant for each channel would do).
+        """
+        shares = zip(self.gate_ranges.items(), self.gate_shares, strict=True)
+        return [name for (name, width), share in shares if share < SMALL_SHARE or width < SMALL_RANGE]
+
+    @property
+    def gate_ranges(self) -> dict[str, float]:
+        """How far the classes lie apart in each block: largest less smallest class mean, averaged over the channels."""
+        return {name: float(np.ptp(means_KC, axis=0).mean()) for name, means_KC in self.gates.items()}
+
+    def save(self, path: Path) -> None:
+        """As .npz, numpy arrays only."""
+        arrays = {name: np.asarray(value) for name, value in vars(self).items() if name != "gates"}
+        arrays |= {f"{_GATE}{name}": means_KC for name, means_KC in self.gates.items()}
+        temporary = path.with_suffix(".tmp.npz")
+        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
+        replace_file(path, temporary.read_bytes())
+        temporary.unlink()
+
+    @classmethod
+    def load(cls, path: Path) -> Predictions | None:
+        """None where there is no such file, or a damaged one."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            gates = {name.removeprefix(_GATE): arrays.pop(name) for name in list(arrays) if name.startswith(_GATE)}
+            plain: dict[str, Any] = {name: str(arrays.pop(name)) for name in ("sha256", "checkpoint")}
+            plain["other_images"] = bool(arrays.pop("other_images"))
+            return cls(**plain, classes=tuple(arrays.pop("classes").tolist()), gates=gates, **arrays)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            log.warning("%s is damaged (%s) and is made anew", path, error)
+            return None
+
+
+class GateTally:
+    """Sums over the images of one block's gates, float64."""
+
+    def __init__(self, num_classes: int) -> None:
+        self._counts_K = np.zeros(num_classes)
+        self._sums_KC: Any = 0.0
+        self._squares_C: Any = 0.0
+
+    def add(self, gate_NC: Floats, labels_N: Integers) -> None:
+        """Count a batch; gates in [0, 1]."""
+        is_class_NK = (labels_N[:, None] == np.arange(len(self._counts_K))).astype(np.float64)
+        self._counts_K += is_class_NK.sum(0)
+        self._sums_KC = self._sums_KC + is_class_NK.T @ gate_NC
+        self._squares_C = self._squares_C + np.square(gate_NC).sum(0)
+
+    def means_KC(self) -> Floats:
+        """Mean gate of each class and channel (Hu et al., TPAMI 2020, arXiv:1709.01507v4, sec. 7.2)."""
+        means: Floats = self._sums_KC / np.maximum(self._counts_K, 1)[:, None]
+        return means
+
+    def class_share(self) -> float:
+        """The share of the gates' variance over images that the class accounts for, in [0, 1].
+
+        Variance between the class means over total variance, each summed over the channels first, so that channels
+        whose gates hardly move hardly count (eta squared of the analysis of variance). Where the class plays no part it
+        is about (K - 1) / (N - 1); 0 where the gates are constant.
+        """
+        count = self._counts_K.sum()
+        mean_C = self._sums_KC.sum(0) / count
+        between = (self._counts_K[:, None] * np.square(self.means_KC() - mean_C)).sum()
+        total = (self._squares_C - count * np.square(mean_C)).sum()
+        return float(between / total) if total > 1e-12 * count else 0.0
+
+
+class Calibration(NamedTuple):
+    """Of M bins of confidence, bin m being ((m - 1) / M, m / M]; zeros for an empty one."""
+
+    counts: Integers
+    accuracies: Floats
+    confidences: Floats
+    error: float
+    """Expected calibration error, in [0, 1]."""
+
+
+def calibration(confidences_N: Floats, is_right_N: NDArray[np.bool_], bins: int = 15) -> Calibration:
+    """How far confidence and accuracy lie apart: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017,
+    sec. 2: ECE = sum over bins of (images in the bin / all images) * |accuracy - mean confidence|.
+    """
+    bin_N = np.clip(np.ceil(confidences_N * bins).astype(np.int64) - 1, 0, bins - 1)
+    counts = np.bincount(bin_N, minlength=bins)
+    accuracies, confidences = (
+        np.bincount(bin_N, weights=values, minlength=bins) / np.maximum(counts, 1)
+        for values in (is_right_N.astype(np.float64), confidences_N)
+    )
+    error = float((counts * np.abs(accuracies - confidences)).sum() / len(bin_N))
+    return Calibration(counts, accuracies, confidences, error)
+
+
+def confident_mistakes(probabilities_NK: Floats, labels_N: Integers, count: int = GRID) -> Integers:
+    """Indices of the wrong predictions, the most confident first; the smaller index among equals."""
+    wrong = np.flatnonzero(probabilities_NK.argmax(1) != labels_N)
+    return wrong[np.argsort(-probabilities_NK[wrong].max(1), kind="stable")][:count]

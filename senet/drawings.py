@@ -1,0 +1,128 @@
+"""Which figures a report has, each with the words that stand in for it and below it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.metrics import confusion_matrix
+
+from senet import curves, figures
+from senet.analysis import Integers, Predictions, calibration
+from senet.history import Run, names
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure, what it shows in words (for those who cannot see it), and whether it is too wide for a phone."""
+
+    figure: Figure
+    alt: str
+    wide: bool = False
+
+
+def draw(runs: Sequence[Run], predictions: Predictions | None) -> dict[str, Drawing]:
+    """All figures by name, those of the first run and those that compare the runs; without predictions, only curves."""
+    drawings = _curves(runs[0])
+    if len(runs) > 1:
+        listed = ", ".join(names(runs))
+        for name, figure in curves.comparison(runs, names(runs)).items():
+            quantity = name.removeprefix("comparison_")
+            drawings[name] = Drawing(figure, f"Line chart: test {quantity} over the epochs of the runs {listed}.")
+    if predictions is not None:
+        drawings |= _accuracy(predictions) | _images(predictions)
+        if predictions.gates:
+            drawings |= _gates(predictions)
+    return drawings
+
+
+def confusion_counts(predictions: Predictions) -> Integers:
+    """[K, K]: rows are the true class, columns the predicted one."""
+    every_class = range(len(predictions.classes))
+    return np.asarray(confusion_matrix(predictions.labels_N, predictions.predicted_N, labels=every_class))
+
+
+def class_accuracies(counts_KK: Integers) -> np.ndarray:
+    """Percent of each class's images that were put into it (its recall)."""
+    return np.asarray(100 * counts_KK.diagonal() / np.maximum(counts_KK.sum(1), 1))
+
+
+def _curves(run: Run) -> dict[str, Drawing]:
+    last = run.epochs[-1] if run.epochs else {}
+    epochs = f"{last.get('epoch', 0)} epoch(s)"
+    resumed = f" Resumed {len(run.interruptions)} time(s)." if run.interruptions else ""
+    ends = {
+        key: ", ".join(
+            f"{name} {last[f'{name}_{key}']:.4g}" for name in ("train", "test", "ema") if f"{name}_{key}" in last
+        )
+        for key in ("loss", "top1")
+    }
+    words = {
+        "loss": f"Line chart: loss over {epochs}. At the end: {ends['loss'] or 'none yet'}.{resumed}",
+        "accuracy": f"Line chart: accuracy (%) over {epochs}. At the end: {ends['top1'] or 'none yet'}.{resumed}",
+        "learning_rate": f"Line chart: learning rate over {epochs}.{resumed}",
+    }
+    return {name: Drawing(figure, words[name]) for name, figure in curves.curves(run).items()}
+
+
+def _accuracy(predictions: Predictions) -> dict[str, Drawing]:
+    classes, counts_KK = predictions.classes, confusion_counts(predictions)
+    accuracies_K = class_accuracies(counts_KK)
+    low, high = int(accuracies_K.argmin()), int(accuracies_K.argmax())
+    off = counts_KK - np.diag(counts_KK.diagonal())
+    true, guess = np.unravel_index(off.argmax(), off.shape)
+    bins = calibration(predictions.confidences_N, predictions.predicted_N == predictions.labels_N)
+    return {
+        "classes": Drawing(
+            figures.class_accuracy(accuracies_K, classes, predictions.accuracy),
+            f"Bar chart: accuracy of each class, from {classes[low]} ({accuracies_K[low]:.1f} %) to {classes[high]} "
+            f"({accuracies_K[high]:.1f} %).",
+        ),
+        "confusion": Drawing(
+            figures.confusion(counts_KK, classes),
+            f"Confusion matrix of {len(classes)} classes. The most frequent mistake: {off.max()} images of "
+            f"{classes[int(true)]} taken for {classes[int(guess)]}.",
+        ),
+        "reliability": Drawing(
+            figures.reliability(bins),
+            f"Reliability diagram: accuracy against confidence in {len(bins.counts)} bins. Expected calibration error "
+            f"{bins.error:.4f}.",
+        ),
+    }
+
+
+def _images(predictions: Predictions) -> dict[str, Drawing]:
+    drawn = {}
+    for name, indices, images, words in (
+        ("samples", predictions.samples, predictions.sample_images, "test images, evenly spaced over the split"),
+        ("mistakes", predictions.mistakes, predictions.mistake_images, "mistakes with the highest confidence"),
+    ):
+        predicted, true = (
+            [predictions.classes[number] for number in numbers[indices]]
+            for numbers in (predictions.predicted_N, predictions.labels_N)
+        )
+        if len(indices):
+            right = int((predictions.predicted_N[indices] == predictions.labels_N[indices]).sum())
+            figure = figures.pictures(images, predicted, true, predictions.confidences_N[indices])
+            alt = f"Grid of {len(indices)} {words}, each with its predicted and its true class; {right} are right."
+            drawn[name] = Drawing(figure, alt, wide=len(indices) >= figures.COLUMNS)
+    return drawn
+
+
+def _gates(predictions: Predictions) -> dict[str, Drawing]:
+    shares = dict(zip(predictions.gates, predictions.gate_shares.tolist(), strict=True))
+    listed = ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
+    return {
+        "gates": Drawing(
+            figures.gates(predictions.gates, predictions.classes),
+            f"For each of {len(shares)} blocks a line of the mean gates of its channels, and a heat map of how far the "
+            f"mean of each class lies above or below.",
+            wide=True,
+        ),
+        "gate_shares": Drawing(
+            figures.gate_shares(shares, predictions.gate_ranges, predictions.blind_blocks),
+            f"Bar chart: share of the gates' variance that the class accounts for, by block: {listed}.",
+        ),
+    }

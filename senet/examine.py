@@ -1,0 +1,110 @@
+"""One look of a trained network at its test images, or at what an earlier look left behind."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from senet.analysis import GRID, GateTally, Integers, Predictions, confident_mistakes
+from senet.config import ConfigError, DataConfig
+from senet.data import ImageData, Split, open_data
+from senet.model import SqueezeExcite
+from senet.trained import Trained, load_trained, open_checkpoint
+
+_BATCH = 256
+_LARGEST_PICTURE = 96  # pixels; larger images are scaled down for the grids
+log = logging.getLogger(__name__)
+
+
+def predictions_of(run_dir: Path, file: Path, *, model_name: str, device: str) -> tuple[Predictions | None, str]:
+    """Those in ``file`` where they are of the run's best checkpoint (or of one that is gone), else made and put there.
+
+    Returns:
+        The predictions; or None, and why there are none.
+
+    Raises:
+        ConfigError: as ``load_trained``, or the test images are of other classes than the checkpoint.
+    """
+    stored = Predictions.load(file)
+    if not any((run_dir / "checkpoints").glob("step_*.pt")):
+        return stored, "" if stored else "the run directory holds no checkpoint"
+    manifest = open_checkpoint(run_dir).manifest
+    if stored and stored.sha256 == manifest["sha256"]:
+        return stored, ""
+    known = {field.name for field in fields(DataConfig)}
+    options = {key.removeprefix("data."): value for key, value in manifest["config"].items() if key.startswith("data.")}
+    try:
+        data = open_data(DataConfig(**{key: value for key, value in options.items() if key in known}), build=False)
+    except ConfigError as error:
+        return None, f"the test images are not here: {error}"
+    _check_classes(data, manifest["classes"])
+    if other_images := data.fingerprint != manifest["data"]:
+        log.warning("the images are not those that the network was trained and tested on")
+    predictions = predict(load_trained(run_dir, model_name=model_name, device=device), data.test, other_images)
+    file.parent.mkdir(exist_ok=True)
+    predictions.save(file)
+    return predictions, ""
+
+
+def _check_classes(data: ImageData, classes: list[str]) -> None:
+    if list(data.classes) != classes:
+        odd = sorted(set(data.classes) ^ set(classes))
+        raise ConfigError(
+            f"the classes of the test images are not the checkpoint's ({', '.join(odd) or 'another order'} in only one "
+            f"of them); point the data at the images it was trained on"
+        )
+
+
+def predict(trained: Trained, split: Split, other_images: bool = False) -> Predictions:
+    """One pass over the whole split in fp32, each image once."""
+    gates = {name: module for name, module in trained.model.named_modules() if isinstance(module, SqueezeExcite)}
+    tallies = {name: GateTally(len(trained.classes)) for name in gates}
+    now: dict[str, Tensor] = {}  # the gates of the batch in hand
+
+    def look(name: str) -> Callable[[SqueezeExcite, tuple[Tensor]], None]:
+        return lambda module, inputs: now.update({name: module.gate(*inputs).flatten(1)})
+
+    hooks = [module.register_forward_pre_hook(look(name)) for name, module in gates.items()]
+    probabilities = []
+    for start in tqdm(range(0, len(split), _BATCH), desc="test images", unit="batch", disable=None):
+        images_NHWC, batch_labels, _ = split[torch.arange(start, min(start + _BATCH, len(split)))]
+        probabilities.append(trained.logits(images_NHWC).softmax(1).cpu().numpy())
+        for name, gate_NC in now.items():
+            tallies[name].add(gate_NC.cpu().double().numpy(), batch_labels.numpy())
+    for hook in hooks:
+        hook.remove()
+    probabilities_NK, labels_N = np.concatenate(probabilities), split.labels.numpy()
+    samples = np.linspace(0, len(split) - 1, min(GRID, len(split))).astype(np.int64)
+    mistakes = confident_mistakes(probabilities_NK, labels_N)
+    return Predictions(
+        sha256=trained.manifest["sha256"],
+        checkpoint=trained.checkpoint.name,
+        other_images=other_images,
+        classes=trained.classes,
+        probabilities_NK=probabilities_NK,
+        labels_N=labels_N,
+        samples=samples,
+        sample_images=_pictures(split, samples),
+        mistakes=mistakes,
+        mistake_images=_pictures(split, mistakes),
+        gates={name: tally.means_KC().astype(np.float32) for name, tally in tallies.items()},
+        gate_shares=np.array([tally.class_share() for tally in tallies.values()]),
+    )
+
+
+def _pictures(split: Split, indices: Integers) -> NDArray[np.uint8]:
+    images_NHWC = split.images[indices]
+    size = images_NHWC.shape[1]
+    if size <= _LARGEST_PICTURE:
+        return np.asarray(images_NHWC)
+    scaled = [Image.fromarray(image).resize((_LARGEST_PICTURE, _LARGEST_PICTURE)) for image in images_NHWC]
+    return np.stack([np.asarray(picture) for picture in scaled]) if scaled else np.zeros((0, 1, 1, 3), np.uint8)

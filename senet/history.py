@@ -1,0 +1,141 @@
+"""What a run directory says of its run. Reads files only, needs neither torch nor the code that trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from senet.config import ConfigError
+from senet.files import read_json
+
+_CAUSES = {"stopped": "preempted", "running": "killed", "failed": "failed", "finished": "finished"}
+
+
+@dataclass(frozen=True)
+class Interruption:
+    """Where the run was taken up again, and what had ended the start before."""
+
+    step: int
+    """Updates done at the checkpoint that it went on from."""
+    cause: str
+    """See ``cause``; not "finished"."""
+    reason: str
+    """The signal or the error, where there was one."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of a run directory, read."""
+
+    name: str
+    """Last part of ``run_dir`` as it was configured, so that a copy has the same name."""
+    folder: Path
+    options: dict[str, Any]
+    """Flat, "optim.lr"; without the group ``slurm``, whose environment is not for everybody."""
+    epochs: list[dict[str, Any]]
+    """Rows of metrics.jsonl, one per epoch; percent, nats, seconds."""
+    intervals: list[dict[str, Any]]
+    """Rows of metrics.jsonl, one per log interval."""
+    starts: list[dict[str, Any]]
+    """Rows of starts.jsonl."""
+    status: dict[str, Any]
+    """status.json as it was left; {} where there is none."""
+
+    @property
+    def steps_per_epoch(self) -> float | None:
+        """Updates; None before the end of the first epoch."""
+        return self.epochs[-1]["step"] / self.epochs[-1]["epoch"] if self.epochs else None
+
+    @property
+    def interruptions(self) -> list[Interruption]:
+        """One for each start but the first; a finished run that was only looked at again does not count."""
+        return [
+            Interruption(int(start["resumed_from"]), cause(start), str(start.get("after", {}).get("reason", "")))
+            for start in self.starts[1:]
+            if cause(start) != "finished"
+        ]
+
+    @property
+    def requeues(self) -> int:
+        """How often SLURM took up the same job again, over all jobs of the run."""
+        last: dict[str, int] = {}
+        for ended in [*(start.get("after", {}) for start in self.starts), self.status]:
+            if ended.get("job"):
+                last[ended["job"]] = max(last.get(ended["job"], 0), int(ended.get("job_restarts", 0)))
+        return sum(last.values())
+
+    @property
+    def evaluated(self) -> str:
+        """The weights that were judged, as a prefix in the rows: "ema" where there are averaged ones, else "test"."""
+        return "ema" if self.epochs and "ema_top1" in self.epochs[-1] else "test"
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run directory.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder; name a run directory")
+    if not (folder / "metrics.jsonl").exists():
+        raise ConfigError(f"{folder} is no run directory: it holds no metrics.jsonl; name what run_dir was in training")
+    rows = list(_rows(folder / "metrics.jsonl"))
+    options = _options(folder / "config.yaml")
+    return Run(
+        name=Path(str(options.get("run_dir") or folder.resolve())).name,
+        folder=folder,
+        options=options,
+        epochs=[row for row in rows if row.get("kind") == "epoch"],
+        intervals=[row for row in rows if row.get("kind") == "train"],
+        starts=list(_rows(folder / "starts.jsonl")),
+        status=read_json(folder / "status.json"),
+    )
+
+
+def cause(start: Mapping[str, Any]) -> str:
+    """How the start before this one ended. preempted: saved and left after a signal. killed: ended without a word.
+    failed: by an error. finished. unknown: the files do not say (they are of an older version).
+    """
+    return _CAUSES.get(start.get("after", {}).get("state", ""), "unknown")
+
+
+def names(runs: Sequence[Run]) -> list[str]:
+    """One for each run, all different."""
+    found: list[str] = []
+    for run in runs:
+        same = sum(run.name == other.name for other in runs[: len(found)])
+        found.append(f"{run.name} ({same + 1})" if same else run.name)
+    return found
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """A line that a kill cut short is none."""
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+def _options(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); restore or remove it") from None
+    flat: dict[str, Any] = {}
+    for key, value in content.items() if isinstance(content, dict) else ():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
+        else:
+            flat[str(key)] = value
+    return {key: value for key, value in flat.items() if not key.startswith("slurm.")}

@@ -1,0 +1,204 @@
+"""report.html: one file with everything in it. What comes from files is escaped by the template engine."""
+
+from __future__ import annotations
+
+import base64
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from senet.analysis import SMALL_RANGE, SMALL_SHARE, Predictions, calibration
+from senet.drawings import Drawing, class_accuracies, confusion_counts
+from senet.history import Run, cause, names
+
+_PIXELS_PER_INCH = 96
+_NONE = "\N{EN DASH}"
+_ENDINGS = {
+    "preempted": "asked to stop; saved and left",
+    "killed": "killed without a word",
+    "failed": "failed",
+    "unknown": "not recorded",
+    "finished": "had finished",
+}
+
+
+class Table(NamedTuple):
+    """Cells as text; the first column names the row."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def render(
+    runs: Sequence[Run],
+    drawings: Mapping[str, Drawing],
+    svgs: Mapping[str, bytes],
+    predictions: Predictions | None,
+    why: str,
+) -> bytes:
+    """The page of the first run. ``why``: the reason why there are no predictions."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    run = runs[0]
+    pictures = {
+        name: {
+            "uri": f"data:image/svg+xml;base64,{base64.b64encode(svgs[name]).decode()}",
+            "alt": drawing.alt,
+            "wide": drawing.wide,
+            "width": round(drawing.figure.get_figwidth() * _PIXELS_PER_INCH),
+            "height": round(drawing.figure.get_figheight() * _PIXELS_PER_INCH),
+        }
+        for name, drawing in drawings.items()
+    }
+    text = environment.get_template("page.html").render(
+        run=run,
+        pictures=pictures,
+        tiles=_tiles(run, predictions),
+        comparison=_comparison(runs) if len(runs) > 1 else None,
+        differences=_differences(runs),
+        why=why,
+        seen=_seen(predictions) if predictions else None,
+        facts=_facts(run),
+        starts=_starts(run),
+        options=Table(("option", "value"), [(key, str(value)) for key, value in run.options.items()]),
+    )
+    return text.encode("utf-8", errors="replace")  # a file name can hold what is no text
+
+
+def _tiles(run: Run, predictions: Predictions | None) -> list[tuple[str, str]]:
+    """The few numbers to see first."""
+    tiles = []
+    if predictions:
+        tiles.append((f"{predictions.accuracy:.2f} %", f"of {len(predictions.labels_N):,} test images right"))
+    elif run.epochs:
+        tiles.append((f"{run.epochs[-1]['best_top1']:.2f} %", "best test accuracy"))
+    if run.epochs:
+        last = run.epochs[-1]
+        tiles.append((f"{last['epoch']} of {run.options.get('train.epochs', '?')}", "epochs"))
+        tiles.append((_duration(last["train_s"]), "of training, tests left out"))
+        tiles.append((f"{_images_per_s(run):,.0f}", "images per second"))
+    count = len(run.interruptions)
+    return [*tiles, (str(count), "interruption" if count == 1 else "interruptions")]
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    start = run.starts[-1] if run.starts else {}
+    status = run.status
+    facts = [("State", " ".join(filter(None, [status.get("state", "unknown"), str(status.get("reason", ""))])))]
+    facts.append(("Network", str(run.options.get("model.name", "unknown"))))
+    facts.append(("Images", str(run.options.get("data.source", "unknown"))))
+    if run.epochs:
+        last = run.epochs[-1]
+        facts.append(("Best test accuracy", f"{last['best_top1']:.2f} % after epoch {last['best_epoch']}"))
+        for kind, title in (("train", "training"), ("test", "test"), ("ema", "test, averaged weights")):
+            if f"{kind}_loss" in last:
+                loss, top1 = last[f"{kind}_loss"], last[f"{kind}_top1"]
+                facts.append((f"Last epoch, {title}", f"loss {loss:.4f}, accuracy {top1:.2f} %"))
+        facts.append(("Time", f"{_duration(last['train_s'])} of training, tests left out"))
+        facts.append(("Speed", f"{_images_per_s(run):,.0f} images/s (median of the epochs)"))
+    causes = [interruption.cause for interruption in run.interruptions]
+    counted = ", ".join(f"{causes.count(each)} {each}" for each in _ENDINGS if each in causes)
+    facts.append(("Interruptions", f"{len(causes)} ({counted})" if counted else "none"))
+    if status.get("job"):
+        facts.append(("SLURM requeues", str(run.requeues)))
+    for key, title in (("world_size", "Ranks"), ("device", "Device"), ("amp", "Precision"), ("commit", "Commit")):
+        if key in start:
+            facts.append((title, str(start[key])))
+    versions = [f"{name} {start[name]}" for name in ("python", "torch", "cuda", "numpy") if start.get(name)]
+    facts.append(("Versions", ", ".join(versions) or "unknown"))
+    return [*facts, ("Command", _command(start.get("argv", [])))]
+
+
+def _starts(run: Run) -> Table:
+    """Each start of the run, and what had ended the one before."""
+    rows = []
+    for index, start in enumerate(run.starts):
+        after = start.get("after", {})
+        ended = _ENDINGS[cause(start)] if index else ""
+        reason = f" ({after['reason']})" if after.get("reason") else ""
+        job = f"{after['job']}, restart {after['job_restarts']}" if after.get("job") else ""
+        facts = [str(start.get(key, "")) for key in ("world_size", "device")]
+        time = str(start.get("time", "")).replace("T", " ").removesuffix("+00:00")
+        cells = [str(start["generation"]), time, f"{start['resumed_from']:,}", ended + reason, job, *facts]
+        rows.append([*cells, str(start.get("commit", ""))[:10]])
+    header = ("start", "time (UTC)", "from update", "the one before", "its SLURM job", "ranks", "device", "commit")
+    used = [column for column in range(len(header)) if any(row[column] for row in rows)]  # a job only under SLURM
+    return Table([header[column] for column in used], [[row[column] for column in used] for row in rows])
+
+
+def _comparison(runs: Sequence[Run]) -> Table:
+    header = ("run", "epochs", "best %", "at epoch", "last %", "last loss", "training", "images/s", "interruptions")
+    rows = []
+    for name, run in zip(names(runs), runs, strict=True):
+        row = [name, *[_NONE] * 7, str(len(run.interruptions))]
+        if run.epochs:
+            last = run.epochs[-1]
+            row[1:5] = [str(last["epoch"]), f"{last['best_top1']:.2f}", str(last["best_epoch"]), ""]
+            row[4:6] = [f"{last[f'{run.evaluated}_top1']:.2f}", f"{last[f'{run.evaluated}_loss']:.4f}"]
+            row[6:8] = [_duration(last["train_s"]), f"{_images_per_s(run):,.0f}"]
+        rows.append(row)
+    return Table(header, rows)
+
+
+def _differences(runs: Sequence[Run]) -> Table:
+    """The options that are not the same in all runs."""
+    keys = dict.fromkeys(key for run in runs for key in run.options)
+    rows = [[key, *(str(run.options.get(key, _NONE)) for run in runs)] for key in keys]
+    return Table(("option", *names(runs)), [row for row in rows if len(set(row[1:])) > 1])
+
+
+def _seen(predictions: Predictions) -> dict[str, Any]:
+    """What the sections on the test images say beside their figures."""
+    counts_KK, classes = confusion_counts(predictions), predictions.classes
+    recalls_K, precisions_K = class_accuracies(counts_KK), class_accuracies(counts_KK.T)
+    rows = []
+    for index, name in enumerate(classes):
+        others = counts_KK[index].copy()
+        others[index] = 0
+        often = f"{classes[int(others.argmax())]} ({others.max()})" if others.max() else _NONE
+        images = f"{counts_KK[index].sum():,}"
+        rows.append([name, images, f"{recalls_K[index]:.2f}", f"{precisions_K[index]:.2f}", often])
+    gates = [
+        [name, str(means_KC.shape[1]), f"{means_KC.mean():.3f}", f"{share:.3f}", f"{predictions.gate_ranges[name]:.3f}"]
+        for (name, means_KC), share in zip(predictions.gates.items(), predictions.gate_shares, strict=True)
+    ]
+    right_N = predictions.predicted_N == predictions.labels_N
+    return {
+        "checkpoint": f"{predictions.checkpoint}, sha256 {predictions.sha256[:12]}",
+        "other_images": predictions.other_images,
+        "accuracy": f"{predictions.accuracy:.2f} %",
+        "confidence": f"{100 * predictions.confidences_N.mean():.2f} %",
+        "error": f"{calibration(predictions.confidences_N, right_N).error:.4f}",
+        "classes": Table(("class", "images", "accuracy %", "precision %", "most often taken for"), rows),
+        "gates": Table(("block", "channels", "mean gate", "share of class", "range of class means"), gates),
+        "blind": predictions.blind_blocks,
+        "small_share": SMALL_SHARE,
+        "small_range": SMALL_RANGE,
+        "chance": f"{(len(classes) - 1) / max(1, len(predictions.labels_N) - 1):.4f}",
+        "mistakes": f"{np.count_nonzero(~right_N):,}",
+    }
+
+
+def _command(argv: Sequence[str]) -> str:
+    """As typed, less the values of what belongs to the job: its environment is not for everybody."""
+    return shlex.join(f"{arg.partition('=')[0]}=..." if arg.startswith("slurm.") else arg for arg in argv)
+
+
+def _images_per_s(run: Run) -> float:
+    return float(median(row["images_per_s"] for row in run.epochs))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"

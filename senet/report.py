@@ -1,0 +1,106 @@
+"""A report of a finished or running training: ``python -m senet.report RUN_DIR [RUN_DIR ...]``.
+
+Figures and one ``report.html`` in ``RUN_DIR/report``, from the files of the run directory alone. The test images are
+looked at once; what the figures need of them is kept in ``predictions.npz`` there, so that a report of a copy of the
+run directory needs neither images nor network, and is the same, byte for byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from senet.config import ConfigError
+from senet.files import replace_file
+from senet.history import Run, read_run
+
+if TYPE_CHECKING:
+    from senet.drawings import Drawing
+
+
+def write_report(folders: Sequence[Path], *, model_name: str = "", device: str = "auto") -> Path:
+    """Write the report of the first run, with the others beside it for comparison; returns the path of its page.
+
+    Raises:
+        ConfigError: a folder is no run directory, an own network was not named, the test images have other classes,
+            or the packages that draw are not installed.
+    """
+    runs = [read_run(folder) for folder in folders]
+    try:
+        from senet.drawings import draw  # matplotlib and torch take seconds
+        from senet.examine import predictions_of
+        from senet.figures import to_svg
+        from senet.page import render
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package not in ("matplotlib", "jinja2"):
+            raise
+        raise ConfigError(f"{package} is not installed; a report needs it: ./launch.sh setup report") from None
+
+    folder = runs[0].folder / "report"
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be made ({error.strerror}); report on a copy of the run directory"
+        ) from None
+    predictions, why = predictions_of(runs[0].folder, folder / "predictions.npz", model_name=model_name, device=device)
+    drawings = draw(runs, predictions)
+    svgs = {name: to_svg(drawing.figure) for name, drawing in drawings.items()}
+    for old in folder.glob("*.svg"):
+        old.unlink()
+    for name, content in svgs.items():
+        replace_file(folder / f"{name}.svg", content)
+    replace_file(folder / "report.html", render(runs, drawings, svgs, predictions, why))
+    to_tensorboard(runs[0], drawings)
+    return folder / "report.html"
+
+
+def to_tensorboard(run: Run, drawings: dict[str, Drawing]) -> None:
+    """The figures in one event file that each report writes anew, where the run has TensorBoard at all.
+
+    In a folder of its own: beside the training's event files, a younger one would make TensorBoard stop reading them.
+    """
+    if not (run.folder / "tensorboard").is_dir():
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    from senet.figures import styled
+
+    folder = run.folder / "tensorboard" / "report"
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    with SummaryWriter(folder) as writer, styled():
+        for name, drawing in drawings.items():
+            writer.add_figure(f"report/{name}", drawing.figure, run.epochs[-1]["step"] if run.epochs else 0)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code 0, or one line and 2 for a user's mistake."""
+    parser = argparse.ArgumentParser(prog="python -m senet.report", description=__doc__.split("\n\n")[1])
+    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="the first is reported, all compared")
+    parser.add_argument(
+        "--model",
+        default="",
+        metavar="PACKAGE.MODULE:FUNCTION",
+        help="somebody's own network, as model.name in training: a file does not choose which code is run",
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one"
+    )
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        print(write_report(arguments.run_dirs, model_name=arguments.model, device=arguments.device))
+    except ConfigError as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

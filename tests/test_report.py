@@ -1,0 +1,350 @@
+"""A report says what the files say, and the same a year later."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from senet import examine
+from senet.analysis import GateTally, Predictions, calibration
+from senet.config import ConfigError
+from senet.curves import curves
+from senet.data import ImageData, Split
+from senet.drawings import confusion_counts, draw
+from senet.figures import to_svg
+from senet.history import read_run
+from senet.page import render
+from senet.report import main, to_tensorboard, write_report
+from senet.trained import load_trained
+from tests.conftest import Train
+from tests.harness import StopAt, rows, tiny_config
+
+BROWSER, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
+NO_BROWSER = " and ".join(str(path) for path in (BROWSER, DRIVER) if not path.exists())
+if NO_BROWSER and os.environ.get("BROWSER_TESTS") == "required":
+    raise RuntimeError(f"BROWSER_TESTS=required, but {NO_BROWSER} missing")
+TINY = "tests.networks:tiny_senet"
+FIGURES = {
+    *("loss", "accuracy", "learning_rate", "classes", "confusion", "reliability"),
+    *("samples", "mistakes", "gates", "gate_shares"),
+}
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '" onerror="alert(2)',
+    "$\\frac{$",
+    "{{ 7 * 7 }}",
+    "a\nb\x01",
+    "&amp;'",
+    "猫",
+    "%s",
+    "-",
+    "<b>",
+)
+
+
+@pytest.fixture
+def run_dir(train_here: Train, data_root: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of a run that was stopped once, with its report; the images it was made from are gone."""
+    original = tmp_path_factory.getbasetemp() / "reported"
+    if not original.exists():
+        data = shutil.copytree(data_root, original / "data")
+        options = (f"data.root={data}", "log.tensorboard=true", "train.amp=off")
+        train_here(original / "run", *options, stop=StopAt(30))
+        train_here(original / "run", *options)
+        write_report([original / "run"], model_name=TINY, device="cpu")
+        shutil.rmtree(data)
+    return shutil.copytree(original / "run", tmp_path / "copy")
+
+
+def predictions_in(run_dir: Path) -> Predictions:
+    predictions = Predictions.load(run_dir / "report" / "predictions.npz")
+    assert predictions is not None
+    return predictions
+
+
+def test_a_report_of_a_copy_without_images_and_network_is_the_same_byte_for_byte(
+    run_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    original = tmp_path_factory.getbasetemp() / "reported" / "run" / "report"
+    first = {path.name: path.read_bytes() for path in original.iterdir()}
+    assert first.keys() == {"predictions.npz", "report.html", *(f"{name}.svg" for name in FIGURES)}
+    (run_dir / "report" / "report.html").unlink()
+    (run_dir / "report" / "comparison_loss.svg").touch()  # of an earlier report
+    assert main([str(run_dir)]) == 0
+    assert {path.name: path.read_bytes() for path in (run_dir / "report").iterdir()} == first
+    page = first["report.html"].decode()
+    assert page.count("<img ") == len(FIGURES)
+    assert not [word for word in ("http:", "https:", "//", "url(") if word in re.sub('base64,[^"]*', "", page)]
+
+
+def test_tensorboard_has_each_figure_once_after_a_second_report(run_dir: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def images() -> dict[str, int]:
+        [file] = (run_dir / "tensorboard" / "report").iterdir()
+        events = EventAccumulator(str(file))
+        events.Reload()
+        return {tag: len(events.Images(tag)) for tag in events.Tags()["images"]}
+
+    assert images() == {f"report/{name}": 1 for name in FIGURES}
+    run = read_run(run_dir)
+    to_tensorboard(run, draw([run], None))
+    assert images() == {f"report/{name}": 1 for name in ("loss", "accuracy", "learning_rate")}
+
+
+def test_a_report_without_images_and_without_predictions_says_so(run_dir: Path) -> None:
+    (run_dir / "report" / "predictions.npz").write_bytes(b"PK damaged")
+    assert main([str(run_dir)]) == 0
+    page = (run_dir / "report" / "report.html").read_text()
+    assert "the test images are not here: data.root=" in page
+    assert {path.stem for path in (run_dir / "report").glob("*.svg")} == {"loss", "accuracy", "learning_rate"}
+    shutil.rmtree(run_dir / "checkpoints")
+    assert main([str(run_dir)]) == 0
+    assert "the run directory holds no checkpoint" in (run_dir / "report" / "report.html").read_text()
+
+
+def test_predictions_of_another_checkpoint_are_made_anew(
+    run_dir: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = run_dir / "report" / "predictions.npz"
+    expected = predictions_in(run_dir)
+    dataclasses.replace(expected, sha256="0" * 64, labels_N=expected.labels_N[::-1]).save(file)
+    here = dataclasses.replace(tiny_config().data, root=str(data_root))
+    monkeypatch.setattr(examine, "DataConfig", lambda **_: here)
+    monkeypatch.setattr(examine, "fields", lambda _: [])
+    found, why = examine.predictions_of(run_dir, file, model_name=TINY, device="cpu")
+    assert (found is not None, why) == (True, "")
+    again = predictions_in(run_dir)
+    for name, value in vars(expected).items():
+        np.testing.assert_equal(getattr(again, name), value)
+
+
+def test_predictions_of_a_checkpoint_that_is_gone_are_used(run_dir: Path) -> None:
+    shutil.rmtree(run_dir / "checkpoints")
+    file = run_dir / "report" / "predictions.npz"
+    found, why = examine.predictions_of(run_dir, file, model_name="", device="cpu")
+    assert found is not None
+    assert (found.sha256, why) == (predictions_in(run_dir).sha256, "")
+
+
+def test_test_images_of_other_classes_are_refused(
+    run_dir: Path, digits: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run_dir / "report" / "predictions.npz").unlink()
+    other = dataclasses.replace(digits, classes=(*digits.classes[:-1], "nine"))
+    monkeypatch.setattr(examine, "open_data", lambda *_, **__: other)
+    with pytest.raises(ConfigError, match=r"\(9, nine in only one of them\)"):
+        write_report([run_dir], model_name=TINY)
+
+
+def test_the_accuracy_is_the_one_that_training_wrote_down(run_dir: Path) -> None:
+    best = max(rows(run_dir, "epoch"), key=lambda row: row["ema_top1"])
+    assert predictions_in(run_dir).accuracy == pytest.approx(best["ema_top1"])
+
+
+def test_calibration_error_is_that_of_hand_arithmetic() -> None:
+    confidences = np.array([0.05, 0.2, 0.5, 0.5, 0.95, 1.0])
+    is_right = np.array([False, True, True, False, True, True])
+    bins = calibration(confidences, is_right)
+    # bins of 1/15, upper ends included: 0.05 in the 1st, 0.2 in the 3rd, 0.5 in the 8th, the rest in the 15th
+    assert bins.counts.tolist() == [1, 0, 1, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 2]
+    assert bins.error == pytest.approx(1 / 6 * 0.05 + 1 / 6 * 0.8 + 2 / 6 * 0.0 + 2 / 6 * (1 - 0.975))
+
+
+def test_calibration_error_is_torchmetrics(run_dir: Path) -> None:
+    predictions = predictions_in(run_dir)
+    right_N = predictions.predicted_N == predictions.labels_N
+    expected = multiclass_calibration_error(
+        torch.from_numpy(predictions.probabilities_NK),
+        torch.from_numpy(predictions.labels_N),
+        num_classes=len(predictions.classes),
+        n_bins=15,
+    )
+    assert calibration(predictions.confidences_N, right_N).error == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_confusion_counts_are_those_of_a_loop(run_dir: Path) -> None:
+    predictions = predictions_in(run_dir)
+    expected = np.zeros((10, 10), int)
+    for label, row in zip(predictions.labels_N, predictions.probabilities_NK, strict=True):
+        expected[label, int(row.argmax())] += 1
+    np.testing.assert_array_equal(confusion_counts(predictions), expected)
+    assert expected.sum() == 360
+
+
+def test_the_grids_show_mistakes_by_falling_confidence_and_their_own_pixels(run_dir: Path, digits: ImageData) -> None:
+    predictions = predictions_in(run_dir)
+    guess, sure = predictions.predicted_N, predictions.confidences_N
+    wrong = [int(i) for i in range(360) if guess[i] != predictions.labels_N[i]]
+    assert predictions.mistakes.tolist() == sorted(wrong, key=lambda i: -sure[i])[:64]
+    np.testing.assert_array_equal(predictions.mistake_images, digits.test.images[predictions.mistakes])
+    assert (len(set(predictions.samples.tolist())), predictions.samples[-1]) == (64, 359)
+
+
+def test_mean_gates_are_those_of_a_loop_over_single_images(run_dir: Path, digits: ImageData) -> None:
+    trained = load_trained(run_dir, model_name=TINY, device="cpu")
+    some = Split(digits.test.images[:30], digits.test.labels[:30].numpy())
+    predictions = examine.predict(trained, some)
+    assert list(predictions.gates) == [f"layer{stage}.0.se" for stage in (1, 2, 3, 4)]
+    block = trained.model.get_submodule("layer3.0.se")
+    by_class: dict[int, list[np.ndarray]] = {}
+    for image, label in zip(some.images, some.labels.tolist(), strict=True):
+        seen: list[torch.Tensor] = []
+        hook = block.register_forward_hook(
+            lambda _, inputs, output, seen=seen: seen.append(output.sum((2, 3)) / inputs[0].sum((2, 3)))
+        )
+        trained.logits(torch.tensor(image[None]))
+        hook.remove()
+        by_class.setdefault(label, []).append(seen[0][0].double().numpy())
+    for label, gates in by_class.items():
+        np.testing.assert_allclose(predictions.gates["layer3.0.se"][label], np.mean(gates, axis=0), atol=1e-4)
+    everything = np.concatenate([np.stack(gates) for gates in by_class.values()])
+    mean = everything.mean(0)
+    between = sum(len(gates) * np.square(np.mean(gates, axis=0) - mean).sum() for gates in by_class.values())
+    assert predictions.gate_shares[2] == pytest.approx(between / np.square(everything - mean).sum(), abs=1e-4)
+
+
+def test_gates_that_follow_the_class_have_a_share_of_one_and_others_of_none() -> None:
+    labels = np.repeat(np.arange(4), 50)
+    by_class, alike, constant = GateTally(4), GateTally(4), GateTally(4)
+    by_class.add(np.stack([labels / 4, labels / 8], 1), labels)
+    alike.add(np.tile(np.linspace(0, 1, 50), 4)[:, None], labels)
+    constant.add(np.full((200, 3), 0.7), labels)
+    assert by_class.class_share() == pytest.approx(1)
+    assert alike.class_share() == pytest.approx(0, abs=1e-12)
+    assert constant.class_share() == 0
+
+
+def test_a_network_without_gates_has_no_such_section(
+    train_here: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_here(tmp_path, "model.name=tests.networks:no_norm", "train.epochs=1")
+    assert main([str(tmp_path), "--device", "cpu"]) == 2
+    assert "say --model tests.networks:no_norm to run it" in capsys.readouterr().err
+    assert main([str(tmp_path), "--device", "cpu", "--model", "tests.networks:no_norm"]) == 0
+    assert {path.stem for path in (tmp_path / "report").glob("*.svg")} == FIGURES - {"gates", "gate_shares"}
+    assert 'id="gates"' not in (tmp_path / "report" / "report.html").read_text()
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_interruptions_are_those_in_starts_jsonl(run_dir: Path) -> None:
+    [real] = read_run(run_dir).interruptions
+    assert (real.cause, real.step) == (
+        "preempted",
+        json.loads((run_dir / "starts.jsonl").read_text().split("\n")[1])["resumed_from"],
+    )
+    afters = [{}, {"state": "running"}, {"state": "failed", "reason": "boom"}, {"state": "finished"}]
+    with (run_dir / "starts.jsonl").open("a") as file:
+        for step, after in enumerate(afters, start=40):
+            file.write(json.dumps({"generation": step, "resumed_from": step, "after": after}) + "\n")
+        file.write('{"generation": 99, "resu')  # cut short by a kill
+    found = [(i.step, i.cause, i.reason) for i in read_run(run_dir).interruptions[1:]]
+    assert found == [(40, "unknown", ""), (41, "killed", ""), (42, "failed", "boom")]
+    svg = to_svg(curves(read_run(run_dir))["loss"]).decode()
+    for cause in ("preempted", "killed", "failed", "unknown"):
+        assert svg.count(f"resumed after: {cause}") == 1
+
+
+def test_two_runs_are_compared_in_the_first_ones_report(run_dir: Path, tmp_path: Path) -> None:
+    shutil.rmtree(run_dir / "tensorboard")  # not looked at here
+    other = shutil.copytree(run_dir, tmp_path / "other")
+    shutil.rmtree(other / "report")
+    options = (other / "config.yaml").read_text().replace("label_smoothing: 0.1", "label_smoothing: 0.25")
+    (other / "config.yaml").write_text(options)
+    assert main([str(run_dir), str(other)]) == 0
+    assert {path.stem for path in (run_dir / "report").glob("*.svg")} > {"comparison_loss", "comparison_accuracy"}
+    page = (run_dir / "report" / "report.html").read_text()
+    assert "run (2)" in page
+    assert '<th scope="row">train.label_smoothing</th><td>0.1</td><td>0.25</td>' in page
+    assert not (other / "report").exists()
+
+
+def test_what_comes_from_files_is_escaped_and_the_jobs_environment_left_out(run_dir: Path) -> None:
+    hostile = dataclasses.replace(predictions_in(run_dir), classes=HOSTILE)
+    lines = (run_dir / "starts.jsonl").read_text().splitlines()
+    start = json.loads(lines[-1])
+    start["argv"] += ["<i>", "slurm.environment.TOKEN=secret"]
+    (run_dir / "starts.jsonl").write_text("\n".join([lines[0], json.dumps(start)]))
+    with (run_dir / "config.yaml").open("a") as file:
+        file.write("x:\n  y: <u>\n")
+    runs = [read_run(run_dir)]
+    drawings = draw(runs, hostile)
+    page = render(runs, drawings, dict.fromkeys(drawings, b""), hostile, "").decode()
+    for raw in ("<script", 'onerror="', "<b>", "<i>", "<u>", "secret"):
+        assert raw not in page
+    for escaped in ("&lt;script&gt;alert(1)", "{{ 7 * 7 }}", "猫", "slurm.environment.TOKEN=..."):
+        assert escaped in page
+
+
+@pytest.mark.parametrize("path", ["nothing", "."])
+def test_what_is_no_run_directory_is_one_line(path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / path)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("report: ")
+    assert str(tmp_path) in line
+
+
+def test_without_the_packages_that_draw_one_line_says_what_to_install(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("drawings", "figures", "curves", "page"):
+        monkeypatch.delitem(sys.modules, f"senet.{name}")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main([str(run_dir)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == "report: matplotlib is not installed; a report needs it: ./launch.sh setup report"
+
+
+@pytest.mark.skipif(bool(NO_BROWSER), reason=f"{NO_BROWSER} missing: apt-get install chromium chromium-driver")
+def test_a_browser_shows_the_page_without_complaint_on_a_desktop_and_on_a_phone(run_dir: Path, tmp_path: Path) -> None:
+    hostile = dataclasses.replace(predictions_in(run_dir), classes=HOSTILE)
+    hostile.save(run_dir / "report" / "predictions.npz")
+    shutil.rmtree(run_dir / "tensorboard")  # not looked at here
+    page = write_report([run_dir])
+    with browser(tmp_path / "profile") as driver:
+        for width in (1280, 390):
+            metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+            driver.get(page.as_uri())
+            assert driver.get_log("browser") == []
+            assert driver.execute_script("return innerWidth") == width
+            assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+            images = "[...document.images].map(i => [i.alt, i.naturalWidth, i.getBoundingClientRect().width])"
+            shown = driver.execute_script(f"return {images}")
+            assert len(shown) == len(FIGURES)
+            assert all(alt and natural and drawn > 100 for alt, natural, drawn in shown)
+            assert driver.execute_script("return document.querySelectorAll('svg:not([aria-label])').length") == 0
+            assert driver.execute_script("return document.querySelectorAll('script, b, i, u').length") == 0
+
+
+@contextmanager
+def browser(profile: Path) -> Iterator[webdriver.Chrome]:
+    """Debian's, without a screen, with a profile of its own."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(BROWSER)
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-component-update"):
+        options.add_argument(f"--{flag}")
+    for flag in ("disable-background-networking", "disable-sync", f"user-data-dir={profile}"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+    try:
+        yield driver
+    finally:
+        driver.quit()

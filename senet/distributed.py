@@ -61,8 +61,8 @@ def process_groups(ranks: Ranks, store: Store, config: DistributedConfig) -> Ite
     except Exception as error:
         roll_call.explain(error)
         raise
-    dist.destroy_process_group()
     roll_call.close()
+    dist.destroy_process_group()
 
 
 def set_time_limit(group: dist.ProcessGroup, timeout_s: float) -> None:

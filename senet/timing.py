@@ -61,12 +61,13 @@ class OwnTime:
     def compare(self, by_rank_s: Sequence[float], elapsed_s: float) -> str:
         """Who is slow, once it has been so in two calls in a row; else empty, and after that until it has changed.
 
-        Slow is a rank that needs over 1.5 times what the others do (their median), if that is over a tenth of the time.
+        Slow is a rank that needs over 1.5 times what the others do (their median), if what it needs more is over a
+        twentieth of the time.
         """
         slowest = max(range(len(by_rank_s)), key=by_rank_s.__getitem__)
         others = [seconds for rank, seconds in enumerate(by_rank_s) if rank != slowest]
         own_s, usual_s = by_rank_s[slowest], statistics.median(others) if others else by_rank_s[slowest]
-        if own_s < 1.5 * usual_s or own_s - usual_s < elapsed_s / 10:
+        if own_s < 1.5 * usual_s or own_s - usual_s < elapsed_s / 20:
             slowest = -1
         self._suspects = [*self._suspects[-2:], slowest]
         if slowest < 0 or self._suspects[-2:] != [slowest] * 2 or self._suspects == [slowest] * 3:

@@ -27,6 +27,10 @@ class Parser(argparse.ArgumentParser):
     def add_network(self, what: str) -> None:
         """The arguments that say which network."""
         self.add_argument("network", help=what)
+        self.add_model()
+
+    def add_model(self) -> None:
+        """Whose network it is."""
         self.add_argument(
             "--model",
             default="",

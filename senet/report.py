@@ -7,13 +7,12 @@ run directory needs neither images nor network, and is the same, byte for byte.
 
 from __future__ import annotations
 
-import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from senet.command import Parser, end
 from senet.config import ConfigError
 from senet.files import replace_file
 from senet.history import Run, read_run
@@ -80,27 +79,16 @@ def to_tensorboard(run: Run, drawings: dict[str, Drawing]) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code 0, or one line and 2 for a user's mistake."""
-    parser = argparse.ArgumentParser(prog="python -m senet.report", description=__doc__.split("\n\n")[1])
+    """Write, and print where."""
+    parser = Parser(prog="python -m senet.report", description=__doc__.split("\n\n")[1])
     parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="the first is reported, all compared")
-    parser.add_argument(
-        "--model",
-        default="",
-        metavar="PACKAGE.MODULE:FUNCTION",
-        help="somebody's own network, as model.name in training: a file does not choose which code is run",
-    )
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one"
-    )
+    parser.add_model()
+    parser.add_device()
     arguments = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    try:
-        print(write_report(arguments.run_dirs, model_name=arguments.model, device=arguments.device))
-    except ConfigError as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 2
+    print(write_report(arguments.run_dirs, model_name=arguments.model, device=arguments.device))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end("report", main)

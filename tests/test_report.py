@@ -229,12 +229,10 @@ def test_gates_that_follow_the_class_have_a_share_of_one_and_others_of_none() ->
     assert constant.class_share() == 0
 
 
-def test_a_network_without_gates_has_no_such_section(
-    train_here: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_network_without_gates_has_no_such_section(train_here: Train, tmp_path: Path) -> None:
     train_here(tmp_path, "model.name=tests.networks:no_norm", "train.epochs=1")
-    assert main([str(tmp_path), "--device", "cpu"]) == 2
-    assert "say --model tests.networks:no_norm to run it" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="say --model tests.networks:no_norm to run it"):
+        main([str(tmp_path), "--device", "cpu"])
     assert main([str(tmp_path), "--device", "cpu", "--model", "tests.networks:no_norm"]) == 0
     assert {path.stem for path in (tmp_path / "report").glob("*.svg")} == FIGURES - {"gates", "gate_shares"}
     assert 'id="gates"' not in (tmp_path / "report" / "report.html").read_text()
@@ -291,24 +289,23 @@ def test_what_comes_from_files_is_escaped_and_the_jobs_environment_left_out(run_
 
 
 @pytest.mark.parametrize("path", ["nothing", "."])
-def test_what_is_no_run_directory_is_one_line(path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path / path)]) == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("report: ")
-    assert str(tmp_path) in line
+def test_what_is_no_run_directory_is_named(path: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=str(tmp_path)):
+        main([str(tmp_path / path)])
 
 
 def test_without_the_packages_that_draw_one_line_says_what_to_install(
-    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     for name in ("drawings", "figures", "curves", "page"):
         monkeypatch.delitem(sys.modules, f"senet.{name}")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert main([str(run_dir)]) == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert line == "report: matplotlib is not installed; a report needs it: ./launch.sh setup report"
+    with pytest.raises(
+        ConfigError, match=r"matplotlib is not installed; a report needs it: \./launch\.sh setup report"
+    ):
+        main([str(run_dir)])
 
 
 @pytest.mark.skipif(bool(NO_BROWSER), reason=f"{NO_BROWSER} missing: apt-get install chromium chromium-driver")

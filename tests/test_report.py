@@ -231,7 +231,7 @@ def test_gates_that_follow_the_class_have_a_share_of_one_and_others_of_none() ->
 
 def test_a_network_without_gates_has_no_such_section(train_here: Train, tmp_path: Path) -> None:
     train_here(tmp_path, "model.name=tests.networks:no_norm", "train.epochs=1")
-    with pytest.raises(ConfigError, match="say --model tests.networks:no_norm to run it"):
+    with pytest.raises(ConfigError, match=r"say --model tests\.networks:no_norm to run it"):
         main([str(tmp_path), "--device", "cpu"])
     assert main([str(tmp_path), "--device", "cpu", "--model", "tests.networks:no_norm"]) == 0
     assert {path.stem for path in (tmp_path / "report").glob("*.svg")} == FIGURES - {"gates", "gate_shares"}

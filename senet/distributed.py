@@ -45,18 +45,19 @@ def process_groups(ranks: Ranks, store: Store, config: DistributedConfig) -> Ite
     on_gpu = ranks.device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(ranks.device)
-    dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        store=PrefixStore("group", store),
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        timeout=timedelta(seconds=config.start_timeout_s),
-        device_id=ranks.device if on_gpu else None,
-    )
-    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.start_timeout_s))
-    assert isinstance(group, dist.ProcessGroup)
+    timeout = timedelta(seconds=config.start_timeout_s)
     roll_call = RollCall(PrefixStore("end", store), ranks)
     try:
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            store=PrefixStore("group", store),
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            timeout=timeout,
+            device_id=ranks.device if on_gpu else None,
+        )
+        group = dist.new_group(backend="gloo", timeout=timeout)
+        assert isinstance(group, dist.ProcessGroup)
         yield group
     except Exception as error:
         roll_call.explain(error)
@@ -100,7 +101,7 @@ def check_in_sync(model: nn.Module, group: dist.ProcessGroup) -> None:
     since BatchNorm's running statistics are each rank's own.
 
     Raises:
-        RanksDiffer: names the first parameter that differs and the ranks that are not with the majority.
+        RanksDiffer: names the first parameter that differs, and the ranks that are not with the majority, if any is.
     """
     names, parameters = zip(*model.named_parameters(), strict=True)
     sums = torch.stack([p.detach().view(_INTEGERS[p.element_size()]).sum(dtype=torch.int64) for p in parameters]).cpu()
@@ -111,11 +112,14 @@ def check_in_sync(model: nn.Module, group: dist.ProcessGroup) -> None:
         return
     first = int((table != table[0]).any(dim=0).nonzero()[0])
     column = table[:, first].tolist()
-    usual = max(column, key=column.count)  # of two ranks: the first
-    odd = [rank for rank, value in enumerate(column) if value != usual]
+    usual = max(column, key=column.count)
+    odd = ", ".join(str(rank) for rank, value in enumerate(column) if value != usual)
+    who = f"of rank {odd} is not that of the other ranks"
+    if 2 * column.count(usual) <= len(column):
+        who = f"is not the same on all ranks ({odd} differ from {column.index(usual)}; no majority tells who is right)"
     raise RanksDiffer(
-        f"{names[first]} of rank {', '.join(map(str, odd))} is not that of the other ranks; nothing was saved since "
-        f"they were last found equal. Look after that machine, then start again"
+        f"{names[first]} {who}; nothing was saved since they were last found equal. Look after the machine, then start "
+        f"again"
     )
 
 

@@ -78,7 +78,7 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
         try:
-            if error is not None and self._started:
+            if error is not None and self._status.get("state") == "running":  # what was published stays so
                 self.update(state="failed", reason=" ".join(f"{type(error).__name__}: {error}".split())[:500])
         finally:
             self.close()

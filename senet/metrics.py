@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -105,9 +105,12 @@ class Writer:
                 self._file.flush()
             except OSError as error:  # a full disk: whether the run can go on is for the checkpoints to say
                 log.warning("a row of metrics.jsonl was lost: %s", error)
-        if self._tensorboard is not None:
+
+        def show(board: Any) -> None:
             for name, value in values.items():
-                self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+                board.add_scalar(f"{kind}/{name}", value, step)
+
+        self._show(show)
 
     def graph(self, model: nn.Module, images_NCHW: Tensor) -> None:
         """The network's graph, traced in evaluation mode."""
@@ -123,27 +126,32 @@ class Writer:
 
     def final(self, options: Mapping[str, Any], result: Mapping[str, float]) -> None:
         """The options beside the final result, for TensorBoard's table of runs."""
-        if self._tensorboard is not None:
-            plain = {
-                key: value if isinstance(value, int | float | str) else str(value) for key, value in options.items()
-            }
-            self._tensorboard.add_hparams(plain, {f"final/{key}": value for key, value in result.items()}, run_name=".")
+        plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in options.items()}
+        final = {f"final/{key}": value for key, value in result.items()}
+        self._show(lambda board: board.add_hparams(plain, final, run_name="."))
 
     def sync(self) -> None:
         """Make the rows durable; before a checkpoint that counts on them is published."""
         if self._file is not None:
             with contextlib.suppress(OSError):  # write has warned, and the checkpoint that follows fails too
                 os.fsync(self._file.fileno())
-        if self._tensorboard is not None:
-            self._tensorboard.flush()  # or a kill would leave a gap before the resumed step
+        self._show(lambda board: board.flush())  # or a kill would leave a gap before the resumed step
 
     def close(self) -> None:
         """Flush and close both."""
         if self._file is not None:
             with contextlib.suppress(OSError):  # of rows that could not be written: write has warned
                 self._file.close()
+        self._show(lambda board: board.close())
+
+    def _show(self, action: Callable[[Any], object]) -> None:
+        """Do something with TensorBoard's writer, whose thread hands on what went wrong before."""
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            try:
+                action(self._tensorboard)
+            except OSError as error:  # a full disk: its thread has ended
+                log.warning("no more TensorBoard: %s", error)
+                self._tensorboard = None
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

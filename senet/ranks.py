@@ -7,11 +7,15 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -80,7 +84,7 @@ def start_together(ranks: Ranks, timeout_s: float, prepare: Callable[[], T]) -> 
     """Run ``prepare`` on every rank, before any process group, and go on only if it succeeded on all.
 
     Raises:
-        ConfigError: its own, or (``spoken`` set: rank 0 prints it) that of the first rank with one.
+        ConfigError: its own, or that of the first rank with one.
         PeerFailed: ``prepare`` failed elsewhere for another reason, or a rank did not arrive in time.
     """
     store = _rendezvous(ranks, timeout_s)
@@ -92,11 +96,11 @@ def start_together(ranks: Ranks, timeout_s: float, prepare: Callable[[], T]) -> 
     kind = "" if failure is None else "refused" if isinstance(failure, ConfigError) else "failed"
     store.set(f"start/{ranks.rank}", json.dumps([kind, str(failure or "")]))
     if ranks.is_main:
-        outcomes = [_wait_for(store, f"start/{rank}", timeout_s) for rank in range(ranks.world_size)]
+        outcomes = [_wait_for(store, f"start/{rank}", ranks, timeout_s) for rank in range(ranks.world_size)]
         bad = [(rank, *outcome) for rank, outcome in enumerate(outcomes) if outcome[0]]
         store.set("start/all", json.dumps(bad[0] if bad else [0, "", ""]))
     else:
-        bad = [outcome] if (outcome := _wait_for(store, "start/all", timeout_s))[1] else []
+        bad = [outcome] if (outcome := _wait_for(store, "start/all", ranks, timeout_s))[1] else []
     if failure is not None and not isinstance(failure, ConfigError):
         raise failure
     if bad:
@@ -108,46 +112,60 @@ def start_together(ranks: Ranks, timeout_s: float, prepare: Callable[[], T]) -> 
 
 
 def _rendezvous(ranks: Ranks, timeout_s: float) -> Store:
-    """Where the ranks leave words for each other; RunError where MASTER_ADDR or MASTER_PORT is of no use."""
+    """Where the ranks leave words for each other.
+
+    Raises:
+        RunError: MASTER_ADDR or MASTER_PORT is of no use, or a rank did not come in time. Each rank says its own.
+    """
     if ranks.world_size == 1:
         return dist.HashStore()  # type: ignore[attr-defined]
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     try:
         socket.getaddrinfo(address, port)  # unresolved, the store would try for ever without a word
     except OSError as error:
-        raise RunError(f"MASTER_ADDR={address} has no address on host {socket.gethostname()} ({error})") from None
+        raise _of(ranks, f"MASTER_ADDR={address} has no address on host {socket.gethostname()} ({error})") from None
     try:
         timeout = timedelta(seconds=timeout_s)
         store, _, _ = next(rendezvous("env://", ranks.rank, ranks.world_size, timeout=timeout))
-    except dist.DistNetworkError as error:
+    except dist.DistError as error:
         if "EADDRINUSE" not in str(error):
-            raise RunError(f"rank {ranks.rank} does not reach rank 0 at {address}:{port}: {error}") from None
+            text = " ".join(str(error).split())[:300]
+            raise _of(ranks, f"rank {ranks.rank} does not meet the others at {address}:{port}: {text}") from None
         reason = f"MASTER_PORT={port} is in use on host {socket.gethostname()}"
         mirror_status({"state": "port_taken", "reason": reason})  # a launcher that chose it can choose another
-        raise RunError(f"{reason}; start again with another one") from None
+        raise _of(ranks, f"{reason}; start again with another one") from None
     # whoever mistook this store for his own must not speak to these ranks
     return PrefixStore(os.environ.get("SENET_START", "start"), store)
 
 
-def _wait_for(store: Store, key: str, timeout_s: float) -> Any:
+def _of(ranks: Ranks, text: str) -> RunError:
+    """An error that this rank prints, since rank 0 may know nothing of it."""
+    error = RunError(text)
+    error.reporter = ranks.rank
+    return error
+
+
+def _wait_for(store: Store, key: str, ranks: Ranks, timeout_s: float) -> Any:
     """The JSON under a key, as soon as somebody has set it."""
     try:
         store.wait([key], timedelta(seconds=timeout_s))
     except RuntimeError:
-        raise PeerFailed(f"{key} did not arrive within distributed.start_timeout_s={timeout_s:g}") from None
+        late = "the word of rank 0" if key == "start/all" else f"rank {key.rpartition('/')[2]}"
+        raise _of(ranks, f"{late} did not arrive within distributed.start_timeout_s={timeout_s:g}") from None
     return json.loads(store.get(key))
 
 
 class RollCall:
-    """Who is still there when a collective has failed. Through the store, since the groups are of no use by then.
+    """Who is still there when a collective has failed, and where in the program each rank is. Through the store, since
+    the groups are of no use by then.
 
-    A thread answers for a rank that still waits for somebody; a rank that is killed or stopped does not answer.
+    A thread answers for a rank that has not failed itself; a rank that is killed or stopped does not answer.
     """
 
     def __init__(self, store: Store, ranks: Ranks) -> None:
         self._store, self._ranks = store, ranks
         self._closing = threading.Event()
-        self._answers: dict[int, str] = {}
+        self._heard: dict[int, tuple[str, str]] = {}  # by rank: its error, "" where that only followed; where it was
         if ranks.world_size > 1:
             threading.Thread(target=self._stand_by, name="roll call", daemon=True).start()
 
@@ -157,49 +175,77 @@ class RollCall:
         """
         if self._ranks.world_size == 1:
             return
-        followed = isinstance(error, dist.DistBackendError) or "gloo" in str(error) or "pair closure" in str(error)
+        of_gloo = type(error) is RuntimeError and ("gloo" in str(error) or "pair closure" in str(error))
+        followed = isinstance(error, dist.DistBackendError) or of_gloo
         mine = "" if followed else " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         # in a thread, because the store's host may be what has stopped: under torchrun the launcher, else rank 0
-        caller = threading.Thread(target=self._call, args=(mine,), name="roll call", daemon=True)
+        caller = threading.Thread(target=self._call, args=(mine, _place(frames)), name="roll call", daemon=True)
         caller.start()
         caller.join(_ROLL_CALL_S + 1)
-        if not followed:
-            return
-        answers = dict(self._answers)
-        reason = " ".join(str(error).split("]", 1)[-1].split())[:200]
-        silent = sorted(set(range(self._ranks.world_size)) - answers.keys()) if answers else [0]
-        text = next((f"rank {rank} failed: {text}" for rank, text in sorted(answers.items()) if text), "")
-        if not text and silent:
-            names = f"rank{'s' * (len(silent) > 1)} {', '.join(map(str, silent))}"
-            text = f"{names} did not answer any more, killed or stuck ({reason})"
-        lost = PeerFailed(
-            text or f"the ranks waited too long for each other ({reason}); see distributed.step_timeout_s"
-        )
-        lost.reporter = min(answers, default=self._ranks.rank)
-        raise lost from error
+        if followed:
+            lost = PeerFailed(self._finding(" ".join(str(error).split("]", 1)[-1].split())[:200]))
+            lost.reporter = 0 if 0 in self._heard else min(self._heard, default=self._ranks.rank)
+            raise lost from error
 
     def close(self) -> None:
         """No more questions."""
         self._closing.set()
 
-    def _call(self, mine: str) -> None:
-        """Ask, and collect what is said until all have answered or one names a cause."""
-        store, deadline = self._store, time.monotonic() + _ROLL_CALL_S
-        waited_for = set(range(self._ranks.world_size)) - {self._ranks.rank}
+    def _finding(self, reason: str) -> str:
+        heard = dict(self._heard)
+        for rank, (cause, _) in sorted(heard.items()):
+            if cause:
+                return f"rank {rank} failed: {cause}"
+        silent = sorted(set(range(self._ranks.world_size)) - heard.keys()) if heard else [0]
+        if silent:
+            return f"{_name(silent)} did not answer any more, killed or stopped ({reason})"
+        places: dict[str, list[int]] = {}
+        for rank, (_, place) in sorted(heard.items()):
+            places.setdefault(place, []).append(rank)
+        where = "; ".join(
+            f"{_name(group)} at {place}" for place, group in sorted(places.items(), key=lambda p: len(p[1]))
+        )
+        return f"the ranks waited too long for each other: {where} ({reason}); see distributed.step_timeout_s"
+
+    def _call(self, mine: str, place: str) -> None:
+        """Ask, and collect what is said until all have answered, or one names a cause and rank 0 has answered."""
+        store, own, deadline = self._store, self._ranks.rank, time.monotonic() + _ROLL_CALL_S
+        waited_for = set(range(self._ranks.world_size)) - {own}
         with contextlib.suppress(RuntimeError):  # the store's host is gone: nobody answers
-            store.set(str(self._ranks.rank), json.dumps(mine))
+            store.set(f"said/{own}", json.dumps([mine, place]))
             store.set("asked", "")
-            self._answers[self._ranks.rank] = mine
-            while waited_for and not any(self._answers.values()) and time.monotonic() < deadline:
-                for rank in [rank for rank in waited_for if store.check([str(rank)])]:
-                    self._answers[rank] = json.loads(store.get(str(rank)))
-                    waited_for.remove(rank)
+            store.check(["asked"])  # a host that has stopped does not come back from here
+            self._heard[own] = (mine, place)
+            while waited_for and time.monotonic() < deadline:
+                for rank in sorted(waited_for):
+                    for key in (f"said/{rank}", f"here/{rank}"):
+                        if store.check([key]):
+                            self._heard[rank] = tuple(json.loads(store.get(key)))
+                            waited_for.discard(rank)
+                            break
+                if any(cause for cause, _ in self._heard.values()) and 0 not in waited_for:
+                    return
                 time.sleep(0.05)
 
     def _stand_by(self) -> None:
+        main = threading.main_thread().ident
         with contextlib.suppress(RuntimeError):  # the store's host is gone, and with it whoever might ask
             while not self._closing.wait(_ROLL_CALL_S / 4):
                 if self._store.check(["asked"]):
-                    if not self._store.check([str(self._ranks.rank)]):
-                        self._store.set(str(self._ranks.rank), json.dumps(""))
+                    frames = [frame for frame, _ in traceback.walk_stack(sys._current_frames().get(main or 0))]
+                    self._store.set(f"here/{self._ranks.rank}", json.dumps(["", _place(frames[::-1])]))
                     return
+
+
+def _place(frames: Sequence[FrameType]) -> str:
+    """Where a program is, outside of torch: file, line and function of the innermost of these frames."""
+    own = [frame for frame in frames if "torch" not in Path(frame.f_code.co_filename).parts]
+    if not own:
+        return "an unknown place"
+    code = own[-1].f_code
+    return f"{'/'.join(Path(code.co_filename).parts[-2:])}:{own[-1].f_lineno} {code.co_name}"
+
+
+def _name(ranks: Sequence[int]) -> str:
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"

@@ -24,7 +24,9 @@ class TrainState:
     skipped_steps: int = 0
     """Updates that fp16's scaler left out because a gradient overflowed."""
     train_s: float = 0.0
-    """Seconds spent training, evaluation left out, up to the last logged step or end of an epoch."""
+    """Seconds spent training, evaluation left out."""
+    logged_s: float = 0.0
+    """The part of ``train_s`` that metrics.jsonl has rows of."""
     epoch_s: float = 0.0
     """The part of ``train_s`` that went into this epoch."""
     best_top1: float = -1.0

@@ -129,6 +129,7 @@ class Trainer:
                 self.log()
             if self._check_every and step % self._check_every == 0:
                 check_in_sync(self.raw_model, self.group)  # sync point: once per train.desync_check_every
+            self.agreement.settle()  # before the host waits for the device: a lost rank is noticed here
             self.agreement.exchange(step, stop=bool(self.stop), nonfinite=not self.guard.is_finite())
             if step % self.config.checkpoint.every_steps == 0 and not is_last:  # the last waits for its evaluation
                 self.save()
@@ -183,7 +184,8 @@ class Trainer:
         since = [now - then for now, then in zip(state.epoch_sums, state.logged_sums, strict=True)]
         state.logged_sums = list(state.epoch_sums)
         scores = Scores.from_sums(since, self.num_classes)
-        elapsed_s = self._lap()
+        self._lap()
+        elapsed_s, state.logged_s = state.train_s - state.logged_s, state.train_s
         images_per_s = scores.num_images / elapsed_s
         row = scores.row("train") | {"lr": self._last_lr(), "images_per_s": images_per_s, "train_s": state.train_s}
         self.writer.write("train", state.step, **row)
@@ -192,7 +194,9 @@ class Trainer:
             f"lr {row['lr']:.4g}  {images_per_s:.0f} images/s"
         )
         self._tell(step=state.step, epoch=state.epochs_done, images_per_s=round(images_per_s, 1))
-        if text := self.own_time.compare(gather(self.own_time.lap_s(), self.group), elapsed_s):
+        own_s = gather(self.own_time.lap_s(), self.group)
+        # with sync_bn a forward pass waits for the slowest rank too
+        if not self.config.train.sync_bn and (text := self.own_time.compare(own_s, elapsed_s)):
             log.warning("step %d: %s", state.step, text)
 
     def finish_epoch(self) -> None:
@@ -202,7 +206,10 @@ class Trainer:
         self.agreement.settle()  # no evaluation of weights that a non-finite loss has spoilt
         self._collect()
         train = Scores.from_sums(state.epoch_sums, self.num_classes)
-        results = self.evaluate()
+        try:
+            results = self.evaluate()
+        finally:
+            self.interval.lap()  # no part of the time spent training
         lr = self._last_lr()
         if config.schedule.plateau:
             state.plateau.update(train.loss, config.schedule, config.optim.lr)
@@ -219,7 +226,8 @@ class Trainer:
         row |= {"best_top1": state.best_top1, "best_epoch": state.best_epoch}
         state.last_result = row
         self.writer.write("epoch", state.step, **row)
-        state.epoch_sums, state.logged_sums, state.epoch_s = [], [], 0.0
+        state.epoch_sums, state.logged_sums = [], []
+        state.epoch_s, state.logged_s = 0.0, state.train_s
         self.progress.say(_epoch_line(row, config.train.epochs))
         self._tell(step=state.step, epoch=state.epochs_done, test_top1=top1)
         self.save(best=is_best, wait=state.epochs_done == config.train.epochs)
@@ -268,6 +276,8 @@ class Trainer:
         if now == self._saved_at:
             self.checkpoints.finish()
             return
+        if state.step % self.steps_per_epoch:  # else the epoch has been counted
+            self._lap()
         model = self.raw_model
         # a loss can be finite and its gradient not: what it left in the weights is never published
         if not torch.isfinite(get_total_norm([p.detach() for p in model.parameters()])):
@@ -307,12 +317,11 @@ class Trainer:
         self.state = TrainState.from_state_dict(payload["state"])
         self._saved_at = (self.state.step, self.state.epochs_done)
 
-    def _lap(self) -> float:
-        """Seconds since the last call, added to the time spent training."""
+    def _lap(self) -> None:
+        """Add the seconds since the last call to the time spent training."""
         elapsed_s = self.interval.lap()
         self.state.train_s += elapsed_s
         self.state.epoch_s += elapsed_s
-        return elapsed_s
 
     def _count_update(self, *_: Any) -> None:
         self.state.skipped_steps -= 1

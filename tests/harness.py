@@ -23,7 +23,7 @@ from senet.checkpoint import read_checkpoint, unpickle
 from senet.config import REPOSITORY, Config, load_config
 from senet.preemption import StopFlag
 
-CLOCKS = {"train_s", "epoch_s", "images_per_s"}
+CLOCKS = {"train_s", "epoch_s", "logged_s", "images_per_s"}
 
 
 class StopAt(StopFlag):

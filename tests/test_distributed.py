@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 from datetime import timedelta
@@ -24,11 +25,12 @@ from senet.distributed import (
     leave_together,
     process_groups,
     replicate,
+    set_time_limit,
     sum_over_ranks,
 )
 from senet.files import read_json
 from senet.ranks import PeerFailed, Ranks, start_together
-from tests.harness import run_ranks
+from tests.harness import free_port, run_ranks
 from tests.networks import no_norm, tiny_senet
 
 
@@ -232,3 +234,45 @@ def test_leaving_is_bounded_and_names_the_missing_rank(tmp_path: Path) -> None:
     seconds, message = (tmp_path / "said").read_text().split(" ", 1)
     assert float(seconds) < 3
     assert "Rank 1" in message
+
+
+def _lost_host(folder: str) -> str:
+    """Rank 0, which hosts the store, stops in the middle; what the others are told. Rank 1 lets it go on at the end."""
+    ranks, pid_file = ranks_here(), Path(folder) / "pid"
+    store, _ = start_together(ranks, 30, lambda: None)
+    try:
+        with process_groups(ranks, store, DistributedConfig(start_timeout_s=30)) as group:
+            dist.barrier(group)
+            set_time_limit(group, 3)
+            if ranks.rank == 0:
+                pid_file.write_text(str(os.getpid()))
+                os.kill(os.getpid(), signal.SIGSTOP)
+            dist.all_reduce(torch.ones(1))
+    except PeerFailed as error:
+        return f"{error.reporter}: {error}"
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        if ranks.rank == 1:
+            os.kill(int(pid_file.read_text()), signal.SIGCONT)
+    return ""
+
+
+def test_a_stopped_rank_that_hosts_the_store_is_the_one_named(tmp_path: Path) -> None:
+    _, *others = run_ranks(3, _lost_host, str(tmp_path), tmp_path=tmp_path, timeout_s=60)
+    for rank, said in enumerate(others, start=1):
+        assert said.startswith(f"{rank}: rank 0 did not answer any more, killed or stopped"), said
+
+
+def _absent(address: str, port: int) -> str:
+    os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    try:
+        start_together(ranks_here(), 2, lambda: None)
+    except RunError as error:
+        return f"{error.reporter}: {error}"
+    return ""
+
+
+def test_a_rank_that_never_comes_is_one_line(tmp_path: Path) -> None:
+    [said] = run_ranks(1, _absent, "127.0.0.1", free_port(), tmp_path=tmp_path)
+    assert said.startswith("0: rank 0 does not meet the others at 127.0.0.1:")

@@ -3,7 +3,7 @@
 A test of a fault is marked ``fault(NAME, quick=N, full=M)`` and asks for ``trial``: it runs N times, or M times with
 FAULTS=full, each with random numbers of its own. A table ends the session: tries, survived, most steps lost, longest
 time to recover. With FAULTS=full each outcome is also appended to the file FAULTS_RECORD (default
-``runs/faults.jsonl``); what is in there as survived is not tried again, so a long run can be continued.
+``runs/faults.jsonl``); what is in there as survived by this commit is not tried again, so a long run can be continued.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from typing import Any
 
 import pytest
 
+from senet.commit import commit
 from tests.faults.runs import options
 from tests.harness import payload, train, without_clock
 
 Unbroken = Callable[[int], dict[str, Any]]
 FULL = os.environ.get("FAULTS") == "full"
+COMMIT = commit()
 RECORD = Path(os.environ.get("FAULTS_RECORD", "runs/faults.jsonl"))
 
 
@@ -81,7 +83,8 @@ class Record:
         self.is_worker = hasattr(config, "workerinput")
         self.rows: list[dict[str, Any]] = []
         if FULL and RECORD.exists():
-            self.rows = [json.loads(line) for line in RECORD.read_text().splitlines()]
+            rows = [json.loads(line) for line in RECORD.read_text().splitlines()]
+            self.rows = [row for row in rows if row["commit"] == COMMIT]  # what other code survived proves nothing
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         survived = {row["id"] for row in self.rows if row["survived"]}
@@ -94,7 +97,7 @@ class Record:
         facts = dict(report.user_properties)
         if self.is_worker or "fault" not in facts or not (report.when == "call" or report.failed):
             return
-        row = {"id": report.nodeid, "survived": report.passed, "time": round(time.time()), **facts}
+        row = {"id": report.nodeid, "survived": report.passed, "time": round(time.time()), "commit": COMMIT, **facts}
         self.rows.append(row)
         if FULL:
             RECORD.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from senet.model import PreActBlock, SENet
 
-FAULTY_RANK = 1
+FAULTY_RANK = int(os.environ.get("FAULTY_RANK", "1"))
 AT = 12  # forward pass in training, 1 is the first
 
 
@@ -44,6 +44,15 @@ class LongTest(_Senet):
         return logits
 
 
+class Stuck(_Senet):
+    """Code that does not come back, and holds nothing."""
+
+    def fault(self, logits: Tensor, here: bool) -> Tensor:
+        if here and self.passes == AT:
+            time.sleep(10_000)
+        return logits
+
+
 class NotANumber(_Senet):
     """One NaN."""
 
@@ -76,6 +85,10 @@ def paced(num_classes: int) -> SENet:
 
 def long_test(num_classes: int) -> SENet:
     return LongTest(num_classes)
+
+
+def stuck(num_classes: int) -> SENet:
+    return Stuck(num_classes)
 
 
 def not_a_number(num_classes: int) -> SENet:

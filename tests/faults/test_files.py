@@ -155,7 +155,7 @@ def fill(disk: Path, leave: int) -> Path:
 @pytest.mark.fault("disk full before and during a save", quick=1, full=5)
 def test_a_full_disk_costs_no_checkpoint(trial: Trial, data_root: Path, tmp_path: Path, small_disk: Path) -> None:
     run_dir = small_disk / "run"
-    command = train_command(0, options(data_root, run_dir, PACED, "checkpoint.keep=1"))
+    command = train_command(0, options(data_root, run_dir, PACED, "checkpoint.keep=1", "log.tensorboard=true"))
     leave = 0 if trial.number % 2 else 500_000  # before a save, or in the middle of it
     mirror = tmp_path / "status"
     with started(command, tmp_path / "log", SENET_STATUS_FILE=str(mirror)) as process:
@@ -208,7 +208,7 @@ def test_a_run_directory_that_becomes_read_only_ends_the_run_with_its_reason(
     trial: Trial, data_root: Path, tmp_path: Path
 ) -> None:
     run_dir, mirror = tmp_path / "run", tmp_path / "status"
-    command = train_command(0, options(data_root, run_dir))
+    command = train_command(0, options(data_root, run_dir, "log.tensorboard=true"))
     fault = failing("change", run_dir, at=60, errno=errno.EROFS)
     with started(command, tmp_path / "log", SENET_STATUS_FILE=str(mirror), **fault) as process:
         assert process.wait(60) == 1, (tmp_path / "log").read_text()

@@ -77,7 +77,7 @@ def unbroken(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Unbro
 
 
 class Record:
-    """Outcomes of this session, and in a full one of those before it."""
+    """Outcomes of this run of pytest, and in the full form of those before it."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.is_worker = hasattr(config, "workerinput")

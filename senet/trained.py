@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from senet.augment import Preprocess
 from senet.checkpoint import Checkpoint, CheckpointError, is_best, published_files, read_checkpoint, unpickle
-from senet.config import AugmentConfig, ConfigError, ModelConfig
+from senet.config import NETWORKS, AugmentConfig, ConfigError, ModelConfig
 from senet.files import read_json
 from senet.zoo import build_model
 
@@ -80,7 +80,7 @@ def assemble(
     """
     config = manifest["config"]
     name = config["model.name"]
-    if ":" in name and model_name != name:
+    if name not in NETWORKS and model_name != name:
         given = f"--model {model_name}" if model_name else "no --model"
         raise ConfigError(f"{origin} is of model.name={name}, given was {given}; say --model {name} to run it")
     model = build_model(

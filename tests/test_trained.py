@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from senet.config import ConfigError
 from senet.data import ImageData
+from senet.exported import FORMAT, open_network, to_strings
 from senet.trained import load_trained
 from tests.conftest import Train
-from tests.harness import checkpoints, rows
+from tests.harness import checkpoints, edit_manifest, rows
 
 TINY = "tests.networks:tiny_senet"
 
@@ -36,6 +38,28 @@ def test_a_file_does_not_choose_which_code_is_run(train_here: Train, tmp_path: P
             load_trained(path)
     with pytest.raises(ConfigError, match="say --model"):
         load_trained(tmp_path, model_name="tests.networks:no_norm")
+
+
+@pytest.mark.parametrize("name", ["leaves_a_trace", "leaves_a_trace:"])
+def test_a_module_that_a_file_names_is_not_imported(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "leaves_a_trace.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path)
+    train_here(tmp_path, "train.epochs=1", "train.global_batch_size=512")
+    path = checkpoints(tmp_path)[-1]
+    trained = load_trained(path, model_name=TINY, device="cpu")
+    facts = {**trained.manifest, "config": trained.manifest["config"] | {"model.name": name}}
+    edit_manifest(path, lambda manifest: manifest.update(config=facts["config"]))
+    strings = to_strings(facts | {"format": FORMAT, "checkpoint_sha256": "", "with_preprocessing": False})
+    weights = {key: value.contiguous() for key, value in trained.model.state_dict().items()}
+    save_file(weights, tmp_path / "a.safetensors", strings)
+    for file in (path, tmp_path / "a.safetensors"):
+        with pytest.raises(ConfigError, match=f"say --model {name} to run it"):
+            open_network(file)
+        with pytest.raises(ConfigError, match="neither a network here nor"):  # said, but nothing that can be called
+            open_network(file, model_name=name)
+    assert not (tmp_path / "trace").exists()
 
 
 def test_what_holds_no_checkpoint_is_named(train_here: Train, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def _prepare(arguments: Namespace, ranks: Ranks) -> tuple[Trained, ImageData, Da
     """Everything that can be refused, before the ranks meet."""
     import torch
 
-    from senet.evaluation import data_options, open_test_data
+    from senet.evaluation import open_test_data
     from senet.trained import load_trained
 
     if arguments.predictions and not arguments.predictions.absolute().parent.is_dir():
@@ -66,8 +66,14 @@ def _prepare(arguments: Namespace, ranks: Ranks) -> tuple[Trained, ImageData, Da
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
     trained = load_trained(Path(arguments.network), model_name=arguments.model, device=ranks.device.type)
-    config = data_options(trained.manifest["config"], arguments.overrides)
-    return trained, open_test_data(trained, config, ranks), config
+    data, config = open_test_data(
+        trained.manifest,
+        trained.checkpoint,
+        arguments.overrides,
+        local_rank=ranks.local_rank,
+        is_main=ranks.is_main,
+    )
+    return trained, data, config
 
 
 def _report(result: Evaluation, trained: Trained, data: ImageData) -> dict[str, Any]:
@@ -81,7 +87,7 @@ def _report(result: Evaluation, trained: Trained, data: ImageData) -> dict[str, 
     return {
         "checkpoint": str(trained.checkpoint),
         "step": trained.manifest["step"],
-        "same_data": data.fingerprint == trained.manifest["data"],
+        "same_data": data.fingerprint == trained.manifest.get("data"),
         "images": scores.num_images,
         "loss": scores.loss if math.isfinite(scores.loss) else None,
         "top1": scores.top1,
@@ -138,7 +144,8 @@ def _parser() -> Parser:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="data.source, data.root, data.folder, data.decode_threads; default: as it was trained",
+        help="data.source, data.root, data.folder, data.decode_threads; default: as it was trained. Images are only "
+        "downloaded and decoded into a data.root that is given here",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="write a CSV row for each image")

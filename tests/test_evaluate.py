@@ -18,7 +18,7 @@ from senet import predict
 from senet.config import REPOSITORY, ConfigError
 from senet.data import ImageData
 from senet.evaluate import main
-from senet.evaluation import data_options
+from senet.evaluation import open_test_data
 from senet.trained import load_trained
 from tests.conftest import Train
 
@@ -172,12 +172,19 @@ def test_other_images_than_those_trained_with_are_mentioned(
 
 
 def test_what_the_network_fixes_cannot_be_set(run_dir: Path) -> None:
-    saved = load_trained(run_dir, model_name=TINY, device="cpu").manifest["config"]
-    config = data_options(saved, ["data.root=/elsewhere", "data.source=cifar10"])
-    assert (config.root, config.source, config.image_size) == ("/elsewhere", "cifar10", 16)
-    assert list(config.mean) == saved["data.mean"]
-    for pair in ("data.mean=[0,0,0]", "train.epochs=3", "nonsense"):
+    trained = load_trained(run_dir, model_name=TINY, device="cpu")
+    for pair in ("data.mean=[0,0,0]", "train.epochs=3", "nonsense", "data.root"):
         with pytest.raises(ConfigError, match=r"only data\.source"):
-            data_options(saved, [pair])
+            open_test_data(trained.manifest, trained.checkpoint, [pair])
     with pytest.raises(ConfigError, match=r"data\.source"):
-        data_options(saved, ["data.source=nonsense"])
+        open_test_data(trained.manifest, trained.checkpoint, ["data.source=nonsense"])
+
+
+def test_a_file_does_not_choose_where_images_are_written(run_dir: Path, tmp_path: Path) -> None:
+    trained = load_trained(run_dir, model_name=TINY, device="cpu")
+    manifest = {**trained.manifest, "config": trained.manifest["config"] | {"data.root": str(tmp_path / "chosen")}}
+    with pytest.raises(ConfigError, match=r"holds no decoded images of digits .*name a folder with data\.root="):
+        open_test_data(manifest, trained.checkpoint, [])
+    assert not (tmp_path / "chosen").exists()
+    data, config = open_test_data(manifest, trained.checkpoint, [f"data.root={tmp_path / 'said'}"])
+    assert (data.fingerprint, config.root) == (trained.manifest["data"], str(tmp_path / "said"))

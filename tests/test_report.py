@@ -31,7 +31,7 @@ from senet.page import render
 from senet.report import main, to_tensorboard, write_report
 from senet.trained import load_trained
 from tests.conftest import Train
-from tests.harness import StopAt, rows, tiny_config
+from tests.harness import StopAt, rows
 
 BROWSER, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 NO_BROWSER = " and ".join(str(path) for path in (BROWSER, DRIVER) if not path.exists())
@@ -117,17 +117,13 @@ def test_a_report_without_images_and_without_predictions_says_so(run_dir: Path) 
     assert "the run directory holds no checkpoint" in (run_dir / "report" / "report.html").read_text()
 
 
-def test_predictions_of_another_checkpoint_are_made_anew(
-    run_dir: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+def test_predictions_of_another_checkpoint_are_made_anew_of_images_that_have_moved(
+    run_dir: Path, data_root: Path
 ) -> None:
     file = run_dir / "report" / "predictions.npz"
     expected = predictions_in(run_dir)
     dataclasses.replace(expected, sha256="0" * 64, labels_N=expected.labels_N[::-1]).save(file)
-    here = dataclasses.replace(tiny_config().data, root=str(data_root))
-    monkeypatch.setattr(examine, "DataConfig", lambda **_: here)
-    monkeypatch.setattr(examine, "fields", lambda _: [])
-    found, why = examine.predictions_of(run_dir, file, model_name=TINY, device="cpu")
-    assert (found is not None, why) == (True, "")
+    assert main([str(run_dir), "--model", TINY, "--device", "cpu", "--data", f"data.root={data_root}"]) == 0
     again = predictions_in(run_dir)
     for name, value in vars(expected).items():
         np.testing.assert_equal(getattr(again, name), value)
@@ -141,14 +137,13 @@ def test_predictions_of_a_checkpoint_that_is_gone_are_used(run_dir: Path) -> Non
     assert (found.sha256, why) == (predictions_in(run_dir).sha256, "")
 
 
-def test_test_images_of_other_classes_are_refused(
-    run_dir: Path, digits: ImageData, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_test_images_of_other_classes_are_refused(run_dir: Path, data_root: Path, tmp_path: Path) -> None:
     (run_dir / "report" / "predictions.npz").unlink()
-    other = dataclasses.replace(digits, classes=(*digits.classes[:-1], "nine"))
-    monkeypatch.setattr(examine, "open_data", lambda *_, **__: other)
-    with pytest.raises(ConfigError, match=r"\(9, nine in only one of them\)"):
-        write_report([run_dir], model_name=TINY)
+    shutil.copytree(data_root, tmp_path / "data")
+    [meta] = (tmp_path / "data/stores").glob("*/meta.json")
+    meta.write_text(meta.read_text().replace('"9"', '"nine"'))
+    with pytest.raises(ConfigError, match=r"8, nine\) are not those of .*8, 9\)"):
+        write_report([run_dir], model_name=TINY, overrides=[f"data.root={tmp_path / 'data'}"])
 
 
 def test_the_accuracy_is_the_one_that_training_wrote_down(run_dir: Path) -> None:

@@ -25,8 +25,8 @@ from senet.config import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
-    from senet.exported import Network
     from senet.fetch import Limits
+    from senet.trained import Network
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _THREADS = 8  # that read: what comes from the web is waited for

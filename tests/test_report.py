@@ -123,7 +123,9 @@ def test_predictions_of_another_checkpoint_are_made_anew_of_images_that_have_mov
     file = run_dir / "report" / "predictions.npz"
     expected = predictions_in(run_dir)
     dataclasses.replace(expected, sha256="0" * 64, labels_N=expected.labels_N[::-1]).save(file)
-    assert main([str(run_dir), "--model", TINY, "--device", "cpu", "--data", f"data.root={data_root}"]) == 0
+    options = [f"data.root={data_root}"]
+    found, why = examine.predictions_of(run_dir, file, model_name=TINY, device="cpu", overrides=options)
+    assert (found is not None, why) == (True, "")
     again = predictions_in(run_dir)
     for name, value in vars(expected).items():
         np.testing.assert_equal(getattr(again, name), value)
@@ -143,7 +145,7 @@ def test_test_images_of_other_classes_are_refused(run_dir: Path, data_root: Path
     [meta] = (tmp_path / "data/stores").glob("*/meta.json")
     meta.write_text(meta.read_text().replace('"9"', '"nine"'))
     with pytest.raises(ConfigError, match=r"8, nine\) are not those of .*8, 9\)"):
-        write_report([run_dir], model_name=TINY, overrides=[f"data.root={tmp_path / 'data'}"])
+        main([str(run_dir), "--data", f"data.root={tmp_path / 'data'}"])
 
 
 def test_the_accuracy_is_the_one_that_training_wrote_down(run_dir: Path) -> None:

@@ -84,13 +84,18 @@ def main(argv: Sequence[str]) -> int:
 def expand(name: str) -> list[str]:
     """All files below a folder in the order of their names, hidden ones left out; anything else as it is.
 
-    Links are followed, as training follows them, but each folder is entered once.
+    Links are followed, as training follows them, but each folder is entered once. A folder that cannot be read is an
+    input itself, which fails.
     """
-    if _URL.match(name) or not Path(name).is_dir():
+    if _URL.match(name) or not os.path.isdir(name):  # noqa: PTH112 # Path.is_dir raises on what cannot be looked at
         return [name]
     found: list[str] = []
     entered = set()
-    for folder, folders, files in os.walk(name, followlinks=True):
+
+    def unreadable(error: OSError) -> None:
+        found.append(str(error.filename))
+
+    for folder, folders, files in os.walk(name, followlinks=True, onerror=unreadable):
         if (real := Path(folder).resolve()) in entered:
             folders.clear()
             continue
@@ -138,8 +143,8 @@ def load(name: str, *, size: int, limits: Limits) -> np.ndarray | str:
     try:
         if _URL.match(name):
             return fit_image(read_image(io.BytesIO(fetch(name, limits))), size)
-        if Path(name).is_dir():
-            return "no files in this folder"
+        if os.path.isdir(name):  # noqa: PTH112 # as in expand
+            return "no files in this folder" if os.access(name, os.R_OK | os.X_OK) else "a folder that may not be read"
         if not Path(name).is_file():
             return "no such file"
         return fit_image(read_image(Path(name)), size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -166,6 +167,26 @@ def test_each_file_below_a_folder_is_an_input_once(tmp_path: Path) -> None:
     (tmp_path / "top/b/round").symlink_to(tmp_path / "top")
     names = [Path(name).relative_to(tmp_path / "top").as_posix() for name in expand(str(tmp_path / "top"))]
     assert names == ["4.png", "a/3.png", "b/1.png", "b/2.png", "c/6.png"]
+
+
+def test_what_may_not_be_looked_at_costs_one_line_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert expand("x" * 5000) == ["x" * 5000]
+    assert "File name too long" in str(load("x" * 5000, size=16, limits=Limits()))
+    for name in ("a/1.png", "locked/2.png", "z/3.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    real, real_access, locked = os.scandir, os.access, str(tmp_path / "locked")
+
+    def scandir(path: str) -> object:  # not by mode bits, which root does not heed
+        if path == locked:
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != locked and real_access(path, mode))
+    names = expand(str(tmp_path))
+    assert names == [str(tmp_path / "a/1.png"), locked, str(tmp_path / "z/3.png")]
+    assert load(locked, size=16, limits=Limits()) == "a folder that may not be read"
 
 
 def test_an_address_of_the_web_is_an_input_like_any_other(

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from senet.command import Parser, end
+from senet.command import Parser, end, printable
 from senet.config import ConfigError, DataConfig, DistributedConfig, TrainConfig
 from senet.files import replace_file
 
@@ -112,7 +112,7 @@ def _text(report: Mapping[str, Any]) -> str:
     for row in report["classes"]:
         top1 = "-" if row["top1"] is None else f"{row['top1']:.2f} %"
         lines.append(f"{row['class']:<{width}} {row['images']:>7,} {top1:>8}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _predictions(result: Evaluation, data: ImageData, config: DataConfig) -> str:

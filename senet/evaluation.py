@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from senet.command import printable
 from senet.config import ConfigError, DataConfig, restore_data
 from senet.data import ImageData, ShardSampler, load_batches, open_data
 from senet.distributed import sum_over_ranks
@@ -64,7 +65,9 @@ def open_test_data(
     saved = str(manifest.get("data"))
     if is_main and data.fingerprint != saved:
         log.warning(
-            "the images are not those of the training (fingerprint %s, there %s)", data.fingerprint[:12], saved[:12]
+            "the images are not those of the training (fingerprint %s, there %s)",
+            data.fingerprint[:12],
+            printable(saved[:12]),
         )
     return data, config
 

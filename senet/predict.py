@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from senet.command import FAILED_EXIT_CODE, Parser, end
+from senet.command import FAILED_EXIT_CODE, Parser, end, printable
 from senet.config import ConfigError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
                 bar.write(text(result), file=sys.stdout)
             else:
                 failures += 1
-                bar.write(_printable(f"predict: {result.input}: {result.reason}"), file=sys.stderr)
+                bar.write(printable(f"predict: {result.input}: {result.reason}"), file=sys.stderr)
     return FAILED_EXIT_CODE if failures else 0
 
 
@@ -157,12 +157,12 @@ def load(name: str, *, size: int, limits: Limits) -> np.ndarray | str:
 
 
 def _format(kind: str, inputs: Sequence[str], classes: Sequence[str]) -> Callable[[Prediction], str]:
-    width = max(len(_printable(name)) for name in inputs)
+    width = max(len(name) for name in inputs)
     class_width = max(len(name) for name in classes)
 
     def table(prediction: Prediction) -> str:
         cells = [f"{name:<{class_width}} {100 * share:6.2f} %" for name, share in prediction.classes]
-        return "   ".join((f"{_printable(prediction.input):<{width}}", *cells))
+        return printable("   ".join((f"{prediction.input:<{width}}", *cells)))
 
     def as_json(prediction: Prediction) -> str:
         classes = [{"class": name, "probability": share} for name, share in prediction.classes]
@@ -175,11 +175,6 @@ def _format(kind: str, inputs: Sequence[str], classes: Sequence[str]) -> Callabl
         return rows.getvalue().rstrip("\n")
 
     return {"table": table, "json": as_json, "csv": as_csv}[kind]
-
-
-def _printable(text: str) -> str:
-    """One line, and nothing that a terminal would obey: names and answers may be anybody's."""
-    return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def _parser() -> Parser:

@@ -17,7 +17,7 @@ from PIL import Image
 from senet import predict
 from senet.config import REPOSITORY, ConfigError
 from senet.data import ImageData
-from senet.evaluate import main
+from senet.evaluate import _text, main
 from senet.evaluation import open_test_data
 from senet.trained import load_trained
 from tests.conftest import Train
@@ -74,6 +74,7 @@ def test_the_scores_are_those_of_a_plain_loop(
     report = json.loads(capsys.readouterr().out)
     trained = load_trained(run_dir, model_name=TINY, device="cpu")
     losses, hits, in_five = [], [], 0
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # single images gain nothing from more
     for pixels, label in zip(torch.tensor(digits.test.images), digits.test.labels, strict=True):
         logits_K = trained.logits(pixels[None])[0]
@@ -81,6 +82,7 @@ def test_the_scores_are_those_of_a_plain_loop(
         order = logits_K.argsort(descending=True).tolist()
         hits.append(order[0] == int(label))
         in_five += int(label) in order[:5]
+    torch.set_num_threads(threads)
     assert (report["images"], report["same_data"]) == (360, True)
     assert report["top1"] == 100 * sum(hits) / 360
     assert report["top5"] == 100 * in_five / 360
@@ -98,6 +100,17 @@ def test_the_table_has_a_line_for_each_class(run_dir: Path, capsys: pytest.Captu
     assert lines[1].startswith("top-1 ")
     assert [line.split()[0] for line in lines[4:]] == [str(digit) for digit in range(10)]
     assert sum(int(line.split()[1]) for line in lines[4:]) == 360
+
+
+def test_a_class_name_cannot_command_the_terminal() -> None:
+    row = {"class": "\x1b]0;x\x07red", "images": 1, "top1": 100.0}
+    lines = _text(
+        {"checkpoint": "a", "step": "\x1b", "images": 1, "loss": 1.0, "top1": 1.0, "top5": 1.0, "classes": [row]}
+    )
+    table = predict._format("table", ["a.png"], [row["class"]])(predict.Prediction("a.png", ((row["class"], 0.5),)))
+    assert lines.splitlines()[-1] == "?]0;x?red       1 100.00 %"
+    assert table == "a.png   ?]0;x?red  50.00 %"
+    assert "\x1b" not in lines
 
 
 def test_predict_and_evaluate_agree_on_every_image_of_a_folder(

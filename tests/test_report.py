@@ -132,15 +132,16 @@ def test_predictions_of_another_checkpoint_are_made_anew_of_images_that_have_mov
 
 
 def test_damaged_predictions_are_none_wherever_the_damage_is(tmp_path: Path) -> None:
-    rows, pixels = np.random.default_rng(0).random((9, 3), np.float32), np.zeros((1, 4, 4, 3), np.uint8)
+    rows = np.tile(np.random.default_rng(0).random((20, 3), np.float32), (5, 1))  # compressible, as real ones
+    pixels = np.zeros((1, 4, 4, 3), np.uint8)
     one, gates = np.zeros(1, np.int64), {"se": rows[:3]}
     Predictions(
-        "0", "a.pt", False, ("a", "b", "c"), rows, np.arange(9) % 3, one, pixels, one, pixels, gates, rows[0, :1]
+        "0", "a.pt", False, ("a", "b", "c"), rows, np.arange(100) % 3, one, pixels, one, pixels, gates, rows[0, :1]
     ).save(tmp_path / "whole.npz")
     assert [path.name for path in tmp_path.iterdir()] == ["whole.npz"]
     whole = (tmp_path / "whole.npz").read_bytes()
     found = []
-    for position in range(0, len(whole), 7):
+    for position in range(0, len(whole), 11):
         (tmp_path / "damaged.npz").write_bytes(
             whole[:position] + bytes(255 - byte for byte in whole[position : position + 3]) + whole[position + 3 :]
         )

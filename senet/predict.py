@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _THREADS = 8  # that read: what comes from the web is waited for
+_LARGEST_PIXELS = 50_000_000  # each thread may hold a decoded image
 
 
 @dataclass(frozen=True)
@@ -142,12 +143,12 @@ def load(name: str, *, size: int, limits: Limits) -> np.ndarray | str:
 
     try:
         if _URL.match(name):
-            return fit_image(read_image(io.BytesIO(fetch(name, limits))), size)
+            return fit_image(read_image(io.BytesIO(fetch(name, limits)), max_pixels=_LARGEST_PIXELS), size)
         if os.path.isdir(name):  # noqa: PTH112 # as in expand
             return "no files in this folder" if os.access(name, os.R_OK | os.X_OK) else "a folder that may not be read"
         if not Path(name).is_file():
             return "no such file"
-        return fit_image(read_image(Path(name)), size)
+        return fit_image(read_image(Path(name), max_pixels=_LARGEST_PIXELS), size)
     except FetchError as error:
         return str(error)
     except PIL.UnidentifiedImageError:

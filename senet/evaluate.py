@@ -31,11 +31,15 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_intermixed_args(argv)
     if arguments.batch_size < 1:
         raise ConfigError(f"--batch-size {arguments.batch_size} must be 1 or more")
+    import torch
+
     from senet.distributed import leave_together, process_groups  # takes seconds: torch
     from senet.evaluation import evaluate
     from senet.ranks import Ranks, start_together
     from senet.repro import set_threads
 
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda, but no GPU is visible; use --device cpu or auto")
     logging.basicConfig(format="evaluate: %(message)s")
     ranks = Ranks.from_environment(TrainConfig(device=arguments.device))
     set_threads(0, ranks.local_world_size)
@@ -46,10 +50,10 @@ def main(argv: Sequence[str]) -> int:
     with process_groups(ranks, store, config) as group:
         result = evaluate(trained, data, ranks, batch_size=arguments.batch_size)
         if ranks.is_main:
+            report = _report(result, trained, data)
+            print(json.dumps(report) if arguments.json else _text(report), flush=True)
             if arguments.predictions:
                 replace_file(arguments.predictions, _predictions(result, data, data_config).encode())
-            report = _report(result, trained, data)
-            print(json.dumps(report) if arguments.json else _text(report))
         leave_together(group)  # the first exit ends the others
     return 0
 
@@ -63,6 +67,8 @@ def _prepare(arguments: Namespace, ranks: Ranks) -> tuple[Trained, ImageData, Da
 
     if arguments.predictions and not arguments.predictions.absolute().parent.is_dir():
         raise ConfigError(f"--predictions {arguments.predictions}: no such folder")
+    if arguments.predictions and arguments.predictions.exists() and not arguments.predictions.is_file():
+        raise ConfigError(f"--predictions {arguments.predictions} is no file, and would be replaced; name another")
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
     trained = load_trained(Path(arguments.network), model_name=arguments.model, device=ranks.device.type)

@@ -117,7 +117,7 @@ def assemble(
         raise ConfigError(f"{origin} does not fit model.name={name} of this version: {reason}") from None
     chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     if device == "cuda" and chosen.type != "cuda":
-        raise ConfigError("device=cuda, but no GPU is visible; use cpu or auto")
+        raise ConfigError("--device cuda, but no GPU is visible; use --device cpu or auto")
     layout = torch.channels_last if config["train.channels_last"] else torch.contiguous_format
     model = model.eval().requires_grad_(False).to(chosen).to(memory_format=layout)
     trained = Trained(origin, manifest, model, preprocess_of(config, chosen), chosen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from senet import predict
+from senet import evaluate, predict
 from senet.config import REPOSITORY, ConfigError
 from senet.data import ImageData
 from senet.evaluate import _text, main
@@ -161,6 +162,28 @@ def _torchrun(*args: str) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*launcher, "-m", "senet.evaluate", *args]
     return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=120)
+
+
+def test_what_is_no_file_is_not_replaced(run_dir: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="pipe is no file"):
+        main(arguments(run_dir, "--predictions", tmp_path / "pipe"))
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_scores_are_told_before_predictions_are_written(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = []
+    monkeypatch.setattr(evaluate, "replace_file", lambda *_: told.append(capsys.readouterr().out))
+    assert main(arguments(run_dir, "--predictions", tmp_path / "a.csv")) == 0
+    assert "360 test images" in told[0]
+
+
+def test_a_gpu_that_is_not_there_is_refused_in_the_commands_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="use --device cpu or auto"):
+        main(["run", "--device", "cuda"])
 
 
 def test_data_of_other_classes_are_refused_with_both_named(run_dir: Path, images: Path, folder: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -25,8 +26,8 @@ from senet.config import ConfigError
 from senet.curves import curves
 from senet.data import ImageData, Split
 from senet.drawings import confusion_counts, draw
-from senet.figures import to_svg
-from senet.history import read_run
+from senet.figures import class_accuracy, to_svg
+from senet.history import Run, names, read_run
 from senet.page import render
 from senet.report import main, to_tensorboard, write_report
 from senet.trained import load_trained
@@ -129,6 +130,16 @@ def test_predictions_of_another_checkpoint_are_made_anew_of_images_that_have_mov
     again = predictions_in(run_dir)
     for name, value in vars(expected).items():
         np.testing.assert_equal(getattr(again, name), value)
+
+
+def test_a_matplotlibrc_does_not_change_the_bytes() -> None:
+    def drawn() -> bytes:
+        return to_svg(class_accuracy(np.array([50.0, 25.0]), ["a", "b"], 37.5))
+
+    plain = drawn()
+    with matplotlib.rc_context({"axes.labelsize": 20, "savefig.facecolor": "red", "savefig.bbox": "tight"}):
+        assert drawn() == plain
+        assert matplotlib.rcParams["axes.labelsize"] == 20  # put back
 
 
 def test_damaged_predictions_are_none_wherever_the_damage_is(tmp_path: Path) -> None:
@@ -287,11 +298,16 @@ def test_two_runs_are_compared_in_the_first_ones_report(run_dir: Path, tmp_path:
     assert not (other / "report").exists()
 
 
+def test_names_of_runs_are_all_different() -> None:
+    runs = [Run(name, Path(), {}, [], [], [], {}) for name in ("a", "a (2)", "a", "b", "a")]
+    assert names(runs) == ["a", "a (2)", "a (3)", "b", "a (4)"]
+
+
 def test_what_comes_from_files_is_escaped_and_the_jobs_environment_left_out(run_dir: Path) -> None:
     hostile = dataclasses.replace(predictions_in(run_dir), classes=HOSTILE)
     lines = (run_dir / "starts.jsonl").read_text().splitlines()
     start = json.loads(lines[-1])
-    start["argv"] += ["<i>", "slurm.environment.TOKEN=secret"]
+    start["argv"] += ["<i>", "slurm.environment.TOKEN=secret", "slurm={environment: {TOKEN: secret}}"]
     (run_dir / "starts.jsonl").write_text("\n".join([lines[0], json.dumps(start)]))
     with (run_dir / "config.yaml").open("a") as file:
         file.write("x:\n  y: <u>\n")
@@ -300,7 +316,7 @@ def test_what_comes_from_files_is_escaped_and_the_jobs_environment_left_out(run_
     page = render(runs, drawings, dict.fromkeys(drawings, b""), hostile, "").decode()
     for raw in ("<script", 'onerror="', "<b>", "<i>", "<u>", "secret"):
         assert raw not in page
-    for escaped in ("&lt;script&gt;alert(1)", "{{ 7 * 7 }}", "猫", "slurm.environment.TOKEN=..."):
+    for escaped in ("&lt;script&gt;alert(1)", "{{ 7 * 7 }}", "猫", "slurm.environment.TOKEN=... slurm=..."):
         assert escaped in page
 
 

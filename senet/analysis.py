@@ -5,8 +5,10 @@ No torch: a report is made again without the network.
 
 from __future__ import annotations
 
+import io
 import logging
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,16 +90,15 @@ class Predictions:
         """As .npz, numpy arrays only."""
         arrays = {name: np.asarray(value) for name, value in vars(self).items() if name != "gates"}
         arrays |= {f"{_GATE}{name}": means_KC for name, means_KC in self.gates.items()}
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
-        replace_file(path, temporary.read_bytes())
-        temporary.unlink()
+        content = io.BytesIO()
+        np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+        replace_file(path, content.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> Predictions | None:
         """None where there is no such file, or a damaged one."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
                 arrays = dict(file)
             gates = {name.removeprefix(_GATE): arrays.pop(name) for name in list(arrays) if name.startswith(_GATE)}
             plain: dict[str, Any] = {name: str(arrays.pop(name)) for name in ("sha256", "checkpoint")}
@@ -105,7 +106,16 @@ class Predictions:
             return cls(**plain, classes=tuple(arrays.pop("classes").tolist()), gates=gates, **arrays)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            EOFError,
+            RuntimeError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             log.warning("%s is damaged (%s) and is made anew", path, error)
             return None
 

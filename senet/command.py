@@ -45,6 +45,11 @@ class Parser(argparse.ArgumentParser):
         )
 
 
+def printable(text: str) -> str:
+    """One line, as long as before, and nothing that a terminal would obey: names and answers may be anybody's."""
+    return "".join(each if each.isprintable() else "?" for each in text)
+
+
 def end(name: str, main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run a command and leave the process with its exit code; 2 for a user's mistake, 1 for what else fails.
 
@@ -63,7 +68,7 @@ def end(name: str, main: Callable[[Sequence[str]], int]) -> NoReturn:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(10)
         with contextlib.suppress(OSError):  # the terminal may be gone
-            print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+            print(printable(f"{name}: {' '.join(str(error).split())}"), file=sys.stderr)
     except KeyboardInterrupt:
         code = 130
     except Exception:

@@ -323,7 +323,17 @@ def load_config(argv: Sequence[str], world_size: int = 1) -> Config:
         if not name.endswith((".yaml", ".yml")):
             raise ConfigError(f"argument {name!r} is neither key=value nor a YAML file; --help lists the options")
     sources = [(name, _read_yaml(Path(name))) for name in files or [str(DEFAULT_CONFIG)]]
-    sources += [(pair, _read_override(pair)) for pair in overrides]
+    config = _merge([*sources, *((pair, _read_override(pair)) for pair in overrides)])
+    if not config.run_dir:
+        config = dataclasses.replace(config, run_dir=f"runs/{Path(files[0] if files else DEFAULT_CONFIG).stem}")
+    _check_ranges(config)
+    _check_together(config)
+    check_split(config.train, world_size)
+    return config
+
+
+def _merge(sources: Sequence[tuple[str, dict[str, Any]]]) -> Config:
+    """The defaults, and over them each source's values; keys and types are checked, ranges are not."""
     merged = OmegaConf.structured(Config)
     for _, group in _groups():
         OmegaConf.set_readonly(OmegaConf.select(merged, group) if group else merged, False)
@@ -340,12 +350,34 @@ def load_config(argv: Sequence[str], world_size: int = 1) -> Config:
         reason = " ".join(str(error).splitlines()[:1])
         raise ConfigError(f"{origin!r}: {where}{reason}; --help shows its type and range") from None
     assert isinstance(config, Config)
-    if not config.run_dir:
-        config = dataclasses.replace(config, run_dir=f"runs/{Path(files[0] if files else DEFAULT_CONFIG).stem}")
-    _check_ranges(config)
-    _check_together(config)
-    check_split(config.train, world_size)
     return config
+
+
+def restore_data(saved: Mapping[str, Any], overrides: Sequence[str] = ()) -> DataConfig:
+    """The group ``data`` of a flat configuration from a file, with ``data.key=value`` pairs over it.
+
+    What is saved may be anybody's: it is taken as it stands, not as YAML, and nothing in it is interpolated. What it
+    does not know (it is older) has its default, what is not known here (it is younger) is left out.
+
+    Raises:
+        ConfigError: a wrong type, a value out of range, or no folder for data.source=imagefolder.
+    """
+    values: dict[str, Any] = {}
+    for spec in dataclasses.fields(DataConfig):
+        value = saved.get(f"data.{spec.name}", spec.default)
+        value = tuple(value) if isinstance(value, list) else value
+        fits = type(value) is type(spec.default)
+        if fits and isinstance(value, tuple):
+            fits = len(value) == 3 and all(type(each) in (int, float) for each in value)
+        if not fits or (spec.name == "source" and value not in get_args(get_type_hints(DataConfig)["source"])):
+            raise ConfigError(f"data.{spec.name}={value!r} is no value of this option; --help of train_ddp.py shows it")
+        values[spec.name] = value
+    given = _merge([(pair, _read_override(pair)) for pair in overrides])
+    names = [pair.partition("=")[0].removeprefix("data.") for pair in overrides]
+    data = DataConfig(**(values | {name: getattr(given.data, name) for name in names}))
+    _check_ranges(Config(data=data))
+    _check_together(Config(data=data))
+    return data
 
 
 def to_flat(config: Config) -> dict[str, Any]:

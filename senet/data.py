@@ -134,7 +134,10 @@ def open_data(config: DataConfig, *, local_rank: int = 0, build: bool = True) ->
     """
     store = Path(config.root) / "stores" / _store_key(config)
     if not build and not (store / "meta.json").exists():
-        raise ConfigError(f"data.root={config.root} holds no decoded images of {config.source} ({store.name})")
+        raise ConfigError(
+            f"data.root={config.root} holds no decoded images of {config.source} ({store.name}); "
+            f"name a folder with data.root=... to have them decoded there"
+        )
     if not (store / "meta.json").exists():  # looked at before the lock, so that a complete store may be read-only
         try:
             store.parent.mkdir(parents=True, exist_ok=True)

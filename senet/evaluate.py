@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from senet.command import Parser, end
+from senet.command import Parser, end, printable
 from senet.config import ConfigError, DataConfig, DistributedConfig, TrainConfig
 from senet.files import replace_file
 
@@ -31,11 +31,15 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_intermixed_args(argv)
     if arguments.batch_size < 1:
         raise ConfigError(f"--batch-size {arguments.batch_size} must be 1 or more")
+    import torch
+
     from senet.distributed import leave_together, process_groups  # takes seconds: torch
     from senet.evaluation import evaluate
     from senet.ranks import Ranks, start_together
     from senet.repro import set_threads
 
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda, but no GPU is visible; use --device cpu or auto")
     logging.basicConfig(format="evaluate: %(message)s")
     ranks = Ranks.from_environment(TrainConfig(device=arguments.device))
     set_threads(0, ranks.local_world_size)
@@ -46,10 +50,10 @@ def main(argv: Sequence[str]) -> int:
     with process_groups(ranks, store, config) as group:
         result = evaluate(trained, data, ranks, batch_size=arguments.batch_size)
         if ranks.is_main:
+            report = _report(result, trained, data)
+            print(json.dumps(report) if arguments.json else _text(report), flush=True)
             if arguments.predictions:
                 replace_file(arguments.predictions, _predictions(result, data, data_config).encode())
-            report = _report(result, trained, data)
-            print(json.dumps(report) if arguments.json else _text(report))
         leave_together(group)  # the first exit ends the others
     return 0
 
@@ -58,16 +62,24 @@ def _prepare(arguments: Namespace, ranks: Ranks) -> tuple[Trained, ImageData, Da
     """Everything that can be refused, before the ranks meet."""
     import torch
 
-    from senet.evaluation import data_options, open_test_data
+    from senet.evaluation import open_test_data
     from senet.trained import load_trained
 
     if arguments.predictions and not arguments.predictions.absolute().parent.is_dir():
         raise ConfigError(f"--predictions {arguments.predictions}: no such folder")
+    if arguments.predictions and arguments.predictions.exists() and not arguments.predictions.is_file():
+        raise ConfigError(f"--predictions {arguments.predictions} is no file, and would be replaced; name another")
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
     trained = load_trained(Path(arguments.network), model_name=arguments.model, device=ranks.device.type)
-    config = data_options(trained.manifest["config"], arguments.overrides)
-    return trained, open_test_data(trained, config, ranks), config
+    data, config = open_test_data(
+        trained.manifest,
+        trained.checkpoint,
+        arguments.overrides,
+        local_rank=ranks.local_rank,
+        is_main=ranks.is_main,
+    )
+    return trained, data, config
 
 
 def _report(result: Evaluation, trained: Trained, data: ImageData) -> dict[str, Any]:
@@ -81,7 +93,7 @@ def _report(result: Evaluation, trained: Trained, data: ImageData) -> dict[str, 
     return {
         "checkpoint": str(trained.checkpoint),
         "step": trained.manifest["step"],
-        "same_data": data.fingerprint == trained.manifest["data"],
+        "same_data": data.fingerprint == trained.manifest.get("data"),
         "images": scores.num_images,
         "loss": scores.loss if math.isfinite(scores.loss) else None,
         "top1": scores.top1,
@@ -106,7 +118,7 @@ def _text(report: Mapping[str, Any]) -> str:
     for row in report["classes"]:
         top1 = "-" if row["top1"] is None else f"{row['top1']:.2f} %"
         lines.append(f"{row['class']:<{width}} {row['images']:>7,} {top1:>8}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _predictions(result: Evaluation, data: ImageData, config: DataConfig) -> str:
@@ -138,7 +150,8 @@ def _parser() -> Parser:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="data.source, data.root, data.folder, data.decode_threads; default: as it was trained",
+        help="data.source, data.root, data.folder, data.decode_threads; default: as it was trained. Images are only "
+        "downloaded and decoded into a data.root that is given here",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="write a CSV row for each image")

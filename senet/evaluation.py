@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from senet.config import ConfigError, DataConfig, load_config
+from senet.command import printable
+from senet.config import ConfigError, DataConfig, restore_data
 from senet.data import ImageData, ShardSampler, load_batches, open_data
 from senet.distributed import sum_over_ranks
 from senet.metrics import Progress, Scores, Tally
@@ -33,43 +34,42 @@ class Evaluation:
     probability_N: np.ndarray
 
 
-def data_options(saved: Mapping[str, Any], overrides: Sequence[str]) -> DataConfig:
-    """The data that a checkpoint's flat configuration names, with ``key=value`` over it.
+def open_test_data(
+    manifest: Mapping[str, Any], origin: Path, overrides: Sequence[str], *, local_rank: int = 0, is_main: bool = True
+) -> tuple[ImageData, DataConfig]:
+    """The data that a checkpoint was trained on, with ``key=value`` over its options, and these options.
 
-    Relative folders are looked for from where one is, as in training.
+    Relative folders are looked for from where one is, as in training. Images are downloaded and decoded only where
+    data.root is among the overrides: a file does not choose where is written. A warning, where ``is_main``, of another
+    content than in training.
+
+    Args:
+        manifest, origin: of the checkpoint, and its path.
 
     Raises:
-        ConfigError: another option than data.source, data.root, data.folder, data.decode_threads; or a wrong value.
+        ConfigError: another option than data.source, data.root, data.folder, data.decode_threads; see
+            ``restore_data`` and ``open_data``; other classes than the checkpoint's, or the same in another order.
     """
     for pair in overrides:
-        if pair.partition("=")[0] not in _DATA_OPTIONS:
+        if "=" not in pair or pair.partition("=")[0] not in _DATA_OPTIONS:
             raise ConfigError(f"{pair!r}: only {', '.join(_DATA_OPTIONS)} may be set; the rest is the checkpoint's")
-    pairs = [
-        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
-        for key, value in saved.items()
-        if key.startswith("data.")
-    ]
-    return load_config([*pairs, *overrides]).data
-
-
-def open_test_data(trained: Trained, config: DataConfig, ranks: Ranks) -> ImageData:
-    """The data, if its classes are the network's; a warning where its content is not what the network was trained on.
-
-    Raises:
-        ConfigError: see ``open_data``; or other classes, or the same in another order.
-    """
-    data = open_data(config, local_rank=ranks.local_rank)
-    if data.classes != trained.classes:
+    config = restore_data(manifest["config"], overrides)
+    build = any(pair.startswith("data.root=") for pair in overrides)
+    data = open_data(config, local_rank=local_rank, build=build)
+    classes = manifest["classes"]
+    if list(data.classes) != list(classes):
         raise ConfigError(
-            f"the classes of the data ({_shortened(data.classes)}) are not those of {trained.checkpoint} "
-            f"({_shortened(trained.classes)}); name its data with data.source or data.folder"
+            f"the classes of the data ({_shortened(data.classes)}) are not those of {origin} ({_shortened(classes)}); "
+            f"name its data with data.source or data.folder"
         )
-    saved = trained.manifest["data"]
-    if ranks.is_main and data.fingerprint != saved:
+    saved = str(manifest.get("data"))
+    if is_main and data.fingerprint != saved:
         log.warning(
-            "the images are not those of the training (fingerprint %s, there %s)", data.fingerprint[:12], saved[:12]
+            "the images are not those of the training (fingerprint %s, there %s)",
+            data.fingerprint[:12],
+            printable(saved[:12]),
         )
-    return data
+    return data, config
 
 
 def evaluate(trained: Trained, data: ImageData, ranks: Ranks, *, batch_size: int) -> Evaluation:

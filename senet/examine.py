@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,53 +13,48 @@ from torch import Tensor
 from tqdm import tqdm
 
 from senet.analysis import GRID, GateTally, Integers, Predictions, confident_mistakes
-from senet.config import ConfigError, DataConfig
-from senet.data import ImageData, Split, open_data
+from senet.config import ConfigError
+from senet.data import Split
+from senet.evaluation import open_test_data
 from senet.model import SqueezeExcite
 from senet.trained import Trained, load_trained, open_checkpoint
 
 _BATCH = 256
 _LARGEST_PICTURE = 96  # pixels; larger images are scaled down for the grids
-log = logging.getLogger(__name__)
 
 
-def predictions_of(run_dir: Path, file: Path, *, model_name: str, device: str) -> tuple[Predictions | None, str]:
+def predictions_of(
+    run_dir: Path, file: Path, *, model_name: str, device: str, overrides: Sequence[str] = ()
+) -> tuple[Predictions | None, str]:
     """Those in ``file`` where they are of the run's best checkpoint (or of one that is gone), else made and put there.
+
+    Args:
+        overrides: where the images are, as for ``open_test_data``.
 
     Returns:
         The predictions; or None, and why there are none.
 
     Raises:
-        ConfigError: as ``load_trained``, or the test images are of other classes than the checkpoint.
+        ConfigError: as ``load_trained``; with overrides also as ``open_test_data``.
     """
     stored = Predictions.load(file)
     if not any((run_dir / "checkpoints").glob("step_*.pt")):
         return stored, "" if stored else "the run directory holds no checkpoint"
-    manifest = open_checkpoint(run_dir).manifest
+    checkpoint = open_checkpoint(run_dir)
+    manifest = checkpoint.manifest
     if stored and stored.sha256 == manifest["sha256"]:
         return stored, ""
-    known = {field.name for field in fields(DataConfig)}
-    options = {key.removeprefix("data."): value for key, value in manifest["config"].items() if key.startswith("data.")}
     try:
-        data = open_data(DataConfig(**{key: value for key, value in options.items() if key in known}), build=False)
+        data, _ = open_test_data(manifest, checkpoint.path, overrides)
     except ConfigError as error:
+        if overrides:
+            raise
         return None, f"the test images are not here: {error}"
-    _check_classes(data, manifest["classes"])
-    if other_images := data.fingerprint != manifest["data"]:
-        log.warning("the images are not those that the network was trained and tested on")
+    other_images = data.fingerprint != manifest.get("data")
     predictions = predict(load_trained(run_dir, model_name=model_name, device=device), data.test, other_images)
     file.parent.mkdir(exist_ok=True)
     predictions.save(file)
     return predictions, ""
-
-
-def _check_classes(data: ImageData, classes: list[str]) -> None:
-    if list(data.classes) != classes:
-        odd = sorted(set(data.classes) ^ set(classes))
-        raise ConfigError(
-            f"the classes of the test images are not the checkpoint's ({', '.join(odd) or 'another order'} in only one "
-            f"of them); point the data at the images it was trained on"
-        )
 
 
 def predict(trained: Trained, split: Split, other_images: bool = False) -> Predictions:

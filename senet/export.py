@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from senet.command import Parser, end
+from senet.command import Parser, end, printable
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,10 +21,11 @@ def main(argv: Sequence[str]) -> int:
     trained = load_trained(Path(arguments.network), model_name=arguments.model, device="cpu")
     output = arguments.output or Path(trained.checkpoint.with_suffix(SUFFIXES[arguments.format]).name)
     difference = export(trained, arguments.format, output, with_preprocessing=arguments.with_preprocessing)
-    print(
+    line = (
         f"{output}: {output.stat().st_size:,} bytes, from {trained.checkpoint} (step {trained.manifest['step']}); "
         f"the logits of {CHECKED_IMAGES} random images differ by at most {difference:.2g}"
     )
+    print(printable(line))
     return 0
 
 

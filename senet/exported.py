@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,28 +23,13 @@ from torch import Tensor, nn
 from senet.augment import Preprocess
 from senet.config import ConfigError, RunError
 from senet.files import fsync_directory
-from senet.trained import Trained, assemble, load_trained, preprocess_of
+from senet.trained import Network, Trained, assemble, check_facts, check_logits, load_trained, preprocess_of
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch_export": ".pt2"}
 FACTS = ("format", "classes", "config", "step", "checkpoint_sha256", "with_preprocessing")
 FORMAT = 1
 LARGEST_DIFFERENCE = 1e-4  # of a logit, in fp32
 CHECKED_IMAGES = 64
-
-
-class Network(Protocol):
-    """What can be asked of any network, be it a checkpoint or an exported file."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names in label order."""
-
-    @property
-    def image_size(self) -> int:
-        """Height and width in pixels."""
-
-    def logits(self, images_NHWC: Tensor) -> Tensor:
-        """uint8 [N, image_size, image_size, 3] -> float32 [N, classes]."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +85,9 @@ def open_network(path: Path, *, model_name: str = "", device: str = "auto", trus
     except Exception as error:  # three libraries, each with errors of its own
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"{path} cannot be opened ({type(error).__name__}: {reason}); export it anew") from None
-    return Graph(facts, run, preprocess_of(facts["config"], torch.device("cpu")))
+    graph = Graph(facts, run, preprocess_of(facts["config"], torch.device("cpu")))
+    check_logits(graph, path)
+    return graph
 
 
 def library(name: str) -> Any:
@@ -122,6 +109,7 @@ def _from_strings(strings: Mapping[str, str | bytes], path: Path) -> dict[str, A
     facts = {name: json.loads(strings[name]) for name in FACTS}
     if facts["format"] != FORMAT:
         raise ConfigError(f"{path} has format {facts['format']}, this version reads {FORMAT}; export it anew")
+    check_facts(facts, path)
     return facts
 
 

@@ -110,7 +110,9 @@ def _read(answer: http.client.HTTPResponse, limits: Limits, deadline: float) -> 
         body += part
         if len(body) > limits.size_bytes:
             raise too_large
-    if time.monotonic() >= deadline:
+        if time.monotonic() >= deadline:
+            raise _too_slow(limits)
+    if time.monotonic() >= deadline:  # what was cut off ends like what was complete
         raise _too_slow(limits)
     if answer.length:
         raise FetchError(f"the connection ended {answer.length:,} bytes early")
@@ -163,11 +165,17 @@ class _Connection(http.client.HTTPConnection):
         for address in self._addresses:
             try:
                 self.sock = socket.create_connection(address[:2], max(0.001, self._deadline - time.monotonic()))
-                self._wire = self.sock
-                return
+                break
             except OSError as failure:
                 error = failure
-        raise error
+        else:
+            raise error
+        self._let_cut(self.sock)
+
+    def _let_cut(self, wire: socket.socket) -> None:
+        self._wire = wire
+        if time.monotonic() >= self._deadline:  # the watchdog may have come when there was nothing to cut
+            raise TimeoutError
 
     def cut(self) -> None:
         """End what is being read or written, from another thread."""
@@ -184,7 +192,7 @@ class _TlsConnection(_Connection):
         super().connect()
         context = ssl.create_default_context()
         self.sock = context.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
-        self._wire = self.sock  # http.client lets go of sock once it has the headers
+        self._let_cut(self.sock)  # http.client lets go of sock once it has the headers
         self.sock.do_handshake()
 
 

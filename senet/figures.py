@@ -42,7 +42,9 @@ COLUMNS = 8  # of a grid of images
 @contextmanager
 def styled() -> Iterator[None]:
     """What figures are made and rendered in; also a decorator."""
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()  # not what a matplotlibrc says: the same bytes for everybody
+        matplotlib.rcParams.update(STYLE)
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # a box, in a script that the font has not
         yield
 

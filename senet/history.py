@@ -109,8 +109,11 @@ def names(runs: Sequence[Run]) -> list[str]:
     """One for each run, all different."""
     found: list[str] = []
     for run in runs:
-        same = sum(run.name == other.name for other in runs[: len(found)])
-        found.append(f"{run.name} ({same + 1})" if same else run.name)
+        name, number = run.name, 1
+        while name in found:
+            number += 1
+            name = f"{run.name} ({number})"
+        found.append(name)
     return found
 
 

@@ -191,7 +191,7 @@ def _seen(predictions: Predictions) -> dict[str, Any]:
 
 def _command(argv: Sequence[str]) -> str:
     """As typed, less the values of what belongs to the job: its environment is not for everybody."""
-    return shlex.join(f"{arg.partition('=')[0]}=..." if arg.startswith("slurm.") else arg for arg in argv)
+    return shlex.join(f"{arg.partition('=')[0]}=..." if arg.startswith(("slurm.", "slurm=")) else arg for arg in argv)
 
 
 def _images_per_s(run: Run) -> float:

@@ -19,17 +19,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from senet.command import FAILED_EXIT_CODE, Parser, end
+from senet.command import FAILED_EXIT_CODE, Parser, end, printable
 from senet.config import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from senet.exported import Network
     from senet.fetch import Limits
+    from senet.trained import Network
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _THREADS = 8  # that read: what comes from the web is waited for
+_LARGEST_PIXELS = 50_000_000  # each thread may hold a decoded image
 
 
 @dataclass(frozen=True)
@@ -77,20 +78,25 @@ def main(argv: Sequence[str]) -> int:
                 bar.write(text(result), file=sys.stdout)
             else:
                 failures += 1
-                bar.write(_printable(f"predict: {result.input}: {result.reason}"), file=sys.stderr)
+                bar.write(printable(f"predict: {result.input}: {result.reason}"), file=sys.stderr)
     return FAILED_EXIT_CODE if failures else 0
 
 
 def expand(name: str) -> list[str]:
     """All files below a folder in the order of their names, hidden ones left out; anything else as it is.
 
-    Links are followed, as training follows them, but each folder is entered once.
+    Links are followed, as training follows them, but each folder is entered once. A folder that cannot be read is an
+    input itself, which fails.
     """
-    if _URL.match(name) or not Path(name).is_dir():
+    if _URL.match(name) or not os.path.isdir(name):  # noqa: PTH112 # Path.is_dir raises on what cannot be looked at
         return [name]
     found: list[str] = []
     entered = set()
-    for folder, folders, files in os.walk(name, followlinks=True):
+
+    def unreadable(error: OSError) -> None:
+        found.append(str(error.filename))
+
+    for folder, folders, files in os.walk(name, followlinks=True, onerror=unreadable):
         if (real := Path(folder).resolve()) in entered:
             folders.clear()
             continue
@@ -137,12 +143,12 @@ def load(name: str, *, size: int, limits: Limits) -> np.ndarray | str:
 
     try:
         if _URL.match(name):
-            return fit_image(read_image(io.BytesIO(fetch(name, limits))), size)
-        if Path(name).is_dir():
-            return "no files in this folder"
+            return fit_image(read_image(io.BytesIO(fetch(name, limits)), max_pixels=_LARGEST_PIXELS), size)
+        if os.path.isdir(name):  # noqa: PTH112 # as in expand
+            return "no files in this folder" if os.access(name, os.R_OK | os.X_OK) else "a folder that may not be read"
         if not Path(name).is_file():
             return "no such file"
-        return fit_image(read_image(Path(name)), size)
+        return fit_image(read_image(Path(name), max_pixels=_LARGEST_PIXELS), size)
     except FetchError as error:
         return str(error)
     except PIL.UnidentifiedImageError:
@@ -152,12 +158,12 @@ def load(name: str, *, size: int, limits: Limits) -> np.ndarray | str:
 
 
 def _format(kind: str, inputs: Sequence[str], classes: Sequence[str]) -> Callable[[Prediction], str]:
-    width = max(len(_printable(name)) for name in inputs)
+    width = max(len(name) for name in inputs)
     class_width = max(len(name) for name in classes)
 
     def table(prediction: Prediction) -> str:
         cells = [f"{name:<{class_width}} {100 * share:6.2f} %" for name, share in prediction.classes]
-        return "   ".join((f"{_printable(prediction.input):<{width}}", *cells))
+        return printable("   ".join((f"{prediction.input:<{width}}", *cells)))
 
     def as_json(prediction: Prediction) -> str:
         classes = [{"class": name, "probability": share} for name, share in prediction.classes]
@@ -170,11 +176,6 @@ def _format(kind: str, inputs: Sequence[str], classes: Sequence[str]) -> Callabl
         return rows.getvalue().rstrip("\n")
 
     return {"table": table, "json": as_json, "csv": as_csv}[kind]
-
-
-def _printable(text: str) -> str:
-    """One line, and nothing that a terminal would obey: names and answers may be anybody's."""
-    return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def _parser() -> Parser:

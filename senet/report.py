@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from senet.drawings import Drawing
 
 
-def write_report(folders: Sequence[Path], *, model_name: str = "", device: str = "auto") -> Path:
+def write_report(
+    folders: Sequence[Path], *, model_name: str = "", device: str = "auto", overrides: Sequence[str] = ()
+) -> Path:
     """Write the report of the first run, with the others beside it for comparison; returns the path of its page.
 
     Raises:
-        ConfigError: a folder is no run directory, an own network was not named, the test images have other classes,
-            or the packages that draw are not installed.
+        ConfigError: a folder is no run directory, an own network was not named, ``overrides`` (as for
+            ``open_test_data``) name no images of its classes, or the packages that draw are not installed.
     """
     runs = [read_run(folder) for folder in folders]
     try:
@@ -47,7 +49,9 @@ def write_report(folders: Sequence[Path], *, model_name: str = "", device: str =
         raise ConfigError(
             f"{folder} cannot be made ({error.strerror}); report on a copy of the run directory"
         ) from None
-    predictions, why = predictions_of(runs[0].folder, folder / "predictions.npz", model_name=model_name, device=device)
+    predictions, why = predictions_of(
+        runs[0].folder, folder / "predictions.npz", model_name=model_name, device=device, overrides=overrides
+    )
     drawings = draw(runs, predictions)
     svgs = {name: to_svg(drawing.figure) for name, drawing in drawings.items()}
     for old in folder.glob("*.svg"):
@@ -84,9 +88,19 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="the first is reported, all compared")
     parser.add_model()
     parser.add_device()
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="where the test images are, if they have moved: data.source, data.root, data.folder, data.decode_threads",
+    )
     arguments = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    print(write_report(arguments.run_dirs, model_name=arguments.model, device=arguments.device))
+    path = write_report(
+        arguments.run_dirs, model_name=arguments.model, device=arguments.device, overrides=arguments.data
+    )
+    print(path)
     return 0
 
 

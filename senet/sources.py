@@ -52,15 +52,19 @@ def _image_folder(config: DataConfig) -> Source:
     return Source(classes["train"], labels, {split: load(split) for split in SPLITS})
 
 
-def read_image(file: Path | BinaryIO) -> Image.Image:
+def read_image(file: Path | BinaryIO, *, max_pixels: int | None = None) -> Image.Image:
     """RGB, whatever mode a file of ``IMAGE_FORMATS`` holds: the first frame, without transparency; orientation tags are
     not followed.
 
     Raises:
         OSError, ValueError, SyntaxError, Image.DecompressionBombError: not an image, a damaged one, one of more than
-            179 million pixels; on a file made to do harm also what the decoder stumbles over.
+            ``max_pixels`` (looked at before decoding) or 179 million pixels; on a file made to do harm also what the
+            decoder stumbles over.
     """
     with Image.open(file, formats=IMAGE_FORMATS) as picture:
+        width, height = picture.size
+        if max_pixels is not None and width * height > max_pixels:
+            raise Image.DecompressionBombError(f"{width} x {height} pixels, {max_pixels:,} are taken at most")
         return picture.convert("RGB")
 
 

@@ -5,16 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from senet.augment import Preprocess
 from senet.checkpoint import Checkpoint, CheckpointError, is_best, published_files, read_checkpoint, unpickle
-from senet.config import AugmentConfig, ConfigError, ModelConfig
+from senet.config import NETWORKS, AugmentConfig, ConfigError, ModelConfig, restore_data
 from senet.files import read_json
 from senet.zoo import build_model
+
+_NEEDED = {"model.name", "data.image_size", "data.mean", "data.std", "train.channels_last"}
+
+
+class Network(Protocol):
+    """What can be asked of any network, be it a checkpoint or an exported file."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in label order."""
+
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels."""
+
+    def logits(self, images_NHWC: Tensor) -> Tensor:
+        """uint8 [N, image_size, image_size, 3] -> float32 [N, classes]."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +77,19 @@ def load_trained(path: Path, *, model_name: str = "", device: str = "auto") -> T
         device: auto (a GPU where one is visible), cpu or cuda.
 
     Raises:
-        ConfigError: no checkpoint there, a damaged one, one of other weights than the network has, or an own network
-            that was not named.
+        ConfigError: no checkpoint there, a damaged one, one of other weights than the network has, an own network
+            that was not named, or one that has not a logit for each class.
     """
     checkpoint = open_checkpoint(path)
     try:
         payload = unpickle(checkpoint.content)
+        weights = (payload.get("ema") or payload)["model"]
     except CheckpointError as error:
         raise ConfigError(f"{checkpoint.path}: {error}") from None
-    weights = payload["ema"]["model"] if payload["ema"] else payload["model"]
+    except (AssertionError, KeyError, TypeError):
+        raise ConfigError(
+            f"{checkpoint.path} holds no weights of a network; it is no checkpoint of a training"
+        ) from None
     return assemble(checkpoint.manifest, weights, origin=checkpoint.path, model_name=model_name, device=device)
 
 
@@ -80,7 +101,7 @@ def assemble(
     """
     config = manifest["config"]
     name = config["model.name"]
-    if ":" in name and model_name != name:
+    if name not in NETWORKS and model_name != name:
         given = f"--model {model_name}" if model_name else "no --model"
         raise ConfigError(f"{origin} is of model.name={name}, given was {given}; say --model {name} to run it")
     model = build_model(
@@ -91,15 +112,59 @@ def assemble(
     )
     try:
         model.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"{origin} does not fit model.name={name} of this version: {reason}") from None
     chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     if device == "cuda" and chosen.type != "cuda":
-        raise ConfigError("device=cuda, but no GPU is visible; use cpu or auto")
+        raise ConfigError("--device cuda, but no GPU is visible; use --device cpu or auto")
     layout = torch.channels_last if config["train.channels_last"] else torch.contiguous_format
     model = model.eval().requires_grad_(False).to(chosen).to(memory_format=layout)
-    return Trained(origin, manifest, model, preprocess_of(config, chosen), chosen)
+    trained = Trained(origin, manifest, model, preprocess_of(config, chosen), chosen)
+    check_logits(trained, origin)
+    return trained
+
+
+def check_facts(facts: Mapping[str, Any], origin: Path) -> None:
+    """Refuse what a checkpoint's manifest or an exported file says of its network where nothing can be made of it.
+
+    Raises:
+        ConfigError: names the file, and what is missing, of another type or out of range.
+    """
+    classes, config = facts.get("classes"), facts.get("config")
+    if not (isinstance(config, dict) and config.keys() >= _NEEDED):
+        missing = sorted(_NEEDED - (config.keys() if isinstance(config, dict) else set()))
+        raise ConfigError(
+            f"{origin} does not say {', '.join(missing)}; it is no file of this program, or a damaged one"
+        )
+    texts = classes if isinstance(classes, list) and classes else [None]
+    if not all(isinstance(name, str) for name in texts) or len(set(texts)) < len(texts):
+        raise ConfigError(
+            f"{origin}: classes must be names, each once; it is no file of this program, or a damaged one"
+        )
+    reduction = config.get("model.reduction", ModelConfig.reduction)
+    for key, fits in (
+        ("model.name", isinstance(config["model.name"], str)),
+        ("model.reduction", type(reduction) is int and reduction >= 1),
+    ):
+        if not fits:
+            raise ConfigError(f"{origin}: {key}={config[key]!r} is no value of this option")
+    try:
+        restore_data({key: config[key] for key in _NEEDED if key.startswith("data.")})
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None
+
+
+def check_logits(network: Network, origin: Path) -> None:
+    """Refuse a network that does not give a logit for each class; costs a pass of one image."""
+    size, count = network.image_size, len(network.classes)
+    try:
+        shape = list(network.logits(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape)
+    except Exception as error:  # of somebody's own network, or of a graph that takes other images
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{origin} takes no images of {size} pixels ({type(error).__name__}: {reason})") from None
+    if shape != [1, count]:
+        raise ConfigError(f"{origin} gives logits of shape {shape} for an image, but names {count} classes")
 
 
 def preprocess_of(config: Mapping[str, Any], device: torch.device) -> Preprocess:
@@ -117,9 +182,13 @@ def preprocess_of(config: Mapping[str, Any], device: torch.device) -> Preprocess
 def open_checkpoint(path: Path) -> Checkpoint:
     """The verified file that ``load_trained`` takes, not unpickled; ConfigError as there."""
     try:
-        return read_checkpoint(_find(path))
+        checkpoint = read_checkpoint(_find(path))
     except CheckpointError as error:
         raise ConfigError(str(error)) from None
+    except KeyError as error:
+        raise ConfigError(f"{path}: a manifest there does not say {error}; restore it") from None
+    check_facts(checkpoint.manifest, checkpoint.path)
+    return checkpoint
 
 
 def _find(path: Path) -> Path:

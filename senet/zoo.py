@@ -67,6 +67,8 @@ def _build_plain(name: str, num_classes: int, small_stem: bool) -> nn.Module:
 
 def _build_own(name: str, num_classes: int) -> nn.Module:
     module_name, _, function = name.partition(":")
+    if not (module_name and function):  # importing runs code
+        raise ConfigError(f"model.name={name!r} is neither a network here nor package.module:function")
     try:
         build = getattr(importlib.import_module(module_name), function)
         inspect.signature(build).bind(num_classes=num_classes)

@@ -34,6 +34,7 @@ def run(body: str, stdout: int = subprocess.PIPE) -> tuple[int, list[str]]:
         ("prints('x') or 1", 1, []),
         ("prints(chr(0xdc80))", 0, []),  # a byte of a file's name that is no text
         ("fails(ConfigError('two\\nlines'))", 2, ["name: two lines"]),
+        ("fails(ConfigError('class \\x1b[31mred\\x9b0m\\u202e'))", 2, ["name: class ?[31mred?0m?"]),
         ("fails(RunError('x'))", 1, ["name: x"]),
         ("fails(PermissionError(13, 'Permission denied', 'file'))", 1, ["name: [Errno 13] Permission denied: 'file'"]),
         ("fails(KeyboardInterrupt())", 130, []),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,12 @@ from senet.config import (
     REPOSITORY,
     Config,
     ConfigError,
+    DataConfig,
     changed_options,
     help_text,
     load_config,
     main,
+    restore_data,
     to_flat,
     to_yaml,
 )
@@ -160,3 +163,34 @@ def test_help_and_check_import_neither_torch_nor_numpy() -> None:
     )
     assert "optim.lr = 0.1" in done.stdout
     assert " torch\n" not in done.stderr
+
+
+def test_data_options_of_a_file_are_taken_as_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "told")
+    for folder in ("/data/set #2", "${oc.env:SECRET}", "${", "'x'", "null", "007"):
+        saved = {"data.source": "imagefolder", "data.folder": folder, "data.std": [0.5, 0.5, 0.25], "data.younger": 1}
+        data = restore_data(saved, ["data.root=/else where", "data.decode_threads=3"])
+        assert data == DataConfig("imagefolder", "/else where", folder, std=(0.5, 0.5, 0.25), decode_threads=3)
+        assert restore_data(saved, ["data.folder=a"]).folder == "a"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("source", "nonsense"),
+        ("root", ["a"]),
+        ("root", "a\nb"),
+        ("image_size", 50_000),
+        ("image_size", "32"),
+        ("image_size", True),
+        ("mean", [0.5, 0.5]),
+        ("mean", [0.5, 0.5, "0.5"]),
+        ("mean", [0.5, 0.5, math.nan]),
+        ("std", [0.5, 0.5, 0]),
+    ],
+)
+def test_a_data_option_of_a_file_that_training_would_refuse_is_refused(key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"data\.{key}="):
+        restore_data({f"data.{key}": value})
+    with pytest.raises(ConfigError, match="needs data"):
+        restore_data({}, ["data.source=imagefolder"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from senet import predict
+from senet import evaluate, predict
 from senet.config import REPOSITORY, ConfigError
 from senet.data import ImageData
-from senet.evaluate import main
-from senet.evaluation import data_options
+from senet.evaluate import _text, main
+from senet.evaluation import open_test_data
 from senet.trained import load_trained
 from tests.conftest import Train
 
@@ -74,6 +75,7 @@ def test_the_scores_are_those_of_a_plain_loop(
     report = json.loads(capsys.readouterr().out)
     trained = load_trained(run_dir, model_name=TINY, device="cpu")
     losses, hits, in_five = [], [], 0
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # single images gain nothing from more
     for pixels, label in zip(torch.tensor(digits.test.images), digits.test.labels, strict=True):
         logits_K = trained.logits(pixels[None])[0]
@@ -81,6 +83,7 @@ def test_the_scores_are_those_of_a_plain_loop(
         order = logits_K.argsort(descending=True).tolist()
         hits.append(order[0] == int(label))
         in_five += int(label) in order[:5]
+    torch.set_num_threads(threads)
     assert (report["images"], report["same_data"]) == (360, True)
     assert report["top1"] == 100 * sum(hits) / 360
     assert report["top5"] == 100 * in_five / 360
@@ -98,6 +101,17 @@ def test_the_table_has_a_line_for_each_class(run_dir: Path, capsys: pytest.Captu
     assert lines[1].startswith("top-1 ")
     assert [line.split()[0] for line in lines[4:]] == [str(digit) for digit in range(10)]
     assert sum(int(line.split()[1]) for line in lines[4:]) == 360
+
+
+def test_a_class_name_cannot_command_the_terminal() -> None:
+    row = {"class": "\x1b]0;x\x07red", "images": 1, "top1": 100.0}
+    lines = _text(
+        {"checkpoint": "a", "step": "\x1b", "images": 1, "loss": 1.0, "top1": 1.0, "top5": 1.0, "classes": [row]}
+    )
+    table = predict._format("table", ["a.png"], [row["class"]])(predict.Prediction("a.png", ((row["class"], 0.5),)))
+    assert lines.splitlines()[-1] == "?]0;x?red       1 100.00 %"
+    assert table == "a.png   ?]0;x?red  50.00 %"
+    assert "\x1b" not in lines
 
 
 def test_predict_and_evaluate_agree_on_every_image_of_a_folder(
@@ -150,6 +164,28 @@ def _torchrun(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=120)
 
 
+def test_what_is_no_file_is_not_replaced(run_dir: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="pipe is no file"):
+        main(arguments(run_dir, "--predictions", tmp_path / "pipe"))
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_scores_are_told_before_predictions_are_written(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = []
+    monkeypatch.setattr(evaluate, "replace_file", lambda *_: told.append(capsys.readouterr().out))
+    assert main(arguments(run_dir, "--predictions", tmp_path / "a.csv")) == 0
+    assert "360 test images" in told[0]
+
+
+def test_a_gpu_that_is_not_there_is_refused_in_the_commands_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="use --device cpu or auto"):
+        main(["run", "--device", "cuda"])
+
+
 def test_data_of_other_classes_are_refused_with_both_named(run_dir: Path, images: Path, folder: Path) -> None:
     options = ("data.source=imagefolder", f"data.folder={images}", f"data.root={folder / 'data'}")
     with pytest.raises(ConfigError, match=r"\(10: digit 0, digit 1, .*\) are not those of .*\(10: 0, 1, 2"):
@@ -172,12 +208,19 @@ def test_other_images_than_those_trained_with_are_mentioned(
 
 
 def test_what_the_network_fixes_cannot_be_set(run_dir: Path) -> None:
-    saved = load_trained(run_dir, model_name=TINY, device="cpu").manifest["config"]
-    config = data_options(saved, ["data.root=/elsewhere", "data.source=cifar10"])
-    assert (config.root, config.source, config.image_size) == ("/elsewhere", "cifar10", 16)
-    assert list(config.mean) == saved["data.mean"]
-    for pair in ("data.mean=[0,0,0]", "train.epochs=3", "nonsense"):
+    trained = load_trained(run_dir, model_name=TINY, device="cpu")
+    for pair in ("data.mean=[0,0,0]", "train.epochs=3", "nonsense", "data.root"):
         with pytest.raises(ConfigError, match=r"only data\.source"):
-            data_options(saved, [pair])
+            open_test_data(trained.manifest, trained.checkpoint, [pair])
     with pytest.raises(ConfigError, match=r"data\.source"):
-        data_options(saved, ["data.source=nonsense"])
+        open_test_data(trained.manifest, trained.checkpoint, ["data.source=nonsense"])
+
+
+def test_a_file_does_not_choose_where_images_are_written(run_dir: Path, tmp_path: Path) -> None:
+    trained = load_trained(run_dir, model_name=TINY, device="cpu")
+    manifest = {**trained.manifest, "config": trained.manifest["config"] | {"data.root": str(tmp_path / "chosen")}}
+    with pytest.raises(ConfigError, match=r"holds no decoded images of digits .*name a folder with data\.root="):
+        open_test_data(manifest, trained.checkpoint, [])
+    assert not (tmp_path / "chosen").exists()
+    data, config = open_test_data(manifest, trained.checkpoint, [f"data.root={tmp_path / 'said'}"])
+    assert (data.fingerprint, config.root) == (trained.manifest["data"], str(tmp_path / "said"))

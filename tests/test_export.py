@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -132,6 +133,16 @@ def test_a_file_that_is_none_of_ours_is_named(tmp_path: Path) -> None:
         open_network(tmp_path / "others.safetensors")
     with pytest.raises(ConfigError, match="no such file"):
         open_network(tmp_path / "nothing.onnx")
+
+
+def test_a_graph_with_more_logits_than_it_names_classes_is_refused(write: Export, tmp_path: Path) -> None:
+    proto = onnx.load(write("onnx", False))
+    [classes] = [entry for entry in proto.metadata_props if entry.key == "classes"]
+    for value, why in (('["a", "b"]', r"shape \[1, 10\] for an image, but names 2 classes"), ("{}", "classes must be")):
+        classes.value = value
+        onnx.save(proto, tmp_path / "few.onnx")
+        with pytest.raises(ConfigError, match=rf"few\.onnx.* {why}"):
+            open_network(tmp_path / "few.onnx")
 
 
 def test_a_file_whose_logits_differ_is_not_left_behind(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from senet.fetch import FetchError, IpAddress, Limits, fetch, is_public
+from senet.fetch import FetchError, IpAddress, Limits, _read, fetch, is_public
 
 ANYONE = Limits(may_connect=lambda _address: True, time_s=10)
 BIG = 50_000_000
@@ -239,6 +239,32 @@ def test_a_sender_that_drips_is_cut_when_the_time_is_over(server: Server, path: 
     with pytest.raises(FetchError, match=r"not complete within 0\.5 s"):
         fetch(server.url(path), Limits(time_s=0.5, may_connect=ANYONE.may_connect))
     assert 0.4 < time.monotonic() - start < 3
+
+
+def test_a_connection_made_too_late_is_not_read(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.create_connection
+
+    def late(address: tuple[str, int], _timeout: float) -> socket.socket:
+        time.sleep(0.3)  # the watchdog comes meanwhile, and finds nothing to cut
+        return real(address)
+
+    monkeypatch.setattr(socket, "create_connection", late)
+    start = time.monotonic()
+    with pytest.raises(FetchError, match=r"not complete within 0\.2 s"):
+        fetch(server.url("drip_headers"), Limits(time_s=0.2, may_connect=ANYONE.may_connect))
+    assert time.monotonic() - start < 3
+    assert server.hosts == []
+
+
+def test_a_body_that_does_not_end_is_left_when_the_time_is_over() -> None:
+    class Endless:
+        length = None
+
+        def read(self, _count: int) -> bytes:
+            return b"x"
+
+    with pytest.raises(FetchError, match="not complete within"):
+        _read(Endless(), Limits(size_bytes=1000), time.monotonic())  # type: ignore[arg-type]
 
 
 def test_a_name_server_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

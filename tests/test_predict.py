@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -77,13 +78,13 @@ def odd_images(folder: Path) -> None:
     colour.save(folder / "turned.jpg", exif=turned)
 
 
-def bomb(path: Path) -> None:
+def bomb(path: Path, side: int = 20_000) -> None:
     """A PNG of 400 million pixels in a few bytes."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b""))
 
 
@@ -166,6 +167,35 @@ def test_each_file_below_a_folder_is_an_input_once(tmp_path: Path) -> None:
     (tmp_path / "top/b/round").symlink_to(tmp_path / "top")
     names = [Path(name).relative_to(tmp_path / "top").as_posix() for name in expand(str(tmp_path / "top"))]
     assert names == ["4.png", "a/3.png", "b/1.png", "b/2.png", "c/6.png"]
+
+
+def test_an_image_of_more_than_50_million_pixels_is_not_decoded(tmp_path: Path) -> None:
+    bomb(tmp_path / "large.png", 7072)
+    found = load(str(tmp_path / "large.png"), size=16, limits=Limits())
+    assert isinstance(found, str)
+    assert "7072 x 7072 pixels, 50,000,000 are taken at most" in found
+    bomb(tmp_path / "small.png", 7071)
+    assert "pixels" not in str(load(str(tmp_path / "small.png"), size=16, limits=Limits()))
+
+
+def test_what_may_not_be_looked_at_costs_one_line_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert expand("x" * 5000) == ["x" * 5000]
+    assert "File name too long" in str(load("x" * 5000, size=16, limits=Limits()))
+    for name in ("a/1.png", "locked/2.png", "z/3.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    real, real_access, locked = os.scandir, os.access, str(tmp_path / "locked")
+
+    def scandir(path: str) -> object:  # not by mode bits, which root does not heed
+        if path == locked:
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != locked and real_access(path, mode))
+    names = expand(str(tmp_path))
+    assert names == [str(tmp_path / "a/1.png"), locked, str(tmp_path / "z/3.png")]
+    assert load(locked, size=16, limits=Limits()) == "a folder that may not be read"
 
 
 def test_an_address_of_the_web_is_an_input_like_any_other(

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -25,13 +26,13 @@ from senet.config import ConfigError
 from senet.curves import curves
 from senet.data import ImageData, Split
 from senet.drawings import confusion_counts, draw
-from senet.figures import to_svg
-from senet.history import read_run
+from senet.figures import class_accuracy, to_svg
+from senet.history import Run, names, read_run
 from senet.page import render
 from senet.report import main, to_tensorboard, write_report
 from senet.trained import load_trained
 from tests.conftest import Train
-from tests.harness import StopAt, rows, tiny_config
+from tests.harness import StopAt, rows
 
 BROWSER, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 NO_BROWSER = " and ".join(str(path) for path in (BROWSER, DRIVER) if not path.exists())
@@ -117,20 +118,47 @@ def test_a_report_without_images_and_without_predictions_says_so(run_dir: Path) 
     assert "the run directory holds no checkpoint" in (run_dir / "report" / "report.html").read_text()
 
 
-def test_predictions_of_another_checkpoint_are_made_anew(
-    run_dir: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+def test_predictions_of_another_checkpoint_are_made_anew_of_images_that_have_moved(
+    run_dir: Path, data_root: Path
 ) -> None:
     file = run_dir / "report" / "predictions.npz"
     expected = predictions_in(run_dir)
     dataclasses.replace(expected, sha256="0" * 64, labels_N=expected.labels_N[::-1]).save(file)
-    here = dataclasses.replace(tiny_config().data, root=str(data_root))
-    monkeypatch.setattr(examine, "DataConfig", lambda **_: here)
-    monkeypatch.setattr(examine, "fields", lambda _: [])
-    found, why = examine.predictions_of(run_dir, file, model_name=TINY, device="cpu")
+    options = [f"data.root={data_root}"]
+    found, why = examine.predictions_of(run_dir, file, model_name=TINY, device="cpu", overrides=options)
     assert (found is not None, why) == (True, "")
     again = predictions_in(run_dir)
     for name, value in vars(expected).items():
         np.testing.assert_equal(getattr(again, name), value)
+
+
+def test_a_matplotlibrc_does_not_change_the_bytes() -> None:
+    def drawn() -> bytes:
+        return to_svg(class_accuracy(np.array([50.0, 25.0]), ["a", "b"], 37.5))
+
+    plain = drawn()
+    with matplotlib.rc_context({"axes.labelsize": 20, "savefig.facecolor": "red", "savefig.bbox": "tight"}):
+        assert drawn() == plain
+        assert matplotlib.rcParams["axes.labelsize"] == 20  # put back
+
+
+def test_damaged_predictions_are_none_wherever_the_damage_is(tmp_path: Path) -> None:
+    rows = np.tile(np.random.default_rng(0).random((20, 3), np.float32), (5, 1))  # compressible, as real ones
+    pixels = np.zeros((1, 4, 4, 3), np.uint8)
+    one, gates = np.zeros(1, np.int64), {"se": rows[:3]}
+    Predictions(
+        "0", "a.pt", False, ("a", "b", "c"), rows, np.arange(100) % 3, one, pixels, one, pixels, gates, rows[0, :1]
+    ).save(tmp_path / "whole.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.npz"]
+    whole = (tmp_path / "whole.npz").read_bytes()
+    found = []
+    for position in range(0, len(whole), 11):
+        (tmp_path / "damaged.npz").write_bytes(
+            whole[:position] + bytes(255 - byte for byte in whole[position : position + 3]) + whole[position + 3 :]
+        )
+        found.append(Predictions.load(tmp_path / "damaged.npz"))
+    assert found.count(None) > len(found) / 2  # the rest hit what nobody reads, such as dates
+    assert Predictions.load(tmp_path / "whole.npz") is not None
 
 
 def test_predictions_of_a_checkpoint_that_is_gone_are_used(run_dir: Path) -> None:
@@ -141,14 +169,13 @@ def test_predictions_of_a_checkpoint_that_is_gone_are_used(run_dir: Path) -> Non
     assert (found.sha256, why) == (predictions_in(run_dir).sha256, "")
 
 
-def test_test_images_of_other_classes_are_refused(
-    run_dir: Path, digits: ImageData, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_test_images_of_other_classes_are_refused(run_dir: Path, data_root: Path, tmp_path: Path) -> None:
     (run_dir / "report" / "predictions.npz").unlink()
-    other = dataclasses.replace(digits, classes=(*digits.classes[:-1], "nine"))
-    monkeypatch.setattr(examine, "open_data", lambda *_, **__: other)
-    with pytest.raises(ConfigError, match=r"\(9, nine in only one of them\)"):
-        write_report([run_dir], model_name=TINY)
+    shutil.copytree(data_root, tmp_path / "data")
+    [meta] = (tmp_path / "data/stores").glob("*/meta.json")
+    meta.write_text(meta.read_text().replace('"9"', '"nine"'))
+    with pytest.raises(ConfigError, match=r"8, nine\) are not those of .*8, 9\)"):
+        main([str(run_dir), "--data", f"data.root={tmp_path / 'data'}"])
 
 
 def test_the_accuracy_is_the_one_that_training_wrote_down(run_dir: Path) -> None:
@@ -271,11 +298,16 @@ def test_two_runs_are_compared_in_the_first_ones_report(run_dir: Path, tmp_path:
     assert not (other / "report").exists()
 
 
+def test_names_of_runs_are_all_different() -> None:
+    runs = [Run(name, Path(), {}, [], [], [], {}) for name in ("a", "a (2)", "a", "b", "a")]
+    assert names(runs) == ["a", "a (2)", "a (3)", "b", "a (4)"]
+
+
 def test_what_comes_from_files_is_escaped_and_the_jobs_environment_left_out(run_dir: Path) -> None:
     hostile = dataclasses.replace(predictions_in(run_dir), classes=HOSTILE)
     lines = (run_dir / "starts.jsonl").read_text().splitlines()
     start = json.loads(lines[-1])
-    start["argv"] += ["<i>", "slurm.environment.TOKEN=secret"]
+    start["argv"] += ["<i>", "slurm.environment.TOKEN=secret", "slurm={environment: {TOKEN: secret}}"]
     (run_dir / "starts.jsonl").write_text("\n".join([lines[0], json.dumps(start)]))
     with (run_dir / "config.yaml").open("a") as file:
         file.write("x:\n  y: <u>\n")
@@ -284,7 +316,7 @@ def test_what_comes_from_files_is_escaped_and_the_jobs_environment_left_out(run_
     page = render(runs, drawings, dict.fromkeys(drawings, b""), hostile, "").decode()
     for raw in ("<script", 'onerror="', "<b>", "<i>", "<u>", "secret"):
         assert raw not in page
-    for escaped in ("&lt;script&gt;alert(1)", "{{ 7 * 7 }}", "猫", "slurm.environment.TOKEN=..."):
+    for escaped in ("&lt;script&gt;alert(1)", "{{ 7 * 7 }}", "猫", "slurm.environment.TOKEN=... slurm=..."):
         assert escaped in page
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from senet.config import ConfigError
+from senet.config import ConfigError, to_flat
 from senet.data import ImageData
-from senet.trained import load_trained
+from senet.exported import FORMAT, open_network, to_strings
+from senet.trained import check_facts, load_trained, open_checkpoint
 from tests.conftest import Train
-from tests.harness import checkpoints, rows
+from tests.harness import checkpoints, edit_manifest, rows, tiny_config
 
 TINY = "tests.networks:tiny_senet"
 
@@ -38,6 +42,28 @@ def test_a_file_does_not_choose_which_code_is_run(train_here: Train, tmp_path: P
         load_trained(tmp_path, model_name="tests.networks:no_norm")
 
 
+@pytest.mark.parametrize("name", ["leaves_a_trace", "leaves_a_trace:"])
+def test_a_module_that_a_file_names_is_not_imported(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "leaves_a_trace.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path)
+    train_here(tmp_path, "train.epochs=1", "train.global_batch_size=512")
+    path = checkpoints(tmp_path)[-1]
+    trained = load_trained(path, model_name=TINY, device="cpu")
+    facts = {**trained.manifest, "config": trained.manifest["config"] | {"model.name": name}}
+    edit_manifest(path, lambda manifest: manifest.update(config=facts["config"]))
+    strings = to_strings(facts | {"format": FORMAT, "checkpoint_sha256": "", "with_preprocessing": False})
+    weights = {key: value.contiguous() for key, value in trained.model.state_dict().items()}
+    save_file(weights, tmp_path / "a.safetensors", strings)
+    for file in (path, tmp_path / "a.safetensors"):
+        with pytest.raises(ConfigError, match=f"say --model {name} to run it"):
+            open_network(file)
+        with pytest.raises(ConfigError, match="neither a network here nor"):  # said, but nothing that can be called
+            open_network(file, model_name=name)
+    assert not (tmp_path / "trace").exists()
+
+
 def test_what_holds_no_checkpoint_is_named(train_here: Train, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no checkpoints in"):
         load_trained(tmp_path)
@@ -48,3 +74,48 @@ def test_what_holds_no_checkpoint_is_named(train_here: Train, tmp_path: Path) ->
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ConfigError, match="do not match the sha256"):
         load_trained(path, model_name=TINY)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("classes", None, "classes must be"),
+        ("classes", ["a"] * 10, "classes must be"),
+        ("classes", [["a"]], "classes must be"),
+        ("config", None, "does not say data.image_size, data.mean, "),
+        ("model.name", None, "model.name=None"),
+        ("model.reduction", 0, "model.reduction=0"),
+        ("data.image_size", 50_000, "data.image_size=50000 is out of range"),
+        ("data.mean", [0.5, 0.5, float("nan")], "data.mean="),
+        ("data.std", [0.5, 0.5, 0.0], "data.std="),
+    ],
+)
+def test_facts_of_which_no_network_can_be_made_are_refused_with_the_file_named(
+    key: str, value: object, why: str
+) -> None:
+    config = to_flat(tiny_config())
+    check_facts({"classes": ["a", "b"], "config": config}, Path("file.pt"))
+    facts: dict[str, object] = {"classes": ["a", "b"], "config": config | {key: value}}
+    with pytest.raises(ConfigError, match=rf"^file\.pt.* {re.escape(why)}"):
+        check_facts(facts | ({key: value} if "." not in key else {}), Path("file.pt"))
+
+
+def test_a_checkpoint_that_lacks_something_is_named(train_here: Train, tmp_path: Path) -> None:
+    train_here(tmp_path, "train.epochs=1", "train.global_batch_size=512")
+    path = checkpoints(tmp_path)[-1]
+    for content in ({"x": 1}, {"ema": 1}, [1], {"ema": None, "model": [1]}):
+        torch.save(content, path)
+        _describe(path)
+        with pytest.raises(ConfigError, match=f"{path.name} (holds no weights|does not fit)"):
+            load_trained(path, model_name=TINY)
+    edit_manifest(path, lambda manifest: manifest.pop("config"))
+    with pytest.raises(ConfigError, match=f"{path.name} does not say"):
+        open_checkpoint(tmp_path)
+    edit_manifest(path, lambda manifest: manifest.pop("file"))
+    with pytest.raises(ConfigError, match="does not say 'file'"):
+        open_checkpoint(tmp_path)
+
+
+def _describe(path: Path) -> None:
+    facts = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    edit_manifest(path, lambda manifest: manifest.update(facts))

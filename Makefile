@@ -5,7 +5,7 @@ PY := .venv/bin/python
 
 test: lint types ## style, types, all tests
 	$(PY) -m pytest -m "not slurm and not fault"
-	$(PY) -m pytest -m fault -n 4 --dist worksteal -rs
+	$(PY) -m pytest -m fault -n 3 --dist worksteal -rs
 	$(PY) -m pytest -m slurm -n 4 -rs
 
 setup:

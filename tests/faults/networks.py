@@ -44,6 +44,14 @@ class LongTest(_Senet):
         return logits
 
 
+class Slow(_Senet):
+    """A device that takes its time."""
+
+    def fault(self, logits: Tensor, here: bool) -> Tensor:
+        time.sleep(0.1 if here else 0)
+        return logits
+
+
 class Stuck(_Senet):
     """Code that does not come back, and holds nothing."""
 
@@ -85,6 +93,10 @@ def paced(num_classes: int) -> SENet:
 
 def long_test(num_classes: int) -> SENet:
     return LongTest(num_classes)
+
+
+def slow(num_classes: int) -> SENet:
+    return Slow(num_classes)
 
 
 def stuck(num_classes: int) -> SENet:

@@ -44,11 +44,12 @@ def test_a_run_killed_at_a_random_moment_ends_with_the_bits_of_an_unbroken_one(
     # a step behind a checkpoint, so that some are repeated
     moment = trial.random.choice([step for step in range(EVERY + 2, LAST - 1) if step % EVERY not in (0, EVERY - 1)])
     with started(command, tmp_path / "log") as process:
-        wait_until(lambda: last_step(run_dir) >= moment)
+        wait_until(lambda: last_step(run_dir) >= moment and newest_step(run_dir) > 0)
         time.sleep(trial.random.uniform(0, 0.06))  # an update takes as long
     assert process.returncode != 0
     reached, saved = last_step(run_dir), newest_step(run_dir)
-    assert 0 < saved <= reached <= saved + EVERY
+    in_flight = 0 if FULL else EVERY  # beside other tests a write may take longer than the updates after it
+    assert 0 < saved <= reached <= saved + EVERY + in_flight
     recover(trial, command, run_dir, tmp_path / "log2")
     assert f"at step {saved}" in (tmp_path / "log2").read_text()
     assert differing(unbroken(ranks), without_clock(payload(run_dir))) == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
+import re
 import socket
 import time
 from contextlib import ExitStack
@@ -15,7 +15,7 @@ from senet.files import read_json, write_json
 from senet.lease import STALE_S
 from tests.faults.conftest import FULL, Trial
 from tests.faults.networks import AT
-from tests.faults.runs import last_step, newest_step, options, ranks_of
+from tests.faults.runs import last_step, newest_step, options
 from tests.harness import kill_all, rows, started, status, train, train_command, wait_until
 
 NETWORK = "model.name=tests.faults.networks:"
@@ -62,30 +62,18 @@ def test_a_weight_that_changes_on_one_rank_is_found_and_named(trial: Trial, data
     trial.lost(last_step(tmp_path / "run"))
 
 
-def slow_lines(log: Path, rank: int) -> list[str]:
-    return [line for line in log.read_text().splitlines() if f"rank {rank} is slow" in line]
-
-
 @pytest.mark.fault("a slow rank", quick=1, full=2)
 def test_a_slow_rank_is_named_with_its_share_of_the_step(trial: Trial, data_root: Path, tmp_path: Path) -> None:
-    """SIGSTOP and SIGCONT in turn: it gets a fifth of the time."""
-    every = 20
-    slow = ("train.epochs=2000", f"log.every_steps={every}", "train.amp=off", "model.name=tests.networks:wide")
-    command = train_command(2, options(data_root, tmp_path / "run", *slow, "checkpoint.every_steps=10000"))
-    victim = trial.number % 2
-    with started(command, tmp_path / "log") as process:
-        wait_until(lambda: last_step(tmp_path / "run") >= every)
-        rank, began = ranks_of(process)[victim], last_step(tmp_path / "run")
-        # the first interval is not slow from its beginning, and a row is written before the line
-        while last_step(tmp_path / "run") < began + 4 * every and not slow_lines(tmp_path / "log", victim):
-            rank.send_signal(signal.SIGSTOP)
-            time.sleep(0.08)
-            rank.send_signal(signal.SIGCONT)
-            time.sleep(0.02)
-    line = next(line for line in slow_lines(tmp_path / "log", victim))
+    every, faulty = 10, trial.number
+    slow = (NETWORK + "slow", "train.accumulate=1", "train.epochs=3", f"log.every_steps={every}")
+    command = train_command(2, options(data_root, tmp_path / "run", *slow))
+    with started(command, tmp_path / "log", FAULTY_RANK=str(faulty)) as process:
+        assert process.wait(120) == 0, (tmp_path / "log").read_text()
+    line = next(line for line in (tmp_path / "log").read_text().splitlines() if f"rank {faulty} is slow" in line)
     step, text = line.removeprefix("WARNING: step ").split(": ", 1)
-    assert int(step) <= began + 3 * every
-    assert "% of the step" in text
+    assert int(step) <= (2 if FULL else 4) * every  # beside other tests the first interval may be anybody's
+    own, others = (int(share) for share in re.findall(r"(\d+)%", text))
+    assert own > 1.5 * others
 
 
 CASES = ["alive here", "dead here", *(pytest.param(f"{how} elsewhere", marks=needs_root) for how in ("alive", "dead"))]
@@ -117,7 +105,7 @@ def test_a_run_directory_has_one_owner(case: str, trial: Trial, data_root: Path,
             wait_until(lambda: status(run_dir)["generation"] == generation + 1)
             trial.recovered(time.monotonic() - began)
             return
-        assert second.wait(30) == 2
+        assert second.wait(120) == 2
         host = "elsewhere" if "elsewhere" in case else socket.gethostname()
         [line] = (tmp_path / "log2").read_text().splitlines()
         assert f"process {holder.pid} on host {host}" in line
@@ -145,5 +133,5 @@ def test_a_port_that_is_taken_is_named(trial: Trial, data_root: Path, tmp_path: 
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         command = train_command(0, options(data_root, tmp_path / "run"))
         with started(command, tmp_path / "log", **place) as process:
-            assert process.wait(20) == 1
+            assert process.wait(90) == 1
     assert f"failed: MASTER_PORT={port} is in use on host" in (tmp_path / "log").read_text()

@@ -9,38 +9,21 @@ pair by pair. Prints a table and appends a row to RESULTS.md. Nothing else shoul
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 
-import psutil
-import torch
+from common import images_per_s, record, spread, train
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = [
     "configs/quickstart.yaml", "train.epochs=1", "train.global_batch_size=128", "log.every_steps=1",
     "log.tensorboard=false", "checkpoint.every_steps=1000",
 ]  # fmt: skip
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}  # as launch.sh
 VARIANTS = {
     "fp32, contiguous": ["train.amp=off", "train.channels_last=false"],
     "bf16, channels_last": ["train.amp=bf16", "train.channels_last=true"],
 }
-
-
-def images_per_s(options: list[str], data_root: str) -> float:
-    """One run in a process of its own."""
-    with tempfile.TemporaryDirectory() as run_dir:
-        command = [sys.executable, "train_ddp.py", *SHARED, *options, f"run_dir={run_dir}", f"data.root={data_root}"]
-        subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, env=os.environ | MALLOC)
-        rows = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
-    return statistics.median(row["images_per_s"] for row in rows if row["kind"] == "train" and row["step"] > 2)
 
 
 def main(pairs: int) -> None:
@@ -49,23 +32,21 @@ def main(pairs: int) -> None:
     with tempfile.TemporaryDirectory() as data_root:
         for pair in range(pairs):
             for name, options in VARIANTS.items():
-                speeds[name].append(images_per_s(options, data_root))
+                with tempfile.TemporaryDirectory() as run_dir:
+                    rows = train(Path(run_dir), *SHARED, *options, f"data.root={data_root}")
+                speeds[name].append(images_per_s(rows))
             print(f"pair {pair + 1}: " + ", ".join(f"{name} {values[-1]:.1f}" for name, values in speeds.items()))
     slow, fast = speeds.values()
-    ratios = sorted(b / a for a, b in zip(slow, fast, strict=True))
+    ratios = [b / a for a, b in zip(slow, fast, strict=True)]
     for name, values in speeds.items():
-        print(f"{name:22} {statistics.median(values):7.1f} images/s  ({min(values):.1f} to {max(values):.1f})")
-    print(f"{'ratio':22} {statistics.median(ratios):7.2f}           ({ratios[0]:.2f} to {ratios[-1]:.2f})")
-    row = (
-        f"| precision.py | bf16 + channels_last over fp32 + contiguous, whole trainer, batch 128, 1 rank | "
-        f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}); medians "
-        f"{statistics.median(slow):.0f} and {statistics.median(fast):.0f} images/s | {pairs} pairs | "
-        f"{psutil.cpu_count()} cores, {torch.cpu.get_capabilities()['cpu_name']} "
-        f"({'with' if torch.cpu.get_capabilities().get('amx_bf16') else 'without'} AMX) | "
-        f"torch {torch.__version__}, Python {platform.python_version()} | {datetime.now(UTC):%Y-%m-%d} |\n"
+        print(f"{name:22} {spread(values, 1)} images/s")
+    print(f"{'ratio':22} {spread(ratios)}")
+    record(
+        "precision.py",
+        "bf16 + channels_last over fp32 + contiguous, whole trainer, batch 128, 1 rank",
+        f"{spread(ratios)}; medians {statistics.median(slow):.0f} and {statistics.median(fast):.0f} images/s",
+        f"{pairs} pairs",
     )
-    with (REPOSITORY / "benchmarks" / "RESULTS.md").open("a") as file:
-        file.write(row)
 
 
 if __name__ == "__main__":

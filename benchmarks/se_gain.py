@@ -12,23 +12,17 @@ table and appends a row to RESULTS.md. Typed again after an interruption it goes
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-import psutil
 import torch
+from common import REPOSITORY, record
+from common import train as run
 from torch.utils.flop_counter import FlopCounterMode
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}  # as launch.sh
 
 
 @dataclass(frozen=True)
@@ -46,9 +40,7 @@ def train(network: str, seed: int, options: list[str], runs: Path) -> Result:
     from senet.trained import load_trained
 
     run_dir = runs / f"{network}-{seed}"
-    command = [sys.executable, "train_ddp.py", *options, f"model.name={network}", f"seed={seed}", f"run_dir={run_dir}"]
-    subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL, env=os.environ | MALLOC)
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    rows = run(run_dir, *options, f"model.name={network}", f"seed={seed}")
     last = [row for row in rows if row["kind"] == "epoch"][-1]
     trained = load_trained(run_dir, device="cpu")
     with FlopCounterMode(display=False) as counter:
@@ -98,17 +90,9 @@ def main() -> None:
             )
     line = report(*results.values())
     print(line)
-    capabilities = torch.cpu.get_capabilities()
     shown = " ".join(option for option in args.options if not option.startswith(("data.folder=", "data.root=")))
     what = [f"`se_{args.plain}` against `{args.plain}`, `{shown}`", args.note]
-    row = (
-        f"| se_gain.py | {'; '.join(filter(None, what))} | {line} | {args.seeds} pair{'s' * (args.seeds > 1)} | "
-        f"{psutil.cpu_count()} cores, {capabilities['cpu_name']} "
-        f"({'with' if capabilities.get('amx_bf16') else 'without'} AMX) | "
-        f"torch {torch.__version__}, Python {platform.python_version()} | {datetime.now(UTC):%Y-%m-%d} |\n"
-    )
-    with (REPOSITORY / "benchmarks" / "RESULTS.md").open("a") as file:
-        file.write(row)
+    record("se_gain.py", "; ".join(filter(None, what)), line, f"{args.seeds} pair{'s' * (args.seeds > 1)}")
 
 
 if __name__ == "__main__":

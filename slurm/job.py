@@ -18,6 +18,7 @@ from slurm import batch
 from train_ddp import main, refuse
 
 LOCAL_REQUEUE_EXIT_CODE = 144  # the one code at which submitit's local executor starts its tasks again
+LOCAL_STARTS = 6  # and as often as it does so (submitit.local.local.Controller.run)
 
 
 @dataclass(frozen=True)
@@ -75,5 +76,9 @@ class Job:
             return code
         if restarts >= self.max_requeues:
             batch.explain(run_dir, job_id, "stopped", f"slurm.max_requeues={self.max_requeues} is used up")
+            return code
+        if restarts + 1 >= LOCAL_STARTS:
+            reason = f"submitit's local executor starts a job {LOCAL_STARTS} times at most; submit again to go on"
+            batch.explain(run_dir, job_id, "stopped", reason)
             return code
         return LOCAL_REQUEUE_EXIT_CODE

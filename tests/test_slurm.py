@@ -481,6 +481,14 @@ def test_in_a_task_our_handlers_stand_and_those_of_submitit_are_never_set(tmp_pa
     assert done.stdout.split() == ["StopFlag._handle", "StopFlag._handle", "True", "SIGUSR2"], done.stderr
 
 
+def test_the_last_start_that_the_local_executor_gives_says_so(tmp_path: Path) -> None:
+    job = Job(run_dir=str(tmp_path), config="c", code=str(tmp_path), max_requeues=100)
+    (tmp_path / "slurm").mkdir()
+    codes = [job._end_of_local_start("7", 85) for _ in range(6)]
+    assert codes == [144] * 5 + [85]
+    assert "6 times at most; submit again" in read_json(tmp_path / "status.json")["reason"]
+
+
 def test_a_job_that_finds_another_senet_is_refused(tmp_path: Path) -> None:
     text = (
         "import sys; from slurm.job import Job;"

@@ -17,13 +17,13 @@ from tests.harness import differing, payload, rows, status, tiny, train, wait_un
 
 pytestmark = pytest.mark.slurm
 SUBMIT = [sys.executable, str(REPOSITORY / "slurm" / "submit.py")]
-OPTIONS = ("train.epochs=7", "checkpoint.every_steps=40", "log.every_steps=5")
+OPTIONS = ("train.epochs=19", "checkpoint.every_steps=40", "log.every_steps=5")  # 418 steps, 42 s at the least
 JOB = (
     "model.name=tests.networks:slow_senet",
     "slurm.cluster=local",
     "slurm.ranks_per_node=2",
     "slurm.time=1m",
-    "slurm.signal_lead_s=45",  # told to stop after 15 s
+    "slurm.signal_lead_s=20",  # told to stop after 40 s; six starts must do, however long each takes to begin
 )
 MARK = "SENET_TEST_MARK"
 
@@ -67,7 +67,7 @@ def test_at_the_time_limit_it_is_saved_and_started_again(local: Local, data_root
     assert "RUNNING" in local.tool("status", str(local.run_dir))
     wait_until(lambda: not local.processes(), 400, "the end of the job")
     table = local.tool("status", str(local.run_dir))
-    assert table.splitlines()[1].split()[2:6] == ["ENDED", "finished", "154", "7"]
+    assert table.splitlines()[1].split()[2:6] == ["ENDED", "finished", "418", "19"]
     [log] = local.run_dir.glob("slurm/*_0_log.out")
     restarts = log.read_text().count("resumed from")
     assert restarts == log.read_text().count("stopped at step") > 0

@@ -1,0 +1,58 @@
+"""What the benchmarks share: the trainer in a process of its own, the median of pairs, a row of RESULTS.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}  # as launch.sh
+
+
+def train(run_dir: Path, *options: str, ranks: int = 1) -> list[dict[str, Any]]:
+    """Train in processes of their own, with the allocator as ``launch.sh`` sets it; the rows of metrics.jsonl.
+
+    Args:
+        options: YAML files and ``key=value``, as for ``train_ddp.py``; files relative to the repository.
+    """
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    command = [sys.executable, *torchrun, "train_ddp.py", *options, f"run_dir={run_dir}"]
+    done = subprocess.run(command, cwd=REPOSITORY, env=os.environ | ALLOCATOR, stdout=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} ended with {done.returncode}")
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def images_per_s(rows: Sequence[dict[str, Any]], skip: int = 2) -> float:
+    """The median over the updates of a run with ``log.every_steps=1``, its first ``skip`` left out."""
+    return statistics.median(row["images_per_s"] for row in rows if row["kind"] == "train" and row["step"] > skip)
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """``median (smallest to largest)``."""
+    low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
+    return f"{middle} ({low} to {high})"
+
+
+def record(benchmark: str, what: str, result: str, n: str) -> None:
+    """Append a row to RESULTS.md, with machine, versions and date."""
+    capabilities = torch.cpu.get_capabilities()
+    machine = (
+        f"{psutil.cpu_count()} cores, {capabilities['cpu_name']} "
+        f"({'with' if capabilities.get('amx_bf16') else 'without'} AMX)"
+    )
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    row = f"| {benchmark} | {what} | {result} | {n} | {machine} | {versions} | {datetime.now(UTC):%Y-%m-%d} |\n"
+    with (REPOSITORY / "benchmarks" / "RESULTS.md").open("a") as file:
+        file.write(row)

@@ -52,13 +52,18 @@ class Preprocess:
             padding = config.crop_padding
             top_N = _below(2 * padding + 1, keys_N, 0)
             left_N = _below(2 * padding + 1, keys_N, 1)
-            flip_N = _below(2, keys_N, 2) if config.flip else torch.zeros_like(keys_N)
+            flip_N = self._flips(indices_N, epoch, keys_N)
             images_NHWC = _crop_and_flip(images_NHWC, top_N, left_N, flip_N, padding)
         images_NCHW = self.test(images_NHWC)
         if config.cutout:
             y_N, x_N = _below(size, keys_N, 3), _below(size, keys_N, 4)
             images_NCHW.masked_fill_(_square(y_N, x_N, config.cutout, size), 0.0)  # 0 is the mean
         return images_NCHW
+
+    def _flips(self, indices_N: Tensor, epoch: int, keys_N: Tensor) -> Tensor:
+        if self._config.alternate_flip:
+            return self._config.flip * ((_below(2, _random(mix(self._seed, 0), indices_N), 2) + epoch) & 1)
+        return self._config.flip * _below(2, keys_N, 2)
 
 
 def _crop_and_flip(images_NHWC: Tensor, top_N: Tensor, left_N: Tensor, flip_N: Tensor, padding: int) -> Tensor:

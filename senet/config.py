@@ -86,6 +86,9 @@ class DataConfig:
     """Per RGB channel, of pixels scaled to 0..1; subtracted."""
     std: tuple[float, float, float] = option((0.2470, 0.2435, 0.2616), above=0, high=1)
     """Per RGB channel, of pixels scaled to 0..1; divided by."""
+    holdout: int = option(0, low=0, high=1_000_000_000)
+    """Training images, as many of each class as its share, that are not trained on but evaluated in place of the test
+    images: to choose a recipe without looking at those. 0: none."""
     decode_threads: int = option(0, low=0, high=256, free=True)
     """Threads that decode an image folder; 0: one per core."""
 
@@ -98,6 +101,9 @@ class AugmentConfig:
     """Pixels of zero padding around the image before a random crop of the old size; 0: off."""
     flip: bool = True
     """Mirror left and right with probability 1/2."""
+    alternate_flip: bool = False
+    """With flip: by chance in an image's first epoch only, then in every other epoch, so that two epochs in a row show
+    each image both ways (Jordan 2024, arXiv:2404.00498, sec. 3.6)."""
     cutout: int = option(8, low=0, high=1024)
     """Side in pixels of a square set to the mean, its centre anywhere in the image; 0: off."""
 
@@ -119,6 +125,9 @@ class ModelConfig:
     small_stem: bool = False
     """Of torchvision's residual networks, for small images: begin with a 3x3 convolution instead of 7x7 with stride 2
     and pooling."""
+    whiten: bool = False
+    """Set the first convolution to the whitening of the training images' patches, and keep it so (Jordan 2024,
+    arXiv:2404.00498, sec. 3.2)."""
     init_from: str = ""
     """A checkpoint (its raw weights) or state dict to begin from at a fresh start; the last layer is new where the
     number of classes differs."""
@@ -170,10 +179,19 @@ class TrainConfig:
 class OptimConfig:
     """The optimizer."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    """Stochastic gradient descent, or Adam with decoupled weight decay."""
+    name: Literal["sgd", "adamw", "muon"] = "sgd"
+    """Stochastic gradient descent; Adam with decoupled weight decay; or Muon (torch.optim.Muon) for convolution kernels
+    larger than 1x1 and SGD for all other parameters."""
     lr: float = option(0.1, low=0)
     """Learning rate at the schedule's factor 1."""
+    bias_lr: float = option(0.0, low=0)
+    """The same for one-dimensional parameters (norms, biases); 0: as optim.lr."""
+    muon_lr: float = option(0.05, above=0)
+    """The same for Muon's kernels: the spectral norm of an update."""
+    muon_momentum: float = option(0.9, low=0, high=0.9999)
+    """Of Muon (Nesterov)."""
+    muon_weight_decay: float = option(0.0, low=0)
+    """Of Muon, decoupled."""
     momentum: float = option(0.9, low=0, high=0.9999)
     """Of SGD."""
     nesterov: bool = True

@@ -37,15 +37,17 @@ _BLOCK = 512  # images per decoding task
 class Split(Dataset[Batch]):
     """One split of a store, read in whole batches by index."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
-        self.images = images
-        self.labels = torch.from_numpy(np.array(labels))
+    def __init__(self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray | None = None) -> None:
+        """``rows``: the images and labels that belong to it, all unless given."""
+        self.images, self.rows = images, rows
+        self.labels = torch.from_numpy(np.array(labels if rows is None else labels[rows]))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, indices: Tensor) -> Batch:
-        return torch.from_numpy(self.images[indices.numpy()]), self.labels[indices], indices
+        rows = indices.numpy() if self.rows is None else self.rows[indices.numpy()]
+        return torch.from_numpy(self.images[rows]), self.labels[indices], indices
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,26 @@ def open_data(config: DataConfig, *, local_rank: int = 0, build: bool = True) ->
                     _build(config, store)
         except OSError as error:
             raise ConfigError(f"data.root={config.root}: {error}; free some space, or choose another folder") from None
-    return _open_store(store, verify=local_rank == 0)
+    data = _open_store(store, verify=local_rank == 0)
+    return hold_out(data, config.holdout) if config.holdout else data
+
+
+def hold_out(data: ImageData, count: int) -> ImageData:
+    """The same, with ``count`` of its training images in place of the test images, each class by its share.
+
+    Raises:
+        ConfigError: more images than there are, or fewer than classes.
+    """
+    from sklearn.model_selection import train_test_split
+
+    split, rows = data.train, np.arange(len(data.train))
+    try:
+        trained, held = train_test_split(rows, test_size=count, random_state=0, stratify=split.labels.numpy())
+    except ValueError as error:
+        raise ConfigError(f"data.holdout={count} of {len(rows)} training images: {error}") from None
+    labels = split.labels.numpy()
+    parts = [Split(split.images, labels, np.sort(part)) for part in (trained, held)]
+    return ImageData(parts[0], parts[1], data.classes, data.fingerprint)
 
 
 def _store_key(config: DataConfig) -> str:

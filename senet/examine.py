@@ -95,7 +95,7 @@ def predict(trained: Trained, split: Split, other_images: bool = False) -> Predi
 
 
 def _pictures(split: Split, indices: Integers) -> NDArray[np.uint8]:
-    images_NHWC = split.images[indices]
+    images_NHWC = split[torch.from_numpy(indices)][0].numpy()
     size = images_NHWC.shape[1]
     if size <= _LARGEST_PICTURE:
         return np.asarray(images_NHWC)

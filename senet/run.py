@@ -39,6 +39,7 @@ from senet.repro import provenance, seed_everything, set_deterministic, set_thre
 from senet.resume import check_fits, choose_checkpoint, identity, warn_of_changes
 from senet.state import TrainState
 from senet.trainer import Summary, Trainer
+from senet.weights import whiten_first_layer
 from senet.zoo import build_model
 
 _LAST_WORDS = ("state", "reason", "step", "job", "job_restarts", "heartbeat")  # of a start, kept by the next
@@ -165,6 +166,9 @@ def _prepare(config: Config, ranks: Ranks, run_dir: Path, stack: ExitStack) -> P
         small_stem=config.model.small_stem,
         init_from=init_from,
     )
+    if config.model.whiten:
+        some = data.train[torch.arange(min(1000, len(data.train)))][0]
+        whiten_first_layer(model, _preprocess(config, torch.device("cpu")).test(some))
     if checkpoint is not None:
         check_fits(config, checkpoint, data, model)
     return Prepared(data, model, sampler, lease, checkpoints, checkpoint)

@@ -33,7 +33,6 @@ from senet.distributed import (
 )
 from senet.lease import Lease
 from senet.metrics import LossGuard, Progress, Scores, Tally, Writer
-from senet.optim import set_lr
 from senet.preemption import StopFlag
 from senet.ranks import Ranks
 from senet.repro import seed_everything
@@ -139,7 +138,8 @@ class Trainer:
         """One update from this rank's share of the global batch: uint8 images, labels, and sample indices."""
         train, state = self.config.train, self.state
         seed_everything(self.config.seed, state.step, self.ranks.rank)
-        set_lr(self.optimizer, self.lr())
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr(state.step, group["initial_lr"])
         images_NCHW = self.preprocess.train(images_NHWC, indices_N, epoch)
         micro_batches = list(zip(images_NCHW.chunk(train.accumulate), labels_N.chunk(train.accumulate), strict=True))
         total = torch.zeros((), device=self.ranks.device)
@@ -166,16 +166,14 @@ class Trainer:
             self.ema.update_parameters(self.raw_model)
         state.step += 1
 
-    def lr(self) -> float:
-        """Of the next update."""
-        schedule, lr = self.config.schedule, self.config.optim.lr
-        scheduled = lr_at(
-            self.state.step, schedule, lr=lr, steps_per_epoch=self.steps_per_epoch, epochs=self.config.train.epochs
-        )
-        return scheduled * self.state.plateau.factor
+    def lr(self, step: int, initial_lr: float) -> float:
+        """Of update ``step``, for a group whose rate is ``initial_lr`` at the schedule's factor 1."""
+        epochs = self.config.train.epochs
+        lr = lr_at(step, self.config.schedule, lr=initial_lr, steps_per_epoch=self.steps_per_epoch, epochs=epochs)
+        return lr * self.state.plateau.factor
 
     def _last_lr(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
+        return self.lr(self.state.step - 1, self.config.optim.lr)
 
     def log(self) -> None:
         """A row of what happened since the last one. Sync point: once per log interval."""

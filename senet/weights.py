@@ -1,4 +1,4 @@
-"""Weights from a file into a network, for ``model.init_from``."""
+"""Weights that are not drawn at random: from a file (``model.init_from``), or from images (``model.whiten``)."""
 
 from __future__ import annotations
 
@@ -68,3 +68,27 @@ def _find_weights(content: Any) -> dict[str, Tensor] | None:
             content = content[key]
     state = dict(content)
     return state if state and all(isinstance(value, Tensor) for value in state.values()) else None
+
+
+@torch.no_grad()
+def whiten_first_layer(model: nn.Module, images_NCHW: Tensor) -> None:
+    """Make the first convolution whiten patches of these images (float32, normalised), and freeze it.
+
+    Its filters become the eigenvectors of the patches' covariance, each divided by the root of its eigenvalue, and
+    their negatives, the largest eigenvalue first (Jordan 2024, arXiv:2404.00498, sec. 3.2): each output has variance 1
+    and none is correlated with another's. Filters beyond twice the size of a patch keep their random weights.
+
+    Raises:
+        ConfigError: the network has no convolution of these images.
+    """
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    channels = images_NCHW.shape[1]
+    if not convolutions or convolutions[0].in_channels != channels or convolutions[0].groups != 1:
+        raise ConfigError(f"model.whiten=true needs a network that begins with a convolution of {channels} channels")
+    weight = convolutions[0].weight
+    patches = nn.functional.unfold(images_NCHW, weight.shape[2:]).movedim(1, -1).flatten(0, 1)  # [patches, C * h * w]
+    eigenvalues, eigenvectors = torch.linalg.eigh(patches.T.cov().double())  # ascending, columns
+    filters = (eigenvectors / (eigenvalues + 5e-4).sqrt()).T.flip(0)
+    filters = torch.stack([filters, -filters], 1).flatten(0, 1)[: len(weight)]
+    weight[: len(filters)] = filters.to(weight).view(-1, *weight.shape[1:])
+    weight.requires_grad_(False)

@@ -92,3 +92,16 @@ def test_draws_are_uniform_and_independent(limit: int) -> None:
     for values in (one, (one + other) % limit, (one[1:] + other[:-1]) % limit):
         chi2 = ((torch.bincount(values, minlength=limit) - expected) ** 2 / expected).sum()
         assert chi2 < limit + 5 * (2 * limit) ** 0.5
+
+
+def test_alternating_flips_show_each_image_both_ways_in_two_epochs(images: torch.Tensor) -> None:
+    config = AugmentConfig(crop_padding=0, flip=True, alternate_flip=True, cutout=0)
+    indices, plain = torch.arange(64), preprocess(config).test(images)
+    epochs = [preprocess(config).train(images, indices, epoch) for epoch in range(4)]
+    mirrored = [torch.tensor([torch.equal(a, b.flip(-1)) for a, b in zip(e, plain, strict=True)]) for e in epochs]
+    assert 16 < int(mirrored[0].sum()) < 48  # by chance
+    assert torch.equal(mirrored[1], ~mirrored[0])
+    assert torch.equal(mirrored[2], mirrored[0])
+    assert torch.equal(mirrored[3], ~mirrored[0])
+    off = AugmentConfig(crop_padding=0, flip=False, alternate_flip=True, cutout=0)
+    assert torch.equal(preprocess(off).train(images, indices, 1), plain)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from senet.config import ConfigError
 from senet.model import BasicBlock, PreActBlock, SENet, SENet18, SqueezeExcite
+from senet.weights import whiten_first_layer
 from senet.zoo import build_model
 
 STRIDES = {1: 1, 2: 2, 3: 2, 4: 2}
@@ -159,3 +160,24 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(ConfigError, match="is no file of weights"):
         build_model("senet18", num_classes=10, init_from=str(tmp_path / "text.pt"))
+
+
+def test_a_whitening_first_layer_gives_uncorrelated_outputs_of_variance_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = F.avg_pool2d(torch.randn(64, 3, 36, 36, generator=generator), 3, stride=1, padding=0)  # neighbours alike
+    model = SENet18(10)
+    before = model.conv1.weight[54:].clone()
+    whiten_first_layer(model, images)
+    assert not model.conv1.weight.requires_grad
+    outputs = F.conv2d(images, model.conv1.weight)[:, :54].movedim(1, 0).flatten(1)
+    covariance = outputs[::2].cov()
+    kept = covariance.diagonal() > 0.5  # eigenvalues well above the floor of 5e-4
+    assert int(kept.sum()) >= 9
+    torch.testing.assert_close(covariance[kept][:, kept], torch.eye(int(kept.sum())), atol=0.2, rtol=0)
+    assert torch.equal(outputs[1::2], -outputs[::2])
+    assert torch.equal(model.conv1.weight[54:], before)
+
+
+def test_a_network_without_a_convolution_of_images_cannot_be_whitened() -> None:
+    with pytest.raises(ConfigError, match="begins with a convolution of 3 channels"):
+        whiten_first_layer(nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10)), torch.zeros(2, 3, 16, 16))

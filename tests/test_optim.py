@@ -1,0 +1,87 @@
+"""Parameter groups, and Muon beside torch's own."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from senet.optim import build_optimizer
+from tests.harness import tiny_config
+
+
+def small_network(channels_last: bool) -> nn.Module:
+    torch.manual_seed(0)
+    layers = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(4, 10),
+    )  # fmt: skip
+    return layers.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_muon_is_that_of_torch_for_kernels_and_sgd_for_the_rest(channels_last: bool) -> None:
+    ours = small_network(channels_last)
+    theirs = copy.deepcopy(ours)
+    options = ("optim.name=muon", "optim.muon_lr=0.03", "optim.muon_momentum=0.8", "optim.muon_weight_decay=0.1")
+    config = tiny_config(*options, "optim.bias_lr=0.3").optim
+    optimizer = build_optimizer(ours, config)
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"]
+    kernel = nn.Parameter(theirs[0].weight.detach().movedim(1, -1).flatten(1).clone())
+    muon = torch.optim.Muon([kernel], lr=0.03, momentum=0.8, weight_decay=0.1, nesterov=True)
+    others = [
+        {"params": [p for p in theirs.parameters() if p.ndim > 1 and p is not theirs[0].weight], "lr": config.lr},
+        {"params": [p for p in theirs.parameters() if p.ndim == 1], "lr": 0.3, "weight_decay": 0.0},
+    ]
+    sgd = torch.optim.SGD(others, momentum=config.momentum, nesterov=True, weight_decay=config.weight_decay)
+    for step in range(3):
+        images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(step))
+        for network in (ours, theirs):
+            nn.functional.cross_entropy(network(images), torch.arange(16) % 10).backward()
+        kernel.grad = theirs[0].weight.grad.movedim(1, -1).flatten(1)
+        for each in (optimizer, muon, sgd):
+            each.step()
+        theirs[0].weight.data.copy_(kernel.detach().view(8, 3, 3, 3).movedim(-1, 1))
+        ours.zero_grad()
+        theirs.zero_grad()
+    # bf16 inside: the order of the columns differs where the layout does
+    torch.testing.assert_close(ours[0].weight, theirs[0].weight, atol=0.0 if channels_last else 2e-3, rtol=0)
+    for mine, other in zip(list(ours.parameters())[1:], list(theirs.parameters())[1:], strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-6 if channels_last else 5e-3, rtol=0)
+
+
+def test_muon_goes_on_from_its_state() -> None:
+    def train(network: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(step))
+        network(images).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    config = tiny_config("optim.name=muon").optim
+    network = small_network(channels_last=True)
+    optimizer = build_optimizer(network, config)
+    train(network, optimizer, 0)
+    saved = copy.deepcopy((network.state_dict(), optimizer.state_dict()))
+    train(network, optimizer, 1)
+    resumed = small_network(channels_last=True)
+    resumed.load_state_dict(saved[0])
+    other = build_optimizer(resumed, config)
+    other.load_state_dict(saved[1])
+    train(resumed, other, 1)
+    for mine, expected in zip(resumed.parameters(), network.parameters(), strict=True):
+        assert torch.equal(mine, expected)
+
+
+def test_what_is_frozen_is_in_no_group() -> None:
+    network = small_network(channels_last=False)
+    network[0].weight.requires_grad_(False)
+    for name in ("sgd", "adamw", "muon"):
+        held = [
+            p
+            for group in build_optimizer(network, tiny_config(f"optim.name={name}").optim).param_groups
+            for p in group["params"]
+        ]
+        assert len(held) == len(list(network.parameters())) - 1

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -48,6 +48,21 @@ class Split(Dataset[Batch]):
     def __getitem__(self, indices: Tensor) -> Batch:
         rows = indices.numpy() if self.rows is None else self.rows[indices.numpy()]
         return torch.from_numpy(self.images[rows]), self.labels[indices], indices
+
+
+class ResidentSplit(Split):
+    """A split whose images and labels are on a device, indexed by tensors on that device.
+
+    Of a batch only its indices are copied there; the driver stages so few bytes (up to 64 KiB), and the host goes on.
+    """
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        super().__init__(split.images, split.labels.numpy())
+        images = split.images if split.rows is None else split.images[split.rows]
+        self._images, self._labels = torch.from_numpy(np.array(images)).to(device), self.labels.to(device)
+
+    def __getitem__(self, indices: Tensor) -> Batch:
+        return self._images[indices], self._labels[indices], indices
 
 
 @dataclass(frozen=True)
@@ -115,8 +130,21 @@ class ShardSampler(torch.utils.data.Sampler[Tensor]):
             yield self._indices[batch * self._batch_size : (batch + 1) * self._batch_size]
 
 
-def load_batches(split: Split, sampler: torch.utils.data.Sampler[Any], device: torch.device) -> DataLoader[Batch]:
+def keep_on_device(data: ImageData, wanted: str, device: torch.device) -> ImageData:
+    """The same with both splits on the device, for ``data.resident``: ``on``, or ``auto`` where they fit."""
+    if wanted == "auto" and device.type == "cuda":
+        size = sum(len(split) * split.images[0].nbytes for split in (data.train, data.test))
+        fits = size <= torch.cuda.get_device_properties(device).total_memory / 4
+        wanted = "on" if fits else "off"
+    if wanted != "on":
+        return data
+    return replace(data, train=ResidentSplit(data.train, device), test=ResidentSplit(data.test, device))
+
+
+def load_batches(split: Split, sampler: torch.utils.data.Sampler[Any], device: torch.device) -> Iterable[Batch]:
     """Whole batches, gathered in this process: uint8 in memory leaves nothing for workers to do. Pinned for a GPU."""
+    if isinstance(split, ResidentSplit):
+        return (split[indices.to(device, non_blocking=True)] for indices in sampler)
     # a generator of its own: iter(DataLoader) would draw from the global one
     return DataLoader(
         split, sampler=sampler, batch_size=None, pin_memory=device.type == "cuda", generator=torch.Generator()

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from senet.augment import Preprocess
 from senet.checkpoint import Checkpoint, CheckpointManager, unpickle
 from senet.config import Config, to_flat, to_yaml
-from senet.data import ImageData, ResumableSampler, open_data
+from senet.data import ImageData, ResumableSampler, keep_on_device, open_data
 from senet.distributed import (
     Agreement,
     broadcast_bytes,
@@ -78,6 +78,7 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
         )
         group = stack.enter_context(process_groups(ranks, store, config.distributed))
         model, replicas, mixed = _to_device(config, ranks, model, amp)
+        data = keep_on_device(data, config.data.resident, ranks.device)
         content = broadcast_bytes(checkpoint.content if checkpoint else None, group)
         saved = unpickle(content) if content else None
         state = TrainState.from_state_dict(saved["state"]) if saved else TrainState()

@@ -45,6 +45,7 @@ def test_the_default_file_spells_out_the_defaults() -> None:
 
 def test_off_is_a_word(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("train: {amp: off}")
+    assert load_config(["data.resident=on"]).data.resident == "on"
     for argument in ("train.amp=off", str(tmp_path / "a.yaml"), "configs/baseline.yaml"):
         assert load_config([argument]).train.amp == "off"
 

@@ -112,10 +112,18 @@ def test_weight_decay_leaves_out_norms_and_biases() -> None:
     assert len(everything["params"]) == len(decayed["params"]) + len(plain["params"])
 
 
+def test_images_kept_on_the_device_change_no_bit(train_here: Train, tmp_path: Path) -> None:
+    for resident in ("on", "off"):
+        train_here(tmp_path / resident, "train.epochs=1", "data.holdout=100", f"data.resident={resident}")
+    one, other = (tmp_path / resident for resident in ("on", "off"))
+    assert differing(without_clock(payload(one)), without_clock(payload(other))) == []
+
+
 @pytest.mark.parametrize(
     "options",
     [
         ("optim.name=adamw", "optim.lr=0.003"),
+        ("optim.name=muon", "optim.lr=0.05", "model.whiten=true", "augment.alternate_flip=true"),
         ("train.channels_last=false", "train.accumulate=2"),
         (*NO_NORM, "train.amp=fp16"),
         ("model.name=tests.networks:with_dropout", "train.amp=off"),

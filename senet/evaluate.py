@@ -48,9 +48,9 @@ def main(argv: Sequence[str]) -> int:
         ranks, config.start_timeout_s, lambda: _prepare(arguments, ranks)
     )
     with process_groups(ranks, store, config) as group:
-        result = evaluate(trained, data, ranks, batch_size=arguments.batch_size)
+        result = evaluate(trained, data, ranks, batch_size=arguments.batch_size, flip_average=arguments.flip_average)
         if ranks.is_main:
-            report = _report(result, trained, data)
+            report = _report(result, trained, data) | {"flip_average": arguments.flip_average}
             print(json.dumps(report) if arguments.json else _text(report), flush=True)
             if arguments.predictions:
                 replace_file(arguments.predictions, _predictions(result, data, data_config).encode())
@@ -110,7 +110,8 @@ def _text(report: Mapping[str, Any]) -> str:
     loss = "not finite" if report["loss"] is None else f"{report['loss']:.4f}"
     top5 = "" if report["top5"] is None else f"   top-5 {report['top5']:.2f} %"
     lines = [
-        f"{report['checkpoint']} (step {report['step']}), {report['images']:,} test images",
+        f"{report['checkpoint']} (step {report['step']}), {report['images']:,} test images"
+        + (", each with its mirror image" if report["flip_average"] else ""),
         f"top-1 {report['top1']:.2f} %{top5}   loss {loss}",
         "",
         f"{'class':<{width}}  images  top-1",
@@ -154,6 +155,9 @@ def _parser() -> Parser:
         "downloaded and decoded into a data.root that is given here",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument(
+        "--flip-average", action="store_true", help="average the logits of an image and its mirror image"
+    )
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="write a CSV row for each image")
     parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="images per rank (default 256)")
     return parser

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ def open_test_data(
 ) -> tuple[ImageData, DataConfig]:
     """The data that a checkpoint was trained on, with ``key=value`` over its options, and these options.
 
+    The test images are those of the test split, also where training held others out (data.holdout).
+
     Relative folders are looked for from where one is, as in training. Images are downloaded and decoded only where
     data.root is among the overrides: a file does not choose where is written. A warning, where ``is_main``, of another
     content than in training.
@@ -53,7 +55,7 @@ def open_test_data(
     for pair in overrides:
         if "=" not in pair or pair.partition("=")[0] not in _DATA_OPTIONS:
             raise ConfigError(f"{pair!r}: only {', '.join(_DATA_OPTIONS)} may be set; the rest is the checkpoint's")
-    config = restore_data(manifest["config"], overrides)
+    config = replace(restore_data(manifest["config"], overrides), holdout=0)
     build = any(pair.startswith("data.root=") for pair in overrides)
     data = open_data(config, local_rank=local_rank, build=build)
     classes = manifest["classes"]
@@ -72,8 +74,13 @@ def open_test_data(
     return data, config
 
 
-def evaluate(trained: Trained, data: ImageData, ranks: Ranks, *, batch_size: int) -> Evaluation:
+def evaluate(
+    trained: Trained, data: ImageData, ranks: Ranks, *, batch_size: int, flip_average: bool = False
+) -> Evaluation:
     """The test split, each image once; rank r takes images r, r + world_size, ... A collective: call on every rank.
+
+    Args:
+        flip_average: the logits are the mean over an image and its mirror image.
 
     Raises:
         RuntimeError: the ranks together saw another number of images than the split holds.
@@ -88,6 +95,8 @@ def evaluate(trained: Trained, data: ImageData, ranks: Ranks, *, batch_size: int
         if not len(labels_N):
             continue
         logits_NK = trained.logits(images_NHWC)
+        if flip_average:
+            logits_NK = (logits_NK + trained.logits(images_NHWC.flip(2))) / 2
         labels_N, indices_N = labels_N.to(ranks.device), indices_N.to(ranks.device)
         tally.add(F.cross_entropy(logits_NK, labels_N), logits_NK, labels_N)
         best = logits_NK.softmax(1).max(1)

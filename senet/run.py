@@ -266,8 +266,9 @@ def _last_words(summary: Summary, trainer: Trainer, run_dir: Path) -> str:
         return f"stopped at step {summary.step} of {trainer.total_steps}; the same command goes on from there"
     row = summary.result
     which = "ema" if "ema_top1" in row else "test"
+    images = f"{len(trainer.data.test):,} {'held-out' if trainer.config.data.holdout else 'test'} images"
     return (
-        f"finished: {row[f'{which}_top1']:.2f} % top-1 ({which} weights, {len(trainer.data.test):,} test images), best "
+        f"finished: {row[f'{which}_top1']:.2f} % top-1 ({which} weights, {images}), best "
         f"{row['best_top1']:.2f} % after epoch {row['best_epoch']}; {row['train_s']:.0f} s of training; see {run_dir}"
     )
 

@@ -94,6 +94,30 @@ def test_the_scores_are_those_of_a_plain_loop(
         assert row == expected
 
 
+def test_a_flip_average_is_over_an_image_and_its_mirror_image(
+    run_dir: Path, digits: ImageData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(run_dir, "--json", "--flip-average")) == 0
+    report = json.loads(capsys.readouterr().out)
+    trained = load_trained(run_dir, model_name=TINY, device="cpu")
+    pixels = torch.tensor(digits.test.images)
+    logits = (trained.logits(pixels) + trained.logits(pixels.flip(2))) / 2
+    assert report["top1"] == pytest.approx(100 * (logits.argmax(1) == digits.test.labels).float().mean().item())
+    assert report["loss"] == pytest.approx(F.cross_entropy(logits, digits.test.labels).item(), abs=1e-5)
+    assert main(arguments(run_dir, "--flip-average")) == 0
+    assert "360 test images, each with its mirror image" in capsys.readouterr().out
+
+
+def test_a_run_that_held_images_out_is_evaluated_on_the_test_images(
+    train_here: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = train_here(tmp_path, "train.epochs=1", "train.amp=off", "train.ema_decay=0", "data.holdout=100")
+    assert main(arguments(tmp_path, "--json")) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (report["images"], report["same_data"]) == (360, True)
+    assert held.result["test_top1"] != report["top1"]
+
+
 def test_the_table_has_a_line_for_each_class(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments(run_dir)) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -107,6 +131,7 @@ def test_a_class_name_cannot_command_the_terminal() -> None:
     row = {"class": "\x1b]0;x\x07red", "images": 1, "top1": 100.0}
     lines = _text(
         {"checkpoint": "a", "step": "\x1b", "images": 1, "loss": 1.0, "top1": 1.0, "top5": 1.0, "classes": [row]}
+        | {"flip_average": False}
     )
     table = predict._format("table", ["a.png"], [row["class"]])(predict.Prediction("a.png", ((row["class"], 0.5),)))
     assert lines.splitlines()[-1] == "?]0;x?red       1 100.00 %"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from senet.config import AugmentConfig
@@ -45,7 +46,11 @@ class Preprocess:
         return images_NCHW if self._channels_last else images_NCHW.contiguous()
 
     def train(self, images_NHWC: Tensor, indices_N: Tensor, epoch: int) -> Tensor:
-        """Crop and flip, normalise, cut out; images are numbered by ``indices_N`` (int64) in the training split."""
+        """Crop and flip, normalise, cut out, scale.
+
+        Args:
+            indices_N: the images' numbers in the training split, int64.
+        """
         config, size = self._config, images_NHWC.shape[1]
         keys_N = _random(mix(self._seed, epoch), indices_N)
         if config.crop_padding or config.flip:
@@ -58,6 +63,8 @@ class Preprocess:
         if config.cutout:
             y_N, x_N = _below(size, keys_N, 3), _below(size, keys_N, 4)
             images_NCHW.masked_fill_(_square(y_N, x_N, config.cutout, size), 0.0)  # 0 is the mean
+        if epoch < config.small_epochs:
+            images_NCHW = F.interpolate(images_NCHW, config.small_size, mode="bilinear", antialias=True)
         return images_NCHW
 
     def _flips(self, indices_N: Tensor, epoch: int, keys_N: Tensor) -> Tensor:
@@ -68,7 +75,7 @@ class Preprocess:
 
 def _crop_and_flip(images_NHWC: Tensor, top_N: Tensor, left_N: Tensor, flip_N: Tensor, padding: int) -> Tensor:
     count, size, _, _ = images_NHWC.shape
-    padded = torch.nn.functional.pad(images_NHWC, (0, 0, padding, padding, padding, padding))
+    padded = F.pad(images_NHWC, (0, 0, padding, padding, padding, padding))
     pixels = torch.arange(size, device=images_NHWC.device)
     columns = torch.where(flip_N[:, None] == 1, size - 1 - pixels, pixels) + left_N[:, None]
     rows = pixels + top_N[:, None]

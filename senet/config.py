@@ -109,6 +109,10 @@ class AugmentConfig:
     each image both ways (Jordan 2024, arXiv:2404.00498, sec. 3.6)."""
     cutout: int = option(8, low=0, high=1024)
     """Side in pixels of a square set to the mean, its centre anywhere in the image; 0: off."""
+    small_size: int = option(32, low=16, high=1024)
+    """Height and width to which training images are scaled at last, in the first small_epochs epochs."""
+    small_epochs: int = option(0, low=0, high=1_000_000)
+    """Epochs that begin a training with smaller images, for a fraction of the work; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -593,6 +597,10 @@ def _check_together(config: Config) -> None:
     if config.schedule.warmup_epochs >= config.train.epochs:
         raise ConfigError(
             f"schedule.warmup_epochs={config.schedule.warmup_epochs} must be below train.epochs={config.train.epochs}"
+        )
+    if config.augment.small_epochs and config.augment.small_size >= config.data.image_size:
+        raise ConfigError(
+            f"augment.small_size={config.augment.small_size} must be below data.image_size={config.data.image_size}"
         )
     if config.data.source == "imagefolder" and not config.data.folder:
         raise ConfigError("data.source=imagefolder needs data.folder=<folder with train/<class>/* and test/<class>/*>")

@@ -105,3 +105,17 @@ def test_alternating_flips_show_each_image_both_ways_in_two_epochs(images: torch
     assert torch.equal(mirrored[3], ~mirrored[0])
     off = AugmentConfig(crop_padding=0, flip=False, alternate_flip=True, cutout=0)
     assert torch.equal(preprocess(off).train(images, indices, 1), plain)
+
+
+def test_the_first_epochs_may_have_smaller_images(images: torch.Tensor) -> None:
+    config = AugmentConfig(crop_padding=0, flip=False, cutout=0, small_size=8, small_epochs=2)
+    indices, plain = torch.arange(64), preprocess(config).test(images)
+    small = preprocess(config).train(images, indices, epoch=1)
+    assert small.shape == (64, 3, 8, 8)
+    assert small.is_contiguous(memory_format=torch.channels_last)
+    # a triangle two pixels wide on either side, at every second pixel
+    weights = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    kernel = (weights[:, None] * weights).expand(3, 1, 4, 4)
+    inner = torch.nn.functional.conv2d(plain[:, :, 1:-1, 1:-1], kernel, stride=2, groups=3)
+    torch.testing.assert_close(small[:, :, 1:-1, 1:-1], inner, atol=1e-4, rtol=0)
+    assert torch.equal(preprocess(config).train(images, indices, epoch=2), plain)

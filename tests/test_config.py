@@ -89,6 +89,7 @@ def test_the_resolved_configuration_reads_back_the_same(tmp_path: Path) -> None:
         ("schedule.milestones=[3,2]", "must rise"),
         ("schedule.name=multistep", "schedule.milestones"),
         ("schedule.warmup_epochs=30", "must be below train.epochs=30"),
+        ("augment: {small_epochs: 1, small_size: 32}", "augment.small_size=32 must be below data.image_size=32"),
         ("optim.momentum=0", "optim.nesterov"),
         ("seed=${nowhere}", "nowhere"),
         ("=3", "unknown option"),

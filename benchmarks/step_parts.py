@@ -9,7 +9,8 @@ left out, as DDP sends BatchNorm's statistics one step late. Forward and backwar
 communication is what both take longer with the all-reduce, block by block, so what is hidden behind the backward pass
 is not in it, and the wait for a slower rank is. Each number is the median over the blocks. Not in the step: reading the
 loss, logging, the votes to stop. Prints a table with a row for each rank and appends a row to RESULTS.md per number of
-ranks and batch, of the means over the ranks. Nothing else should run meanwhile.
+ranks and batch, of the means over the ranks. Options of the trainer may follow (model.name=..., for a try). Nothing
+else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -158,25 +159,29 @@ def show(ranks: int, batch: int, found: list[Seconds]) -> str:
 def main() -> None:
     """Start the ranks, print, append."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("options", nargs="*", help="key=value, on top of configs/cifar10.yaml")
     parser.add_argument("--pairs", type=int, default=10, help="of blocks")
     parser.add_argument("--steps", type=int, default=2, help="that count in a block")
     parser.add_argument("--ranks", default="1,2,4", help="numbers of ranks")
     parser.add_argument("--batches", default=",".join(map(str, GLOBAL_BATCHES)), help="global batches")
     parser.add_argument("--note", default="", help="for the rows: what else ran")
-    parser.add_argument("--rank", nargs="+", help=argparse.SUPPRESS)  # this process is one; options of the trainer
-    args = parser.parse_args()
+    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)  # this process is one
+    args = parser.parse_intermixed_args()
     if args.rank:
-        return be_a_rank(args.rank, pairs=args.pairs, steps=args.steps)
+        return be_a_rank(args.options, pairs=args.pairs, steps=args.steps)
+    network = " ".join(args.options) or "SENet18"
     head = "".join(f"{part:>11}" for part in (*PARTS, "step"))
     print(f"{'ranks':>5} {'batch':>6} {'rank':>5}{head}   (milliseconds)")
     with tempfile.TemporaryDirectory() as data_root:
         stored = lay_store(Path(data_root), 2048)
         for batch in map(int, args.batches.split(",")):
             for ranks in map(int, args.ranks.split(",")):
-                options = ["configs/cifar10.yaml", *stored, f"train.global_batch_size={batch}"]
+                options = ["configs/cifar10.yaml", *args.options, *stored, f"train.global_batch_size={batch}"]
                 counts = [f"--pairs={args.pairs}", f"--steps={args.steps}"]
                 line = show(ranks, batch, torchrun("step_parts.py", *counts, "--rank", *options, ranks=ranks))
-                what = f"a step of SENet18, {ranks} rank{'s' * (ranks > 1)}, global batch {batch}, mean over the ranks"
+                what = (
+                    f"a step of {network}, {ranks} rank{'s' * (ranks > 1)}, global batch {batch}, mean over the ranks"
+                )
                 record("step_parts.py", "; ".join(filter(None, [what, args.note])), line, f"{args.pairs} pairs")
     return None
 

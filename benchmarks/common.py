@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
@@ -56,3 +58,29 @@ def record(benchmark: str, what: str, result: str, n: str) -> None:
     row = f"| {benchmark} | {what} | {result} | {n} | {machine} | {versions} | {datetime.now(UTC):%Y-%m-%d} |\n"
     with (REPOSITORY / "benchmarks" / "RESULTS.md").open("a") as file:
         file.write(row)
+
+
+def torchrun(script: str, *options: str, ranks: int) -> Any:
+    """Run a script of this folder on so many ranks, with the allocator as ``launch.sh`` sets it; the JSON that it
+    printed last."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    command = [*launcher, str(REPOSITORY / "benchmarks" / script), *options]
+    environment = os.environ | ALLOCATOR | {"OMP_NUM_THREADS": "1"}  # a rank sets its threads itself
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} ended with {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def lay_store(data_root: Path, train_images: int, test_images: int = 64) -> list[str]:
+    """Random uint8 images at 32x32 where ``senet.data`` keeps CIFAR-10; the options that have them used."""
+    store = data_root / "stores" / "cifar10-32"
+    store.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for split, count in (("train", train_images), ("test", test_images)):
+        np.save(store / f"{split}.images.npy", generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8))
+        np.save(store / f"{split}.labels.npy", generator.integers(0, 10, count, dtype=np.int64))
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in store.glob("*.npy")}
+    meta = {"classes": [str(number) for number in range(10)], "sha256": hashes}
+    (store / "meta.json").write_text(json.dumps(meta))
+    return ["data.source=cifar10", f"data.root={data_root}"]

@@ -1,0 +1,190 @@
+"""Where the time of a step goes on each rank: data, forward, backward, exposed communication, optimizer.
+
+    .venv/bin/python benchmarks/step_parts.py [--pairs 10] [--ranks 1,2,4] [--note TEXT]
+
+The parts of the trainer on SENet18 by configs/cifar10.yaml, put together as senet.run does, on random 32x32 images,
+with global batches of 128 and 512; the cores are shared among the ranks. Steps come in blocks, alternately with DDP's
+all-reduce and under ``no_sync``; all ranks meet before the forward pass of each step, and the first step of a block is
+left out, as DDP sends BatchNorm's statistics one step late. Forward and backward are those under ``no_sync``; exposed
+communication is what both take longer with the all-reduce, block by block, so what is hidden behind the backward pass
+is not in it, and the wait for a slower rank is. Each number is the median over the blocks. Not in the step: reading the
+loss, logging, the votes to stop. Prints a table with a row for each rank and appends a row to RESULTS.md per number of
+ranks and batch, of the means over the ranks. Options of the trainer may follow (model.name=..., for a try). Nothing
+else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from common import REPOSITORY, lay_store, record, torchrun
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+sys.path.insert(0, str(REPOSITORY))
+from senet.config import load_config
+from senet.data import ResumableSampler, load_batches, open_data
+from senet.distributed import process_groups
+from senet.optim import build_ema, build_optimizer
+from senet.ranks import Ranks, start_together
+from senet.repro import set_threads
+from senet.run import _choose_amp, _preprocess, _to_device
+from senet.zoo import build_model
+
+GLOBAL_BATCHES = (128, 512)
+PARTS = ("data", "forward", "backward", "exposed", "optimizer")
+Batch = tuple[Tensor, Tensor]  # images float32 [N, 3, H, W], labels int64 [N]
+Seconds = dict[str, float]
+
+
+class Step:
+    """One update of this rank, taken apart."""
+
+    def __init__(
+        self,
+        ddp: DistributedDataParallel,
+        batches: Iterator[Batch],
+        update: Callable[[], None],
+        autocast: Callable[[], AbstractContextManager[None]],
+        label_smoothing: float,
+    ) -> None:
+        self._ddp, self._batches, self._update = ddp, batches, update
+        self._autocast, self._label_smoothing = autocast, label_smoothing
+
+    def timed(self, *, synced: bool) -> Seconds:
+        """Do it; seconds of each part."""
+        times = [time.perf_counter()]
+        images_NCHW, labels_N = next(self._batches)
+        times.append(time.perf_counter())
+        dist.barrier()
+        times.append(time.perf_counter())
+        with nullcontext() if synced else self._ddp.no_sync():
+            with self._autocast():
+                logits_NK = self._ddp(images_NCHW)
+            loss = F.cross_entropy(logits_NK.float(), labels_N, label_smoothing=self._label_smoothing)
+            times.append(time.perf_counter())
+            loss.backward()
+        times.append(time.perf_counter())
+        self._update()
+        times.append(time.perf_counter())
+        data, _, forward, backward, optimizer = (b - a for a, b in pairwise(times))
+        return {"data": data, "forward": forward, "backward": backward, "optimizer": optimizer}
+
+    def block(self, steps: int, *, synced: bool) -> Seconds:
+        """The means over ``steps`` steps, one before them left out."""
+        self.timed(synced=synced)
+        found = [self.timed(synced=synced) for _ in range(steps)]
+        return {part: statistics.fmean(each[part] for each in found) for part in found[0]}
+
+
+def measure(step: Step, *, pairs: int, steps: int) -> Seconds:
+    """Medians over pairs of blocks."""
+    found = []
+    for number in range(pairs):
+        order = (True, False) if number % 2 else (False, True)
+        blocks = {synced: step.block(steps, synced=synced) for synced in order}
+        alone, together = blocks[False], blocks[True]
+        exposed = together["forward"] + together["backward"] - alone["forward"] - alone["backward"]
+        found.append(alone | {"exposed": exposed})
+    return {part: statistics.median(each[part] for each in found) for part in PARTS}
+
+
+def be_a_rank(options: list[str], *, pairs: int, steps: int) -> None:
+    """Measure; rank 0 prints the seconds of each part on every rank."""
+    config = load_config(options)
+    ranks = Ranks.from_environment(config.train)
+    set_threads(config.train.threads_per_rank, ranks.local_world_size)
+    with ExitStack() as stack:
+        store, data = start_together(ranks, 300, lambda: open_data(config.data, local_rank=ranks.local_rank))
+        stack.enter_context(process_groups(ranks, store, config.distributed))
+        torch.manual_seed(config.seed)
+        network = build_model(config.model.name, num_classes=len(data.classes), reduction=config.model.reduction)
+        model, ddp, mixed = _to_device(config, ranks, network, _choose_amp(config.train.amp, ranks.device))
+        optimizer, ema = build_optimizer(model, config.optim), build_ema(model, config.train.ema_decay)
+        sampler = ResumableSampler(
+            data.train,
+            global_batch_size=config.train.global_batch_size,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            seed=config.seed,
+        )
+        preprocess = _preprocess(config, ranks.device)
+
+        def batches() -> Iterator[Batch]:
+            for epoch in range(sys.maxsize):
+                sampler.start_at(epoch, 0)
+                for images_NHWC, labels_N, indices_N in load_batches(data.train, sampler, ranks.device):
+                    yield preprocess.train(images_NHWC, indices_N, epoch), labels_N
+
+        def update() -> None:
+            optimizer.step()
+            optimizer.zero_grad()
+            if ema is not None:
+                ema.update_parameters(model)
+
+        ddp.train()
+        step = Step(ddp, batches(), update, mixed, config.train.label_smoothing)
+        mine = measure(step, pairs=pairs, steps=steps)
+        everyones: list[Seconds] = [{} for _ in range(ranks.world_size)]
+        dist.all_gather_object(everyones, mine)
+        if ranks.is_main:
+            print(json.dumps(everyones), flush=True)
+        dist.barrier()
+
+
+def show(ranks: int, batch: int, found: list[Seconds]) -> str:
+    """A line per rank; the means over the ranks in one, returned."""
+    for rank, seconds in enumerate(found):
+        shown = "".join(f"{1000 * seconds[part]:11.1f}" for part in PARTS)
+        print(f"{ranks:5} {batch:6} {rank:5}{shown}{1000 * sum(seconds.values()):11.1f}", flush=True)
+    means = {part: statistics.fmean(seconds[part] for seconds in found) for part in PARTS}
+    total = sum(means.values())
+    return f"{1000 * total:.0f} ms: " + ", ".join(
+        f"{part} {1000 * means[part]:.1f} ({means[part] / total:.1%})" for part in PARTS
+    )
+
+
+def main() -> None:
+    """Start the ranks, print, append."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("options", nargs="*", help="key=value, on top of configs/cifar10.yaml")
+    parser.add_argument("--pairs", type=int, default=10, help="of blocks")
+    parser.add_argument("--steps", type=int, default=2, help="that count in a block")
+    parser.add_argument("--ranks", default="1,2,4", help="numbers of ranks")
+    parser.add_argument("--batches", default=",".join(map(str, GLOBAL_BATCHES)), help="global batches")
+    parser.add_argument("--note", default="", help="for the rows: what else ran")
+    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)  # this process is one
+    args = parser.parse_intermixed_args()
+    if args.rank:
+        return be_a_rank(args.options, pairs=args.pairs, steps=args.steps)
+    network = " ".join(args.options) or "SENet18"
+    head = "".join(f"{part:>11}" for part in (*PARTS, "step"))
+    print(f"{'ranks':>5} {'batch':>6} {'rank':>5}{head}   (milliseconds)")
+    with tempfile.TemporaryDirectory() as data_root:
+        stored = lay_store(Path(data_root), 2048)
+        for batch in map(int, args.batches.split(",")):
+            for ranks in map(int, args.ranks.split(",")):
+                options = ["configs/cifar10.yaml", *args.options, *stored, f"train.global_batch_size={batch}"]
+                counts = [f"--pairs={args.pairs}", f"--steps={args.steps}"]
+                line = show(ranks, batch, torchrun("step_parts.py", *counts, "--rank", *options, ranks=ranks))
+                what = (
+                    f"a step of {network}, {ranks} rank{'s' * (ranks > 1)}, global batch {batch}, mean over the ranks"
+                )
+                record("step_parts.py", "; ".join(filter(None, [what, args.note])), line, f"{args.pairs} pairs")
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""What accuracy a recipe reaches, and what it takes: epochs, floating-point operations, seconds.
+
+    .venv/bin/python benchmarks/time_to_accuracy.py configs/cifar10.yaml train.epochs=5 [--seeds 1] [--note TEXT]
+    .venv/bin/python benchmarks/time_to_accuracy.py ... --curve 54.6,66.3,77.1
+
+Trains the files and options given with seeds 0, 1, ..., one process (or --ranks of them) at a time, and prints a row
+for each epoch: PFLOP and seconds of training so far, top-1 of the raw and of the averaged weights, as mean and standard
+deviation over the seeds. PFLOP are those of forward and backward pass of every image trained on, a multiplication and
+an addition counted as two, by torch.utils.flop_counter: convolutions and matrix products, nothing else; seconds are
+without evaluation. The row for RESULTS.md is of the last epoch, never of the best one. Typed again after an
+interruption it goes on with the runs in --runs; another recipe needs another folder there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from common import REPOSITORY, record, train
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(REPOSITORY))
+from senet.config import Config, load_config
+from senet.zoo import build_model
+
+Row = dict[str, Any]  # of metrics.jsonl
+
+
+class Point(NamedTuple):
+    """Where the runs of all seeds are after an epoch; the first number of each pair a mean, the second a deviation."""
+
+    epoch: int
+    pflop: float
+    train_s: tuple[float, float]
+    test_top1: tuple[float, float]
+    ema_top1: tuple[float, float] | None
+
+
+def images_by_size(config: Config, epochs: Sequence[Row]) -> Counter[int]:
+    """How many images were trained on in these epochs, by their size in pixels when they reached the network.
+
+    The trainer leaves out the images that fill no batch; a row's ``step`` counts the updates.
+    """
+    return Counter({config.data.image_size: epochs[-1]["step"] * config.train.global_batch_size})
+
+
+def evaluated_on(config: Config) -> str:
+    """Which images ``test_top1`` and ``ema_top1`` are of."""
+    # the one place to say it, should images be held out of the training split and evaluated in place of the test split
+    return f"test split of {config.data.source}"
+
+
+def flop_of_an_image(model: nn.Module, size: int) -> int:
+    """Of the forward and backward pass of one image of ``size`` x ``size`` pixels."""
+    with FlopCounterMode(display=False) as counter:
+        # two images and half of it: some networks normalise over a batch
+        model(torch.zeros(2, 3, size, size)).sum().backward()
+    return counter.get_total_flops() // 2
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation (n - 1; 0 of one value)."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def points(config: Config, runs: Sequence[Sequence[Row]], flop_by_size: Mapping[int, int]) -> list[Point]:
+    """One point per epoch.
+
+    Args:
+        runs: the rows of each seed's epochs.
+    """
+    found = []
+    for number in range(1, 1 + config.train.epochs):
+        now = [run[number - 1] for run in runs]
+        images = images_by_size(config, runs[0][:number])
+        found.append(
+            Point(
+                number,
+                sum(count * flop_by_size[size] for size, count in images.items()) / 1e15,
+                spread([row["train_s"] for row in now]),
+                spread([row["test_top1"] for row in now]),
+                spread([row["ema_top1"] for row in now]) if "ema_top1" in now[0] else None,
+            )
+        )
+    return found
+
+
+def percent(value: tuple[float, float] | None, seeds: int) -> str:
+    """``74.86`` or ``74.86 +- 0.21``."""
+    if value is None:
+        return "-"
+    return f"{value[0]:.2f}" + (f" +- {value[1]:.2f}" if seeds > 1 else "")
+
+
+def show(found: Sequence[Point], seeds: int, curve: Sequence[str]) -> None:
+    """The table; ``curve`` is printed beside it, epoch by epoch."""
+    known = f" {'known curve':>12}" if curve else ""
+    print(f"{'epoch':>5} {'PFLOP':>9} {'seconds':>9} {'test top-1':>15} {'ema top-1':>15}{known}")
+    for point in found:
+        beside = f" {curve[point.epoch - 1]:>12}" if point.epoch <= len(curve) else ""
+        print(
+            f"{point.epoch:5} {point.pflop:9.4f} {point.train_s[0]:9.1f} {percent(point.test_top1, seeds):>15} "
+            f"{percent(point.ema_top1, seeds):>15}{beside}"
+        )
+
+
+def main() -> None:
+    """Train, print, append."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "options", nargs="*", help="YAML files and key=value, as for train_ddp.py; relative to its folder"
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="runs: seeds 0, 1, ...")
+    parser.add_argument("--ranks", type=int, default=1, help="processes of a run")
+    parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "time_to_accuracy", help="folder of runs")
+    parser.add_argument("--curve", default="", help="a known curve, top-1 after each epoch: 54.6,66.3,77.1")
+    parser.add_argument("--note", default="", help="for the row: what the images are, what else ran")
+    args = parser.parse_intermixed_args()
+    runs_dir = args.runs.resolve()
+    os.chdir(REPOSITORY)  # to which the YAML files are relative
+    config = load_config(args.options, args.ranks)
+    runs = []
+    for seed in range(args.seeds):
+        rows = train(runs_dir / f"seed-{seed}", *args.options, f"seed={seed}", ranks=args.ranks)
+        runs.append([row for row in rows if row["kind"] == "epoch"])
+    trained = build_model_of(config, runs_dir / "seed-0")
+    sizes = images_by_size(config, runs[0])
+    found = points(config, runs, {size: flop_of_an_image(trained, size) for size in sizes})
+    images, n = evaluated_on(config), f"{args.seeds} seed{'s' * (args.seeds > 1)}"
+    show(found, args.seeds, [value.strip() for value in args.curve.split(",") if value.strip()])
+    last = found[-1]
+    line = (
+        f"last epoch: {percent(last.test_top1, args.seeds)} % top-1, averaged weights "
+        f"{percent(last.ema_top1, args.seeds)}{' %' * (last.ema_top1 is not None)}, {images}; {last.pflop:.3g} PFLOP; "
+        f"{last.train_s[0]:.0f} s of training"
+    )
+    print(f"{line}; n = {n}")
+    shown = " ".join(option for option in args.options if not option.startswith(("data.folder=", "data.root=")))
+    what = [f"`{shown}`, {args.ranks} rank{'s' * (args.ranks > 1)}", args.note]
+    record("time_to_accuracy.py", "; ".join(filter(None, what)), line, n)
+
+
+def build_model_of(config: Config, run_dir: Path) -> nn.Module:
+    """The network that was trained, with new weights."""
+    from senet.trained import open_checkpoint
+
+    model = config.model
+    return build_model(
+        model.name,
+        num_classes=len(open_checkpoint(run_dir).manifest["classes"]),
+        reduction=model.reduction,
+        small_stem=model.small_stem,
+        init_from="",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -6,9 +6,9 @@
 Trains the files and options given with seeds 0, 1, ..., one process (or --ranks of them) at a time, and prints a row
 for each epoch: PFLOP and seconds of training so far, top-1 of the raw and of the averaged weights, as mean and standard
 deviation over the seeds. PFLOP are those of forward and backward pass of every image trained on, a multiplication and
-an addition counted as two, by torch.utils.flop_counter: convolutions and matrix products, nothing else; seconds are
-without evaluation. The row for RESULTS.md is of the last epoch, never of the best one. Typed again after an
-interruption it goes on with the runs in --runs; another recipe needs another folder there.
+an addition counted as two, by torch.utils.flop_counter: convolutions and matrix products, nothing else (those of Muon
+are told besides); seconds are without evaluation. The row for RESULTS.md is of the last epoch, never of the best one.
+Typed again after an interruption it goes on with the runs in --runs; another recipe needs another folder there.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(REPOSITORY))
 from senet.config import Config, load_config
+from senet.optim import build_optimizer
 from senet.zoo import build_model
 
 Row = dict[str, Any]  # of metrics.jsonl
@@ -49,13 +50,16 @@ def images_by_size(config: Config, epochs: Sequence[Row]) -> Counter[int]:
 
     The trainer leaves out the images that fill no batch; a row's ``step`` counts the updates.
     """
-    return Counter({config.data.image_size: epochs[-1]["step"] * config.train.global_batch_size})
+    images = epochs[-1]["step"] // len(epochs) * config.train.global_batch_size  # of each epoch
+    small = min(config.augment.small_epochs, len(epochs))
+    sizes = {config.augment.small_size: small * images, config.data.image_size: (len(epochs) - small) * images}
+    return Counter({size: count for size, count in sizes.items() if count})
 
 
 def evaluated_on(config: Config) -> str:
     """Which images ``test_top1`` and ``ema_top1`` are of."""
-    # the one place to say it, should images be held out of the training split and evaluated in place of the test split
-    return f"test split of {config.data.source}"
+    held = f"{config.data.holdout:,} images held out of the training split" if config.data.holdout else "test split"
+    return f"{held} of {config.data.source}"
 
 
 def flop_of_an_image(model: nn.Module, size: int) -> int:
@@ -64,6 +68,15 @@ def flop_of_an_image(model: nn.Module, size: int) -> int:
         # two images and half of it: some networks normalise over a batch
         model(torch.zeros(2, 3, size, size)).sum().backward()
     return counter.get_total_flops() // 2
+
+
+def flop_of_an_update(model: nn.Module, config: Config) -> int:
+    """Of the optimizer: matrix products, that is those of Muon."""
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    with FlopCounterMode(display=False) as counter:
+        build_optimizer(model, config.optim).step()
+    return counter.get_total_flops()
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
@@ -137,10 +150,12 @@ def main() -> None:
     images, n = evaluated_on(config), f"{args.seeds} seed{'s' * (args.seeds > 1)}"
     show(found, args.seeds, [value.strip() for value in args.curve.split(",") if value.strip()])
     last = found[-1]
+    own_pflop = runs[0][-1]["step"] * flop_of_an_update(trained, config) / 1e15
+    optimizer = f" (and {own_pflop:.2g} of the optimizer)" if own_pflop else ""
     line = (
         f"last epoch: {percent(last.test_top1, args.seeds)} % top-1, averaged weights "
-        f"{percent(last.ema_top1, args.seeds)}{' %' * (last.ema_top1 is not None)}, {images}; {last.pflop:.3g} PFLOP; "
-        f"{last.train_s[0]:.0f} s of training"
+        f"{percent(last.ema_top1, args.seeds)}{' %' * (last.ema_top1 is not None)}, {images}; "
+        f"{last.pflop:.3g} PFLOP{optimizer}; {last.train_s[0]:.0f} s of training"
     )
     print(f"{line}; n = {n}")
     shown = " ".join(option for option in args.options if not option.startswith(("data.folder=", "data.root=")))

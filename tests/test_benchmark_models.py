@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import ring
 import time_to_accuracy
+import torch
 from common import lay_store
 
 from senet.config import load_config
@@ -55,6 +56,22 @@ def test_pflop_and_deviations_add_up_over_epochs_and_seeds() -> None:
     assert (first.pflop, last.pflop) == pytest.approx((1.4, 2.8))  # 1,400 images an epoch, one TFLOP each
     assert last.test_top1 == pytest.approx((62, math.sqrt(8)))
     assert last.ema_top1 is None
+
+
+def test_small_images_are_counted_as_such() -> None:
+    config = load_config(["configs/fast.yaml"])
+    counts = [time_to_accuracy.images_by_size(config, [{"step": 195 * n} for n in range(1, e + 1)]) for e in (2, 6)]
+    assert counts == [{24: 2 * 195 * 256}, {24: 3 * 195 * 256, 32: 3 * 195 * 256}]
+
+
+def test_an_update_of_muon_costs_five_iterations_of_three_products() -> None:
+    def products(rows: int, columns: int) -> int:  # X X', (X X')^2, and that times X
+        return 5 * (4 * rows * rows * columns + 2 * rows**3)
+
+    kernels = [m.weight for m in SENet18().modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)]
+    expected = sum(products(*sorted((len(kernel), kernel[0].numel()))) for kernel in kernels)
+    assert time_to_accuracy.flop_of_an_update(SENet18(), load_config(["configs/fast.yaml"])) == expected
+    assert time_to_accuracy.flop_of_an_update(SENet18(), load_config(["configs/cifar10.yaml"])) == 0
 
 
 def test_a_laid_store_is_one_that_the_trainer_opens(tmp_path: Path) -> None:

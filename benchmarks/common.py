@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}  # as launch.sh
@@ -45,8 +45,11 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{middle} ({low} to {high})"
 
 
-def record(benchmark: str, what: str, result: str, n: str) -> None:
-    """Append a row to RESULTS.md, with machine, versions and date."""
+def record(benchmark: str, what: str, result: str, n: str, note: str = "") -> None:
+    """Append a row to RESULTS.md, with machine, versions and date; ``note`` is added to ``what``."""
+    import torch  # seconds, which --help does without
+
+    what = "; ".join(filter(None, [what, note]))
     capabilities = torch.cpu.get_capabilities()
     machine = (
         f"{psutil.cpu_count()} cores, {capabilities['cpu_name']} "
@@ -56,3 +59,28 @@ def record(benchmark: str, what: str, result: str, n: str) -> None:
     row = f"| {benchmark} | {what} | {result} | {n} | {machine} | {versions} | {datetime.now(UTC):%Y-%m-%d} |\n"
     with (REPOSITORY / "benchmarks" / "RESULTS.md").open("a") as file:
         file.write(row)
+
+
+def arguments(doc: str | None) -> argparse.ArgumentParser:
+    """A benchmark's command line, with what all of them take; ``doc`` is its module's docstring."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=10, help="repetitions, the variants in turn")
+    parser.add_argument("--note", default="", help="for the row: what else ran, what was special")
+    return parser
+
+
+def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
+    """Pair by pair: what drifts from pair to pair cancels."""
+    return [a / b for a, b in zip(numerators, denominators, strict=True)]
+
+
+def loop(*options: str, tuned: bool = True) -> dict[str, Any]:
+    """What ``loops.py`` measured in a process of its own; ``tuned=False``: without the settings of the allocator."""
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / "loops.py"), *options]
+    untuned = {key: value for key, value in os.environ.items() if key not in ALLOCATOR}
+    environment = untuned | (ALLOCATOR if tuned else {})
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{done.stderr}\n{' '.join(command)} ended with {done.returncode}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result

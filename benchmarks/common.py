@@ -74,9 +74,13 @@ def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[f
     return [a / b for a, b in zip(numerators, denominators, strict=True)]
 
 
-def loop(*options: str, tuned: bool = True) -> dict[str, Any]:
-    """What ``loops.py`` measured in a process of its own; ``tuned=False``: without the settings of the allocator."""
-    command = [sys.executable, str(REPOSITORY / "benchmarks" / "loops.py"), *options]
+def measured(file: str, *options: str, tuned: bool = True) -> dict[str, Any]:
+    """The JSON that ``loops.py`` or ``parts.py`` prints at its end, run in a process of its own.
+
+    Args:
+        tuned: with the allocator as ``launch.sh`` sets it.
+    """
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / file), *options]
     untuned = {key: value for key, value in os.environ.items() if key not in ALLOCATOR}
     environment = untuned | (ALLOCATOR if tuned else {})
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)

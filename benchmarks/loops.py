@@ -44,7 +44,7 @@ class Task:
 
         config = DataConfig(source="digits", root=data_root)
         self.data, self.batch = open_data(config), batch
-        self.steps = min(steps, len(self.data.train) // batch)
+        self.steps = steps or len(self.data.train) // batch
         self.augment, self.mean, self.std = AugmentConfig(), config.mean, config.std
         seed_everything(0)
         self.model = build_model(model, num_classes=len(self.data.classes))
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("loop", choices=LOOPS)
     parser.add_argument("--model", default="senet18", help="as model.name of train_ddp.py")
     parser.add_argument("--batch", type=int, default=128, help="images per step")
-    parser.add_argument("--steps", type=int, default=1_000_000, help="at the most")
+    parser.add_argument("--steps", type=int, default=0, help="0: one epoch; more than that only of bare")
     parser.add_argument("--data-root", default=str(REPOSITORY / "data"), help="where decoded images are kept")
     args = parser.parse_args()
     import torch

@@ -22,7 +22,7 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from common import REPOSITORY, arguments, images_per_s, loop, ratios, record, spread, train
+from common import REPOSITORY, arguments, images_per_s, measured, ratios, record, spread, train
 
 WARM_UP = 2  # steps
 LOOPS = {"bare": "bare loop", "baseline": "baseline", "lightning": "Lightning", "accelerate": "Accelerate"}
@@ -71,9 +71,9 @@ def main() -> None:
                 if name == "ours":
                     values.append(ours(args.model, args.batch, data_root))
                 else:
-                    step_s = loop(name, *options, tuned=name != "baseline")["step_s"]
+                    step_s = measured("loops.py", name, *options, tuned=name != "baseline")["step_s"]
                     values.append(args.batch / statistics.median(step_s[WARM_UP:]))
-            products.append(PRODUCT_GFLOP / statistics.median(loop("matmul", *options)["step_s"]))
+            products.append(PRODUCT_GFLOP / statistics.median(measured("loops.py", "matmul", *options)["step_s"]))
             print(f"{pair + 1}: " + ", ".join(f"{n} {v[-1]:.1f}" for n, v in speeds.items()), "images/s", flush=True)
     report(speeds, products, args.model, args.batch, args.note)
     for peer in missing:
@@ -99,7 +99,7 @@ def report(speeds: dict[str, list[float]], products: list[float], model: str, ba
         "throughput.py",
         f"`{model}`, batch {batch}, one process, CPU: images/s of the whole trainer over those of other loops",
         f"{'; '.join(found)}; medians {medians} images/s; {gflop:.2f} GFLOP an image, {share} of a bf16 matrix product",
-        f"{len(products)} pairs",
+        f"{len(products)} pair{'s' * (len(products) > 1)}",
         note,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -16,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import psutil
-import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}  # as launch.sh
@@ -47,8 +47,11 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{middle} ({low} to {high})"
 
 
-def record(benchmark: str, what: str, result: str, n: str) -> None:
-    """Append a row to RESULTS.md, with machine, versions and date."""
+def record(benchmark: str, what: str, result: str, n: str, note: str = "") -> None:
+    """Append a row to RESULTS.md, with machine, versions and date; ``note`` is added to ``what``."""
+    import torch  # seconds, which --help does without
+
+    what = "; ".join(filter(None, [what, note]))
     capabilities = torch.cpu.get_capabilities()
     machine = (
         f"{psutil.cpu_count()} cores, {capabilities['cpu_name']} "
@@ -84,3 +87,32 @@ def lay_store(data_root: Path, train_images: int, test_images: int = 64) -> list
     meta = {"classes": [str(number) for number in range(10)], "sha256": hashes}
     (store / "meta.json").write_text(json.dumps(meta))
     return ["data.source=cifar10", f"data.root={data_root}"]
+
+
+def arguments(doc: str | None) -> argparse.ArgumentParser:
+    """A benchmark's command line, with what all of them take; ``doc`` is its module's docstring."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=10, help="repetitions, the variants in turn")
+    parser.add_argument("--note", default="", help="for the row: what else ran, what was special")
+    return parser
+
+
+def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
+    """Pair by pair: what drifts from pair to pair cancels."""
+    return [a / b for a, b in zip(numerators, denominators, strict=True)]
+
+
+def measured(file: str, *options: str, tuned: bool = True) -> dict[str, Any]:
+    """The JSON that ``loops.py`` or ``parts.py`` prints at its end, run in a process of its own.
+
+    Args:
+        tuned: with the allocator as ``launch.sh`` sets it.
+    """
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / file), *options]
+    untuned = {key: value for key, value in os.environ.items() if key not in ALLOCATOR}
+    environment = untuned | (ALLOCATOR if tuned else {})
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{done.stderr}\n{' '.join(command)} ended with {done.returncode}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result

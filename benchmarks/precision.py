@@ -1,6 +1,6 @@
 """What bf16 and channels_last gain over fp32 and contiguous, through the whole trainer.
 
-    .venv/bin/python benchmarks/precision.py [pairs]
+    .venv/bin/python benchmarks/precision.py [--pairs 10]
 
 SENet18 on the digits at 32x32, batch 128, one rank with all cores, one epoch of 11 updates; the two variants alternate,
 because machines drift. images/s of a run is the median over its updates, the first two left out; the ratio is taken
@@ -10,11 +10,10 @@ pair by pair. Prints a table and appends a row to RESULTS.md. Nothing else shoul
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 
-from common import images_per_s, record, spread, train
+from common import arguments, images_per_s, ratios, record, spread, train
 
 SHARED = [
     "configs/quickstart.yaml", "train.epochs=1", "train.global_batch_size=128", "log.every_steps=1",
@@ -26,28 +25,30 @@ VARIANTS = {
 }
 
 
-def main(pairs: int) -> None:
+def main() -> None:
     """Measure, print, append."""
+    args = arguments(__doc__).parse_args()
     speeds: dict[str, list[float]] = {name: [] for name in VARIANTS}
     with tempfile.TemporaryDirectory() as data_root:
-        for pair in range(pairs):
+        for pair in range(args.pairs):
             for name, options in VARIANTS.items():
                 with tempfile.TemporaryDirectory() as run_dir:
                     rows = train(Path(run_dir), *SHARED, *options, f"data.root={data_root}")
                 speeds[name].append(images_per_s(rows))
             print(f"pair {pair + 1}: " + ", ".join(f"{name} {values[-1]:.1f}" for name, values in speeds.items()))
     slow, fast = speeds.values()
-    ratios = [b / a for a, b in zip(slow, fast, strict=True)]
+    gains = ratios(fast, slow)
     for name, values in speeds.items():
         print(f"{name:22} {spread(values, 1)} images/s")
-    print(f"{'ratio':22} {spread(ratios)}")
+    print(f"{'ratio':22} {spread(gains)}")
     record(
         "precision.py",
         "bf16 + channels_last over fp32 + contiguous, whole trainer, batch 128, 1 rank",
-        f"{spread(ratios)}; medians {statistics.median(slow):.0f} and {statistics.median(fast):.0f} images/s",
-        f"{pairs} pairs",
+        f"{spread(gains)}; medians {statistics.median(slow):.0f} and {statistics.median(fast):.0f} images/s",
+        f"{args.pairs} pairs",
+        args.note,
     )
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    main()

@@ -17,10 +17,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from common import REPOSITORY, record
 from common import train as run
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(REPOSITORY))
 
@@ -37,6 +35,9 @@ class Result:
 
 def train(network: str, seed: int, options: list[str], runs: Path) -> Result:
     """One run in a process of its own; a finished one is only read."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
     from senet.trained import load_trained
 
     run_dir = runs / f"{network}-{seed}"
@@ -91,8 +92,8 @@ def main() -> None:
     line = report(*results.values())
     print(line)
     shown = " ".join(option for option in args.options if not option.startswith(("data.folder=", "data.root=")))
-    what = [f"`se_{args.plain}` against `{args.plain}`, `{shown}`", args.note]
-    record("se_gain.py", "; ".join(filter(None, what)), line, f"{args.seeds} pair{'s' * (args.seeds > 1)}")
+    what = f"`se_{args.plain}` against `{args.plain}`, `{shown}`"
+    record("se_gain.py", what, line, f"{args.seeds} pair{'s' * (args.seeds > 1)}", args.note)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,9 @@ class Preprocess:
 
     def test(self, images_NHWC: Tensor) -> Tensor:
         """Normalise only."""
-        images_NCHW = torch.addcmul(self._shift, images_NHWC.float(), self._scale).permute(0, 3, 1, 2)
+        width = images_NHWC.shape[2]  # by rows: an inner loop over three channels takes four times as long on a CPU
+        shift, scale = self._shift.repeat(width, 1), self._scale.repeat(width, 1)
+        images_NCHW = torch.addcmul(shift, images_NHWC.float(), scale).permute(0, 3, 1, 2)
         return images_NCHW if self._channels_last else images_NCHW.contiguous()
 
     def train(self, images_NHWC: Tensor, indices_N: Tensor, epoch: int) -> Tensor:
@@ -52,6 +54,8 @@ class Preprocess:
             indices_N: the images' numbers in the training split, int64.
         """
         config, size = self._config, images_NHWC.shape[1]
+        if not (config.crop_padding or config.flip or config.cutout or epoch < config.small_epochs):
+            return self.test(images_NHWC)
         keys_N = _random(mix(self._seed, epoch), indices_N)
         if config.crop_padding or config.flip:
             padding = config.crop_padding

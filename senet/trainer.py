@@ -129,6 +129,7 @@ class Trainer:
             if self._check_every and step % self._check_every == 0:
                 check_in_sync(self.raw_model, self.group)  # sync point: once per train.desync_check_every
             self.agreement.settle()  # before the host waits for the device: a lost rank is noticed here
+            # sync point: every step, but the host waits for its forward only
             self.agreement.exchange(step, stop=bool(self.stop), nonfinite=not self.guard.is_finite())
             if step % self.config.checkpoint.every_steps == 0 and not is_last:  # the last waits for its evaluation
                 self.save()
@@ -259,6 +260,7 @@ class Trainer:
                         logits_NK = model(images_NCHW)
                     tallies[name].add(F.cross_entropy(logits_NK.float(), labels_N), logits_NK, labels_N)
             self.agreement.exchange(self.state.step, stop=bool(self.stop), nonfinite=False)
+        # sync point: once per evaluation and network
         scores = {n: Scores.from_sums(sum_over_ranks(t.sums), self.num_classes) for n, t in tallies.items()}
         for name, result in scores.items():
             if result.num_images != len(self.data.test):
@@ -325,7 +327,7 @@ class Trainer:
         self.state.skipped_steps -= 1
 
     def _collect(self) -> None:
-        """Move what the ranks have counted since last time into the state. Sync point."""
+        """Move what the ranks have counted since last time into the state. Sync point: per log row, save and epoch."""
         sums = sum_over_ranks(self.tally.sums)
         self.tally.sums.zero_()
         before = self.state.epoch_sums or [0] * len(sums)

@@ -1,0 +1,201 @@
+"""What the trainer is compared with: training loops, each timed step by step in the process that this file is run in.
+
+    .venv/bin/python benchmarks/loops.py bare --data-root DIR
+
+bare        the network, SGD, bf16 and channels_last on one resident, normalised batch: forward, backward, step, no more
+baseline    as scripts for CIFAR-10 are usually written: fp32, contiguous, a DataLoader with two workers, torchvision's
+            crop, flip, ToTensor and Normalize image by image, loss and accuracy read in each step; torch's defaults
+lightning   Lightning's Trainer with ``barebones=True``: no logging, no checkpoints, no progress bar
+accelerate  Accelerate's ``prepare`` and ``backward`` in a loop of one's own
+matmul      a bf16 product of two 2048 x 2048 matrices, 20 times: what the machine is capable of
+
+lightning and accelerate are given this project's batches and augmentation, bf16 and channels_last, so that only what
+they do with them differs. One epoch of the digits at 32x32. Prints JSON: the seconds of each step, and the threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+from common import REPOSITORY
+
+sys.path.insert(0, str(REPOSITORY))
+WORKERS = 2  # of the baseline's DataLoader
+
+
+class Task:
+    """The network, the images, and the optimizer that all loops share."""
+
+    def __init__(self, model: str, batch: int, data_root: str, steps: int) -> None:
+        import torch
+
+        from senet.config import AugmentConfig, DataConfig
+        from senet.data import open_data
+        from senet.repro import seed_everything
+        from senet.zoo import build_model
+
+        config = DataConfig(source="digits", root=data_root)
+        self.data, self.batch = open_data(config), batch
+        self.steps = steps or len(self.data.train) // batch
+        self.augment, self.mean, self.std = AugmentConfig(), config.mean, config.std
+        seed_everything(0)
+        self.model = build_model(model, num_classes=len(self.data.classes))
+        self.sgd = partial(torch.optim.SGD, lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+    def batches(self) -> Iterator[tuple[Any, Any]]:
+        """The trainer's: shuffled uint8 images in memory, cropped, flipped and cut out a batch at a time."""
+        import torch
+
+        from senet.augment import Preprocess
+
+        preprocess = Preprocess(self.augment, mean=self.mean, std=self.std, seed=0, device=torch.device("cpu"))
+        order = torch.randperm(len(self.data.train))
+        for indices in order[: self.steps * self.batch].split(self.batch):
+            images, labels, _ = self.data.train[indices]
+            yield preprocess.train(images, indices, epoch=0), labels
+
+
+def bare(task: Task) -> list[float]:
+    import torch
+    import torch.nn.functional as F
+
+    model = task.model.to(memory_format=torch.channels_last).train()
+    optimizer = task.sgd(model.parameters())
+    images, labels = next(task.batches())
+    step_s = []
+    for _ in range(task.steps):
+        began = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(images)
+        F.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        step_s.append(time.perf_counter() - began)
+    return step_s
+
+
+def baseline(task: Task) -> list[float]:
+    import torch
+    from PIL import Image
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+
+    transform = transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+            transforms.Normalize(task.mean, task.std),
+        ]
+    )  # fmt: skip
+    split = task.data.train
+
+    class Images(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return len(split)
+
+        def __getitem__(self, index: int) -> tuple[Any, int]:
+            return transform(Image.fromarray(split.images[index])), int(split.labels[index])
+
+    loader = DataLoader(Images(), batch_size=task.batch, shuffle=True, drop_last=True, num_workers=WORKERS)
+    model, criterion = task.model.train(), torch.nn.CrossEntropyLoss()
+    optimizer = task.sgd(model.parameters())
+    loss_sum, correct, step_s, began = 0.0, 0, [], time.perf_counter()
+    for images, labels in loader:
+        optimizer.zero_grad()
+        outputs = model(images)
+        loss = criterion(outputs, labels)
+        loss.backward()
+        optimizer.step()
+        loss_sum += loss.item()
+        correct += outputs.max(1)[1].eq(labels).sum().item()
+        step_s.append((now := time.perf_counter()) - began)
+        began = now
+    return step_s[: task.steps]
+
+
+def lightning(task: Task) -> list[float]:
+    import lightning as L
+    import torch
+    import torch.nn.functional as F
+
+    class Module(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = task.model.to(memory_format=torch.channels_last)
+            self.ends = [time.perf_counter()]
+
+        def training_step(self, batch: Any, _index: int) -> Any:
+            images, labels = batch
+            return F.cross_entropy(self.model(images).float(), labels)
+
+        def configure_optimizers(self) -> Any:
+            return task.sgd(self.parameters())
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.ends.append(time.perf_counter())
+
+    trainer = L.Trainer(accelerator="cpu", devices=1, precision="bf16-mixed", max_epochs=1, barebones=True)
+    trainer.fit(module := Module(), task.batches())
+    return [end - begin for begin, end in pairwise(module.ends)]
+
+
+def accelerate(task: Task) -> list[float]:
+    import torch
+    import torch.nn.functional as F
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    model = task.model.to(memory_format=torch.channels_last).train()
+    model, optimizer = accelerator.prepare(model, task.sgd(model.parameters()))
+    step_s, began = [], time.perf_counter()
+    for images, labels in task.batches():
+        accelerator.backward(F.cross_entropy(model(images), labels))
+        optimizer.step()
+        optimizer.zero_grad()
+        step_s.append((now := time.perf_counter()) - began)
+        began = now
+    return step_s
+
+
+def matmul(_task: Task) -> list[float]:
+    import torch
+
+    a, b = torch.randn(2, 2048, 2048, dtype=torch.bfloat16)
+    step_s = []
+    for _ in range(20):
+        began = time.perf_counter()
+        a @ b
+        step_s.append(time.perf_counter() - began)
+    return step_s
+
+
+LOOPS = {each.__name__: each for each in (bare, baseline, lightning, accelerate, matmul)}
+
+
+def main() -> None:
+    """Run one loop and print its times."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("loop", choices=LOOPS)
+    parser.add_argument("--model", default="senet18", help="as model.name of train_ddp.py")
+    parser.add_argument("--batch", type=int, default=128, help="images per step")
+    parser.add_argument("--steps", type=int, default=0, help="0: one epoch; more than that only of bare")
+    parser.add_argument("--data-root", default=str(REPOSITORY / "data"), help="where decoded images are kept")
+    args = parser.parse_args()
+    import torch
+
+    if args.loop != "baseline":
+        torch.set_num_threads(len(os.sched_getaffinity(0)))  # as the trainer does
+    task = Task(args.model, args.batch, args.data_root, args.steps)
+    step_s = LOOPS[args.loop](task)
+    print(json.dumps({"step_s": step_s, "threads": torch.get_num_threads()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The trainer's own time per step: a network of one linear layer, beside a bare loop of the same layer.
+
+    .venv/bin/python benchmarks/overhead.py
+
+train_ddp.py, one rank with all cores of the CPU, bf16, and everything on: metrics, a row each 20 steps, TensorBoard,
+averaged weights, the agreement of ranks, their comparison and a checkpoint each 200 steps. 51,200 random images of
+32x32 in a store of their own, two epochs, of which the second counts (evaluation left out): milliseconds a step, its
+mean, less that of ``loops.py bare`` in the same repetition. Augmentation off and on, batches of 128 and 512. The bar:
+at most 0.7 ms with batches of 128 and augmentation off. Then, by ``parts.py``, where the time of that step goes, and
+the places in the code where the host waits for a device. Prints tables and appends a row to RESULTS.md. Nothing else
+should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from common import REPOSITORY, arguments, measured, record, spread, train
+
+BAR_MS = 0.7
+NETWORK = "benchmarks.networks:linear"
+OFF = ["augment.crop_padding=0", "augment.flip=false", "augment.cutout=0"]
+CASES = {
+    f"batch {batch}, augmentation {'off' if off else 'on'}": (batch, off) for batch in (128, 512) for off in (OFF, [])
+}
+BARRED = next(iter(CASES))
+
+
+def write_store(data_root: Path, num_images: int) -> None:
+    """Random images as ``senet.data`` keeps those of CIFAR-10: the same of any machine."""
+    import numpy as np
+
+    store = data_root / "stores" / "cifar10-32"
+    store.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for split, count in (("train", num_images), ("test", 256)):
+        np.save(store / f"{split}.images.npy", generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8))
+        np.save(store / f"{split}.labels.npy", np.arange(count) % 10)
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in store.glob("*.npy")}
+    (store / "meta.json").write_text(json.dumps({"classes": list("abcdefghij"), "sha256": hashes}))
+
+
+def options(data_root: str, batch: int, augment: list[str]) -> list[str]:
+    """Of the trainer."""
+    return [
+        "configs/cifar10.yaml", f"data.root={data_root}", "train.epochs=2", f"train.global_batch_size={batch}",
+        f"model.name={NETWORK}", "train.amp=bf16", "train.device=cpu", *augment,
+    ]  # fmt: skip
+
+
+def own_ms(data_root: str, batch: int, augment: list[str], steps: int) -> float:
+    """Of one run of the trainer, less the bare loop's."""
+    with tempfile.TemporaryDirectory() as run_dir:
+        rows = train(Path(run_dir), *options(data_root, batch, augment))
+    step_ms = 1000 * [row for row in rows if row["kind"] == "epoch"][-1]["epoch_s"] / steps
+    loop = ["bare", f"--model={NETWORK}", f"--batch={batch}", f"--data-root={data_root}", f"--steps={2 * steps}"]
+    return float(step_ms - 1000 * statistics.mean(measured("loops.py", *loop)["step_s"][steps:]))
+
+
+def parts(data_root: str) -> dict[str, float]:
+    """Milliseconds a step, by part."""
+    with tempfile.TemporaryDirectory() as run_dir:
+        return measured("parts.py", "--json", *options(data_root, *CASES[BARRED]), f"run_dir={run_dir}")
+
+
+def sync_points() -> list[str]:
+    """What the code says of the places where the host waits."""
+    found = []
+    for path in sorted((REPOSITORY / "senet").glob("*.py")):
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            if "sync point" in line.lower():
+                found.append(f"{path.name}:{number}: {line.strip()}")
+    return found
+
+
+def main() -> None:
+    """Measure, print, append."""
+    parser = arguments(__doc__)
+    parser.add_argument("--images", type=int, default=51_200, help="of an epoch; fewer to try it out")
+    args = parser.parse_args()
+    times: dict[str, list[float]] = {case: [] for case in CASES}
+    by_part: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory() as data_root:
+        write_store(Path(data_root), args.images)
+        for pair in range(args.pairs):
+            for case, (batch, augment) in CASES.items():
+                times[case].append(own_ms(data_root, batch, augment, args.images // batch))
+            by_part.append(parts(data_root))
+            print(f"{pair + 1}: " + ", ".join(f"{c} {v[-1]:.2f}" for c, v in times.items()), "ms", flush=True)
+    print("\nmilliseconds a step, less those of a bare loop")
+    for case, values in times.items():
+        print(f"{case:32} {spread(values)}")
+    met = statistics.median(times[BARRED]) <= BAR_MS
+    print(f"the bar, {BAR_MS} ms, is {'met' if met else 'missed'}\n\nwhere the step's time goes ({BARRED}), ms")
+    for label in by_part[0]:
+        print(f"{label:32} {spread([each[label] for each in by_part], 3)}")
+    print("\nwhere the host waits\n" + "\n".join(sync_points()))
+    record("overhead.py", *row(times, by_part), f"{args.pairs} pair{'s' * (args.pairs > 1)}", args.note)
+
+
+def row(times: dict[str, list[float]], by_part: list[dict[str, float]]) -> tuple[str, str]:
+    """What was measured, and the result, for RESULTS.md."""
+    medians: dict[str, Any] = {label: statistics.median(each[label] for each in by_part) for label in by_part[0]}
+    shares = ", ".join(f"{label} {medians[label]:.2f}" for label in medians)
+    result = "; ".join(f"{case}: {spread(values)}" for case, values in times.items())
+    what = "the trainer's own milliseconds a step: one linear layer, everything on, less a bare loop; one rank, CPU"
+    return what, f"{result}; the parts of the first (medians): {shares}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""How long a start takes: from exec to the end of the first step, fresh and resumed.
+
+    .venv/bin/python benchmarks/startup.py
+
+train_ddp.py with SENet18 on the digits at 32x32, batch 64, one rank, images decoded before; the first step has ended
+when its row is in metrics.jsonl (log.every_steps=1), which is looked for each 5 ms. In each repetition, one after
+another: a fresh start, a start that resumes from a checkpoint, ``import torch, torchvision`` in a new interpreter, and
+``train_ddp.py --help``. The bars: a start takes at most 3 s more than the imports, --help at most 1 s. Prints a table
+and appends a row to RESULTS.md. Nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import ALLOCATOR, REPOSITORY, arguments, record, spread, train
+
+MORE_BAR_S, HELP_BAR_S = 3.0, 1.0
+LIMIT_S = 600.0
+FRESH, RESUMED, IMPORTS, HELP = "fresh start", "resumed start", "import torch, torchvision", "train_ddp.py --help"
+
+
+def last_step(run_dir: Path) -> int:
+    """Of the rows that are whole; 0 where there are none."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return max((json.loads(line)["step"] for line in lines), default=0)
+
+
+def start_s(run_dir: Path, options: list[str], beyond: int) -> float:
+    """Seconds from exec to the row of a step beyond this one; then the process is killed."""
+    command = [sys.executable, "train_ddp.py", *options, f"run_dir={run_dir}"]
+    began = time.perf_counter()
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, env=os.environ | ALLOCATOR, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        while last_step(run_dir) <= beyond:
+            if process.poll() is not None or time.perf_counter() - began > LIMIT_S:
+                process.kill()
+                sys.exit(f"{' '.join(command)}: no step; {process.communicate()[1].decode()}")
+            time.sleep(0.005)
+        elapsed_s = time.perf_counter() - began
+        process.kill()
+    return elapsed_s
+
+
+def command_s(*arguments: str) -> float:
+    """Seconds of a whole process of this interpreter."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], cwd=REPOSITORY, stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Measure, print, append."""
+    parser = arguments(__doc__)
+    parser.add_argument("--model", default="senet18", help="as model.name of train_ddp.py")
+    args = parser.parse_args()
+    times: dict[str, list[float]] = {FRESH: [], RESUMED: [], IMPORTS: [], HELP: []}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        shared = [
+            "configs/quickstart.yaml", f"data.root={root / 'data'}", f"model.name={args.model}", "train.device=cpu",
+            "log.every_steps=1",
+        ]  # fmt: skip
+        rows = train(root / "whole", *shared, "train.epochs=2", "schedule.peak_at=0.5", "checkpoint.keep=2")
+        saved = root / "whole"
+        beyond = max(row["step"] for row in rows) // 2
+        for path in (saved / "checkpoints").glob("*"):  # as if it had ended after the first epoch
+            if f"step_{beyond:09d}" not in path.name:
+                path.unlink()
+        for pair in range(args.pairs):
+            times[FRESH].append(start_s(root / f"fresh-{pair}", shared, 0))
+            shutil.copytree(saved, root / f"resumed-{pair}")
+            times[RESUMED].append(start_s(root / f"resumed-{pair}", shared, beyond))
+            times[IMPORTS].append(command_s("-c", "import torch, torchvision"))
+            times[HELP].append(command_s("train_ddp.py", "--help"))
+            print(f"{pair + 1}: " + ", ".join(f"{name} {values[-1]:.2f}" for name, values in times.items()), flush=True)
+    report(times, args.model, args.note)
+
+
+def report(times: dict[str, list[float]], model: str, note: str) -> None:
+    """The table, and the row."""
+    for name, values in times.items():
+        print(f"{name:28} {spread(values)} s")
+    found = []
+    for name in (FRESH, RESUMED):
+        more = [start - imports for start, imports in zip(times[name], times[IMPORTS], strict=True)]
+        met = "met" if statistics.median(more) <= MORE_BAR_S else "missed"
+        print(f"{name:28} {spread(more)} s more than the imports; the bar, {MORE_BAR_S:g} s, is {met}")
+        found.append(f"{name} {spread(times[name])} s, {spread(more)} s more than the imports")
+    met = "met" if statistics.median(times[HELP]) <= HELP_BAR_S else "missed"
+    print(f"{HELP:28} the bar, {HELP_BAR_S:g} s, is {met}")
+    record(
+        "startup.py",
+        f"`{model}`, batch 64, one rank: from exec to the end of the first step, beside `import torch, torchvision`",
+        f"{'; '.join(found)}; imports {spread(times[IMPORTS])} s; --help {spread(times[HELP])} s",
+        f"{len(times[FRESH])} pair{'s' * (len(times[FRESH]) > 1)}",
+        note,
+    )
+
+
+if __name__ == "__main__":
+    main()

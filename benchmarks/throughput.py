@@ -1,0 +1,108 @@
+"""How much of the machine reaches the network: the whole trainer beside a bare loop, the usual script, and two peers.
+
+    ./launch.sh setup benchmarks && .venv/bin/python benchmarks/throughput.py
+
+SENet18 on the digits at 32x32, batch 128, one process with all cores of the CPU. In each repetition every variant runs
+once, in a process of its own, one after another, for one epoch (11 steps). Its images/s are those of its median step,
+the first two left out; ratios are taken pair by pair.
+
+ours        train_ddp.py with configs/cifar10.yaml in bf16: crop, flip, cutout, averaged weights, metrics, TensorBoard;
+            a row is written after each step instead of each 20th. No checkpoint falls into the steps that are timed.
+bare loop, baseline, Lightning, Accelerate    see loops.py; what is missing is said so, and left out
+
+The step's GFLOP are counted by torch, and stand beside what a bf16 product of 2048 x 2048 matrices reaches. Prints a
+table and appends a row to RESULTS.md. Nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from common import REPOSITORY, arguments, images_per_s, measured, ratios, record, spread, train
+
+WARM_UP = 2  # steps
+LOOPS = {"bare": "bare loop", "baseline": "baseline", "lightning": "Lightning", "accelerate": "Accelerate"}
+PRODUCT_GFLOP = 2 * 2048**3 / 1e9
+
+
+def ours(model: str, batch: int, data_root: str) -> float:
+    """images/s of one run of the trainer."""
+    with tempfile.TemporaryDirectory() as run_dir:
+        rows = train(
+            Path(run_dir), "configs/cifar10.yaml", "data.source=digits", f"data.root={data_root}", "train.epochs=1",
+            f"train.global_batch_size={batch}", f"model.name={model}", "train.amp=bf16", "train.device=cpu",
+            "log.every_steps=1",
+        )  # fmt: skip
+        return images_per_s(rows, WARM_UP)
+
+
+def gflop_per_image(model: str) -> float:
+    """Forward and backward, a multiplication and an addition counted as two."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    sys.path.insert(0, str(REPOSITORY))
+    from senet.zoo import build_model
+
+    with FlopCounterMode(display=False) as counter:
+        build_model(model, num_classes=10)(torch.zeros(2, 3, 32, 32)).sum().backward()
+    return counter.get_total_flops() / 2 / 1e9
+
+
+def main() -> None:
+    """Measure, print, append."""
+    parser = arguments(__doc__)
+    parser.add_argument("--batch", type=int, default=128, help="images per step")
+    parser.add_argument("--model", default="senet18", help="as model.name of train_ddp.py")
+    parser.add_argument("--peers", nargs="*", choices=LOOPS, default=list(LOOPS), help="only these beside the trainer")
+    args = parser.parse_args()
+    missing = [peer for peer in args.peers if peer in ("lightning", "accelerate") and not find_spec(peer)]
+    peers = [peer for peer in args.peers if peer not in missing]
+    speeds: dict[str, list[float]] = {name: [] for name in ("ours", *peers)}
+    products: list[float] = []
+    with tempfile.TemporaryDirectory() as data_root:
+        options = [f"--model={args.model}", f"--batch={args.batch}", f"--data-root={data_root}"]
+        for pair in range(args.pairs):
+            for name, values in speeds.items():
+                if name == "ours":
+                    values.append(ours(args.model, args.batch, data_root))
+                else:
+                    step_s = measured("loops.py", name, *options, tuned=name != "baseline")["step_s"]
+                    values.append(args.batch / statistics.median(step_s[WARM_UP:]))
+            products.append(PRODUCT_GFLOP / statistics.median(measured("loops.py", "matmul", *options)["step_s"]))
+            print(f"{pair + 1}: " + ", ".join(f"{n} {v[-1]:.1f}" for n, v in speeds.items()), "images/s", flush=True)
+    report(speeds, products, args.model, args.batch, args.note)
+    for peer in missing:
+        print(f"{LOOPS[peer]:12} not installed: ./launch.sh setup benchmarks")
+
+
+def report(speeds: dict[str, list[float]], products: list[float], model: str, batch: int, note: str) -> None:
+    """The table, and the row."""
+    gflop = gflop_per_image(model)
+    print(f"\n{'':12} {'images/s':28} {'GFLOP/s':28} ours / this")
+    found = []
+    for name, values in speeds.items():
+        label, gain = LOOPS.get(name, name), spread(ratios(speeds["ours"], values))
+        gflops = spread([gflop * value for value in values], 0)
+        print(f"{label:12} {spread(values, 1):28} {gflops:28} {gain if name != 'ours' else ''}")
+        if name != "ours":
+            found.append(f"over {label} {gain}")
+    print(f"{'matmul':12} {'':28} {spread(products, 0):28}")
+    share = spread(ratios([gflop * value for value in speeds["ours"]], products))
+    print(f"{gflop:.2f} GFLOP an image; ours reaches {share} of the matrix product")
+    medians = ", ".join(f"{LOOPS.get(name, name)} {statistics.median(values):.0f}" for name, values in speeds.items())
+    record(
+        "throughput.py",
+        f"`{model}`, batch {batch}, one process, CPU: images/s of the whole trainer over those of other loops",
+        f"{'; '.join(found)}; medians {medians} images/s; {gflop:.2f} GFLOP an image, {share} of a bf16 matrix product",
+        f"{len(products)} pair{'s' * (len(products) > 1)}",
+        note,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -39,7 +39,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from common import REPOSITORY, lay_store, record, spread, torchrun, train
+from common import REPOSITORY, arguments, lay_store, record, spread, torchrun, train
 
 sys.path.insert(0, str(REPOSITORY))
 from senet.checkpoint import CheckpointManager, unpickle
@@ -183,12 +183,10 @@ def compare_runs(recipe: list[str], *, pairs: int, ranks: int, updates: int) -> 
 
 def main() -> None:
     """Measure, print, append."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("options", nargs="*", help="key=value, on top of configs/cifar10.yaml")
-    parser.add_argument("--pairs", type=int, default=10, help="saves of each kind, and pairs of runs")
     parser.add_argument("--ranks", type=int, default=2, help="the cores are shared among them")
     parser.add_argument("--updates", type=int, default=45, help="of a run of part 3")
-    parser.add_argument("--note", default="", help="for the rows: the disk, what else ran")
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)  # this process is one
     args = parser.parse_intermixed_args()
     if args.rank:

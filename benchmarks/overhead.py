@@ -13,14 +13,12 @@ should run meanwhile.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import REPOSITORY, arguments, measured, record, spread, train
+from common import REPOSITORY, arguments, lay_store, measured, record, spread, train
 
 BAR_MS = 0.7
 NETWORK = "benchmarks.networks:linear"
@@ -29,20 +27,6 @@ CASES = {
     f"batch {batch}, augmentation {'off' if off else 'on'}": (batch, off) for batch in (128, 512) for off in (OFF, [])
 }
 BARRED = next(iter(CASES))
-
-
-def write_store(data_root: Path, num_images: int) -> None:
-    """Random images as ``senet.data`` keeps those of CIFAR-10: the same of any machine."""
-    import numpy as np
-
-    store = data_root / "stores" / "cifar10-32"
-    store.mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    for split, count in (("train", num_images), ("test", 256)):
-        np.save(store / f"{split}.images.npy", generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8))
-        np.save(store / f"{split}.labels.npy", np.arange(count) % 10)
-    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in store.glob("*.npy")}
-    (store / "meta.json").write_text(json.dumps({"classes": list("abcdefghij"), "sha256": hashes}))
 
 
 def options(data_root: str, batch: int, augment: list[str]) -> list[str]:
@@ -86,7 +70,7 @@ def main() -> None:
     times: dict[str, list[float]] = {case: [] for case in CASES}
     by_part: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as data_root:
-        write_store(Path(data_root), args.images)
+        lay_store(Path(data_root), args.images)
         for pair in range(args.pairs):
             for case, (batch, augment) in CASES.items():
                 times[case].append(own_ms(data_root, batch, augment, args.images // batch))

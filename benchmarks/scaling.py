@@ -13,7 +13,6 @@ comparison. Nothing else should run meanwhile. Where the time goes: step_parts.p
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import tempfile
@@ -21,7 +20,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from common import images_per_s, lay_store, record, spread, train
+from common import arguments, images_per_s, lay_store, record, spread, train
 
 SHARED = ["configs/cifar10.yaml", "train.epochs=1", "log.every_steps=1", "log.tensorboard=false"]
 UNSAVED = ["checkpoint.every_steps=1000000", "train.desync_check_every=0"]
@@ -62,13 +61,11 @@ def measure(cases: list[Case], extra: list[str], *, rounds: int, crowded: int, i
 
 def main() -> None:
     """Measure, print, append."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("options", nargs="*", help="key=value, on top of configs/cifar10.yaml")
-    parser.add_argument("--pairs", type=int, default=10, help="rounds")
     parser.add_argument("--ranks", default="1,2,4", help="numbers of ranks to compare, the fewest first")
     parser.add_argument("--crowded", type=int, default=2, help="rounds with more ranks than cores")
     parser.add_argument("--images", type=int, default=2048, help="of a run; 2,048 are 4 updates of 512")
-    parser.add_argument("--note", default="", help="for the rows: what else ran")
     args = parser.parse_intermixed_args()
     if args.images < 2 * max(GLOBAL_BATCHES):
         parser.error(f"--images={args.images} leaves no second update of {max(GLOBAL_BATCHES)}; use 1024 or more")

@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from common import REPOSITORY, lay_store, record, torchrun
+from common import REPOSITORY, arguments, lay_store, record, torchrun
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -158,13 +158,11 @@ def show(ranks: int, batch: int, found: list[Seconds]) -> str:
 
 def main() -> None:
     """Start the ranks, print, append."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("options", nargs="*", help="key=value, on top of configs/cifar10.yaml")
-    parser.add_argument("--pairs", type=int, default=10, help="of blocks")
     parser.add_argument("--steps", type=int, default=2, help="that count in a block")
     parser.add_argument("--ranks", default="1,2,4", help="numbers of ranks")
     parser.add_argument("--batches", default=",".join(map(str, GLOBAL_BATCHES)), help="global batches")
-    parser.add_argument("--note", default="", help="for the rows: what else ran")
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)  # this process is one
     args = parser.parse_intermixed_args()
     if args.rank:

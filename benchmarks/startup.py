@@ -35,6 +35,18 @@ def last_step(run_dir: Path) -> int:
     return max((json.loads(line)["step"] for line in lines), default=0)
 
 
+def prepare(run_dir: Path, options: list[str]) -> int:
+    """Leave what a run has after the first of its two epochs; the step of that checkpoint."""
+    rows = train(run_dir, *options, "checkpoint.keep=100")
+    step = next(row["step"] for row in rows if row["kind"] == "epoch")
+    for path in (run_dir / "checkpoints").iterdir():
+        if not path.name.startswith(f"step_{step:09d}."):
+            path.unlink()
+    kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= step]
+    (run_dir / "metrics.jsonl").write_text("".join(kept))
+    return int(step)
+
+
 def start_s(run_dir: Path, options: list[str], beyond: int) -> float:
     """Seconds from exec to the row of a step beyond this one; then the process is killed."""
     command = [sys.executable, "train_ddp.py", *options, f"run_dir={run_dir}"]
@@ -69,14 +81,9 @@ def main() -> None:
         root = Path(folder)
         shared = [
             "configs/quickstart.yaml", f"data.root={root / 'data'}", f"model.name={args.model}", "train.device=cpu",
-            "log.every_steps=1",
+            "train.epochs=2", "log.every_steps=1",
         ]  # fmt: skip
-        rows = train(root / "whole", *shared, "train.epochs=2", "schedule.peak_at=0.5", "checkpoint.keep=2")
-        saved = root / "whole"
-        beyond = max(row["step"] for row in rows) // 2
-        for path in (saved / "checkpoints").glob("*"):  # as if it had ended after the first epoch
-            if f"step_{beyond:09d}" not in path.name:
-                path.unlink()
+        saved, beyond = root / "whole", prepare(root / "whole", shared)
         for pair in range(args.pairs):
             times[FRESH].append(start_s(root / f"fresh-{pair}", shared, 0))
             shutil.copytree(saved, root / f"resumed-{pair}")

@@ -52,19 +52,19 @@ def watch_all(clock: Clock) -> None:
     """The parts of a step."""
     import torch
     from torch.nn.parallel import DistributedDataParallel
-    from torch.utils.data.dataloader import _BaseDataLoaderIter
 
     import senet.trainer
     from senet.augment import Preprocess
+    from senet.data import Split
     from senet.distributed import Agreement
     from senet.metrics import LossGuard, Tally
     from senet.optim import WeightAverage
     from senet.trainer import Trainer
 
     for owner, name, label in (
-        (_BaseDataLoaderIter, "__next__", "batch from the store"),
+        (Split, "__getitem__", "batch from the store"),
         (senet.trainer, "seed_everything", "seeds"),
-        (senet.trainer, "set_lr", "learning rate"),
+        (senet.trainer, "lr_at", "learning rate"),
         (Preprocess, "train", "augmentation and normalisation"),
         (DistributedDataParallel, "forward", "forward"),
         (senet.trainer.F, "cross_entropy", "loss"),

@@ -14,14 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import rmtree
-from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
 
@@ -141,14 +140,14 @@ def keep_on_device(data: ImageData, wanted: str, device: torch.device) -> ImageD
     return replace(data, train=ResidentSplit(data.train, device), test=ResidentSplit(data.test, device))
 
 
-def load_batches(split: Split, sampler: torch.utils.data.Sampler[Any], device: torch.device) -> Iterable[Batch]:
+def load_batches(split: Split, sampler: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
     """Whole batches, gathered in this process: uint8 in memory leaves nothing for workers to do. Pinned for a GPU."""
-    if isinstance(split, ResidentSplit):
-        return (split[indices.to(device, non_blocking=True)] for indices in sampler)
-    # a generator of its own: iter(DataLoader) would draw from the global one
-    return DataLoader(
-        split, sampler=sampler, batch_size=None, pin_memory=device.type == "cuda", generator=torch.Generator()
-    )
+    resident = isinstance(split, ResidentSplit)
+    for indices in sampler:
+        images, labels, indices = split[indices.to(device, non_blocking=True) if resident else indices]
+        if device.type == "cuda" and not resident:
+            images, labels, indices = images.pin_memory(), labels.pin_memory(), indices.pin_memory()
+        yield images, labels, indices
 
 
 def open_data(config: DataConfig, *, local_rank: int = 0, build: bool = True) -> ImageData:

@@ -95,18 +95,22 @@ class WeightAverage(AveragedModel):
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__(model, use_buffers=True)
         self.decay = decay
+        self._pairs: tuple[list[list[Tensor]], ...] | None = None
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Take in the model's present weights."""
         n = int(self.n_averaged)
         keep = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
-        averaged, current = list(self.module.state_dict().values()), list(model.state_dict().values())
-        smooth = [a.is_floating_point() for a in averaged]
-        torch._foreach_lerp_(list(compress(averaged, smooth)), list(compress(current, smooth)), 1 - keep)
-        counters = [not floating for floating in smooth]
-        if any(counters):
-            torch._foreach_copy_(list(compress(averaged, counters)), list(compress(current, counters)))
+        if self._pairs is None:  # once: what is loaded later is copied into the same tensors
+            both = [list(each.state_dict().values()) for each in (self.module, model)]
+            smooth = [tensor.is_floating_point() for tensor in both[0]]
+            counters = [not floating for floating in smooth]
+            self._pairs = tuple([list(compress(tensors, kind)) for tensors in both] for kind in (smooth, counters))
+        (averaged, current), (counts, counted) = self._pairs
+        torch._foreach_lerp_(averaged, current, 1 - keep)
+        if counts:
+            torch._foreach_copy_(counts, counted)
         self.n_averaged += 1
 
 

@@ -267,8 +267,8 @@ def write_store(store: Path, counts: dict[str, int]) -> None:
 
 
 def test_what_is_held_out_is_evaluated_and_not_trained_on(data_root: Path) -> None:
-    whole = open_data(DataConfig(source="digits", root=str(data_root)))
-    part = open_data(DataConfig(source="digits", root=str(data_root), holdout=200))
+    whole = open_data(DataConfig(source="digits", image_size=16, root=str(data_root)))
+    part = open_data(DataConfig(source="digits", image_size=16, root=str(data_root), holdout=200))
     assert (len(part.train), len(part.test)) == (len(whole.train) - 200, 200)
     shares = torch.bincount(whole.train.labels) * 200 / len(whole.train)
     assert (torch.bincount(part.test.labels) - shares).abs().max() < 1
@@ -276,11 +276,11 @@ def test_what_is_held_out_is_evaluated_and_not_trained_on(data_root: Path) -> No
     content = [{(i.numpy().tobytes(), int(n)) for i, n in zip(*pair, strict=True)} for pair in seen]
     assert content[0] | content[1] == content[2]
     assert not content[0] & content[1]
-    again = open_data(DataConfig(source="digits", root=str(data_root), holdout=200))
+    again = open_data(DataConfig(source="digits", image_size=16, root=str(data_root), holdout=200))
     assert torch.equal(again.test.labels, part.test.labels)
 
 
 @pytest.mark.parametrize("count", [3, 1437])
 def test_a_part_that_cannot_be_held_out_is_refused(data_root: Path, count: int) -> None:
     with pytest.raises(ConfigError, match=f"data.holdout={count} of 1437 training images"):
-        open_data(DataConfig(source="digits", root=str(data_root), holdout=count))
+        open_data(DataConfig(source="digits", image_size=16, root=str(data_root), holdout=count))

@@ -30,7 +30,7 @@ from senet.distributed import (
 )
 from senet.files import read_json
 from senet.ranks import PeerFailed, Ranks, start_together
-from tests.harness import free_port, run_ranks
+from tests.harness import free_port, run_ranks, wait_until
 from tests.networks import no_norm, tiny_senet
 
 
@@ -237,7 +237,8 @@ def test_leaving_is_bounded_and_names_the_missing_rank(tmp_path: Path) -> None:
 
 
 def _lost_host(folder: str) -> str:
-    """Rank 0, which hosts the store, stops in the middle; what the others are told. Rank 1 lets it go on at the end."""
+    """Rank 0, which hosts the store, stops in the middle; what the others are told. Rank 1 lets it go on at the end,
+    when nobody asks any more."""
     ranks, pid_file = ranks_here(), Path(folder) / "pid"
     store, _ = start_together(ranks, 30, lambda: None)
     try:
@@ -253,7 +254,9 @@ def _lost_host(folder: str) -> str:
     except RuntimeError as error:
         return str(error)
     finally:
+        (Path(folder) / f"told-{ranks.rank}").touch()
         if ranks.rank == 1:
+            wait_until((Path(folder) / "told-2").exists, 20)
             os.kill(int(pid_file.read_text()), signal.SIGCONT)
     return ""
 

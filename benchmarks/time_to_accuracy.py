@@ -152,9 +152,9 @@ def main() -> None:
     last = found[-1]
     own_pflop = runs[0][-1]["step"] * flop_of_an_update(trained, config) / 1e15
     optimizer = f" (and {own_pflop:.2g} of the optimizer)" if own_pflop else ""
+    averaged = f", averaged weights {percent(last.ema_top1, args.seeds)} %" if last.ema_top1 else ""
     line = (
-        f"last epoch: {percent(last.test_top1, args.seeds)} % top-1, averaged weights "
-        f"{percent(last.ema_top1, args.seeds)}{' %' * (last.ema_top1 is not None)}, {images}; "
+        f"last epoch: {percent(last.test_top1, args.seeds)} % top-1{averaged}, {images}; "
         f"{last.pflop:.3g} PFLOP{optimizer}; {last.train_s[0]:.0f} s of training"
     )
     print(f"{line}; n = {n}")

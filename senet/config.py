@@ -192,9 +192,10 @@ class OptimConfig:
     lr: float = option(0.1, low=0)
     """Learning rate at the schedule's factor 1."""
     bias_lr: float = option(0.0, low=0)
-    """The same for one-dimensional parameters (norms, biases); 0: as optim.lr."""
+    """The same for one-dimensional parameters (norms, biases), where they do not decay; 0: as optim.lr."""
     muon_lr: float = option(0.05, above=0)
-    """The same for Muon's kernels: the spectral norm of an update."""
+    """The same for Muon's kernels: about the spectral norm of an update (times sqrt(C_out / (C_in h w)) where that is
+    above 1)."""
     muon_momentum: float = option(0.9, low=0, high=0.9999)
     """Of Muon (Nesterov)."""
     muon_weight_decay: float = option(0.0, low=0)
@@ -598,9 +599,17 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             f"schedule.warmup_epochs={config.schedule.warmup_epochs} must be below train.epochs={config.train.epochs}"
         )
-    if config.augment.small_epochs and config.augment.small_size >= config.data.image_size:
+    if config.augment.small_epochs:
+        _check_small(config)
+    if config.optim.bias_lr and config.optim.decay_norms_and_biases:
         raise ConfigError(
-            f"augment.small_size={config.augment.small_size} must be below data.image_size={config.data.image_size}"
+            f"optim.bias_lr={config.optim.bias_lr} is for norms and biases that do not decay; set "
+            f"optim.decay_norms_and_biases=false"
+        )
+    if config.model.whiten and config.model.init_from:
+        raise ConfigError(
+            f"model.whiten=true would replace the first layer of model.init_from={config.model.init_from}; "
+            f"set model.whiten=false"
         )
     if config.data.source == "imagefolder" and not config.data.folder:
         raise ConfigError("data.source=imagefolder needs data.folder=<folder with train/<class>/* and test/<class>/*>")
@@ -609,6 +618,18 @@ def _check_together(config: Config) -> None:
     _check_mapping("slurm.environment", config.slurm.environment, r"[A-Za-z_]\w*", (str,))
     _check_mapping("slurm.sbatch", config.slurm.sbatch, r"[a-z][a-z0-9_-]*", (str, int, float))
     _check_model(config.model, config.data.image_size)
+
+
+def _check_small(config: Config) -> None:
+    small, size = config.augment, config.data.image_size
+    if small.small_size >= size:
+        raise ConfigError(f"augment.small_size={small.small_size} must be below data.image_size={size}")
+    if small.small_epochs >= config.train.epochs:
+        raise ConfigError(f"augment.small_epochs={small.small_epochs} must be below train.epochs={config.train.epochs}")
+    if config.train.compile:
+        raise ConfigError("augment.small_epochs with train.compile=true would not resume bit for bit; choose one")
+    if config.model.name.removeprefix("se_") == "inception_v3" and small.small_size < 75:
+        raise ConfigError(f"augment.small_size={small.small_size}: {config.model.name} needs 75 pixels or more")
 
 
 def _check_model(model: ModelConfig, image_size: int) -> None:

@@ -56,9 +56,11 @@ class ResidentSplit(Split):
     """
 
     def __init__(self, split: Split, device: torch.device) -> None:
-        super().__init__(split.images, split.labels.numpy())
-        images = split.images if split.rows is None else split.images[split.rows]
-        self._images, self._labels = torch.from_numpy(np.array(images)).to(device), self.labels.to(device)
+        self.images, self.rows, self.labels = split.images, split.rows, split.labels
+        self._images = torch.empty((len(split), *split.images.shape[1:]), dtype=torch.uint8, device=device)
+        for block in torch.arange(len(split)).split(_BLOCK):  # no second copy on the host
+            self._images[block[0] : block[-1] + 1] = split[block][0].to(device)
+        self._labels = split.labels.to(device)
 
     def __getitem__(self, indices: Tensor) -> Batch:
         return self._images[indices], self._labels[indices], indices

@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim._muon import muon  # torch.optim.Muon itself takes nothing but matrices
+from torch.optim._muon import (  # torch.optim.Muon itself takes nothing but matrices
+    DEFAULT_A,
+    DEFAULT_B,
+    DEFAULT_C,
+    DEFAULT_NS_STEPS,
+    EPS,
+    muon,
+)
 from torch.optim.sgd import sgd
 from torch.optim.swa_utils import AveragedModel
 
@@ -30,21 +37,25 @@ class Muon(torch.optim.Optimizer):
         """One update from the gradients at hand."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            gradients = [p.grad for p in parameters]
-            for p in parameters:
-                if "momentum_buffer" not in self.state[p]:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            gradients = [_laid_as(p, p.grad) for p in parameters]
+            for p in parameters:  # a checkpoint of another train.channels_last has them in another order
+                held = self.state[p].get("momentum_buffer")
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p) if held is None else _laid_as(p, held)
             buffers = [self.state[p]["momentum_buffer"] for p in parameters]
             options = {name: group[name] for name in ("lr", "momentum", "nesterov", "weight_decay")}
             if group["muon"]:
                 matrices = ([_as_matrix(t) for t in tensors] for tensors in (parameters, gradients, buffers))
-                coefficients = (3.4445, -4.7750, 2.0315)  # and the next two: torch.optim.Muon's defaults
                 muon(
-                    *matrices, **options, ns_coefficients=coefficients, ns_steps=5, eps=1e-7, adjust_lr_fn=None,
-                    has_complex=False,
+                    *matrices, **options, ns_coefficients=(DEFAULT_A, DEFAULT_B, DEFAULT_C), ns_steps=DEFAULT_NS_STEPS,
+                    eps=EPS, adjust_lr_fn=None, has_complex=False,
                 )  # fmt: skip
             else:
                 sgd(parameters, gradients, buffers, **options, dampening=0.0, maximize=False)
+
+
+def _laid_as(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """The tensor itself where it lies in memory as the parameter does, else a copy that does."""
+    return tensor if tensor.stride() == parameter.stride() else torch.empty_like(parameter).copy_(tensor)
 
 
 def _as_matrix(kernel: Tensor) -> Tensor:
@@ -59,30 +70,27 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
     Each group has its learning rate at the schedule's factor 1 as ``initial_lr``.
     """
-    groups: dict[str, dict[str, Any]] = {}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            options = _options(parameter, config)
-            groups.setdefault(str(options), {"params": [], **options})["params"].append(parameter)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    is_kernel = [config.name == "muon" and p.ndim == 4 and p[0, 0].numel() > 1 for p in parameters]
+    kernels = list(compress(parameters, is_kernel))
+    others = [p for p, kernel in zip(parameters, is_kernel, strict=True) if not kernel]
+    plain: dict[str, Any] = {"weight_decay": config.weight_decay, "initial_lr": config.lr}
+    # which groups there are is part of a checkpoint: it depends on this one option and the kind of optimizer
+    if config.decay_norms_and_biases:
+        groups = [{"params": others, **plain}]
+    else:
+        vectors = {"weight_decay": 0.0, "initial_lr": config.bias_lr or config.lr}
+        groups = [
+            {"params": [p for p in others if p.ndim > 1], **plain},
+            {"params": [p for p in others if p.ndim <= 1], **vectors},
+        ]
+    of_muon = {"muon": True, "momentum": config.muon_momentum, "nesterov": True}
+    of_muon |= {"weight_decay": config.muon_weight_decay, "initial_lr": config.muon_lr}
+    groups = [group for group in (*groups, {"params": kernels, **of_muon}) if group["params"]]
     if config.name == "adamw":
-        return torch.optim.AdamW(list(groups.values()), lr=config.lr, betas=config.betas)
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
     kind = Muon if config.name == "muon" else torch.optim.SGD
-    return kind(list(groups.values()), lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
-
-
-def _options(parameter: Tensor, config: OptimConfig) -> dict[str, Any]:
-    if config.name == "muon" and parameter.ndim == 4 and parameter[0, 0].numel() > 1:
-        return {
-            "muon": True,
-            "initial_lr": config.muon_lr,
-            "weight_decay": config.muon_weight_decay,
-            "momentum": config.muon_momentum,
-            "nesterov": True,
-        }
-    if parameter.ndim > 1:
-        return {"initial_lr": config.lr, "weight_decay": config.weight_decay}
-    decay = config.weight_decay if config.decay_norms_and_biases else 0.0
-    return {"initial_lr": config.bias_lr or config.lr, "weight_decay": decay}
+    return kind(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
 
 
 class WeightAverage(AveragedModel):
@@ -95,22 +103,18 @@ class WeightAverage(AveragedModel):
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__(model, use_buffers=True)
         self.decay = decay
-        self._pairs: tuple[list[list[Tensor]], ...] | None = None
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Take in the model's present weights."""
         n = int(self.n_averaged)
         keep = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
-        if self._pairs is None:  # once: what is loaded later is copied into the same tensors
-            both = [list(each.state_dict().values()) for each in (self.module, model)]
-            smooth = [tensor.is_floating_point() for tensor in both[0]]
-            counters = [not floating for floating in smooth]
-            self._pairs = tuple([list(compress(tensors, kind)) for tensors in both] for kind in (smooth, counters))
-        (averaged, current), (counts, counted) = self._pairs
-        torch._foreach_lerp_(averaged, current, 1 - keep)
-        if counts:
-            torch._foreach_copy_(counts, counted)
+        averaged, current = list(self.module.state_dict().values()), list(model.state_dict().values())
+        smooth = [a.is_floating_point() for a in averaged]
+        torch._foreach_lerp_(list(compress(averaged, smooth)), list(compress(current, smooth)), 1 - keep)
+        counters = [not floating for floating in smooth]
+        if any(counters):
+            torch._foreach_copy_(list(compress(averaged, counters)), list(compress(current, counters)))
         self.n_averaged += 1
 
 

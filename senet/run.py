@@ -168,7 +168,8 @@ def _prepare(config: Config, ranks: Ranks, run_dir: Path, stack: ExitStack) -> P
         init_from=init_from,
     )
     if config.model.whiten:
-        some = data.train[torch.arange(min(1000, len(data.train)))][0]
+        count = min(len(data.train), max(1, 1000 * 32**2 // config.data.image_size**2))  # some 100 MB of patches
+        some = data.train[torch.linspace(0, len(data.train) - 1, count).long()][0]  # of all classes
         whiten_first_layer(model, _preprocess(config, torch.device("cpu")).test(some))
     if checkpoint is not None:
         check_fits(config, checkpoint, data, model)

@@ -131,6 +131,24 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str, expected: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("model.whiten=true", "model.init_from=a.pt"), "would replace the first layer of model.init_from=a.pt"),
+        (("optim.bias_lr=1", "optim.decay_norms_and_biases=true"), "norms and biases that do not decay"),
+        (("augment.small_size=24", "augment.small_epochs=30"), "must be below train.epochs=30"),
+        (("augment.small_size=24", "augment.small_epochs=1", "train.compile=true"), "would not resume bit for bit"),
+        (
+            ("augment.small_size=74", "augment.small_epochs=1", "data.image_size=75", "model.name=inception_v3"),
+            "inception_v3 needs 75 pixels",
+        ),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options: tuple[str, ...], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        load_config(options)
+
+
 @pytest.mark.parametrize(("batch", "ranks", "parts", "nearest"), [(512, 3, 1, 513), (10, 4, 2, 8), (1, 4, 1, 4)])
 def test_a_batch_that_cannot_be_split_names_the_nearest(batch: int, ranks: int, parts: int, nearest: int) -> None:
     options = [f"train.global_batch_size={batch}", f"train.accumulate={parts}"]

@@ -85,3 +85,30 @@ def test_what_is_frozen_is_in_no_group() -> None:
             for p in group["params"]
         ]
         assert len(held) == len(list(network.parameters())) - 1
+
+
+def test_momentum_from_another_memory_layout_is_laid_anew() -> None:
+    config = tiny_config("optim.name=muon").optim
+    networks = [small_network(channels_last) for channels_last in (True, False)]
+    images = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    first = build_optimizer(networks[0], config)
+    networks[0](images).square().mean().backward()
+    first.step()
+    saved = copy.deepcopy(first.state_dict())
+    networks[1].load_state_dict(networks[0].state_dict())
+    second = build_optimizer(networks[1], config)
+    second.load_state_dict(saved)
+    networks[1](images).square().mean().backward()
+    second.step()
+    kernel = networks[1][0].weight
+    assert second.state[kernel]["momentum_buffer"].stride() == kernel.stride()
+    momentum = first.state[networks[0][0].weight]["momentum_buffer"]
+    expected = torch.lerp(momentum, kernel.grad, 1 - config.muon_momentum)
+    torch.testing.assert_close(second.state[kernel]["momentum_buffer"], expected, check_stride=False)
+
+
+def test_the_groups_of_a_checkpoint_depend_on_one_option_only() -> None:
+    network = small_network(channels_last=False)
+    for decay in (0.0, 5e-4):
+        groups = build_optimizer(network, tiny_config(f"optim.weight_decay={decay}").optim).param_groups
+        assert [len(group["params"]) for group in groups] == [3, 4]

@@ -42,7 +42,7 @@ class Preprocess:
 
     def test(self, images_NHWC: Tensor) -> Tensor:
         """Normalise only."""
-        width = images_NHWC.shape[2]  # by rows: an inner loop over three channels takes four times as long on a CPU
+        width = images_NHWC.shape[2]  # by rows: an inner loop over three channels takes longer on a CPU
         shift, scale = self._shift.repeat(width, 1), self._scale.repeat(width, 1)
         images_NCHW = torch.addcmul(shift, images_NHWC.float(), scale).permute(0, 3, 1, 2)
         return images_NCHW if self._channels_last else images_NCHW.contiguous()

@@ -38,7 +38,7 @@ def seed_everything(*keys: int) -> None:
     """Seed torch (CPU and CUDA), numpy and random from the keys; called for each (seed, step, rank)."""
     seed = mix(*keys)
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available():  # torch.manual_seed formats a stack for each absent kind of device: 0.6 ms a step
+    if torch.cuda.is_available():  # torch.manual_seed formats a stack for each absent kind of device
         torch.cuda.manual_seed_all(seed)
     np.random.seed(seed & 0xFFFFFFFF)  # other people's networks draw from it
     random.seed(seed)

@@ -112,7 +112,7 @@ def be_a_rank(options: list[str], *, pairs: int, steps: int) -> None:
         torch.manual_seed(config.seed)
         network = build_model(config.model.name, num_classes=len(data.classes), reduction=config.model.reduction)
         model, ddp, mixed = _to_device(config, ranks, network, _choose_amp(config.train.amp, ranks.device))
-        optimizer, ema = build_optimizer(model, config.optim), build_ema(model, config.train.ema_decay)
+        optimizer, ema = build_optimizer(model, config.optim, fused=True), build_ema(model, config.train.ema_decay)
         sampler = ResumableSampler(
             data.train,
             global_batch_size=config.train.global_batch_size,

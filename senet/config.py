@@ -200,6 +200,8 @@ class OptimConfig:
     """Of Muon (Nesterov)."""
     muon_weight_decay: float = option(0.0, low=0)
     """Of Muon, decoupled."""
+    muon_ns_steps: int = option(5, low=1, high=99)
+    """Newton-Schulz iterations of Muon; each costs three matrix products per kernel and update."""
     momentum: float = option(0.9, low=0, high=0.9999)
     """Of SGD."""
     nesterov: bool = True

@@ -40,9 +40,10 @@ def curves(run: Run) -> dict[str, Figure]:
 
 def comparison(runs: Sequence[Run], titles: Sequence[str]) -> dict[str, Figure]:
     """Test loss and accuracy of several runs in one figure each; of the averaged weights where a run has them."""
+    images = " or ".join(sorted({run.images for run in runs}, reverse=True))
     return {
-        "comparison_loss": _compare(runs, titles, "loss", "test loss (nats per image)"),
-        "comparison_accuracy": _compare(runs, titles, "top1", "test accuracy (%)"),
+        "comparison_loss": _compare(runs, titles, "loss", f"{images} loss (nats per image)"),
+        "comparison_accuracy": _compare(runs, titles, "top1", f"{images} accuracy (%)"),
     }
 
 
@@ -55,8 +56,8 @@ def _curve(run: Run, quantity: str, title: str) -> Figure:
     )
     for kind, colour, marker, text in (
         ("train", BLUE, "o", "training, epoch"),
-        ("test", RED, "s", "test"),
-        ("ema", GREEN, "^", "test, averaged weights"),
+        ("test", RED, "s", run.images),
+        ("ema", GREEN, "^", f"{run.images}, averaged weights"),
     ):
         x, y = _line(run, run.epochs, f"{kind}_{quantity}")
         if y:

@@ -74,6 +74,11 @@ class Run:
         """The weights that were judged, as a prefix in the rows: "ema" where there are averaged ones, else "test"."""
         return "ema" if self.epochs and "ema_top1" in self.epochs[-1] else "test"
 
+    @property
+    def images(self) -> str:
+        """What the epochs were judged on, in a word: "test" images, or "held-out" ones of the training split."""
+        return "held-out" if self.options.get("data.holdout") else "test"
+
 
 def read_run(folder: Path) -> Run:
     """Read a run directory.

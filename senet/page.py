@@ -81,7 +81,7 @@ def _tiles(run: Run, predictions: Predictions | None) -> list[tuple[str, str]]:
     if predictions:
         tiles.append((f"{predictions.accuracy:.2f} %", f"of {len(predictions.labels_N):,} test images right"))
     elif run.epochs:
-        tiles.append((f"{run.epochs[-1]['best_top1']:.2f} %", "best test accuracy"))
+        tiles.append((f"{run.epochs[-1]['best_top1']:.2f} %", f"best {run.images} accuracy"))
     if run.epochs:
         last = run.epochs[-1]
         tiles.append((f"{last['epoch']} of {run.options.get('train.epochs', '?')}", "epochs"))
@@ -99,8 +99,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     facts.append(("Images", str(run.options.get("data.source", "unknown"))))
     if run.epochs:
         last = run.epochs[-1]
-        facts.append(("Best test accuracy", f"{last['best_top1']:.2f} % after epoch {last['best_epoch']}"))
-        for kind, title in (("train", "training"), ("test", "test"), ("ema", "test, averaged weights")):
+        facts.append((f"Best {run.images} accuracy", f"{last['best_top1']:.2f} % after epoch {last['best_epoch']}"))
+        titles = {"train": "training", "test": run.images, "ema": f"{run.images}, averaged weights"}
+        for kind, title in titles.items():
             if f"{kind}_loss" in last:
                 loss, top1 = last[f"{kind}_loss"], last[f"{kind}_top1"]
                 facts.append((f"Last epoch, {title}", f"loss {loss:.4f}, accuracy {top1:.2f} %"))

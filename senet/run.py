@@ -101,7 +101,7 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
             model=replicas,
             raw_model=model,
             ema=build_ema(model, config.train.ema_decay),
-            optimizer=build_optimizer(model, config.optim),
+            optimizer=build_optimizer(model, config.optim, fused=amp != "fp16"),
             scaler=GradScaler(ranks.device.type, enabled=amp == "fp16"),
             autocast=mixed,
             sampler=sampler,

@@ -33,6 +33,7 @@ from senet.distributed import (
 )
 from senet.lease import Lease
 from senet.metrics import LossGuard, Progress, Scores, Tally, Writer
+from senet.optim import load_optimizer
 from senet.preemption import StopFlag
 from senet.ranks import Ranks
 from senet.repro import seed_everything
@@ -146,8 +147,8 @@ class Trainer:
         total = torch.zeros((), device=self.ranks.device)
         for index, (images, labels) in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
-            # DDP reduces in the last backward only; no_sync must cover the forward as well
-            with nullcontext() if is_last else self.model.no_sync():
+            # DDP reduces in the last backward only, and one rank need not; no_sync must cover the forward as well
+            with nullcontext() if is_last and self.ranks.world_size > 1 else self.model.no_sync():
                 with self.autocast():
                     logits_NK = self.model(images)
                 loss = F.cross_entropy(logits_NK.float(), labels, label_smoothing=train.label_smoothing)
@@ -300,12 +301,7 @@ class Trainer:
     def restore(self, payload: dict[str, Any]) -> None:
         """Continue from a checkpoint's payload, the same on every rank."""
         self.raw_model.load_state_dict(payload["model"])
-        options = [
-            {k: v for k, v in group.items() if k not in ("params", "lr")} for group in self.optimizer.param_groups
-        ]
-        self.optimizer.load_state_dict(payload["optimizer"])
-        for group, mine in zip(self.optimizer.param_groups, options, strict=True):
-            group.update(mine)  # resume.allow_changes: this run's options, not the checkpoint's
+        load_optimizer(self.optimizer, payload["optimizer"])
         if payload["scaler"]:  # empty unless the run was in fp16
             self.scaler.load_state_dict(payload["scaler"])
         if self.ema is not None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from senet.optim import build_optimizer
+from senet.optim import build_optimizer, load_optimizer
 from tests.harness import tiny_config
 
 
@@ -87,24 +87,51 @@ def test_what_is_frozen_is_in_no_group() -> None:
         assert len(held) == len(list(network.parameters())) - 1
 
 
-def test_momentum_from_another_memory_layout_is_laid_anew() -> None:
-    config = tiny_config("optim.name=muon").optim
-    networks = [small_network(channels_last) for channels_last in (True, False)]
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_state_from_another_memory_layout_is_laid_anew(name: str, channels_last: bool) -> None:
+    def step(network: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in network.parameters():
+            parameter.grad = torch.empty_like(parameter).copy_(torch.randn(parameter.shape, generator=generator))
+        optimizer.step()
+
+    config = tiny_config(f"optim.name={name}").optim
+    network, moved = small_network(not channels_last), small_network(channels_last)
+    optimizer, resumed = (build_optimizer(each, config, fused=True) for each in (network, moved))
+    step(network, optimizer, 0)
+    moved.load_state_dict(network.state_dict())
+    load_optimizer(resumed, copy.deepcopy(optimizer.state_dict()))
+    for each in (network, moved):
+        step(each, resumed if each is moved else optimizer, 1)
+    for mine, expected in zip(moved.parameters(), network.parameters(), strict=True):
+        # Muon's products are in bf16, and the order of the columns differs
+        torch.testing.assert_close(mine, expected, atol=2e-3 if name == "muon" else 1e-6, rtol=0, check_stride=False)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_fused_update_is_that_of_the_plain_one(name: str) -> None:
+    config = tiny_config(f"optim.name={name}").optim
+    networks = [small_network(channels_last=True) for _ in range(2)]
+    optimizers = [
+        build_optimizer(each, config, fused=fused) for each, fused in zip(networks, (True, False), strict=True)
+    ]
     images = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    first = build_optimizer(networks[0], config)
-    networks[0](images).square().mean().backward()
-    first.step()
-    saved = copy.deepcopy(first.state_dict())
-    networks[1].load_state_dict(networks[0].state_dict())
-    second = build_optimizer(networks[1], config)
-    second.load_state_dict(saved)
-    networks[1](images).square().mean().backward()
-    second.step()
-    kernel = networks[1][0].weight
-    assert second.state[kernel]["momentum_buffer"].stride() == kernel.stride()
-    momentum = first.state[networks[0][0].weight]["momentum_buffer"]
-    expected = torch.lerp(momentum, kernel.grad, 1 - config.muon_momentum)
-    torch.testing.assert_close(second.state[kernel]["momentum_buffer"], expected, check_stride=False)
+    for _ in range(3):
+        for network, optimizer in zip(networks, optimizers, strict=True):
+            network(images).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for mine, expected in zip(*(each.parameters() for each in networks), strict=True):
+        torch.testing.assert_close(mine, expected, atol=1e-5, rtol=0)
+
+
+def test_an_optimizer_goes_on_with_the_options_of_this_run() -> None:
+    before, now = (tiny_config(f"optim.weight_decay={decay}").optim for decay in (0.1, 0.2))
+    saved = build_optimizer(small_network(True), before).state_dict()
+    optimizer = build_optimizer(small_network(True), now, fused=True)
+    load_optimizer(optimizer, saved)
+    assert [(group["weight_decay"], group["fused"]) for group in optimizer.param_groups] == [(0.2, True), (0.0, True)]
 
 
 def test_the_groups_of_a_checkpoint_depend_on_one_option_only() -> None:

@@ -298,6 +298,16 @@ def test_two_runs_are_compared_in_the_first_ones_report(run_dir: Path, tmp_path:
     assert not (other / "report").exists()
 
 
+def test_held_out_images_are_not_called_test_images(run_dir: Path) -> None:
+    run = read_run(run_dir)
+    held = dataclasses.replace(run, options=run.options | {"data.holdout": 100})
+    for each, word, other in ((run, "test", "held-out"), (held, "held-out", "test")):
+        page = render([each], {}, {}, None, "").decode()
+        assert f"Best {word} accuracy" in page and f"Best {other} accuracy" not in page
+        svg = to_svg(curves(each)["accuracy"]).decode()  # text is drawn, and in a comment
+        assert f"<!-- {word} -->" in svg and f"<!-- {other} -->" not in svg
+
+
 def test_names_of_runs_are_all_different() -> None:
     runs = [Run(name, Path(), {}, [], [], [], {}) for name in ("a", "a (2)", "a", "b", "a")]
     assert names(runs) == ["a", "a (2)", "a (3)", "b", "a (4)"]

@@ -48,7 +48,7 @@ def test_training_is_the_plain_loop(train_here: Train, digits: ImageData, tmp_pa
     config = tiny_config(*options)
     seed_everything(config.seed)
     model = build_model(config.model.name, num_classes=10).to(memory_format=torch.channels_last)
-    optimizer, ema = build_optimizer(model, config.optim), build_ema(model, config.train.ema_decay)
+    optimizer, ema = build_optimizer(model, config.optim, fused=True), build_ema(model, config.train.ema_decay)
     assert ema is not None
     sampler = ResumableSampler(digits.train, global_batch_size=64, rank=0, world_size=1, seed=config.seed)
     preprocess = Preprocess(

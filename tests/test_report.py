@@ -303,9 +303,11 @@ def test_held_out_images_are_not_called_test_images(run_dir: Path) -> None:
     held = dataclasses.replace(run, options=run.options | {"data.holdout": 100})
     for each, word, other in ((run, "test", "held-out"), (held, "held-out", "test")):
         page = render([each], {}, {}, None, "").decode()
-        assert f"Best {word} accuracy" in page and f"Best {other} accuracy" not in page
+        assert f"Best {word} accuracy" in page
+        assert f"Best {other} accuracy" not in page
         svg = to_svg(curves(each)["accuracy"]).decode()  # text is drawn, and in a comment
-        assert f"<!-- {word} -->" in svg and f"<!-- {other} -->" not in svg
+        assert f"<!-- {word} -->" in svg
+        assert f"<!-- {other} -->" not in svg
 
 
 def test_names_of_runs_are_all_different() -> None:

@@ -104,10 +104,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool = Fals
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
     """Continue from a checkpoint's state, with this run's options where it had others."""
-    options = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state_dict)
-    for group, mine in zip(optimizer.param_groups, options, strict=True):
-        group.update(mine)
+    options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    groups = [saved | mine for saved, mine in zip(state_dict["param_groups"], options, strict=True)]
+    optimizer.load_state_dict(state_dict | {"param_groups": groups})
     for parameter, state in optimizer.state.items():  # of another train.channels_last: a fused step would not notice
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:

@@ -38,7 +38,7 @@ class Split(Dataset[Batch]):
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray | None = None) -> None:
         """``rows``: the images and labels that belong to it, all unless given."""
-        self.images, self.rows = images, rows
+        self.images, self.rows = np.asarray(images), rows  # indexing an np.memmap, a subclass, takes four times as long
         self.labels = torch.from_numpy(np.array(labels if rows is None else labels[rows]))
 
     def __len__(self) -> int:

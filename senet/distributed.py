@@ -168,7 +168,8 @@ class Agreement:
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self._group = group
-        self._votes = torch.zeros(2, dtype=torch.int32)
+        self._alone = dist.get_world_size(group) == 1
+        self._votes: Tensor | None = None
         self._work: dist.Work | None = None
         self._step = 0
         self._stop = False
@@ -182,7 +183,8 @@ class Agreement:
         """
         self.settle()
         self._votes = torch.tensor([stop, nonfinite], dtype=torch.int32)
-        self._work = dist.all_reduce(self._votes, group=self._group, async_op=True)
+        if not self._alone:
+            self._work = dist.all_reduce(self._votes, group=self._group, async_op=True)
         stop_now, self._step = self._stop, step
         if stop_now:
             self.settle()
@@ -190,11 +192,12 @@ class Agreement:
 
     def settle(self) -> None:
         """Wait for what was issued last; raise NonFiniteLoss. Before anything is published: a sync point."""
-        if self._work is None:
+        if self._votes is None:
             return
-        self._work.wait()
-        self._work = None
+        if self._work is not None:
+            self._work.wait()
         stops, nonfinite = self._votes.tolist()
+        self._votes = self._work = None
         self._stop = self._stop or stops > 0
         if nonfinite:
             raise NonFiniteLoss(

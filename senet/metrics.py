@@ -23,6 +23,7 @@ from senet.files import replace_file
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _LOSS_UNIT = 2.0**-24  # nats; a sum of 10**9 images still fits into 63 bits
+_AT_ONCE = 16  # batches: what counting costs the host does not grow with their number
 _NOT_FINITE = -(2.0**52)  # makes any sum negative, which no cross entropy is
 
 
@@ -57,19 +58,38 @@ class Tally:
     """Number of images, loss, top-1 and top-5 hits, summed as int64 on the device.
 
     Integers (the loss in units of 2**-24 nats) add up to the same bits in any order: over ranks, log intervals and
-    restarts. Adding does not synchronise. A loss that is not finite makes the mean NaN.
+    restarts. Nothing here synchronises. A loss that is not finite makes the mean NaN.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(4, dtype=torch.int64, device=device)
+        self._sums = torch.zeros(4, dtype=torch.int64, device=device)
+        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    @property
+    def sums(self) -> Tensor:
+        """int64 [4], to be read, or set to zero in place."""
+        self._count()
+        return self._sums
 
     def add(self, loss: Tensor, logits_NK: Tensor, labels_N: Tensor) -> None:
         """Count a batch; ``loss`` is its mean, a float32 scalar."""
-        num_images, num_classes = logits_NK.shape
-        best = logits_NK.topk(min(5, num_classes), dim=1).indices
-        hits = best == labels_N[:, None]
-        units = torch.where(loss.isfinite(), (loss.double() * (num_images / _LOSS_UNIT)).round(), _NOT_FINITE).long()
-        self.sums += torch.stack((torch.full_like(units, num_images), units, hits[:, :1].sum(), hits.sum()))
+        if self._pending and self._pending[0][1].shape != logits_NK.shape:
+            self._count()
+        self._pending.append((loss, logits_NK, labels_N))
+        if len(self._pending) == _AT_ONCE:
+            self._count()
+
+    def _count(self) -> None:
+        if not self._pending:
+            return
+        losses, logits, labels = zip(*self._pending, strict=True)
+        self._pending.clear()
+        batch, num_classes = logits[0].shape
+        loss_B, logits_MK, labels_M = torch.stack(losses), torch.cat(logits), torch.cat(labels)
+        hits = logits_MK.topk(min(5, num_classes), dim=1).indices == labels_M[:, None]
+        units_B = torch.where(loss_B.isfinite(), (loss_B.double() * (batch / _LOSS_UNIT)).round(), _NOT_FINITE).long()
+        images = torch.full((), len(hits), device=hits.device)
+        self._sums += torch.stack((images, units_B.sum(), hits[:, :1].sum(), hits.sum()))
 
 
 class Writer:

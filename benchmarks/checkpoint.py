@@ -28,7 +28,6 @@ import importlib
 import json
 import os
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -39,9 +38,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from common import REPOSITORY, arguments, lay_store, record, spread, torchrun, train
+from common import arguments, lay_store, record, spread, torchrun, train
 
-sys.path.insert(0, str(REPOSITORY))
 from senet.checkpoint import CheckpointManager, unpickle
 from senet.config import load_config
 from senet.preemption import StopFlag
@@ -215,7 +213,7 @@ def main() -> None:
     for what, line in say.items():
         print(f"{what}: {line}")
         whole = f"{what}, {name} with momentum and averaged weights, batch {BATCH}, {args.ranks} ranks"
-        record("checkpoint.py", "; ".join(filter(None, [whole, args.note])), line, f"{args.pairs} pairs")
+        record("checkpoint.py", whole, line, f"{args.pairs} pairs", args.note)
     return None
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))  # for the modules that import this one, too
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}  # as launch.sh
 
 
@@ -51,13 +52,15 @@ def record(benchmark: str, what: str, result: str, n: str, note: str = "") -> No
     """Append a row to RESULTS.md, with machine, versions and date; ``note`` is added to ``what``."""
     import torch  # seconds, which --help does without
 
+    from senet.commit import commit
+
     what = "; ".join(filter(None, [what, note]))
     capabilities = torch.cpu.get_capabilities()
     machine = (
         f"{psutil.cpu_count()} cores, {capabilities['cpu_name']} "
         f"({'with' if capabilities.get('amx_bf16') else 'without'} AMX)"
     )
-    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}, commit {commit()[:9]}"
     row = f"| {benchmark} | {what} | {result} | {n} | {machine} | {versions} | {datetime.now(UTC):%Y-%m-%d} |\n"
     with (REPOSITORY / "benchmarks" / "RESULTS.md").open("a") as file:
         file.write(row)

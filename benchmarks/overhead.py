@@ -3,12 +3,12 @@
     .venv/bin/python benchmarks/overhead.py
 
 train_ddp.py, one rank with all cores of the CPU, bf16, and everything on: metrics, a row each 20 steps, TensorBoard,
-averaged weights, the agreement of ranks, their comparison and a checkpoint each 200 steps. 51,200 random images of
-32x32 in a store of their own, two epochs, of which the second counts (evaluation left out): milliseconds a step, its
-mean, less that of ``loops.py bare`` in the same repetition. Augmentation off and on, batches of 128 and 512. The bar:
-at most 0.7 ms with batches of 128 and augmentation off. Then, by ``parts.py``, where the time of that step goes, and
-the places in the code where the host waits for a device. Prints tables and appends a row to RESULTS.md. Nothing else
-should run meanwhile.
+averaged weights, the comparison of ranks and a checkpoint each 200 steps; one rank has nobody to vote with. 51,200
+random images of 32x32 in a store of their own, two epochs, of which the second counts (evaluation left out):
+milliseconds a step, its mean, less that of ``loops.py bare`` in the same repetition. Augmentation off and on, batches
+of 128 and 512. The bar: at most 0.7 ms with batches of 128 and augmentation off. Then, by ``parts.py``, where the time
+of that step goes, and the places in the code where the host waits for a device. Prints tables and appends a row to
+RESULTS.md. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def watch_all(clock: Clock) -> None:
     from senet.data import Split
     from senet.distributed import Agreement
     from senet.metrics import LossGuard, Tally
-    from senet.optim import WeightAverage
+    from senet.optim import Muon, WeightAverage
     from senet.trainer import Trainer
 
     for owner, name, label in (
@@ -72,7 +72,9 @@ def watch_all(clock: Clock) -> None:
         (torch.Tensor, "backward", "backward"),
         (Tally, "add", "sums for metrics"),
         (torch.optim.SGD, "step", "optimizer"),
-        (torch.optim.SGD, "zero_grad", "optimizer"),
+        (torch.optim.AdamW, "step", "optimizer"),
+        (Muon, "step", "optimizer"),
+        (torch.optim.Optimizer, "zero_grad", "optimizer"),
         (WeightAverage, "update_parameters", "averaged weights"),
         (Agreement, "exchange", "agreement"),
         (Agreement, "settle", "agreement"),

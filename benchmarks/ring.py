@@ -21,7 +21,6 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -30,9 +29,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
-from common import REPOSITORY, record, torchrun
+from common import record, torchrun
 
-sys.path.insert(0, str(REPOSITORY))
 from senet.model import SENet18
 
 SIZES = [4 << (10 + 2 * power) for power in range(8)]  # bytes: 4 KB, 16 KB, ... 64 MB
@@ -102,7 +100,7 @@ def measure(ranks: int, repeats: int, note: str) -> None:
     )
     print(f"{line}\n", flush=True)
     what = f"gloo all-reduce of {SIZES[0] >> 10} KB to {SIZES[-1] >> 20} MB, {ranks} ranks of one machine"
-    record("ring.py", "; ".join(filter(None, [what, note])), line, f"{repeats} each")
+    record("ring.py", what, line, f"{repeats} each", note)
 
 
 def project(ring: Ring, gpu_images_per_s: float) -> None:

@@ -20,7 +20,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from common import arguments, images_per_s, lay_store, record, spread, train
+from common import arguments, images_per_s, lay_store, ratios, record, spread, train
 
 SHARED = ["configs/cifar10.yaml", "train.epochs=1", "log.every_steps=1", "log.tensorboard=false"]
 UNSAVED = ["checkpoint.every_steps=1000000", "train.desync_check_every=0"]
@@ -80,15 +80,16 @@ def main() -> None:
             if not speeds[case]:
                 continue
             n = len(speeds[case])
-            ratios = [fast / slow for fast, slow in zip(speeds[case], speeds[first][:n], strict=True)]
-            print(f"{name:20} {case.ranks:5} {n:3} {spread(speeds[case], 1):>26} {spread(ratios):>26}", flush=True)
+            gain = spread(ratios(speeds[case], speeds[first][:n]))
+            print(f"{name:20} {case.ranks:5} {n:3} {spread(speeds[case], 1):>26} {gain:>26}", flush=True)
             medians = [statistics.median(values) for values in (speeds[first][:n], speeds[case])]
             what = f"{case.ranks} ranks over {first.ranks}, whole trainer, {network}, {name}"
             record(
                 "scaling.py",
-                "; ".join(filter(None, [what, args.note])),
-                f"{spread(ratios)}; medians {medians[0]:.0f} and {medians[1]:.0f} images/s",
+                what,
+                f"{gain}; medians {medians[0]:.0f} and {medians[1]:.0f} images/s",
                 f"{n} pair{'s' * (n > 1)}",
+                args.note,
             )
 
 

@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from common import REPOSITORY, record
 from common import train as run
-
-sys.path.insert(0, str(REPOSITORY))
 
 
 @dataclass(frozen=True)

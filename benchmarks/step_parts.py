@@ -8,7 +8,8 @@ all-reduce and under ``no_sync``; all ranks meet before the forward pass of each
 left out, as DDP sends BatchNorm's statistics one step late. Forward and backward are those under ``no_sync``; exposed
 communication is what both take longer with the all-reduce, block by block, so what is hidden behind the backward pass
 is not in it, and the wait for a slower rank is. Each number is the median over the blocks. Not in the step: reading the
-loss, logging, the votes to stop. Prints a table with a row for each rank and appends a row to RESULTS.md per number of
+loss, logging, the votes to stop. One rank by itself reduces nothing in training: what is exposed there is what it would
+cost. Prints a table with a row for each rank and appends a row to RESULTS.md per number of
 ranks and batch, of the means over the ranks. Options of the trainer may follow (model.name=..., for a try). Nothing
 else should run meanwhile.
 """
@@ -29,11 +30,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from common import REPOSITORY, arguments, lay_store, record, torchrun
+from common import arguments, lay_store, record, torchrun
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-sys.path.insert(0, str(REPOSITORY))
 from senet.config import load_config
 from senet.data import ResumableSampler, load_batches, open_data
 from senet.distributed import process_groups
@@ -180,7 +180,7 @@ def main() -> None:
                 what = (
                     f"a step of {network}, {ranks} rank{'s' * (ranks > 1)}, global batch {batch}, mean over the ranks"
                 )
-                record("step_parts.py", "; ".join(filter(None, [what, args.note])), line, f"{args.pairs} pairs")
+                record("step_parts.py", what, line, f"{args.pairs} pairs", args.note)
     return None
 
 

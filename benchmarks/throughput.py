@@ -17,12 +17,11 @@ table and appends a row to RESULTS.md. Nothing else should run meanwhile.
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from common import REPOSITORY, arguments, images_per_s, measured, ratios, record, spread, train
+from common import arguments, images_per_s, measured, ratios, record, spread, train
 
 WARM_UP = 2  # steps
 LOOPS = {"bare": "bare loop", "baseline": "baseline", "lightning": "Lightning", "accelerate": "Accelerate"}
@@ -45,7 +44,6 @@ def gflop_per_image(model: str) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    sys.path.insert(0, str(REPOSITORY))
     from senet.zoo import build_model
 
     with FlopCounterMode(display=False) as counter:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +26,6 @@ from common import REPOSITORY, record, train
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(REPOSITORY))
 from senet.config import Config, load_config
 from senet.optim import build_optimizer
 from senet.zoo import build_model
@@ -159,8 +157,7 @@ def main() -> None:
     )
     print(f"{line}; n = {n}")
     shown = " ".join(option for option in args.options if not option.startswith(("data.folder=", "data.root=")))
-    what = [f"`{shown}`, {args.ranks} rank{'s' * (args.ranks > 1)}", args.note]
-    record("time_to_accuracy.py", "; ".join(filter(None, what)), line, n)
+    record("time_to_accuracy.py", f"`{shown}`, {args.ranks} rank{'s' * (args.ranks > 1)}", line, n, args.note)
 
 
 def build_model_of(config: Config, run_dir: Path) -> nn.Module:

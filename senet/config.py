@@ -169,7 +169,7 @@ class TrainConfig:
     sync_bn: bool = False
     """Batch statistics over all ranks instead of one (CUDA only)."""
     comm_hook: Literal["none", "bf16", "fp16"] = "none"
-    """Compress gradients to this type for the all-reduce."""
+    """Compress gradients to this type for the all-reduce; one rank has none."""
     desync_check_every: int = option(200, low=0, high=1_000_000, free=True)
     """Updates between comparisons of all weights, bit by bit, over the ranks; also before each checkpoint. Ranks that
     have drifted apart (a broken GPU, a change on one rank) end the run. 0: off."""

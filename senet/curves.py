@@ -39,12 +39,16 @@ def curves(run: Run) -> dict[str, Figure]:
 
 
 def comparison(runs: Sequence[Run], titles: Sequence[str]) -> dict[str, Figure]:
-    """Test loss and accuracy of several runs in one figure each; of the averaged weights where a run has them."""
-    images = " or ".join(sorted({run.images for run in runs}, reverse=True))
+    """Loss and accuracy of several runs in one figure each; of the averaged weights where a run has them."""
     return {
-        "comparison_loss": _compare(runs, titles, "loss", f"{images} loss (nats per image)"),
-        "comparison_accuracy": _compare(runs, titles, "top1", f"{images} accuracy (%)"),
+        "comparison_loss": _compare(runs, titles, "loss", f"{images(runs)} loss (nats per image)"),
+        "comparison_accuracy": _compare(runs, titles, "top1", f"{images(runs)} accuracy (%)"),
     }
+
+
+def images(runs: Sequence[Run]) -> str:
+    """What the runs were judged on: "test", "held-out", or "test or held-out"."""
+    return " or ".join(sorted({run.images for run in runs}, reverse=True))
 
 
 @styled()

@@ -30,7 +30,8 @@ def draw(runs: Sequence[Run], predictions: Predictions | None) -> dict[str, Draw
         listed = ", ".join(names(runs))
         for name, figure in curves.comparison(runs, names(runs)).items():
             quantity = name.removeprefix("comparison_")
-            drawings[name] = Drawing(figure, f"Line chart: test {quantity} over the epochs of the runs {listed}.")
+            images = curves.images(runs)
+            drawings[name] = Drawing(figure, f"Line chart: {images} {quantity} over the epochs of the runs {listed}.")
     if predictions is not None:
         drawings |= _accuracy(predictions) | _images(predictions)
         if predictions.gates:
@@ -53,9 +54,10 @@ def _curves(run: Run) -> dict[str, Drawing]:
     last = run.epochs[-1] if run.epochs else {}
     epochs = f"{last.get('epoch', 0)} epoch(s)"
     resumed = f" Resumed {len(run.interruptions)} time(s)." if run.interruptions else ""
+    titles = {"train": "training", "test": run.images, "ema": "averaged weights"}
     ends = {
         key: ", ".join(
-            f"{name} {last[f'{name}_{key}']:.4g}" for name in ("train", "test", "ema") if f"{name}_{key}" in last
+            f"{title} {last[f'{name}_{key}']:.4g}" for name, title in titles.items() if f"{name}_{key}" in last
         )
         for key in ("loss", "top1")
     }

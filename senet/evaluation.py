@@ -102,7 +102,7 @@ def evaluate(
         best = logits_NK.softmax(1).max(1)
         predicted_N[indices_N] = best.indices
         probability_bits_N[indices_N] = best.values.view(torch.int32).long()
-    sums = sum_over_ranks(torch.cat((tally.sums, predicted_N, probability_bits_N)))  # sync point: once
+    sums = sum_over_ranks(torch.cat((tally.take(), predicted_N, probability_bits_N)))  # sync point: once
     scores = Scores.from_sums(sums[:4], len(data.classes))
     if scores.num_images != count:
         raise RuntimeError(f"evaluated {scores.num_images} of {count} images")

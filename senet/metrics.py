@@ -23,7 +23,7 @@ from senet.files import replace_file
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _LOSS_UNIT = 2.0**-24  # nats; a sum of 10**9 images still fits into 63 bits
-_AT_ONCE = 16  # batches: what counting costs the host does not grow with their number
+_AT_ONCE = 16  # batches: on small tensors an operation costs the host more than its arithmetic
 _NOT_FINITE = -(2.0**52)  # makes any sum negative, which no cross entropy is
 
 
@@ -65,11 +65,11 @@ class Tally:
         self._sums = torch.zeros(4, dtype=torch.int64, device=device)
         self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    @property
-    def sums(self) -> Tensor:
-        """int64 [4], to be read, or set to zero in place."""
+    def take(self) -> Tensor:
+        """The sums since the last call, int64 [4]."""
         self._count()
-        return self._sums
+        sums, self._sums = self._sums, torch.zeros_like(self._sums)
+        return sums
 
     def add(self, loss: Tensor, logits_NK: Tensor, labels_N: Tensor) -> None:
         """Count a batch; ``loss`` is its mean, a float32 scalar."""

@@ -57,6 +57,14 @@ def _laid_as(parameter: Tensor, tensor: Tensor) -> Tensor:
     return tensor if tensor.stride() == parameter.stride() else torch.empty_like(parameter).copy_(tensor)
 
 
+def _fusible(parameter: Tensor) -> bool:
+    """The fused loop on a CPU takes the elements as they lie in memory; 16-bit ones some versions of torch get wrong
+    (pytorch#191763).
+    """
+    dense = parameter.is_contiguous() or parameter.is_contiguous(memory_format=torch.channels_last)
+    return dense and parameter.dtype == torch.float32
+
+
 def _as_matrix(kernel: Tensor) -> Tensor:
     """A view of [C_out, C_in, h, w] as [C_out, columns], the columns in the order of memory."""
     if kernel.is_contiguous(memory_format=torch.channels_last):
@@ -70,10 +78,12 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool = Fals
     Each group has its learning rate at the schedule's factor 1 as ``initial_lr``.
 
     Args:
-        fused: SGD and Adam in one pass over the memory, for half the time on a CPU. Not under a ``GradScaler``: it
-            would leave the skipping of a step to the optimizer, and nobody could count those.
+        fused: SGD and Adam in one pass over the memory, where the parameters allow it. Not under a ``GradScaler``: it
+            would leave the skipping of a step to the optimizer, where nobody counts it, and a first step that is
+            skipped would leave momentum that was never written.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    fused = fused and all(_fusible(p) for p in parameters)
     is_kernel = [config.name == "muon" and p.ndim == 4 and p[0, 0].numel() > 1 for p in parameters]
     kernels = list(compress(parameters, is_kernel))
     others = [p for p, kernel in zip(parameters, is_kernel, strict=True) if not kernel]

@@ -91,8 +91,9 @@ def check_fits(config: Config, checkpoint: Checkpoint, data: ImageData, model: n
         )
     # allowed or not, these have no meaning in the middle of a run
     _must_be_equal(checkpoint, "updates per epoch", saved["steps_per_epoch"], steps_per_epoch(config, data))
-    for key in ("optim.name", "optim.decay_norms_and_biases"):
-        _must_be_equal(checkpoint, key, saved["config"][key], to_flat(config)[key])
+    for key in ("optim.name", "optim.decay_norms_and_biases", "model.whiten"):  # what the optimizer's groups hold
+        now = to_flat(config)[key]
+        _must_be_equal(checkpoint, key, saved["config"].get(key, now), now)
     try:
         saved_model = unpickle(checkpoint.content)["model"]
     except CheckpointError as error:

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from senet.augment import Preprocess
 from senet.checkpoint import CheckpointManager
-from senet.config import Config
+from senet.config import Config, ConfigError
 from senet.data import ImageData, ResumableSampler, ShardSampler, load_batches
 from senet.distributed import (
     Agreement,
@@ -88,6 +88,7 @@ class Trainer:
         self.own_time = OwnTime(self.model.module, self.ranks.device)
         self._saved_at = (self.state.step, self.state.epochs_done)
         self._check_every = self.config.train.desync_check_every
+        self._all_used = False  # not yet known
         self.optimizer.register_step_post_hook(self._count_update)
 
     def fit(self) -> Summary:
@@ -157,6 +158,8 @@ class Trainer:
                     self.guard.observe(total)
                 self.scaler.scale(loss / len(micro_batches)).backward()
             self.tally.add(loss.detach(), logits_NK.detach(), labels)  # stays on the device
+        if not self._all_used:
+            self._refuse_unused()
         if train.clip_norm:
             self.scaler.unscale_(self.optimizer)
             clip_grad_norm_(self.model.parameters(), train.clip_norm)
@@ -262,7 +265,7 @@ class Trainer:
                     tallies[name].add(F.cross_entropy(logits_NK.float(), labels_N), logits_NK, labels_N)
             self.agreement.exchange(self.state.step, stop=bool(self.stop), nonfinite=False)
         # sync point: once per evaluation and network
-        scores = {n: Scores.from_sums(sum_over_ranks(t.sums), self.num_classes) for n, t in tallies.items()}
+        scores = {n: Scores.from_sums(sum_over_ranks(t.take()), self.num_classes) for n, t in tallies.items()}
         for name, result in scores.items():
             if result.num_images != len(self.data.test):
                 raise RuntimeError(f"{name}: evaluated {result.num_images} of {len(self.data.test)} images")
@@ -319,13 +322,22 @@ class Trainer:
         self.state.train_s += elapsed_s
         self.state.epoch_s += elapsed_s
 
+    def _refuse_unused(self) -> None:
+        """At the first update: what DDP says to several ranks only, at their second."""
+        for name, parameter in self.raw_model.named_parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                raise ConfigError(
+                    f"{name} has no part in the loss, and DistributedDataParallel needs all parameters to have one; "
+                    f"use it in forward, remove it, or freeze it with requires_grad_(False)"
+                )
+        self._all_used = True
+
     def _count_update(self, *_: Any) -> None:
         self.state.skipped_steps -= 1
 
     def _collect(self) -> None:
         """Move what the ranks have counted since last time into the state. Sync point: per log row, save and epoch."""
-        sums = sum_over_ranks(self.tally.sums)
-        self.tally.sums.zero_()
+        sums = sum_over_ranks(self.tally.take())
         before = self.state.epoch_sums or [0] * len(sums)
         self.state.epoch_sums = [a + b for a, b in zip(before, sums, strict=True)]
         self.state.logged_sums = self.state.logged_sums or [0] * len(sums)

@@ -57,6 +57,13 @@ def slow_senet(num_classes: int) -> SENet:
     return _Slow(PreActBlock, [1, 1, 1, 1], num_classes=num_classes, widths=(8, 16, 32, 64), reduction=4)
 
 
+def with_a_spare_layer(num_classes: int) -> nn.Module:
+    """A layer that forward leaves out."""
+    network = _NoNorm(num_classes)
+    network.spare = nn.Linear(2, 2)
+    return network
+
+
 def never_ready(num_classes: int) -> nn.Module:
     """A start that takes longer than it is given."""
     time.sleep(600)

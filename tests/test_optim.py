@@ -116,6 +116,7 @@ def test_a_fused_update_is_that_of_the_plain_one(name: str) -> None:
     optimizers = [
         build_optimizer(each, config, fused=fused) for each, fused in zip(networks, (True, False), strict=True)
     ]
+    assert [optimizer.param_groups[0]["fused"] for optimizer in optimizers] == [True, False]
     images = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     for _ in range(3):
         for network, optimizer in zip(networks, optimizers, strict=True):
@@ -126,9 +127,20 @@ def test_a_fused_update_is_that_of_the_plain_one(name: str) -> None:
         torch.testing.assert_close(mine, expected, atol=1e-5, rtol=0)
 
 
+def test_parameters_of_another_kind_are_not_fused() -> None:
+    config = tiny_config().optim
+    transposed = small_network(True)
+    transposed[0].weight = nn.Parameter(transposed[0].weight.detach().transpose(2, 3))
+    for network in (small_network(True).bfloat16(), transposed):
+        groups = build_optimizer(network, config, fused=True).param_groups
+        assert not any(group["fused"] for group in groups)
+
+
 def test_an_optimizer_goes_on_with_the_options_of_this_run() -> None:
     before, now = (tiny_config(f"optim.weight_decay={decay}").optim for decay in (0.1, 0.2))
     saved = build_optimizer(small_network(True), before).state_dict()
+    for group in saved["param_groups"]:  # as older versions wrote it
+        del group["fused"]
     optimizer = build_optimizer(small_network(True), now, fused=True)
     load_optimizer(optimizer, saved)
     assert [(group["weight_decay"], group["fused"]) for group in optimizer.param_groups] == [(0.2, True), (0.0, True)]

@@ -23,7 +23,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from senet import examine
 from senet.analysis import GateTally, Predictions, calibration
 from senet.config import ConfigError
-from senet.curves import curves
+from senet.curves import curves, images
 from senet.data import ImageData, Split
 from senet.drawings import confusion_counts, draw
 from senet.figures import class_accuracy, to_svg
@@ -304,10 +304,17 @@ def test_held_out_images_are_not_called_test_images(run_dir: Path) -> None:
     for each, word, other in ((run, "test", "held-out"), (held, "held-out", "test")):
         page = render([each], {}, {}, None, "").decode()
         assert f"Best {word} accuracy" in page
-        assert f"Best {other} accuracy" not in page
-        svg = to_svg(curves(each)["accuracy"]).decode()  # text is drawn, and in a comment
-        assert f"<!-- {word} -->" in svg
-        assert f"<!-- {other} -->" not in svg
+        for text in (f"Best {other} accuracy", f"Last epoch, {other}"):
+            assert text not in page
+        drawings = draw([each, each], None)
+        for name in ("loss", "accuracy"):
+            svg = to_svg(drawings[name].figure).decode()  # text is drawn, and in a comment
+            assert f"<!-- {word} -->" in svg
+            assert f"<!-- {other}" not in svg
+            assert f"{word} " in drawings[name].alt
+            assert f"<!-- {word} " in to_svg(drawings[f"comparison_{name}"].figure).decode()
+            assert f": {word} " in drawings[f"comparison_{name}"].alt
+    assert images([run, held]) == "test or held-out"
 
 
 def test_names_of_runs_are_all_different() -> None:

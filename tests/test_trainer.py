@@ -461,3 +461,8 @@ def test_what_a_run_directory_holds(train_here: Train, tmp_path: Path) -> None:
     assert logged == sorted(set(logged)) == [row["step"] for row in rows(tmp_path)]
     assert events.Graph().node
     assert "final/ema_top1" in events.Tags()["scalars"]
+
+
+def test_a_layer_that_forward_leaves_out_is_named(train_here: Train, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"spare\.weight has no part in the loss"):
+        train_here(tmp_path, "model.name=tests.networks:with_a_spare_layer")

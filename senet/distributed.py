@@ -14,7 +14,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.nn.parallel import DistributedDataParallel
 
-from senet.config import DistributedConfig, RunError
+from senet.config import ConfigError, DistributedConfig, RunError
 from senet.ranks import Ranks, RollCall
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -90,8 +90,23 @@ def replicate(
         ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
     ddp.eval()
     ddp(dummy_NCHW).sum().backward()  # the next forward lays the buckets
+    refuse_unused(model)
     ddp.zero_grad()
     return ddp
+
+
+def refuse_unused(model: nn.Module) -> None:
+    """After a backward pass, on every rank. DDP finds it in the next forward, and not under ``no_sync``.
+
+    Raises:
+        ConfigError: a parameter that is to be trained has no gradient; names it.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            raise ConfigError(
+                f"{name.removeprefix('_orig_mod.')} has no part in the output, which DistributedDataParallel wants of each "
+                f"parameter; use it in forward, remove it, or freeze it with requires_grad_(False)"
+            )
 
 
 def check_in_sync(model: nn.Module, group: dist.ProcessGroup) -> None:

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from senet.augment import Preprocess
 from senet.checkpoint import CheckpointManager
-from senet.config import Config, ConfigError
+from senet.config import Config
 from senet.data import ImageData, ResumableSampler, ShardSampler, load_batches
 from senet.distributed import (
     Agreement,
@@ -28,6 +28,7 @@ from senet.distributed import (
     broadcast_buffers,
     check_in_sync,
     gather,
+    refuse_unused,
     set_time_limit,
     sum_over_ranks,
 )
@@ -88,7 +89,7 @@ class Trainer:
         self.own_time = OwnTime(self.model.module, self.ranks.device)
         self._saved_at = (self.state.step, self.state.epochs_done)
         self._check_every = self.config.train.desync_check_every
-        self._all_used = False  # not yet known
+        self._all_used = False  # not yet known of training
         self.optimizer.register_step_post_hook(self._count_update)
 
     def fit(self) -> Summary:
@@ -159,7 +160,8 @@ class Trainer:
                 self.scaler.scale(loss / len(micro_batches)).backward()
             self.tally.add(loss.detach(), logits_NK.detach(), labels)  # stays on the device
         if not self._all_used:
-            self._refuse_unused()
+            refuse_unused(self.raw_model)
+            self._all_used = True
         if train.clip_norm:
             self.scaler.unscale_(self.optimizer)
             clip_grad_norm_(self.model.parameters(), train.clip_norm)
@@ -321,16 +323,6 @@ class Trainer:
         elapsed_s = self.interval.lap()
         self.state.train_s += elapsed_s
         self.state.epoch_s += elapsed_s
-
-    def _refuse_unused(self) -> None:
-        """At the first update: what DDP says to several ranks only, at their second."""
-        for name, parameter in self.raw_model.named_parameters():
-            if parameter.requires_grad and parameter.grad is None:
-                raise ConfigError(
-                    f"{name} has no part in the loss, and DistributedDataParallel needs all parameters to have one; "
-                    f"use it in forward, remove it, or freeze it with requires_grad_(False)"
-                )
-        self._all_used = True
 
     def _count_update(self, *_: Any) -> None:
         self.state.skipped_steps -= 1

@@ -64,6 +64,16 @@ def with_a_spare_layer(num_classes: int) -> nn.Module:
     return network
 
 
+class _Spared(_NoNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(x).mean((2, 3))[:, :10] if self.training else super().forward(x)
+
+
+def spares_a_layer_in_training(num_classes: int) -> nn.Module:
+    """The same in training only."""
+    return _Spared(num_classes)
+
+
 def never_ready(num_classes: int) -> nn.Module:
     """A start that takes longer than it is given."""
     time.sleep(600)

@@ -463,6 +463,9 @@ def test_what_a_run_directory_holds(train_here: Train, tmp_path: Path) -> None:
     assert "final/ema_top1" in events.Tags()["scalars"]
 
 
-def test_a_layer_that_forward_leaves_out_is_named(train_here: Train, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"spare\.weight has no part in the loss"):
-        train_here(tmp_path, "model.name=tests.networks:with_a_spare_layer")
+@pytest.mark.parametrize(
+    ("network", "layer"), [("with_a_spare_layer", "spare.weight"), ("spares_a_layer_in_training", "linear.weight")]
+)
+def test_a_layer_that_forward_leaves_out_is_named(network: str, layer: str, train_here: Train, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"{layer} has no part in the output"):
+        train_here(tmp_path, f"model.name=tests.networks:{network}")

@@ -103,9 +103,10 @@ def refuse_unused(model: nn.Module) -> None:
     """
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.grad is None:
+            name = name.removeprefix("_orig_mod.")  # of torch.compile
             raise ConfigError(
-                f"{name.removeprefix('_orig_mod.')} has no part in the output, which DistributedDataParallel wants of each "
-                f"parameter; use it in forward, remove it, or freeze it with requires_grad_(False)"
+                f"{name} has no part in the output, which DistributedDataParallel asks of every parameter; use it in "
+                f"forward, remove it, or freeze it with requires_grad_(False)"
             )
 
 

@@ -9,9 +9,8 @@ left out, as DDP sends BatchNorm's statistics one step late. Forward and backwar
 communication is what both take longer with the all-reduce, block by block, so what is hidden behind the backward pass
 is not in it, and the wait for a slower rank is. Each number is the median over the blocks. Not in the step: reading the
 loss, logging, the votes to stop. One rank by itself reduces nothing in training: what is exposed there is what it would
-cost. Prints a table with a row for each rank and appends a row to RESULTS.md per number of
-ranks and batch, of the means over the ranks. Options of the trainer may follow (model.name=..., for a try). Nothing
-else should run meanwhile.
+cost. Prints a table with a row for each rank and appends a row to RESULTS.md per number of ranks and batch, of the
+means over the ranks. Options of the trainer may follow (model.name=..., for a try). Nothing else should run meanwhile.
 """
 
 from __future__ import annotations

@@ -58,7 +58,8 @@ class Tally:
     """Number of images, loss, top-1 and top-5 hits, summed as int64 on the device.
 
     Integers (the loss in units of 2**-24 nats) add up to the same bits in any order: over ranks, log intervals and
-    restarts. Nothing here synchronises. A loss that is not finite makes the mean NaN.
+    restarts. Nothing here synchronises. A loss that is not finite makes the mean NaN. The logits of up to 16 batches
+    are kept until they are counted, and must not be changed meanwhile.
     """
 
     def __init__(self, device: torch.device) -> None:

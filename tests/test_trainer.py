@@ -274,6 +274,7 @@ def test_what_changes_numbers_is_refused_on_resume_unless_allowed(train_here: Tr
         ("train.global_batch_size=32", "updates per epoch=22, this run has 44"),
         ("optim.name=adamw", "optim.name=sgd, this run has adamw"),
         ("optim.decay_norms_and_biases=true", "decay_norms_and_biases=False, this run has True"),
+        ("model.whiten=true", "whiten=False, this run has True"),
     ],
 )
 def test_what_has_no_meaning_in_the_middle_of_a_run_is_refused_even_when_changes_are_allowed(

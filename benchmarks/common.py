@@ -13,10 +13,13 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
+
+if TYPE_CHECKING:
+    from torch import nn
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))  # for the modules that import this one, too
@@ -40,6 +43,18 @@ def train(run_dir: Path, *options: str, ranks: int = 1) -> list[dict[str, Any]]:
 def images_per_s(rows: Sequence[dict[str, Any]], skip: int = 2) -> float:
     """The median over the updates of a run with ``log.every_steps=1``, its first ``skip`` left out."""
     return statistics.median(row["images_per_s"] for row in rows if row["kind"] == "train" and row["step"] > skip)
+
+
+def gflop_per_image(model: nn.Module, size: int) -> float:
+    """Of the forward and backward pass of one image of ``size`` x ``size`` pixels, a multiplication and an addition
+    counted as two.
+    """
+    import torch  # seconds, which --help does without
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(2, 3, size, size)).sum().backward()  # two images: some networks normalise over a batch
+    return counter.get_total_flops() / 2 / 1e9
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:

@@ -21,7 +21,7 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from common import arguments, images_per_s, measured, ratios, record, spread, train
+from common import arguments, gflop_per_image, images_per_s, measured, ratios, record, spread, train
 
 WARM_UP = 2  # steps
 LOOPS = {"bare": "bare loop", "baseline": "baseline", "lightning": "Lightning", "accelerate": "Accelerate"}
@@ -37,18 +37,6 @@ def ours(model: str, batch: int, data_root: str) -> float:
             "log.every_steps=1",
         )  # fmt: skip
         return images_per_s(rows, WARM_UP)
-
-
-def gflop_per_image(model: str) -> float:
-    """Forward and backward, a multiplication and an addition counted as two."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from senet.zoo import build_model
-
-    with FlopCounterMode(display=False) as counter:
-        build_model(model, num_classes=10)(torch.zeros(2, 3, 32, 32)).sum().backward()
-    return counter.get_total_flops() / 2 / 1e9
 
 
 def main() -> None:
@@ -80,7 +68,9 @@ def main() -> None:
 
 def report(speeds: dict[str, list[float]], products: list[float], model: str, batch: int, note: str) -> None:
     """The table, and the row."""
-    gflop = gflop_per_image(model)
+    from senet.zoo import build_model
+
+    gflop = gflop_per_image(build_model(model, num_classes=10), 32)
     print(f"\n{'':12} {'images/s':28} {'GFLOP/s':28} ours / this")
     found = []
     for name, values in speeds.items():

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import REPOSITORY, record, train
+from common import REPOSITORY, gflop_per_image, record, train
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -60,14 +60,6 @@ def evaluated_on(config: Config) -> str:
     return f"{held} of {config.data.source}"
 
 
-def flop_of_an_image(model: nn.Module, size: int) -> int:
-    """Of the forward and backward pass of one image of ``size`` x ``size`` pixels."""
-    with FlopCounterMode(display=False) as counter:
-        # two images and half of it: some networks normalise over a batch
-        model(torch.zeros(2, 3, size, size)).sum().backward()
-    return counter.get_total_flops() // 2
-
-
 def flop_of_an_update(model: nn.Module, config: Config) -> int:
     """Of the optimizer: matrix products, that is those of Muon."""
     for parameter in model.parameters():
@@ -82,7 +74,7 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def points(config: Config, runs: Sequence[Sequence[Row]], flop_by_size: Mapping[int, int]) -> list[Point]:
+def points(config: Config, runs: Sequence[Sequence[Row]], gflop_by_size: Mapping[int, float]) -> list[Point]:
     """One point per epoch.
 
     Args:
@@ -95,7 +87,7 @@ def points(config: Config, runs: Sequence[Sequence[Row]], flop_by_size: Mapping[
         found.append(
             Point(
                 number,
-                sum(count * flop_by_size[size] for size, count in images.items()) / 1e15,
+                sum(count * gflop_by_size[size] for size, count in images.items()) / 1e6,
                 spread([row["train_s"] for row in now]),
                 spread([row["test_top1"] for row in now]),
                 spread([row["ema_top1"] for row in now]) if "ema_top1" in now[0] else None,
@@ -144,7 +136,7 @@ def main() -> None:
         runs.append([row for row in rows if row["kind"] == "epoch"])
     trained = build_model_of(config, runs_dir / "seed-0")
     sizes = images_by_size(config, runs[0])
-    found = points(config, runs, {size: flop_of_an_image(trained, size) for size in sizes})
+    found = points(config, runs, {size: gflop_per_image(trained, size) for size in sizes})
     images, n = evaluated_on(config), f"{args.seeds} seed{'s' * (args.seeds > 1)}"
     show(found, args.seeds, [value.strip() for value in args.curve.split(",") if value.strip()])
     last = found[-1]

@@ -139,7 +139,8 @@ class WeightAverage(AveragedModel):
         """Take in the model's present weights."""
         n = int(self.n_averaged)
         keep = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
-        averaged, current = list(self.module.state_dict().values()), list(model.state_dict().values())
+        # not state_dict(), where weights that two layers share stand twice
+        averaged, current = ([*m.parameters(), *m.buffers()] for m in (self.module, model))
         smooth = [a.is_floating_point() for a in averaged]
         torch._foreach_lerp_(list(compress(averaged, smooth)), list(compress(current, smooth)), 1 - keep)
         counters = [not floating for floating in smooth]

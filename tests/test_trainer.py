@@ -84,7 +84,8 @@ def test_accumulation_gives_the_same_updates(train_here: Train, tmp_path: Path) 
 
 
 def test_the_average_is_the_one_by_hand() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
+    model[2].weight = model[0].weight  # shared by two layers, averaged once
     ema = build_ema(model, 0.6)
     assert ema is not None
     expected: dict[str, Tensor] = {}

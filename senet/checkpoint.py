@@ -15,7 +15,9 @@ import logging
 import re
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -296,7 +298,12 @@ def _copy_tree(tree: Any) -> Any:
         # from a GPU the copies go to pinned memory and run beside each other
         return tree.detach().to("cpu", copy=True, non_blocking=tree.is_cuda)
     if isinstance(tree, Mapping):
-        return {key: _copy_tree(value) for key, value in tree.items()}
+        copied = {key: _copy_tree(value) for key, value in tree.items()}
+        if not hasattr(tree, "_metadata"):
+            return copied
+        state_dict = OrderedDict(copied)
+        state_dict._metadata = tree._metadata  # type: ignore[attr-defined]  # the version of each module
+        return state_dict
     if isinstance(tree, list | tuple):
         return [_copy_tree(value) for value in tree]
-    return tree
+    return deepcopy(tree)

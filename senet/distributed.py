@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from senet.config import ConfigError, DistributedConfig, RunError
@@ -73,13 +74,22 @@ def set_time_limit(group: dist.ProcessGroup, timeout_s: float) -> None:
 
 
 def replicate(
-    model: nn.Module, ranks: Ranks, *, dummy_NCHW: Tensor, comm_hook: Literal["none", "bf16", "fp16"]
+    model: nn.Module,
+    ranks: Ranks,
+    *,
+    dummy_NCHW: Tensor,
+    num_classes: int,
+    comm_hook: Literal["none", "bf16", "fp16"],
 ) -> DistributedDataParallel:
     """Wrap in DDP and let it lay its gradient buckets now.
 
     A fresh DDP reduces in one bucket, then lays its buckets by the order in which the gradients arrived, which
     changes the order of the sums from three ranks on. One dummy step in evaluation mode, before anything is restored,
-    gives an unbroken and a resumed run the same buckets from their first step. It leaves no trace in the model.
+    gives an unbroken and a resumed run the same buckets from their first step. It leaves no trace in parameters and
+    buffers.
+
+    Raises:
+        ConfigError: the network has not a logit for each class, or a parameter without a part in them.
     """
     ddp = DistributedDataParallel(
         model, device_ids=[ranks.device] if ranks.device.type == "cuda" else None, gradient_as_bucket_view=True
@@ -88,11 +98,32 @@ def replicate(
         ddp.register_comm_hook(None, default_hooks.bf16_compress_hook)
     elif comm_hook == "fp16":
         ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
+    tensors = [*model.parameters(), *model.buffers()]
+    before = [tensor.detach().clone() for tensor in tensors]
     ddp.eval()
-    ddp(dummy_NCHW).sum().backward()  # the next forward lays the buckets
+    logits_NK = ddp(dummy_NCHW)
+    refuse_other_outputs(logits_NK, (len(dummy_NCHW), num_classes))
+    logits_NK.sum().backward()  # the next forward lays the buckets
     refuse_unused(model)
     ddp.zero_grad()
+    with torch.no_grad():
+        for tensor, value in zip(tensors, before, strict=True):
+            tensor.copy_(value)
     return ddp
+
+
+def refuse_other_outputs(output: Any, shape: tuple[int, int]) -> None:
+    """What a network returned for images.
+
+    Raises:
+        ConfigError: anything but logits of this shape, [images, classes].
+    """
+    found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if found != shape:
+        raise ConfigError(
+            f"the network returned {found} for {shape[0]} images, expected logits {shape}; have it return one tensor "
+            f"with num_classes columns, in training too"
+        )
 
 
 def refuse_unused(model: nn.Module) -> None:
@@ -108,6 +139,23 @@ def refuse_unused(model: nn.Module) -> None:
                 f"{name} has no part in the output, which DistributedDataParallel asks of every parameter; use it in "
                 f"forward, remove it, or freeze it with requires_grad_(False)"
             )
+
+
+def sync_batch_norms(model: nn.Module) -> nn.Module:
+    """The same with SyncBatchNorm for each BatchNorm.
+
+    Raises:
+        ConfigError: a layer derived from BatchNorm, whose own part (an activation) torch would drop; names it.
+    """
+    plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and type(module) not in plain:
+            raise ConfigError(
+                f"train.sync_bn=true would make a plain SyncBatchNorm of {name}, a {type(module).__name__}; set it to "
+                f"false, or build the network of BatchNorm2d and separate layers"
+            )
+    synchronised: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return synchronised
 
 
 def check_in_sync(model: nn.Module, group: dist.ProcessGroup) -> None:

@@ -149,7 +149,8 @@ def export(trained: Trained, kind: str, output: Path, *, with_preprocessing: boo
 
     Raises:
         ConfigError: a wrong suffix, safetensors with preprocessing, a missing library, no such folder.
-        RunError: torch cannot export this network, or its logits differ by more than 1e-4: nothing is left behind.
+        RunError: torch or safetensors cannot export this network, or its logits differ by more than 1e-4: nothing is
+            left behind.
     """
     if output.suffix != SUFFIXES[kind]:
         raise ConfigError(f"--output {output} must end in {SUFFIXES[kind]}, by which the format is told")
@@ -161,7 +162,10 @@ def export(trained: Trained, kind: str, output: Path, *, with_preprocessing: boo
     with TemporaryDirectory(prefix=".export-", dir=output.parent) as folder:
         written = Path(folder) / output.name
         if kind == "safetensors":
-            weights = {name: value.contiguous().clone() for name, value in trained.model.state_dict().items()}
+            state = trained.model.state_dict()
+            if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+                raise RunError(f"{others[0]} of this network is no tensor, all that safetensors can hold; use onnx")
+            weights = {name: value.contiguous().clone() for name, value in state.items()}
             # save_file would make a file that only its owner may read
             written.write_bytes(library("safetensors.torch").save(weights, metadata=strings))
         else:
@@ -178,7 +182,7 @@ def export(trained: Trained, kind: str, output: Path, *, with_preprocessing: boo
 def _facts(trained: Trained, with_preprocessing: bool) -> dict[str, Any]:
     config = trained.manifest["config"]
     kept = {key for key in config if key.startswith("model.")} - {"model.init_from"}  # a path of the machine
-    kept |= {"data.image_size", "data.mean", "data.std", "train.channels_last"}
+    kept |= {"data.image_size", "data.mean", "data.std", "seed", "train.channels_last"}
     return {
         "format": FORMAT,
         "classes": trained.classes,

@@ -140,7 +140,8 @@ class Writer:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # add_graph has no other way than the old tracer
                 try:
-                    self._tensorboard.add_graph(model.eval(), images_NCHW)
+                    model.eval()
+                    self._tensorboard.add_graph(model, images_NCHW)
                 except Exception as error:  # the tracer cannot follow every network; training does not need it
                     log.warning("no graph in TensorBoard: %s", error)
             model.train(was_training)

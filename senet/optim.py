@@ -128,25 +128,30 @@ class WeightAverage(AveragedModel):
 
     The first update copies; update n + 1 keeps min(decay, (1 + n) / (10 + n)) of the average, so that a short run is
     not dominated by its first weights. Unlike its parent's, the update does not synchronise: it counts on the CPU.
+    What is no number to begin with (a mask of -inf) is copied, as integers are.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__(model, use_buffers=True)
         self.decay = decay
+        self._smooth = [t.is_floating_point() and bool(t.isfinite().all()) for t in _saved_tensors(self.module)]
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Take in the model's present weights."""
         n = int(self.n_averaged)
         keep = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
-        # not state_dict(), where weights that two layers share stand twice
-        averaged, current = ([*m.parameters(), *m.buffers()] for m in (self.module, model))
-        smooth = [a.is_floating_point() for a in averaged]
+        averaged, current = _saved_tensors(self.module), _saved_tensors(model)
+        smooth, others = self._smooth, [not smooth for smooth in self._smooth]
         torch._foreach_lerp_(list(compress(averaged, smooth)), list(compress(current, smooth)), 1 - keep)
-        counters = [not floating for floating in smooth]
-        if any(counters):
-            torch._foreach_copy_(list(compress(averaged, counters)), list(compress(current, counters)))
+        if any(others):
+            torch._foreach_copy_(list(compress(averaged, others)), list(compress(current, others)))
         self.n_averaged += 1
+
+
+def _saved_tensors(model: nn.Module) -> list[Tensor]:
+    """Those of the state dict, each once: what two layers share stands there twice."""
+    return list(dict.fromkeys(t for t in model.state_dict(keep_vars=True).values() if isinstance(t, Tensor)))
 
 
 def build_ema(model: nn.Module, decay: float) -> WeightAverage | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from senet.checkpoint import Checkpoint, CheckpointError, CheckpointManager, read_checkpoint, unpickle
 from senet.config import Config, ConfigError, changed_options, to_flat
@@ -95,14 +95,21 @@ def check_fits(config: Config, checkpoint: Checkpoint, data: ImageData, model: n
         now = to_flat(config)[key]
         _must_be_equal(checkpoint, key, saved["config"].get(key, now), now)
     try:
-        saved_model = unpickle(checkpoint.content)["model"]
+        payload = unpickle(checkpoint.content)
     except CheckpointError as error:
         raise ConfigError(f"{checkpoint.path}: {error}") from None
+    # a network whose code was edited
     shapes, saved_shapes = (
-        {name: tuple(value.shape) for name, value in state.items()} for state in (model.state_dict(), saved_model)
+        {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
+        for state in (model.state_dict(), payload["model"])
     )
-    for name in sorted(shapes.keys() | saved_shapes.keys()):  # a network whose code was edited
+    for name in sorted(shapes.keys() | saved_shapes.keys()):
         _must_be_equal(checkpoint, f"shape of {name}", saved_shapes.get(name), shapes.get(name))
+    for was, now in zip(saved_shapes, shapes, strict=True):  # the optimizer knows parameters by their order
+        _must_be_equal(checkpoint, "order of layers", was, now)
+    trained = sum(len(group["params"]) for group in payload["optimizer"]["param_groups"])
+    now = sum(parameter.requires_grad for parameter in model.parameters())
+    _must_be_equal(checkpoint, "number of trained parameters", trained, now)
     if changed:
         log.warning("resumed with other options: %s", text)
 

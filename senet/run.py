@@ -28,18 +28,19 @@ from senet.distributed import (
     leave_together,
     process_groups,
     replicate,
+    sync_batch_norms,
 )
 from senet.files import read_json, replace_file
 from senet.lease import Lease
 from senet.metrics import Progress, Writer
-from senet.optim import build_ema, build_optimizer
+from senet.optim import WeightAverage, build_ema, build_optimizer
 from senet.preemption import StopFlag
 from senet.ranks import Ranks, start_together
 from senet.repro import provenance, seed_everything, set_deterministic, set_threads
 from senet.resume import check_fits, choose_checkpoint, identity, warn_of_changes
 from senet.state import TrainState
 from senet.trainer import Summary, Trainer
-from senet.weights import whiten_first_layer
+from senet.weights import lay_out, whiten_first_layer
 from senet.zoo import build_model
 
 _LAST_WORDS = ("state", "reason", "step", "job", "job_restarts", "heartbeat")  # of a start, kept by the next
@@ -77,7 +78,7 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
             ranks, config.distributed.start_timeout_s, lambda: _prepare(config, ranks, run_dir, stack)
         )
         group = stack.enter_context(process_groups(ranks, store, config.distributed))
-        model, replicas, mixed = _to_device(config, ranks, model, amp)
+        model, ema, replicas, mixed = _to_device(config, ranks, model, amp, len(data.classes))
         data = keep_on_device(data, config.data.resident, ranks.device)
         content = broadcast_bytes(checkpoint.content if checkpoint else None, group)
         saved = unpickle(content) if content else None
@@ -100,7 +101,7 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
             preprocess=_preprocess(config, ranks.device),
             model=replicas,
             raw_model=model,
-            ema=build_ema(model, config.train.ema_decay),
+            ema=ema,
             optimizer=build_optimizer(model, config.optim, fused=amp != "fp16"),
             scaler=GradScaler(ranks.device.type, enabled=amp == "fp16"),
             autocast=mixed,
@@ -189,21 +190,28 @@ def _choose_amp(wanted: str, device: torch.device) -> str:
 
 
 def _to_device(
-    config: Config, ranks: Ranks, model: nn.Module, amp: str
-) -> tuple[nn.Module, DistributedDataParallel, Callable[[], AbstractContextManager[None]]]:
-    """The network on its device, its replica among the ranks, and the precision both run in."""
-    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-    model = model.to(ranks.device).to(memory_format=layout)
+    config: Config, ranks: Ranks, model: nn.Module, amp: str, num_classes: int
+) -> tuple[nn.Module, WeightAverage | None, DistributedDataParallel, Callable[[], AbstractContextManager[None]]]:
+    """The network on its device, its average, its replica among the ranks, and the precision both run in."""
+    model.to(ranks.device)
+    lay_out(model, channels_last=config.train.channels_last)
     if config.train.sync_bn:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = sync_batch_norms(model)
+    ema = build_ema(model, config.train.ema_decay)  # a network that has run may hold what cannot be copied
     mixed: Callable[[], AbstractContextManager[None]] = partial(
         autocast, ranks.device.type, dtype=torch.float16 if amp == "fp16" else torch.bfloat16, enabled=amp != "off"
     )
     compiled = torch.compile(model) if config.train.compile else model
     assert isinstance(compiled, nn.Module)
     with mixed():
-        replicas = replicate(compiled, ranks, dummy_NCHW=_dummy(config, ranks.device), comm_hook=config.train.comm_hook)
-    return model, replicas, mixed
+        replicas = replicate(
+            compiled,
+            ranks,
+            dummy_NCHW=_dummy(config, ranks.device),
+            num_classes=num_classes,
+            comm_hook=config.train.comm_hook,
+        )
+    return model, ema, replicas, mixed
 
 
 def _dummy(config: Config, device: torch.device) -> Tensor:
@@ -244,7 +252,7 @@ def _record(
     dummy_NCHW = _dummy(config, next(model.parameters()).device)
     try:
         summary = str(torchinfo.summary(model, input_data=dummy_NCHW, depth=3, verbose=0, mode="eval"))
-    except RuntimeError as error:  # it cannot look into every network; training does not need it
+    except Exception as error:  # it cannot look into every network; training does not need it
         summary = f"{model}\n\nno summary: {error}"
     replace_file(run_dir / "model.txt", f"{summary}\n".encode())
     log.info(

@@ -58,13 +58,21 @@ def read_image(file: Path | BinaryIO, *, max_pixels: int | None = None) -> Image
 
     Raises:
         OSError, ValueError, SyntaxError, Image.DecompressionBombError: not an image, a damaged one, one of more than
-            ``max_pixels`` (looked at before decoding) or 179 million pixels; on a file made to do harm also what the
-            decoder stumbles over.
+            ``max_pixels`` (looked at before decoding) or 179 million pixels, numbers beyond 0..255 in an image of
+            floats or 32 bits; on a file made to do harm also what the decoder stumbles over.
     """
-    with Image.open(file, formats=IMAGE_FORMATS) as picture:
+    with Image.open(file, formats=IMAGE_FORMATS) as opened:
+        picture: Image.Image = opened
         width, height = picture.size
         if max_pixels is not None and width * height > max_pixels:
             raise Image.DecompressionBombError(f"{width} x {height} pixels, {max_pixels:,} are taken at most")
+        if picture.mode.startswith("I;16"):  # Pillow would make 255 of all that is above it
+            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        elif picture.mode in ("I", "F"):
+            values = np.asarray(picture)
+            low, high = values.min(), values.max()
+            if not 0 <= low <= high <= 255 or 0 < high <= 1:
+                raise ValueError(f"its pixels are numbers from {low:g} to {high:g}, not from 0 to 255; store 8 bits")
         return picture.convert("RGB")
 
 

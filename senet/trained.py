@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 
 from senet.augment import Preprocess
 from senet.checkpoint import Checkpoint, CheckpointError, is_best, published_files, read_checkpoint, unpickle
-from senet.config import NETWORKS, AugmentConfig, ConfigError, ModelConfig, restore_data
+from senet.config import NETWORKS, AugmentConfig, Config, ConfigError, ModelConfig, restore_data
 from senet.files import read_json
+from senet.repro import seed_everything
+from senet.weights import lay_out
 from senet.zoo import build_model
 
 _NEEDED = {"model.name", "data.image_size", "data.mean", "data.std", "train.channels_last"}
@@ -65,7 +68,7 @@ class Trained:
         images_NCHW = self.preprocess.test(images_NHWC.to(self.device))
         with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
             logits_NK: Tensor = self.model(images_NCHW)
-        return logits_NK
+        return logits_NK.float()
 
 
 def load_trained(path: Path, *, model_name: str = "", device: str = "auto") -> Trained:
@@ -104,22 +107,28 @@ def assemble(
     if name not in NETWORKS and model_name != name:
         given = f"--model {model_name}" if model_name else "no --model"
         raise ConfigError(f"{origin} is of model.name={name}, given was {given}; say --model {name} to run it")
+    seed_everything(config.get("seed", Config.seed))  # as in training, for what is drawn but not saved
     model = build_model(
         name,
         num_classes=len(manifest["classes"]),
         reduction=config.get("model.reduction", ModelConfig.reduction),  # younger than some checkpoints
         small_stem=config.get("model.small_stem", ModelConfig.small_stem),
     )
+    state = OrderedDict(weights)
+    # the version of each module; a file that does not hold it (safetensors) is taken to be of the present ones
+    present = getattr(model.state_dict(), "_metadata", None)
+    state._metadata = getattr(weights, "_metadata", present)  # type: ignore[attr-defined]
     try:
-        model.load_state_dict(weights)
-    except (RuntimeError, TypeError, AttributeError) as error:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"{origin} does not fit model.name={name} of this version: {reason}") from None
     chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     if device == "cuda" and chosen.type != "cuda":
         raise ConfigError("--device cuda, but no GPU is visible; use --device cpu or auto")
-    layout = torch.channels_last if config["train.channels_last"] else torch.contiguous_format
-    model = model.eval().requires_grad_(False).to(chosen).to(memory_format=layout)
+    model.eval()
+    model.float().requires_grad_(False).to(chosen)
+    lay_out(model, channels_last=config["train.channels_last"])
     trained = Trained(origin, manifest, model, preprocess_of(config, chosen), chosen)
     check_logits(trained, origin)
     return trained
@@ -142,8 +151,9 @@ def check_facts(facts: Mapping[str, Any], origin: Path) -> None:
         raise ConfigError(
             f"{origin}: classes must be names, each once; it is no file of this program, or a damaged one"
         )
-    reduction = config.get("model.reduction", ModelConfig.reduction)
+    reduction, seed = config.get("model.reduction", ModelConfig.reduction), config.get("seed", Config.seed)
     for key, fits in (
+        ("seed", type(seed) is int and seed >= 0),
         ("model.name", isinstance(config["model.name"], str)),
         ("model.reduction", type(reduction) is int and reduction >= 1),
     ):

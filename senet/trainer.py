@@ -28,6 +28,7 @@ from senet.distributed import (
     broadcast_buffers,
     check_in_sync,
     gather,
+    refuse_other_outputs,
     refuse_unused,
     set_time_limit,
     sum_over_ranks,
@@ -89,7 +90,7 @@ class Trainer:
         self.own_time = OwnTime(self.model.module, self.ranks.device)
         self._saved_at = (self.state.step, self.state.epochs_done)
         self._check_every = self.config.train.desync_check_every
-        self._all_used = False  # not yet known of training
+        self._checked = False  # what the network returns and uses in training
         self.optimizer.register_step_post_hook(self._count_update)
 
     def fit(self) -> Summary:
@@ -153,15 +154,17 @@ class Trainer:
             with nullcontext() if is_last and self.ranks.world_size > 1 else self.model.no_sync():
                 with self.autocast():
                     logits_NK = self.model(images)
+                if not self._checked:
+                    refuse_other_outputs(logits_NK, (len(labels), self.num_classes))
                 loss = F.cross_entropy(logits_NK.float(), labels, label_smoothing=train.label_smoothing)
                 total += loss.detach()
                 if is_last:
                     self.guard.observe(total)
                 self.scaler.scale(loss / len(micro_batches)).backward()
             self.tally.add(loss.detach(), logits_NK.detach(), labels)  # stays on the device
-        if not self._all_used:
+        if not self._checked:
             refuse_unused(self.raw_model)
-            self._all_used = True
+            self._checked = True
         if train.clip_norm:
             self.scaler.unscale_(self.optimizer)
             clip_grad_norm_(self.model.parameters(), train.clip_norm)
@@ -237,7 +240,7 @@ class Trainer:
         self._tell(step=state.step, epoch=state.epochs_done, test_top1=top1)
         self.save(best=is_best, wait=state.epochs_done == config.train.epochs)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: a network may keep what it makes here, a table of positions, for training
     def evaluate(self) -> dict[str, Scores]:
         """Scores of the raw ("test") and the averaged ("ema") weights over the whole test split, each image once.
 
@@ -286,7 +289,7 @@ class Trainer:
             self._lap()
         model = self.raw_model
         # a loss can be finite and its gradient not: what it left in the weights is never published
-        if not torch.isfinite(get_total_norm([p.detach() for p in model.parameters()])):
+        if not torch.isfinite(get_total_norm([p.detach() for p in model.parameters() if p.requires_grad])):
             raise NonFiniteLoss(f"a weight is not finite after step {state.step}; nothing was saved from it on")
         if self._check_every:
             check_in_sync(model, self.group)

@@ -1,8 +1,11 @@
-"""Weights that are not drawn at random: from a file (``model.init_from``), or from images (``model.whiten``)."""
+"""Weights that are not drawn at random: from a file (``model.init_from``), or from images (``model.whiten``); how they
+lie in memory.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,7 +48,7 @@ def init_from(model: nn.Module, path: str, num_classes: int) -> None:
         del state[key]
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # the latter from modules that know versions of their state
         raise ConfigError(
             f"model.init_from={path} is of another network: {' '.join(str(error).split())[:300]}"
         ) from None
@@ -59,14 +62,24 @@ def init_from(model: nn.Module, path: str, num_classes: int) -> None:
         )
 
 
-def _find_weights(content: Any) -> dict[str, Tensor] | None:
+def lay_out(model: nn.Module, *, channels_last: bool) -> None:
+    """All that has four dimensions in NHWC memory order; else contiguous, as everything is."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.ndim == 4:  # Module.to(memory_format=...) tries it on 5 as well, and fails
+            tensor.data = tensor.data.to(memory_format=layout)
+
+
+def _find_weights(content: Any) -> OrderedDict[str, Tensor] | None:
     """The state dict in a checkpoint of ours ("model"), of others ("net", "state_dict"), or the content itself."""
     if not isinstance(content, Mapping):
         return None
     for key in ("model", "net", "state_dict"):
         if isinstance(content.get(key), Mapping):
             content = content[key]
-    state = dict(content)
+    state = OrderedDict(content)
+    if hasattr(content, "_metadata"):
+        state._metadata = content._metadata  # type: ignore[attr-defined]  # the version of each module
     return state if state and all(isinstance(value, Tensor) for value in state.values()) else None
 
 

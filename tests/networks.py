@@ -1,7 +1,9 @@
 """Small networks for tests, named in configurations as ``tests.networks:...``."""
 
 import time
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from senet.model import PreActBlock, SENet
@@ -78,3 +80,91 @@ def never_ready(num_classes: int) -> nn.Module:
     """A start that takes longer than it is given."""
     time.sleep(600)
     return no_norm(num_classes)
+
+
+class _Unusual(_NoNorm):
+    """What other people's networks hold, and ours do not."""
+
+    _version = 2
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.colours = nn.Parameter(torch.eye(3).view(1, 3, 3, 1, 1).repeat(2, 1, 1, 1, 1))  # five dimensions
+        self.constant = nn.Parameter(torch.full((2,), -torch.inf), requires_grad=False)
+        self.register_buffer("mask", torch.zeros(16).index_fill(0, torch.tensor([3]), -torch.inf))
+        self.register_buffer("order", torch.randperm(16), persistent=False)  # drawn, and not saved
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += self.training
+        self.kept = self.features(nn.functional.conv2d(x, self.colours.mean(0))).mean((2, 3))
+        return self.linear(self.kept[:, self.order].masked_fill(self.mask < 0, 0))
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)  # and returns nothing
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"passes": self.passes}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.passes = state["passes"]
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
+        if local_metadata.get("version") != 2:
+            raise ValueError("weights of another version")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
+class _Counted(_NoNorm):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return super().forward(x)
+
+
+def counts_its_passes(num_classes: int) -> nn.Module:
+    """In a buffer, in evaluation mode too."""
+    return _Counted(num_classes)
+
+
+def unusual(num_classes: int) -> nn.Module:
+    return _Unusual(num_classes)
+
+
+def ignores_num_classes(num_classes: int) -> nn.Module:
+    return _NoNorm(100 * num_classes)
+
+
+class _Pair(_NoNorm):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), x
+
+
+def returns_a_pair(num_classes: int) -> nn.Module:
+    return _Pair(num_classes)
+
+
+class _PairInTraining(_NoNorm):
+    def forward(self, x: Tensor) -> Any:
+        logits = super().forward(x)
+        return (logits, x) if self.training else logits
+
+
+def returns_a_pair_in_training(num_classes: int) -> nn.Module:
+    return _PairInTraining(num_classes)
+
+
+def no_norm_the_other_way_round(num_classes: int) -> nn.Module:
+    """The same names and shapes in another order."""
+    network = _NoNorm(num_classes)
+    network.features = network._modules.pop("features")
+    return network
+
+
+def no_norm_partly_frozen(num_classes: int) -> nn.Module:
+    network = _NoNorm(num_classes)
+    network.features.requires_grad_(False)
+    return network

@@ -16,6 +16,7 @@ from PIL import Image
 from senet.config import ConfigError, DataConfig
 from senet.data import ImageData, ResumableSampler, ShardSampler, Split, load_batches, open_data
 from senet.files import read_json, write_json
+from senet.sources import read_image
 from tests.harness import run_ranks
 
 
@@ -284,3 +285,13 @@ def test_what_is_held_out_is_evaluated_and_not_trained_on(data_root: Path) -> No
 def test_a_part_that_cannot_be_held_out_is_refused(data_root: Path, count: int) -> None:
     with pytest.raises(ConfigError, match=f"data.holdout={count} of 1437 training images"):
         open_data(DataConfig(source="digits", image_size=16, root=str(data_root), holdout=count))
+
+
+def test_pixels_of_more_than_8_bits_are_scaled_or_refused(tmp_path: Path) -> None:
+    grey = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(grey * 257).save(tmp_path / "16 bits.png")
+    assert (np.asarray(read_image(tmp_path / "16 bits.png"))[..., 1] == grey).all()
+    for values in (grey.astype(np.int32) * 257, -grey.astype(np.int32), grey.astype(np.float32) / 255, grey * np.nan):
+        Image.fromarray(values.astype(np.int32 if values.dtype == np.int32 else np.float32)).save(tmp_path / "a.tif")
+        with pytest.raises(ValueError, match=r"numbers from .* not from 0 to 255; store 8 bits"):
+            read_image(tmp_path / "a.tif")

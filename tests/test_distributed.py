@@ -31,7 +31,7 @@ from senet.distributed import (
 from senet.files import read_json
 from senet.ranks import PeerFailed, Ranks, start_together
 from tests.harness import free_port, run_ranks, wait_until
-from tests.networks import no_norm, tiny_senet
+from tests.networks import counts_its_passes, tiny_senet
 
 
 def ranks_here() -> Ranks:
@@ -114,10 +114,11 @@ def test_an_address_that_nobody_knows_is_named_at_once(tmp_path: Path, monkeypat
 def _gradients(hook: str) -> dict[str, Tensor]:
     def compute(ranks: Ranks, _group: dist.ProcessGroup) -> dict[str, Tensor]:
         torch.manual_seed(0)
-        model = no_norm(10)
+        model = counts_its_passes(10)
         images, labels = torch.randn(12, 3, 16, 16), torch.randint(0, 10, (12,))
-        ddp = replicate(model, ranks, dummy_NCHW=images[:2], comm_hook=hook)  # type: ignore[arg-type]
+        ddp = replicate(model, ranks, dummy_NCHW=images[:2], num_classes=10, comm_hook=hook)  # type: ignore[arg-type]
         assert all(p.grad is None or not p.grad.any() for p in model.parameters())  # the dummy step left nothing
+        assert model.passes == 0
         share = slice(12 // ranks.world_size * ranks.rank, 12 // ranks.world_size * (ranks.rank + 1))
         nn.functional.cross_entropy(ddp(images[share]), labels[share]).backward()
         return {name: p.grad.clone() for name, p in model.named_parameters()}  # type: ignore[union-attr]

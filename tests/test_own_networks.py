@@ -1,0 +1,91 @@
+"""Networks of other people: what they may hold, and what is refused in one line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from senet.config import ConfigError, RunError
+from senet.data import ImageData
+from senet.distributed import sync_batch_norms
+from senet.exported import export
+from senet.trained import load_trained
+from tests import networks
+from tests.conftest import Train
+from tests.harness import StopAt, checkpoints, differing, payload, rows, tiny, train
+
+UNUSUAL = "model.name=tests.networks:unusual"
+
+
+def test_an_unusual_network_is_trained_resumed_and_opened(train_here: Train, digits: ImageData, tmp_path: Path) -> None:
+    """Five dimensions, infinite constants, an order drawn at random, extra state, versions, a train() of None."""
+    options = (UNUSUAL, "train.epochs=2", "train.amp=off", "optim.name=adamw", "optim.lr=0.02")
+    train_here(tmp_path / "whole", *options)
+    assert train_here(tmp_path / "parts", *options, stop=StopAt(13)).state == "stopped"
+    train_here(tmp_path / "parts", *options)
+    whole, parts = (payload(tmp_path / name) for name in ("whole", "parts"))
+    assert differing(whole["model"], parts["model"]) == differing(whole["ema"], parts["ema"]) == []
+    assert whole["model"]["_extra_state"]["passes"] == rows(tmp_path / "whole")[-1]["step"]
+    trained = load_trained(tmp_path / "whole", model_name="tests.networks:unusual", device="cpu")
+    images_NHWC = torch.tensor(digits.test.images)
+    loss = nn.functional.cross_entropy(trained.logits(images_NHWC), digits.test.labels)
+    best = max(rows(tmp_path / "whole", "epoch"), key=lambda row: row["ema_top1"])
+    assert float(loss) == pytest.approx(best["ema_loss"], rel=1e-5)
+    with pytest.raises(RunError, match="_extra_state of this network is no tensor"):
+        export(trained, "safetensors", tmp_path / "a.safetensors", with_preprocessing=False)
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+@pytest.mark.ranks
+def test_a_network_that_keeps_an_activation_is_averaged_on_two_ranks(data_root: Path, tmp_path: Path) -> None:
+    done = train(2, *tiny(f"data.root={data_root}", f"run_dir={tmp_path}", UNUSUAL, "train.epochs=1"))
+    assert done.returncode == 0, done.stderr
+    assert rows(tmp_path, "epoch")[-1]["ema_loss"] < 2.4
+
+
+@pytest.mark.parametrize(
+    ("network", "found"),
+    [
+        ("ignores_num_classes", r"\(2, 1000\) for 2 images, expected logits \(2, 10\)"),
+        ("returns_a_pair", r"tuple for 2 images, expected logits \(2, 10\)"),
+        ("returns_a_pair_in_training", r"tuple for \d+ images, expected logits"),
+    ],
+)
+def test_a_network_without_a_logit_for_each_class_is_refused(
+    train_here: Train, tmp_path: Path, network: str, found: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"the network returned {found}"):
+        train_here(tmp_path, f"model.name=tests.networks:{network}")
+
+
+@pytest.mark.parametrize(
+    ("edited", "reason"),
+    [
+        ("no_norm_the_other_way_round", "order of layers=features.0.weight, this run has linear.weight"),
+        ("no_norm_partly_frozen", "number of trained parameters=6, this run has 2"),
+    ],
+)
+def test_edited_code_that_would_mix_up_the_optimizer_is_refused(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edited: str, reason: str
+) -> None:
+    name = "model.name=tests.networks:no_norm"
+    train_here(tmp_path, name, stop=StopAt(5))
+    before = checkpoints(tmp_path)
+    monkeypatch.setattr("tests.networks.no_norm", getattr(networks, edited))
+    with pytest.raises(ConfigError, match=re.escape(f"has {reason}")):
+        train_here(tmp_path, name)
+    assert checkpoints(tmp_path) == before
+
+
+def test_sync_bn_drops_no_activation() -> None:
+    class WithActivation(nn.BatchNorm2d):
+        pass
+
+    plain = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    assert [type(layer) for layer in sync_batch_norms(plain)] == [nn.Conv2d, nn.SyncBatchNorm]  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"plain SyncBatchNorm of 1\.0, a WithActivation"):
+        sync_batch_norms(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(WithActivation(4))))

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -71,10 +72,10 @@ def record(benchmark: str, what: str, result: str, n: str, note: str = "") -> No
 
     what = "; ".join(filter(None, [what, note]))
     capabilities = torch.cpu.get_capabilities()
-    machine = (
-        f"{psutil.cpu_count()} cores, {capabilities['cpu_name']} "
-        f"({'with' if capabilities.get('amx_bf16') else 'without'} AMX)"
-    )
+    # one name is given to several generations
+    known = re.findall(r"^(?:cpu )?(family|model)\s*: (\d+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[:2]
+    details = [*(" ".join(pair) for pair in known), f"{'with' if capabilities.get('amx_bf16') else 'without'} AMX"]
+    machine = f"{psutil.cpu_count()} cores, {capabilities['cpu_name']} ({', '.join(details)})"
     versions = f"torch {torch.__version__}, Python {platform.python_version()}, commit {commit()[:9]}"
     row = f"| {benchmark} | {what} | {result} | {n} | {machine} | {versions} | {datetime.now(UTC):%Y-%m-%d} |\n"
     with (REPOSITORY / "benchmarks" / "RESULTS.md").open("a") as file:

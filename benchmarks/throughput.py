@@ -10,6 +10,7 @@ ours        train_ddp.py with configs/cifar10.yaml in bf16: crop, flip, cutout, 
             a row is written after each step instead of each 20th. No checkpoint falls into the steps that are timed.
 bare loop, baseline, Lightning, Accelerate    see loops.py; what is missing is said so, and left out
 
+Options of the trainer may follow: train.ema_decay=0 leaves out the averaged weights, which none of the others has.
 The step's GFLOP are counted by torch, and stand beside what a bf16 product of 2048 x 2048 matrices reaches. Prints a
 table and appends a row to RESULTS.md. Nothing else should run meanwhile.
 """
@@ -28,13 +29,13 @@ LOOPS = {"bare": "bare loop", "baseline": "baseline", "lightning": "Lightning", 
 PRODUCT_GFLOP = 2 * 2048**3 / 1e9
 
 
-def ours(model: str, batch: int, data_root: str) -> float:
+def ours(model: str, batch: int, data_root: str, options: list[str]) -> float:
     """images/s of one run of the trainer."""
     with tempfile.TemporaryDirectory() as run_dir:
         rows = train(
             Path(run_dir), "configs/cifar10.yaml", "data.source=digits", f"data.root={data_root}", "train.epochs=1",
             f"train.global_batch_size={batch}", f"model.name={model}", "train.amp=bf16", "train.device=cpu",
-            "log.every_steps=1",
+            "log.every_steps=1", *options,
         )  # fmt: skip
         return images_per_s(rows, WARM_UP)
 
@@ -44,10 +45,14 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--batch", type=int, default=128, help="images per step")
     parser.add_argument("--model", default="senet18", help="as model.name of train_ddp.py")
-    parser.add_argument("--peers", nargs="*", choices=LOOPS, default=list(LOOPS), help="only these beside the trainer")
-    args = parser.parse_args()
-    missing = [peer for peer in args.peers if peer in ("lightning", "accelerate") and not find_spec(peer)]
-    peers = [peer for peer in args.peers if peer not in missing]
+    parser.add_argument("--peers", default=",".join(LOOPS), help="only these beside the trainer")
+    parser.add_argument("options", nargs="*", help="key=value, on top of configs/cifar10.yaml")
+    args = parser.parse_intermixed_args()
+    wanted = args.peers.split(",")
+    if unknown := set(wanted) - LOOPS.keys():
+        parser.error(f"--peers: {', '.join(sorted(unknown))} is none of {', '.join(LOOPS)}")
+    missing = [peer for peer in wanted if peer in ("lightning", "accelerate") and not find_spec(peer)]
+    peers = [peer for peer in wanted if peer not in missing]
     speeds: dict[str, list[float]] = {name: [] for name in ("ours", *peers)}
     products: list[float] = []
     with tempfile.TemporaryDirectory() as data_root:
@@ -55,13 +60,13 @@ def main() -> None:
         for pair in range(args.pairs):
             for name, values in speeds.items():
                 if name == "ours":
-                    values.append(ours(args.model, args.batch, data_root))
+                    values.append(ours(args.model, args.batch, data_root, args.options))
                 else:
                     step_s = measured("loops.py", name, *options, tuned=name != "baseline")["step_s"]
                     values.append(args.batch / statistics.median(step_s[WARM_UP:]))
             products.append(PRODUCT_GFLOP / statistics.median(measured("loops.py", "matmul", *options)["step_s"]))
             print(f"{pair + 1}: " + ", ".join(f"{n} {v[-1]:.1f}" for n, v in speeds.items()), "images/s", flush=True)
-    report(speeds, products, args.model, args.batch, args.note)
+    report(speeds, products, args.model, args.batch, "; ".join(filter(None, [" ".join(args.options), args.note])))
     for peer in missing:
         print(f"{LOOPS[peer]:12} not installed: ./launch.sh setup benchmarks")
 

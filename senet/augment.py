@@ -44,7 +44,9 @@ class Preprocess:
         """Normalise only."""
         width = images_NHWC.shape[2]  # by rows: an inner loop over three channels takes longer on a CPU
         shift, scale = self._shift.repeat(width, 1), self._scale.repeat(width, 1)
-        images_NCHW = torch.addcmul(shift, images_NHWC.float(), scale).permute(0, 3, 1, 2)
+        pixels_NHWC = images_NHWC.float()
+        torch.addcmul(shift, pixels_NHWC, scale, out=pixels_NHWC)  # in place: less memory to touch
+        images_NCHW = pixels_NHWC.permute(0, 3, 1, 2)
         return images_NCHW if self._channels_last else images_NCHW.contiguous()
 
     def train(self, images_NHWC: Tensor, indices_N: Tensor, epoch: int) -> Tensor:

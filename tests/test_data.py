@@ -289,7 +289,7 @@ def test_a_part_that_cannot_be_held_out_is_refused(data_root: Path, count: int) 
 
 def test_pixels_of_more_than_8_bits_are_scaled_or_refused(tmp_path: Path) -> None:
     grey = np.arange(256, dtype=np.uint16).reshape(16, 16)
-    Image.fromarray(grey * 257).save(tmp_path / "16 bits.png")
+    Image.fromarray(grey * 256 + 255 - grey).save(tmp_path / "16 bits.png")
     assert (np.asarray(read_image(tmp_path / "16 bits.png"))[..., 1] == grey).all()
     for values in (grey.astype(np.int32) * 257, -grey.astype(np.int32), grey.astype(np.float32) / 255, grey * np.nan):
         Image.fromarray(values.astype(np.int32 if values.dtype == np.int32 else np.float32)).save(tmp_path / "a.tif")

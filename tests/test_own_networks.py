@@ -29,6 +29,7 @@ def test_an_unusual_network_is_trained_resumed_and_opened(train_here: Train, dig
     train_here(tmp_path / "parts", *options)
     whole, parts = (payload(tmp_path / name) for name in ("whole", "parts"))
     assert differing(whole["model"], parts["model"]) == differing(whole["ema"], parts["ema"]) == []
+    assert torch.equal(whole["ema"]["model"]["mask"], whole["model"]["mask"])  # no NaN of -inf less -inf
     assert whole["model"]["_extra_state"]["passes"] == rows(tmp_path / "whole")[-1]["step"]
     trained = load_trained(tmp_path / "whole", model_name="tests.networks:unusual", device="cpu")
     images_NHWC = torch.tensor(digits.test.images)

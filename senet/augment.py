@@ -44,7 +44,7 @@ class Preprocess:
         """Normalise only."""
         width = images_NHWC.shape[2]  # by rows: an inner loop over three channels takes longer on a CPU
         shift, scale = self._shift.repeat(width, 1), self._scale.repeat(width, 1)
-        pixels_NHWC = images_NHWC.float()
+        pixels_NHWC = images_NHWC.to(torch.float32, copy=True)
         torch.addcmul(shift, pixels_NHWC, scale, out=pixels_NHWC)  # in place: less memory to touch
         images_NCHW = pixels_NHWC.permute(0, 3, 1, 2)
         return images_NCHW if self._channels_last else images_NCHW.contiguous()

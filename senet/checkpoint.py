@@ -17,7 +17,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -306,4 +305,4 @@ def _copy_tree(tree: Any) -> Any:
         return state_dict
     if isinstance(tree, list | tuple):
         return [_copy_tree(value) for value in tree]
-    return deepcopy(tree)
+    return tree

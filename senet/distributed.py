@@ -85,8 +85,8 @@ def replicate(
 
     A fresh DDP reduces in one bucket, then lays its buckets by the order in which the gradients arrived, which
     changes the order of the sums from three ranks on. One dummy step in evaluation mode, before anything is restored,
-    gives an unbroken and a resumed run the same buckets from their first step. It leaves no trace in parameters and
-    buffers.
+    gives an unbroken and a resumed run the same buckets from their first step. What it changes in place, in
+    parameters and buffers, is taken back.
 
     Raises:
         ConfigError: the network has not a logit for each class, or a parameter without a part in them.

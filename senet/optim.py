@@ -128,13 +128,15 @@ class WeightAverage(AveragedModel):
 
     The first update copies; update n + 1 keeps min(decay, (1 + n) / (10 + n)) of the average, so that a short run is
     not dominated by its first weights. Unlike its parent's, the update does not synchronise: it counts on the CPU.
-    What is no number to begin with (a mask of -inf) is copied, as integers are.
+    What is no number to begin with (a mask of -inf) is copied, as integers and extra state are.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__(model, use_buffers=True)
         self.decay = decay
         self._smooth = [t.is_floating_point() and bool(t.isfinite().all()) for t in _saved_tensors(self.module)]
+        own = nn.Module.get_extra_state
+        self._extra = [name for name, part in model.named_modules() if type(part).get_extra_state is not own]
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
@@ -146,6 +148,8 @@ class WeightAverage(AveragedModel):
         torch._foreach_lerp_(list(compress(averaged, smooth)), list(compress(current, smooth)), 1 - keep)
         if any(others):
             torch._foreach_copy_(list(compress(averaged, others)), list(compress(current, others)))
+        for name in self._extra:
+            self.module.get_submodule(name).set_extra_state(model.get_submodule(name).get_extra_state())
         self.n_averaged += 1
 
 

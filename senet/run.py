@@ -62,7 +62,7 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
     """Train to the end of the schedule or to an agreed stop, and report. Call on every rank.
 
     Raises:
-        ConfigError: a user's mistake, found before any process group is made.
+        ConfigError: a user's mistake; before any process group is made, but for what only a running network shows.
         RunError: why the run cannot go on.
     """
     _log_to_stderr(visible=True)

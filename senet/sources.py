@@ -58,8 +58,8 @@ def read_image(file: Path | BinaryIO, *, max_pixels: int | None = None) -> Image
 
     Raises:
         OSError, ValueError, SyntaxError, Image.DecompressionBombError: not an image, a damaged one, one of more than
-            ``max_pixels`` (looked at before decoding) or 179 million pixels, numbers beyond 0..255 in an image of
-            floats or 32 bits; on a file made to do harm also what the decoder stumbles over.
+            ``max_pixels`` (looked at before decoding) or 179 million pixels, one of 16 bits, 32 bits or floats whose
+            numbers fit no scale; on a file made to do harm also what the decoder stumbles over.
     """
     with Image.open(file, formats=IMAGE_FORMATS) as opened:
         picture: Image.Image = opened
@@ -67,7 +67,10 @@ def read_image(file: Path | BinaryIO, *, max_pixels: int | None = None) -> Image
         if max_pixels is not None and width * height > max_pixels:
             raise Image.DecompressionBombError(f"{width} x {height} pixels, {max_pixels:,} are taken at most")
         if picture.mode.startswith("I;16"):  # Pillow would make 255 of all that is above it
-            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+            values = np.asarray(picture)
+            if 0 < values.max() < 256:
+                raise ValueError(f"its pixels have 16 bits, but none is above {values.max()}; store 8 bits")
+            picture = Image.fromarray((values >> 8).astype(np.uint8))
         elif picture.mode in ("I", "F"):
             values = np.asarray(picture)
             low, high = values.min(), values.max()

@@ -114,11 +114,11 @@ def assemble(
         reduction=config.get("model.reduction", ModelConfig.reduction),  # younger than some checkpoints
         small_stem=config.get("model.small_stem", ModelConfig.small_stem),
     )
-    state = OrderedDict(weights)
     # the version of each module; a file that does not hold it (safetensors) is taken to be of the present ones
     present = getattr(model.state_dict(), "_metadata", None)
-    state._metadata = getattr(weights, "_metadata", present)  # type: ignore[attr-defined]
     try:
+        state = OrderedDict(weights)
+        state._metadata = getattr(weights, "_metadata", present)  # type: ignore[attr-defined]
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]

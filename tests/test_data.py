@@ -295,3 +295,6 @@ def test_pixels_of_more_than_8_bits_are_scaled_or_refused(tmp_path: Path) -> Non
         Image.fromarray(values.astype(np.int32 if values.dtype == np.int32 else np.float32)).save(tmp_path / "a.tif")
         with pytest.raises(ValueError, match=r"numbers from .* not from 0 to 255; store 8 bits"):
             read_image(tmp_path / "a.tif")
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"16 bits, but none is above 255; store 8 bits"):
+        read_image(tmp_path / "a.png")

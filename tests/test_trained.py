@@ -85,6 +85,7 @@ def test_what_holds_no_checkpoint_is_named(train_here: Train, tmp_path: Path) ->
         ("config", None, "does not say data.image_size, data.mean, "),
         ("model.name", None, "model.name=None"),
         ("model.reduction", 0, "model.reduction=0"),
+        ("seed", "x", "seed='x'"),
         ("data.image_size", 50_000, "data.image_size=50000 is out of range"),
         ("data.mean", [0.5, 0.5, float("nan")], "data.mean="),
         ("data.std", [0.5, 0.5, 0.0], "data.std="),

@@ -137,9 +137,8 @@ def load(name: str, *, size: int, limits: Limits) -> np.ndarray | str:
     """The pixels of a file or URL as training would store them, uint8 [size, size, 3]; or why there are none."""
     import PIL
 
-    from senet.data import fit_image
     from senet.fetch import FetchError, fetch
-    from senet.sources import read_image
+    from senet.sources import fit_image, read_image
 
     try:
         if _URL.match(name):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from senet.config import ConfigError, DataConfig
 
@@ -77,6 +77,14 @@ def read_image(file: Path | BinaryIO, *, max_pixels: int | None = None) -> Image
             if not 0 <= low <= high <= 255 or 0 < high <= 1:
                 raise ValueError(f"its pixels are numbers from {low:g} to {high:g}, not from 0 to 255; store 8 bits")
         return picture.convert("RGB")
+
+
+def fit_image(picture: Image.Image, size: int) -> np.ndarray:
+    """uint8 [size, size, 3], RGB: scaled and cropped to the centre where it has another size."""
+    picture = picture.convert("RGB")
+    if picture.size != (size, size):
+        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(picture)
 
 
 def image_paths(root: Path, split: str) -> tuple[list[Path], list[str]]:

@@ -16,7 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from senet.config import ConfigError, DistributedConfig, RunError
-from senet.ranks import Ranks, RollCall
+from senet.ranks import Ranks
+from senet.rollcall import RollCall
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

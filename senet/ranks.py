@@ -1,21 +1,13 @@
-"""Who this rank is, and the words that ranks leave for each other in the store: before there are process groups, and
-after those have failed. No collectives."""
+"""Who this rank is, and how the ranks meet: through the store, before there are process groups. No collectives."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
-import sys
-import threading
-import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -27,7 +19,6 @@ from senet.config import ConfigError, RunError, TrainConfig
 from senet.lease import mirror_status
 
 T = TypeVar("T")
-_ROLL_CALL_S = 2.0
 
 
 class PeerFailed(RunError):
@@ -153,99 +144,3 @@ def _wait_for(store: Store, key: str, ranks: Ranks, timeout_s: float) -> Any:
         late = "the word of rank 0" if key == "start/all" else f"rank {key.rpartition('/')[2]}"
         raise _of(ranks, f"{late} did not arrive within distributed.start_timeout_s={timeout_s:g}") from None
     return json.loads(store.get(key))
-
-
-class RollCall:
-    """Who is still there when a collective has failed, and where in the program each rank is. Through the store, since
-    the groups are of no use by then.
-
-    A thread answers for a rank that has not failed itself; a rank that is killed or stopped does not answer.
-    """
-
-    def __init__(self, store: Store, ranks: Ranks) -> None:
-        self._store, self._ranks = store, ranks
-        self._closing = threading.Event()
-        self._heard: dict[int, tuple[str, str]] = {}  # by rank: its error, "" where that only followed; where it was
-        if ranks.world_size > 1:
-            threading.Thread(target=self._stand_by, name="roll call", daemon=True).start()
-
-    def explain(self, error: Exception) -> None:
-        """Put down one's own error; where it only says that a collective failed, raise PeerFailed with the rank that
-        it began with. Takes three seconds at the most.
-        """
-        if self._ranks.world_size == 1:
-            return
-        of_gloo = type(error) is RuntimeError and ("gloo" in str(error) or "pair closure" in str(error))
-        followed = isinstance(error, dist.DistBackendError) or of_gloo
-        mine = "" if followed else " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-        # in a thread, because the store's host may be what has stopped: under torchrun the launcher, else rank 0
-        caller = threading.Thread(target=self._call, args=(mine, _place(frames)), name="roll call", daemon=True)
-        caller.start()
-        caller.join(_ROLL_CALL_S + 1)
-        if followed:
-            lost = PeerFailed(self._finding(" ".join(str(error).split("]", 1)[-1].split())[:200]))
-            lost.reporter = 0 if 0 in self._heard else min(self._heard, default=self._ranks.rank)
-            raise lost from error
-
-    def close(self) -> None:
-        """No more questions."""
-        self._closing.set()
-
-    def _finding(self, reason: str) -> str:
-        heard = dict(self._heard)
-        for rank, (cause, _) in sorted(heard.items()):
-            if cause:
-                return f"rank {rank} failed: {cause}"
-        silent = sorted(set(range(self._ranks.world_size)) - heard.keys()) if heard else [0]
-        if silent:
-            return f"{_name(silent)} did not answer any more, killed or stopped ({reason})"
-        places: dict[str, list[int]] = {}
-        for rank, (_, place) in sorted(heard.items()):
-            places.setdefault(place, []).append(rank)
-        where = "; ".join(
-            f"{_name(group)} at {place}" for place, group in sorted(places.items(), key=lambda p: len(p[1]))
-        )
-        return f"the ranks waited too long for each other: {where} ({reason}); see distributed.step_timeout_s"
-
-    def _call(self, mine: str, place: str) -> None:
-        """Ask, and collect what is said until all have answered, or one names a cause and rank 0 has answered."""
-        store, own, deadline = self._store, self._ranks.rank, time.monotonic() + _ROLL_CALL_S
-        waited_for = set(range(self._ranks.world_size)) - {own}
-        with contextlib.suppress(RuntimeError):  # the store's host is gone: nobody answers
-            store.set(f"said/{own}", json.dumps([mine, place]))
-            store.set("asked", "")
-            store.check(["asked"])  # a host that has stopped does not come back from here
-            self._heard[own] = (mine, place)
-            while waited_for and time.monotonic() < deadline:
-                for rank in sorted(waited_for):
-                    for key in (f"said/{rank}", f"here/{rank}"):
-                        if store.check([key]):
-                            self._heard[rank] = tuple(json.loads(store.get(key)))
-                            waited_for.discard(rank)
-                            break
-                if any(cause for cause, _ in self._heard.values()) and 0 not in waited_for:
-                    return
-                time.sleep(0.05)
-
-    def _stand_by(self) -> None:
-        main = threading.main_thread().ident
-        with contextlib.suppress(RuntimeError):  # the store's host is gone, and with it whoever might ask
-            while not self._closing.wait(_ROLL_CALL_S / 4):
-                if self._store.check(["asked"]):
-                    frames = [frame for frame, _ in traceback.walk_stack(sys._current_frames().get(main or 0))]
-                    self._store.set(f"here/{self._ranks.rank}", json.dumps(["", _place(frames[::-1])]))
-                    return
-
-
-def _place(frames: Sequence[FrameType]) -> str:
-    """Where a program is, outside of torch: file, line and function of the innermost of these frames."""
-    own = [frame for frame in frames if "torch" not in Path(frame.f_code.co_filename).parts]
-    if not own:
-        return "an unknown place"
-    code = own[-1].f_code
-    return f"{'/'.join(Path(code.co_filename).parts[-2:])}:{own[-1].f_lineno} {code.co_name}"
-
-
-def _name(ranks: Sequence[int]) -> str:
-    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"

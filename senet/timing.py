@@ -14,16 +14,30 @@ T = TypeVar("T")
 
 
 class Stopwatch:
-    """Seconds since the last lap."""
+    """Seconds, counted inside ``with`` blocks only; ``lap`` may be asked anywhere."""
 
     def __init__(self) -> None:
-        self._start = time.perf_counter()
+        self._seconds = 0.0
+        self._since: float | None = None  # None: it stands still
+
+    def __enter__(self) -> None:
+        self._since = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._count()
+        self._since = None
 
     def lap(self) -> float:
-        """Seconds since the last lap."""
-        now = time.perf_counter()
-        elapsed, self._start = now - self._start, now
-        return elapsed
+        """Seconds counted since the last lap."""
+        self._count()
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    def _count(self) -> None:
+        if self._since is not None:
+            now = time.perf_counter()
+            self._seconds += now - self._since
+            self._since = now
 
 
 class OwnTime:

@@ -86,7 +86,7 @@ class Trainer:
         self.num_classes = len(self.data.classes)
         self.tally = Tally(self.ranks.device)
         self.guard = LossGuard(self.ranks.device)
-        self.interval = Stopwatch()
+        self.training = Stopwatch()
         self.own_time = OwnTime(self.model.module, self.ranks.device)
         self._saved_at = (self.state.step, self.state.epochs_done)
         self._check_every = self.config.train.desync_check_every
@@ -101,7 +101,8 @@ class Trainer:
         """
         try:
             while self.state.epochs_done < self.config.train.epochs:
-                self.train_epoch()
+                with self.training:
+                    self.train_epoch()
                 self.finish_epoch()
         except StopRequested:
             set_time_limit(self.group, self.config.distributed.eval_timeout_s)
@@ -118,7 +119,6 @@ class Trainer:
         batches = load_batches(self.data.train, self.sampler, self.ranks.device)
         title = f"epoch {epoch + 1}/{self.config.train.epochs}"
         self.model.train()
-        self.interval.lap()
         self.own_time.lap_s()
         for images_NHWC, labels_N, indices_N in self.progress.over(
             self.own_time.fetch(batches), title=title, total=self.steps_per_epoch, done=done
@@ -137,7 +137,6 @@ class Trainer:
             self.agreement.exchange(step, stop=bool(self.stop), nonfinite=not self.guard.is_finite())
             if step % self.config.checkpoint.every_steps == 0 and not is_last:  # the last waits for its evaluation
                 self.save()
-        self._lap()
 
     def train_step(self, images_NHWC: Tensor, labels_N: Tensor, indices_N: Tensor, epoch: int) -> None:
         """One update from this rank's share of the global batch: uint8 images, labels, and sample indices."""
@@ -211,13 +210,12 @@ class Trainer:
         """Evaluate, judge the plateau, write the epoch's row, and save."""
         state, config = self.state, self.config
         set_time_limit(self.group, config.distributed.eval_timeout_s)
-        self.agreement.settle()  # no evaluation of weights that a non-finite loss has spoilt
-        self._collect()
+        with self.training:  # a GPU may still be at work on the last step
+            self.agreement.settle()  # no evaluation of weights that a non-finite loss has spoilt
+            self._collect()
+        self._lap()
         train = Scores.from_sums(state.epoch_sums, self.num_classes)
-        try:
-            results = self.evaluate()
-        finally:
-            self.interval.lap()  # no part of the time spent training
+        results = self.evaluate()
         lr = self._last_lr()
         if config.schedule.plateau:
             state.plateau.update(train.loss, config.schedule, config.optim.lr)
@@ -285,8 +283,7 @@ class Trainer:
         if now == self._saved_at:
             self.checkpoints.finish()
             return
-        if state.step % self.steps_per_epoch:  # else the epoch has been counted
-            self._lap()
+        self._lap()
         model = self.raw_model
         # a loss can be finite and its gradient not: what it left in the weights is never published
         if not torch.isfinite(get_total_norm([p.detach() for p in model.parameters() if p.requires_grad])):
@@ -323,7 +320,7 @@ class Trainer:
 
     def _lap(self) -> None:
         """Add the seconds since the last call to the time spent training."""
-        elapsed_s = self.interval.lap()
+        elapsed_s = self.training.lap()
         self.state.train_s += elapsed_s
         self.state.epoch_s += elapsed_s
 

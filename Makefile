@@ -1,12 +1,15 @@
 # What CI runs is `make test`.
 PY := .venv/bin/python
 
-.PHONY: test setup lint types smoke faults slurm-soak clean
+.PHONY: test quick setup lint types smoke faults slurm-soak clean
 
 test: lint types ## style, types, all tests
 	$(PY) -m pytest -m "not slurm and not fault"
 	$(PY) -m pytest -m fault -n 3 --dist worksteal -rs
 	$(PY) -m pytest -m slurm -n 4 -rs
+
+quick: setup ## what needs no processes and no seconds: a minute on 2 cores
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slurm and not fault and not ranks and not slow" -n 2 --dist worksteal
 
 setup:
 	./launch.sh setup dev

@@ -62,6 +62,15 @@ def train_here(data_root: Path) -> Iterator[Train]:
 
 
 @pytest.fixture
+def finished_run(train_here: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small run in fp32 to its end, trained once for all tests: to be read only."""
+    run_dir = tmp_path_factory.getbasetemp() / "finished_run"
+    if not run_dir.exists():
+        train_here(run_dir, "train.amp=off")
+    return run_dir
+
+
+@pytest.fixture
 def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An archive in CIFAR-10's format (20 training and 10 test images), served over HTTP; two requests fail.
 

@@ -14,6 +14,7 @@ from tests.harness import REPOSITORY
 FILES = [path for path in sorted((REPOSITORY / "benchmarks").glob("*.py")) if "__main__" in path.read_text()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_a_benchmark_answers_help_with_its_first_sentence(path: Path) -> None:
     done = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, check=True)

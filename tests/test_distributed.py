@@ -93,6 +93,7 @@ def _meets_at(address: str, port: int) -> str:
     return ""
 
 
+@pytest.mark.ranks
 def test_a_port_that_is_taken_is_named_and_told_to_the_launcher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +106,7 @@ def test_a_port_that_is_taken_is_named_and_told_to_the_launcher(
     assert read_json(status)["state"] == "port_taken"
 
 
+@pytest.mark.ranks
 def test_an_address_that_nobody_knows_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for said in run_ranks(2, _meets_at, "no-such-host.invalid", 0, tmp_path=tmp_path, timeout_s=30):
@@ -262,6 +264,7 @@ def _lost_host(folder: str) -> str:
     return ""
 
 
+@pytest.mark.ranks
 def test_a_stopped_rank_that_hosts_the_store_is_the_one_named(tmp_path: Path) -> None:
     _, *others = run_ranks(3, _lost_host, str(tmp_path), tmp_path=tmp_path, timeout_s=60)
     for rank, said in enumerate(others, start=1):
@@ -277,6 +280,7 @@ def _absent(address: str, port: int) -> str:
     return ""
 
 
+@pytest.mark.ranks
 def test_a_rank_that_never_comes_is_one_line(tmp_path: Path) -> None:
     [said] = run_ranks(1, _absent, "127.0.0.1", free_port(), tmp_path=tmp_path)
     assert said.startswith("0: rank 0 does not meet the others at 127.0.0.1:")

@@ -32,14 +32,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run_dir(train_here: Train, folder: Path) -> Path:
-    """The small network on the digits, trained once for this file."""
-    if not (folder / "run").exists():
-        train_here(folder / "run", "train.epochs=2", "train.amp=off")
-    return folder / "run"
-
-
-@pytest.fixture
 def images(digits: ImageData, folder: Path) -> Path:
     """Some of the digits as an image folder, in sizes that have to be scaled and cropped."""
     root = folder / "images"
@@ -69,11 +61,11 @@ def arguments(run_dir: Path, *more: object) -> list[str]:
 
 
 def test_the_scores_are_those_of_a_plain_loop(
-    run_dir: Path, digits: ImageData, capsys: pytest.CaptureFixture[str]
+    finished_run: Path, digits: ImageData, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(arguments(run_dir, "--json", "--batch-size", 77)) == 0
+    assert main(arguments(finished_run, "--json", "--batch-size", 77)) == 0
     report = json.loads(capsys.readouterr().out)
-    trained = load_trained(run_dir, model_name=TINY, device="cpu")
+    trained = load_trained(finished_run, model_name=TINY, device="cpu")
     losses, hits, in_five = [], [], 0
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # single images gain nothing from more
@@ -95,16 +87,16 @@ def test_the_scores_are_those_of_a_plain_loop(
 
 
 def test_a_flip_average_is_over_an_image_and_its_mirror_image(
-    run_dir: Path, digits: ImageData, capsys: pytest.CaptureFixture[str]
+    finished_run: Path, digits: ImageData, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(arguments(run_dir, "--json", "--flip-average")) == 0
+    assert main(arguments(finished_run, "--json", "--flip-average")) == 0
     report = json.loads(capsys.readouterr().out)
-    trained = load_trained(run_dir, model_name=TINY, device="cpu")
+    trained = load_trained(finished_run, model_name=TINY, device="cpu")
     pixels = torch.tensor(digits.test.images)
     logits = (trained.logits(pixels) + trained.logits(pixels.flip(2))) / 2
     assert report["top1"] == pytest.approx(100 * (logits.argmax(1) == digits.test.labels).float().mean().item())
     assert report["loss"] == pytest.approx(F.cross_entropy(logits, digits.test.labels).item(), abs=1e-5)
-    assert main(arguments(run_dir, "--flip-average")) == 0
+    assert main(arguments(finished_run, "--flip-average")) == 0
     assert "360 test images, each with its mirror image" in capsys.readouterr().out
 
 
@@ -118,8 +110,8 @@ def test_a_run_that_held_images_out_is_evaluated_on_the_test_images(
     assert held.result["test_top1"] != report["top1"]
 
 
-def test_the_table_has_a_line_for_each_class(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments(run_dir)) == 0
+def test_the_table_has_a_line_for_each_class(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(finished_run)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("360 test images")
     assert lines[1].startswith("top-1 ")
@@ -156,12 +148,12 @@ def test_predict_and_evaluate_agree_on_every_image_of_a_folder(
 
 @pytest.mark.ranks
 def test_two_ranks_count_each_image_once_and_say_so_once(
-    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alone, shared = tmp_path / "alone.csv", tmp_path / "shared.csv"
-    assert main(arguments(run_dir, "--json", "--predictions", alone)) == 0
+    assert main(arguments(finished_run, "--json", "--predictions", alone)) == 0
     expected = json.loads(capsys.readouterr().out)
-    two = _torchrun(*arguments(run_dir, "--json", "--predictions", shared, "--batch-size", 7))
+    two = _torchrun(*arguments(finished_run, "--json", "--predictions", shared, "--batch-size", 7))
     found = json.loads(two.stdout)
     assert found.pop("loss") == pytest.approx(expected.pop("loss"), abs=1e-6)
     assert found == expected
@@ -171,8 +163,8 @@ def test_two_ranks_count_each_image_once_and_say_so_once(
 
 
 @pytest.mark.ranks
-def test_two_ranks_refuse_in_one_line(run_dir: Path, tmp_path: Path) -> None:
-    refused = _torchrun(*arguments(run_dir, "data.source=imagefolder", f"data.folder={tmp_path}"))
+def test_two_ranks_refuse_in_one_line(finished_run: Path, tmp_path: Path) -> None:
+    refused = _torchrun(*arguments(finished_run, "data.source=imagefolder", f"data.folder={tmp_path}"))
     [line] = [line for line in refused.stderr.splitlines() if line.startswith("evaluate:")]
     assert line.startswith(f"evaluate: {tmp_path}/train: no such folder")
     assert refused.returncode != 0
@@ -189,19 +181,19 @@ def _torchrun(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=120)
 
 
-def test_what_is_no_file_is_not_replaced(run_dir: Path, tmp_path: Path) -> None:
+def test_what_is_no_file_is_not_replaced(finished_run: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigError, match="pipe is no file"):
-        main(arguments(run_dir, "--predictions", tmp_path / "pipe"))
+        main(arguments(finished_run, "--predictions", tmp_path / "pipe"))
     assert (tmp_path / "pipe").is_fifo()
 
 
 def test_scores_are_told_before_predictions_are_written(
-    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = []
     monkeypatch.setattr(evaluate, "replace_file", lambda *_: told.append(capsys.readouterr().out))
-    assert main(arguments(run_dir, "--predictions", tmp_path / "a.csv")) == 0
+    assert main(arguments(finished_run, "--predictions", tmp_path / "a.csv")) == 0
     assert "360 test images" in told[0]
 
 
@@ -211,10 +203,10 @@ def test_a_gpu_that_is_not_there_is_refused_in_the_commands_words(monkeypatch: p
         main(["run", "--device", "cuda"])
 
 
-def test_data_of_other_classes_are_refused_with_both_named(run_dir: Path, images: Path, folder: Path) -> None:
+def test_data_of_other_classes_are_refused_with_both_named(finished_run: Path, images: Path, folder: Path) -> None:
     options = ("data.source=imagefolder", f"data.folder={images}", f"data.root={folder / 'data'}")
     with pytest.raises(ConfigError, match=r"\(10: digit 0, digit 1, .*\) are not those of .*\(10: 0, 1, 2"):
-        main(arguments(run_dir, *options))
+        main(arguments(finished_run, *options))
 
 
 def test_other_images_than_those_trained_with_are_mentioned(
@@ -232,8 +224,8 @@ def test_other_images_than_those_trained_with_are_mentioned(
     assert "the images are not those of the training" in caplog.text
 
 
-def test_what_the_network_fixes_cannot_be_set(run_dir: Path) -> None:
-    trained = load_trained(run_dir, model_name=TINY, device="cpu")
+def test_what_the_network_fixes_cannot_be_set(finished_run: Path) -> None:
+    trained = load_trained(finished_run, model_name=TINY, device="cpu")
     for pair in ("data.mean=[0,0,0]", "train.epochs=3", "nonsense", "data.root"):
         with pytest.raises(ConfigError, match=r"only data\.source"):
             open_test_data(trained.manifest, trained.checkpoint, [pair])
@@ -241,8 +233,8 @@ def test_what_the_network_fixes_cannot_be_set(run_dir: Path) -> None:
         open_test_data(trained.manifest, trained.checkpoint, ["data.source=nonsense"])
 
 
-def test_a_file_does_not_choose_where_images_are_written(run_dir: Path, tmp_path: Path) -> None:
-    trained = load_trained(run_dir, model_name=TINY, device="cpu")
+def test_a_file_does_not_choose_where_images_are_written(finished_run: Path, tmp_path: Path) -> None:
+    trained = load_trained(finished_run, model_name=TINY, device="cpu")
     manifest = {**trained.manifest, "config": trained.manifest["config"] | {"data.root": str(tmp_path / "chosen")}}
     with pytest.raises(ConfigError, match=r"holds no decoded images of digits .*name a folder with data\.root="):
         open_test_data(manifest, trained.checkpoint, [])

@@ -25,7 +25,6 @@ from senet.data import ImageData
 from senet.exported import SUFFIXES, export, open_network
 from senet.model import SENet18
 from senet.trained import Trained, assemble, load_trained
-from tests.conftest import Train
 
 TINY = "tests.networks:tiny_senet"
 KINDS = [("safetensors", False), ("onnx", False), ("onnx", True), ("torch_export", False), ("torch_export", True)]
@@ -38,11 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def trained(train_here: Train, folder: Path) -> Trained:
-    """The small network, trained once for this file."""
-    if not (folder / "run").exists():
-        train_here(folder / "run", "train.epochs=1")
-    return load_trained(folder / "run", model_name=TINY, device="cpu")
+def trained(finished_run: Path) -> Trained:
+    return load_trained(finished_run, model_name=TINY, device="cpu")
 
 
 @pytest.fixture
@@ -58,6 +54,7 @@ def write(trained: Trained, folder: Path) -> Export:
     return once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "with_preprocessing"), KINDS)
 def test_an_exported_file_gives_the_checkpoints_logits_for_any_batch(
     write: Export, trained: Trained, digits: ImageData, kind: str, with_preprocessing: bool
@@ -177,7 +174,7 @@ def test_a_missing_library_names_its_remedy(trained: Trained, tmp_path: Path, mo
 
 
 def test_predict_takes_every_kind_of_file(
-    write: Export, folder: Path, digits: ImageData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    write: Export, finished_run: Path, digits: ImageData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.fromarray(digits.test.images[0]).resize((20, 30)).save(tmp_path / "image.png")
 
@@ -185,7 +182,7 @@ def test_predict_takes_every_kind_of_file(
         assert predict.main([str(network), str(tmp_path / "image.png"), "--device", "cpu", "--json", *more]) == 0
         return list(json.loads(capsys.readouterr().out)["predictions"])
 
-    expected = predicted(folder / "run", "--model", TINY)
+    expected = predicted(finished_run, "--model", TINY)
     for kind, with_preprocessing in KINDS:
         more = {"safetensors": ("--model", TINY), "torch_export": ("--trust",), "onnx": ()}[kind]
         found = predicted(write(kind, with_preprocessing), *more)
@@ -195,10 +192,14 @@ def test_predict_takes_every_kind_of_file(
 
 
 def test_the_command_says_what_it_wrote(
-    trained: Trained, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Trained,
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run, own = str(folder / "run"), ("--model", TINY)
+    run, own = str(finished_run), ("--model", TINY)
     assert command.main([run, "--format", "safetensors", *own]) == 0
     output = trained.checkpoint.with_suffix(".safetensors").name
     assert capsys.readouterr().out.startswith(f"{output}: {Path(output).stat().st_size:,} bytes, from ")

@@ -25,28 +25,14 @@ from senet.data import ImageData, open_data
 from senet.fetch import Limits
 from senet.predict import expand, load, main
 from senet.trained import load_trained
-from tests.conftest import Train
 
 TINY = "tests.networks:tiny_senet"
 Predict = Callable[..., int]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("predict")
-
-
 @pytest.fixture
-def run_dir(train_here: Train, folder: Path) -> Path:
-    """The small network, trained once for this file."""
-    if not (folder / "run").exists():
-        train_here(folder / "run", "train.epochs=2")
-    return folder / "run"
-
-
-@pytest.fixture
-def predict(run_dir: Path) -> Predict:
-    return lambda *arguments: main([str(run_dir), "--model", TINY, "--device", "cpu", *map(str, arguments)])
+def predict(finished_run: Path) -> Predict:
+    return lambda *arguments: main([str(finished_run), "--model", TINY, "--device", "cpu", *map(str, arguments)])
 
 
 def write_digits(folder: Path, digits: ImageData, count: int) -> list[Path]:
@@ -103,12 +89,12 @@ def test_pixels_of_any_kind_of_file_are_those_that_training_stores(tmp_path: Pat
 
 
 def test_probabilities_are_the_softmax_of_the_networks_logits(
-    predict: Predict, run_dir: Path, digits: ImageData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    predict: Predict, finished_run: Path, digits: ImageData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = write_digits(tmp_path / "some", digits, 9)
     assert predict(tmp_path / "some", "--json", "--batch-size", 4, "--top", 3) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    logits_NK = load_trained(run_dir, model_name=TINY, device="cpu").logits(torch.tensor(digits.test.images[:9]))
+    logits_NK = load_trained(finished_run, model_name=TINY, device="cpu").logits(torch.tensor(digits.test.images[:9]))
     expected_NK = np.exp(logits_NK.double().numpy())
     expected_NK /= expected_NK.sum(1, keepdims=True)
     assert [row["input"] for row in found] == [str(path) for path in paths]

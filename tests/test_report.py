@@ -77,6 +77,7 @@ def predictions_in(run_dir: Path) -> Predictions:
     return predictions
 
 
+@pytest.mark.slow
 def test_a_report_of_a_copy_without_images_and_network_is_the_same_byte_for_byte(
     run_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -284,6 +285,7 @@ def test_interruptions_are_those_in_starts_jsonl(run_dir: Path) -> None:
         assert svg.count(f"resumed after: {cause}") == 1
 
 
+@pytest.mark.slow
 def test_two_runs_are_compared_in_the_first_ones_report(run_dir: Path, tmp_path: Path) -> None:
     shutil.rmtree(run_dir / "tensorboard")  # not looked at here
     other = shutil.copytree(run_dir, tmp_path / "other")
@@ -359,6 +361,7 @@ def test_without_the_packages_that_draw_one_line_says_what_to_install(
         main([str(run_dir)])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(NO_BROWSER), reason=f"{NO_BROWSER} missing: apt-get install chromium chromium-driver")
 def test_a_browser_shows_the_page_without_complaint_on_a_desktop_and_on_a_phone(run_dir: Path, tmp_path: Path) -> None:
     hostile = dataclasses.replace(predictions_in(run_dir), classes=HOSTILE)

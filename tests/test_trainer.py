@@ -120,6 +120,7 @@ def test_images_kept_on_the_device_change_no_bit(train_here: Train, tmp_path: Pa
     assert differing(without_clock(payload(one)), without_clock(payload(other))) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -210,6 +211,7 @@ def test_weights_that_are_not_finite_are_never_published(
     assert checkpoints(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_the_plateau_lowers_the_rate_on_top_of_the_schedule(train_here: Train, tmp_path: Path) -> None:
     options = ("schedule.name=constant", "schedule.plateau=true", "schedule.plateau_patience=0", "optim.lr=1e-12")
     train_here(tmp_path, *options, "schedule.plateau_min_lr=0", "schedule.plateau_factor=0.5", "train.epochs=3")
@@ -222,6 +224,7 @@ def test_the_plateau_lowers_the_rate_on_top_of_the_schedule(train_here: Train, t
     assert factor < 1
 
 
+@pytest.mark.slow
 def test_the_epochs_row_counts_all_its_images_although_it_was_interrupted(train_here: Train, tmp_path: Path) -> None:
     train_here(tmp_path / "whole")
     for _ in range(4):
@@ -235,6 +238,7 @@ def test_the_epochs_row_counts_all_its_images_although_it_was_interrupted(train_
         assert whole == parts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [21, 22, 23, 24])
 def test_a_stop_around_the_evaluation_is_resumed_bit_for_bit(train_here: Train, tmp_path: Path, asked: int) -> None:
     """22 steps an epoch and two batches of evaluation: before, at the last step, in the evaluation, after it."""
@@ -358,7 +362,7 @@ def test_circumstances_that_change_the_bits_are_warned_about(
 ) -> None:
     train_here(tmp_path, stop=StopAt(5))
     capsys.readouterr()
-    train_here(tmp_path, "train.threads_per_rank=2")
+    train_here(tmp_path, "train.threads_per_rank=2", stop=StopAt(2))
     assert "threads_per_rank was 1, now 2: the run goes on, but not bit for bit" in capsys.readouterr().err
 
 
@@ -380,6 +384,7 @@ def test_resume_never_and_named_files(train_here: Train, tmp_path: Path) -> None
         train_here(tmp_path / "a", named)
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_costs_its_steps_and_one_warning(
     train_here: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -394,6 +399,7 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_and_one_warning(
     assert differing(without_clock(payload(tmp_path / "whole")), without_clock(payload(tmp_path / "parts"))) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left_out", ["nothing", "momentum", "ema counter", "sampler offset"])
 def test_the_comparison_notices_what_a_resume_leaves_out(
     train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str

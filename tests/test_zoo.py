@@ -126,6 +126,7 @@ def test_the_gates_of_senet18_cost_little() -> None:
     assert flops[0] == 2 * multiplications == 1_110_845_440
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "googlenet", "resnet20"])
 def test_open_gates_change_nothing(name: str) -> None:
     """A gate of 1 everywhere: the network is its twin, bit for bit; and a twin begins with the same other weights."""
@@ -229,6 +230,7 @@ def test_reduction_reaches_the_gates() -> None:
         assert [model.get_submodule(key).fc1.out_channels for key in gates(model)][::2] == [16, 32, 64, 128]
 
 
+@pytest.mark.slow
 def test_a_named_network_trains_resumes_and_is_opened_again(
     train_here: Train, digits: ImageData, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from senet.config import ConfigError, RunError, TrainConfig
+from senet.devices import choose_device
 from senet.lease import mirror_status
 
 T = TypeVar("T")
@@ -51,24 +52,10 @@ class Ranks:
             int(os.environ.get(name, default))
             for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
         )
-        device = _choose_device(train.device, local_rank, local_world_size)
+        device = choose_device(train.device, local_rank, local_world_size)
         if train.sync_bn and device.type != "cuda":
             raise ConfigError("train.sync_bn=true needs CUDA, and no GPU is used here; set train.sync_bn=false")
         return cls(rank, world_size, local_rank, local_world_size, device)
-
-
-def _choose_device(wanted: str, local_rank: int, local_world_size: int) -> torch.device:
-    gpus = torch.cuda.device_count() if wanted != "cpu" else 0
-    if wanted == "cuda" and gpus == 0:
-        raise ConfigError("train.device=cuda, but no GPU is visible; set train.device=cpu or auto")
-    if gpus == 0:
-        return torch.device("cpu")
-    # one visible device: the launcher gave each rank its own (SLURM); several: all ranks see all (torchrun)
-    if 1 < gpus < local_world_size:
-        raise ConfigError(f"{local_world_size} ranks on this node share {gpus} GPUs; start at most {gpus}")
-    if gpus == 1 and local_world_size > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
-        raise ConfigError(f"{local_world_size} ranks on this node share 1 GPU; start 1, or set train.device=cpu")
-    return torch.device("cuda", local_rank if gpus > 1 else 0)
 
 
 def start_together(ranks: Ranks, timeout_s: float, prepare: Callable[[], T]) -> tuple[Store, T]:

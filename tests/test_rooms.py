@@ -9,6 +9,7 @@ from senet.config import REPOSITORY
 FLOORS = [
     {"config", "preemption", "files"},
     {"schedule", "lease", "commit", "command", "fetch", "history", "analysis"},
+    {"devices"},
     {"repro", "ranks", "state", "metrics", "timing", "model", "optim", "sources", "augment", "weights"},
     {"store", "checkpoint", "rollcall", "zoo"},
     {"data", "distributed"},

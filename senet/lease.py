@@ -12,13 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from senet.config import ConfigError, RunError
 from senet.files import read_json, write_json
+from senet.locks import StillHeld, boot, lock, started_at, this_process
 
 HEARTBEAT_S = 5.0
 STALE_S = 60.0  # a holder on another host is dead after this long without a heartbeat
+_PATIENCE_S = 30.0
 MIRROR_VARIABLE = "SENET_STATUS_FILE"  # a launcher reads the outcome of its own launch there
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Lease:
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
             _refuse_links(run_dir)
-            with FileLock(run_dir / ".owner.lock", timeout=30):
+            with lock(run_dir / ".owner.lock", patience_s=_PATIENCE_S):
                 previous = read_json(run_dir / "owner.json")
                 if who := _living(previous):
                     raise ConfigError(
@@ -62,8 +62,8 @@ class Lease:
                     )
                 lease = cls(run_dir, _owner(previous))
                 write_json(run_dir / "owner.json", lease._owner, durable=True)
-        except Timeout:
-            raise ConfigError(f"run_dir={run_dir}: another start holds {run_dir}/.owner.lock; try again") from None
+        except StillHeld as error:
+            raise ConfigError(f"run_dir={run_dir}: {error}; if it has ended, delete that file and try again") from None
         except OSError as error:
             raise ConfigError(
                 f"run_dir={run_dir} cannot be written ({error.strerror}); choose another run_dir"
@@ -94,7 +94,7 @@ class Lease:
             RunError: another start has taken the directory over meanwhile.
         """
         self.resumed_from[self.generation] = step
-        with self._lock, FileLock(self.run_dir / ".owner.lock", timeout=30):
+        with self._lock, lock(self.run_dir / ".owner.lock", patience_s=_PATIENCE_S):
             if not self.is_held():
                 raise RunError(f"run_dir={self.run_dir} was taken over by another start while this one was preparing")
             self._owner["resumed_from"] = {str(key): value for key, value in self.resumed_from.items()}
@@ -166,30 +166,12 @@ def _owner(previous: dict[str, Any]) -> dict[str, Any]:
     return {
         "token": secrets.token_hex(8),
         "generation": previous.get("generation", 0) + 1,
-        "host": socket.gethostname(),
-        "boot": _boot(),
-        "pid": os.getpid(),
-        "pid_started": _started_at(os.getpid()),
+        **this_process(),
         "job": os.environ.get("SLURM_JOB_ID", ""),
         "job_restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
         "heartbeat": time.time(),
         "resumed_from": previous.get("resumed_from", {}),
     }
-
-
-def _boot() -> str:
-    """The kernel's boot id and the namespace in which process ids hold."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-
-
-def _started_at(pid: int) -> int:
-    """When a process started, in clock ticks since boot, so that setting the clock does not matter; 0 if it is dead."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return 0 if fields[0] in "ZX" else int(fields[19])
 
 
 def _living(owner: dict[str, Any]) -> str:
@@ -205,7 +187,7 @@ def _alive(owner: dict[str, Any]) -> str:
     job = os.environ.get("SLURM_JOB_ID", "")
     if job and owner["job"] == job and owner["job_restarts"] < int(os.environ.get("SLURM_RESTART_COUNT", "0")):
         return ""  # an earlier start of this very job
-    if owner["host"] == socket.gethostname() and owner["boot"] == _boot():
-        return "it is running" if _started_at(owner["pid"]) == owner["pid_started"] else ""
+    if owner["host"] == socket.gethostname() and owner["boot"] == boot():
+        return "it is running" if started_at(owner["pid"]) == owner["pid_started"] else ""
     age_s = time.time() - owner["heartbeat"]
     return f"last heartbeat {age_s:.0f} s ago" if age_s < STALE_S else ""

@@ -15,10 +15,9 @@ import shutil
 import socket
 import time
 
-from filelock import FileLock
-
 from senet.config import REPOSITORY, Config, ConfigError, SlurmConfig, group_help, load_config, to_yaml
 from senet.files import replace_file, write_json
+from senet.locks import StillHeld, lock
 from slurm.control import status, stop
 from slurm.job import Job
 from slurm.preflight import Finding, owner, preflight
@@ -59,9 +58,12 @@ def submit(argv: list[str], *, dry_run: bool) -> None:
         print(f"slurm: warning: {finding.text}", file=sys.stderr)
     folder = run_dir / "slurm"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".submit.lock", timeout=60):
-        _refuse([*owner(run_dir)])  # somebody may have been quicker
-        job_id = _submit(config, run_dir, argv)
+    try:
+        with lock(folder / ".submit.lock", patience_s=60):
+            _refuse([*owner(run_dir)])  # somebody may have been quicker
+            job_id = _submit(config, run_dir, argv)
+    except StillHeld as error:
+        raise ConfigError(f"{error}; if it has ended, delete that file and try again") from None
     log = folder / f"{job_id}_0_log.out"
     slurm, here = config.slurm, f"{_python()} {shlex.quote(sys.argv[0])}"
     print(

@@ -8,7 +8,7 @@ from senet.config import REPOSITORY
 
 FLOORS = [
     {"config", "preemption", "files"},
-    {"schedule", "lease", "commit", "command", "fetch", "history", "analysis"},
+    {"schedule", "locks", "lease", "commit", "command", "fetch", "history", "analysis"},
     {"devices"},
     {"repro", "ranks", "state", "metrics", "timing", "model", "optim", "sources", "augment", "weights"},
     {"store", "checkpoint", "rollcall", "zoo"},
@@ -23,7 +23,7 @@ FLOORS = [
     {"report"},
 ]
 SLURM = ["cluster", "batch", "snapshot", "job", "sbatch", "preflight", "control", "submit"]
-ONE_FLOOR = {("augment", "repro")}  # neighbours that may know each other
+ONE_FLOOR = {("augment", "repro"), ("lease", "locks")}  # neighbours that may know each other
 
 
 def imports(importer: str, package: str) -> set[str]:

@@ -5,7 +5,7 @@
 
 Trains resnet20 and se_resnet20 (or another --plain) in turn, one process at a time, with the files and options given. A
 pair begins with the same weights but for the gates, and sees the same images in the same order. Accuracy is that of the
-last epoch, of the averaged weights where there are any; seconds are those of training, without evaluation. Prints a
+last epoch, of the weights that count as its result; seconds are those of training, without evaluation. Prints a
 table and appends a row to RESULTS.md. Typed again after an interruption it goes on with the runs in --runs.
 """
 
@@ -35,6 +35,7 @@ def train(network: str, seed: int, options: list[str], runs: Path) -> Result:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from senet.history import judged
     from senet.trained import load_trained
 
     run_dir = runs / f"{network}-{seed}"
@@ -44,7 +45,7 @@ def train(network: str, seed: int, options: list[str], runs: Path) -> Result:
     with FlopCounterMode(display=False) as counter:
         trained.model(torch.zeros(1, 3, trained.image_size, trained.image_size))
     return Result(
-        last.get("ema_top1", last["test_top1"]),
+        last[f"{judged(last)}_top1"],
         last["train_s"],
         sum(p.numel() for p in trained.model.parameters()),
         counter.get_total_flops() / 1e6,

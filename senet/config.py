@@ -158,7 +158,8 @@ class TrainConfig:
     """Largest 2-norm of all gradients together, after unscaling; 0: off."""
     ema_decay: float = option(0.999, low=0, high=0.999999)
     """Exponential moving average of weights and running statistics, per update; less in the first updates, (1 + n) /
-    (10 + n); 0: off."""
+    (10 + n); 0: off. From 5 / (1 - ema_decay) updates on the averaged weights are the result of the run, before that
+    the raw ones: they choose the best checkpoint, and predict, evaluate, export and report take them."""
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
     """Automatic mixed precision. auto: bf16 where the hardware has it natively, else off. fp16 uses a GradScaler. On a
     GPU what is left in fp32 uses TF32."""

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from senet.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, label, styled
-from senet.history import Run
+from senet.history import Run, judged
 
 _SIZE = (5.3, 3.8)  # inches
 _INTERRUPTIONS = {  # cause: colour, line, marker at its upper end
@@ -39,7 +39,7 @@ def curves(run: Run) -> dict[str, Figure]:
 
 
 def comparison(runs: Sequence[Run], titles: Sequence[str]) -> dict[str, Figure]:
-    """Loss and accuracy of several runs in one figure each; of the averaged weights where a run has them."""
+    """Loss and accuracy of several runs in one figure each; of the weights that counted as the result."""
     return {
         "comparison_loss": _compare(runs, titles, "loss", f"{images(runs)} loss (nats per image)"),
         "comparison_accuracy": _compare(runs, titles, "top1", f"{images(runs)} accuracy (%)"),
@@ -85,7 +85,7 @@ def _compare(runs: Sequence[Run], titles: Sequence[str], quantity: str, title: s
     axes = figure.subplots()
     for index, (run, name) in enumerate(zip(runs, titles, strict=True)):
         colour, marker, line = _RUNS[index % len(_RUNS)]
-        x, y = _line(run, run.epochs, f"{run.evaluated}_{quantity}")
+        x, y = _line(run, [row | {quantity: row[f"{judged(row)}_{quantity}"]} for row in run.epochs], quantity)
         axes.plot(x, y, color=colour, marker=marker, linestyle=line, markersize=5, linewidth=1.5, label=label(name, 24))
     axes.set(xlabel="epoch", ylabel=title)
     _trim(figure, axes)

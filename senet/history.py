@@ -70,11 +70,6 @@ class Run:
         return sum(last.values())
 
     @property
-    def evaluated(self) -> str:
-        """The weights that were judged, as a prefix in the rows: "ema" where there are averaged ones, else "test"."""
-        return "ema" if self.epochs and "ema_top1" in self.epochs[-1] else "test"
-
-    @property
     def images(self) -> str:
         """What the epochs were judged on, in a word: "test" images, or "held-out" ones of the training split."""
         return "held-out" if self.options.get("data.holdout") else "test"
@@ -108,6 +103,13 @@ def cause(start: Mapping[str, Any]) -> str:
     failed: by an error. finished. unknown: the files do not say (they are of an older version).
     """
     return _CAUSES.get(start.get("after", {}).get("state", ""), "unknown")
+
+
+def judged(row: Mapping[str, Any]) -> str:
+    """The prefix of what counts as the result in the row of an epoch: "ema", averaged weights, or "test", raw ones."""
+    # older versions, whose rows do not say, took the averaged weights wherever there were any
+    averaged = row.get("weights", "averaged" if "ema_top1" in row else "raw") == "averaged"
+    return "ema" if averaged else "test"
 
 
 def names(runs: Sequence[Run]) -> list[str]:

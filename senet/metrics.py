@@ -118,8 +118,8 @@ class Writer:
 
             self._tensorboard = SummaryWriter(run_dir / "tensorboard", purge_step=resumed_step + 1)
 
-    def write(self, kind: str, step: int, **values: float) -> None:
-        """One row, and each value as a scalar of that step."""
+    def write(self, kind: str, step: int, **values: float | str) -> None:
+        """One row, and each number as a scalar of that step."""
         if self._file is not None:
             try:
                 self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
@@ -129,7 +129,8 @@ class Writer:
 
         def show(board: Any) -> None:
             for name, value in values.items():
-                board.add_scalar(f"{kind}/{name}", value, step)
+                if not isinstance(value, str):
+                    board.add_scalar(f"{kind}/{name}", value, step)
 
         self._show(show)
 

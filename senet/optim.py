@@ -152,6 +152,13 @@ class WeightAverage(AveragedModel):
             self.module.get_submodule(name).set_extra_state(model.get_submodule(name).get_extra_state())
         self.n_averaged += 1
 
+    @property
+    def counts(self) -> bool:
+        """Whether the average, not the raw weights, is the result of the run: from 5 / (1 - decay) updates on. Sooner
+        it may still be far from where training is; and to choose on the test images would be to train on them.
+        """
+        return int(self.n_averaged) >= round(5 / (1 - self.decay))
+
 
 def _saved_tensors(model: nn.Module) -> list[Tensor]:
     """Those of the state dict, each once: what two layers share stands there twice."""

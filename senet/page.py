@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from senet.analysis import SMALL_RANGE, SMALL_SHARE, Predictions, calibration
 from senet.drawings import Drawing, class_accuracies, confusion_counts
-from senet.history import Run, cause, names
+from senet.history import Run, cause, judged, names
 
 _PIXELS_PER_INCH = 96
 _NONE = "\N{EN DASH}"
@@ -145,7 +145,7 @@ def _comparison(runs: Sequence[Run]) -> Table:
         if run.epochs:
             last = run.epochs[-1]
             row[1:5] = [str(last["epoch"]), f"{last['best_top1']:.2f}", str(last["best_epoch"]), ""]
-            row[4:6] = [f"{last[f'{run.evaluated}_top1']:.2f}", f"{last[f'{run.evaluated}_loss']:.4f}"]
+            row[4:6] = [f"{last[f'{judged(last)}_top1']:.2f}", f"{last[f'{judged(last)}_loss']:.4f}"]
             row[6:8] = [_duration(last["train_s"]), f"{_images_per_s(run):,.0f}"]
         rows.append(row)
     return Table(header, rows)

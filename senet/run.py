@@ -31,6 +31,7 @@ from senet.distributed import (
     sync_batch_norms,
 )
 from senet.files import read_json, replace_file
+from senet.history import judged
 from senet.lease import Lease
 from senet.metrics import Progress, Writer
 from senet.optim import WeightAverage, build_ema, build_optimizer
@@ -274,10 +275,14 @@ def _last_words(summary: Summary, trainer: Trainer, run_dir: Path) -> str:
     if summary.state == "stopped":
         return f"stopped at step {summary.step} of {trainer.total_steps}; the same command goes on from there"
     row = summary.result
-    which = "ema" if "ema_top1" in row else "test"
+    which = judged(row)
     images = f"{len(trainer.data.test):,} {'held-out' if trainer.config.data.holdout else 'test'} images"
+    weights = ""
+    if "ema_top1" in row:
+        both = {"ema": f"averaged weights {row['ema_top1']:.2f} %", "test": f"raw weights {row['test_top1']:.2f} %"}
+        weights = f"{both.pop(which)}, {both.popitem()[1]}; "
     return (
-        f"finished: {row[f'{which}_top1']:.2f} % top-1 ({which} weights, {images}), best "
+        f"finished: {row[f'{which}_top1']:.2f} % top-1 ({weights}{images}), best "
         f"{row['best_top1']:.2f} % after epoch {row['best_epoch']}; {row['train_s']:.0f} s of training; see {run_dir}"
     )
 

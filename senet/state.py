@@ -30,7 +30,7 @@ class TrainState:
     epoch_s: float = 0.0
     """The part of ``train_s`` that went into this epoch."""
     best_top1: float = -1.0
-    """Best test accuracy so far, of the averaged weights where there are any, in percent."""
+    """Best test accuracy so far, of the weights that counted then, in percent."""
     best_epoch: int = 0
     """The epoch (1 is the first) it was reached in."""
     last_result: dict[str, Any] = field(default_factory=dict)

@@ -43,9 +43,10 @@ class Trained:
 
     checkpoint: Path
     manifest: Mapping[str, Any]
-    """``classes`` in label order, ``config`` (flat: "data.mean"), ``step``, ``sha256``: see ``resume.identity``."""
+    """``classes`` in label order, ``config`` (flat: "data.mean"), ``step``, ``sha256``: see ``resume.identity``; of a
+    checkpoint also ``weights``, those that ``model`` has: "averaged" or "raw"."""
     model: nn.Module
-    """The averaged weights where there are any, else the raw ones; no gradients."""
+    """No gradients."""
     preprocess: Preprocess
     device: torch.device
 
@@ -74,6 +75,9 @@ class Trained:
 def load_trained(path: Path, *, model_name: str = "", device: str = "auto") -> Trained:
     """The network of a checkpoint, or of the best one of a run directory (the newest where none is marked best).
 
+    With the weights that count as its result: the averaged ones from 5 / (1 - train.ema_decay) updates on, before that
+    the raw ones.
+
     Args:
         model_name: needed, and only needed, for somebody's own network (``package.module:function``): a file must not
             choose which code is run, so the person who opens it says it again.
@@ -86,14 +90,17 @@ def load_trained(path: Path, *, model_name: str = "", device: str = "auto") -> T
     checkpoint = open_checkpoint(path)
     try:
         payload = unpickle(checkpoint.content)
-        weights = (payload.get("ema") or payload)["model"]
+        # older versions, whose manifests do not say, took the averaged weights wherever there were any
+        which = checkpoint.manifest.get("weights", "averaged" if payload.get("ema") else "raw")
+        weights = (payload["ema"] if which == "averaged" else payload)["model"]
     except CheckpointError as error:
         raise ConfigError(f"{checkpoint.path}: {error}") from None
     except (AssertionError, KeyError, TypeError):
         raise ConfigError(
             f"{checkpoint.path} holds no weights of a network; it is no checkpoint of a training"
         ) from None
-    return assemble(checkpoint.manifest, weights, origin=checkpoint.path, model_name=model_name, device=device)
+    manifest = checkpoint.manifest | {"weights": which}
+    return assemble(manifest, weights, origin=checkpoint.path, model_name=model_name, device=device)
 
 
 def assemble(
@@ -159,6 +166,8 @@ def check_facts(facts: Mapping[str, Any], origin: Path) -> None:
     ):
         if not fits:
             raise ConfigError(f"{origin}: {key}={config[key]!r} is no value of this option")
+    if (weights := facts.get("weights", "raw")) not in ("raw", "averaged"):
+        raise ConfigError(f"{origin}: weights={weights!r} must be raw or averaged; it is a damaged file")
     try:
         restore_data({key: config[key] for key in _NEEDED if key.startswith("data.")})
     except ConfigError as error:

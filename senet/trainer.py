@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
-from torch.optim.swa_utils import AveragedModel
 
 from senet.augment import Preprocess
 from senet.checkpoint import CheckpointManager
@@ -33,9 +32,10 @@ from senet.distributed import (
     set_time_limit,
     sum_over_ranks,
 )
+from senet.history import judged
 from senet.lease import Lease
 from senet.metrics import LossGuard, Progress, Scores, Tally, Writer
-from senet.optim import load_optimizer
+from senet.optim import WeightAverage, load_optimizer
 from senet.preemption import StopFlag
 from senet.ranks import Ranks
 from senet.repro import seed_everything
@@ -65,7 +65,7 @@ class Trainer:
     preprocess: Preprocess
     model: DistributedDataParallel
     raw_model: nn.Module  # without wrappers: what is evaluated, averaged and saved
-    ema: AveragedModel | None
+    ema: WeightAverage | None
     optimizer: torch.optim.Optimizer
     scaler: GradScaler
     autocast: Callable[[], AbstractContextManager[None]]
@@ -225,7 +225,8 @@ class Trainer:
             row |= scores.row(name)
         row |= {"lr": lr, "images_per_s": train.num_images / state.epoch_s, "epoch_s": state.epoch_s}
         row |= {"train_s": state.train_s, "skipped_steps": state.skipped_steps}
-        top1 = results.get("ema", results["test"]).top1
+        row["weights"] = self._weights
+        top1 = results[judged(row)].top1
         is_best = top1 > state.best_top1
         if is_best:
             state.best_top1, state.best_epoch = top1, state.epochs_done
@@ -235,7 +236,7 @@ class Trainer:
         state.epoch_sums, state.logged_sums = [], []
         state.epoch_s, state.logged_s = 0.0, state.train_s
         self.progress.say(_epoch_line(row, config.train.epochs))
-        self._tell(step=state.step, epoch=state.epochs_done, test_top1=top1)
+        self._tell(step=state.step, epoch=state.epochs_done, top1=top1, weights=row["weights"])
         self.save(best=is_best, wait=state.epochs_done == config.train.epochs)
 
     @torch.no_grad()  # not inference_mode: a network may keep what it makes here, a table of positions, for training
@@ -299,6 +300,7 @@ class Trainer:
             "state": state.state_dict(),
         }
         facts = {"step": state.step, "epochs_done": state.epochs_done, "best": best, "test": state.last_result}
+        facts["weights"] = self._weights
         self.checkpoints.save(payload, self.manifest | facts, wait=wait)
         self._tell(save_s=round(self.checkpoints.write_s, 3))  # the last one to end
         self._saved_at = now
@@ -317,6 +319,11 @@ class Trainer:
                 self.ema.module.load_state_dict(payload["model"])
         self.state = TrainState.from_state_dict(payload["state"])
         self._saved_at = (self.state.step, self.state.epochs_done)
+
+    @property
+    def _weights(self) -> Literal["raw", "averaged"]:
+        """Those that count as the result at this step."""
+        return "averaged" if self.ema is not None and self.ema.counts else "raw"
 
     def _lap(self) -> None:
         """Add the seconds since the last call to the time spent training."""

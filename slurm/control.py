@@ -84,7 +84,7 @@ def _row(run_dir: Path) -> tuple[str, ...]:
         state or "unknown",
         training,
         *(str(run.get(key, "-")) for key in ("step", "epoch", "images_per_s")),
-        f"{run['test_top1']:.2f}" if "test_top1" in run else "-",
+        f"{run['top1']:.2f}" if "top1" in run else "-",
         str(run.get("job_restarts", 0)),
         reason,
     )

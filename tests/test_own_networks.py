@@ -14,6 +14,7 @@ from senet.config import ConfigError, RunError
 from senet.data import ImageData
 from senet.distributed import sync_batch_norms
 from senet.exported import export
+from senet.history import judged
 from senet.trained import load_trained
 from tests import networks
 from tests.conftest import Train
@@ -36,8 +37,8 @@ def test_an_unusual_network_is_trained_resumed_and_opened(train_here: Train, dig
     trained = load_trained(tmp_path / "whole", model_name="tests.networks:unusual", device="cpu")
     images_NHWC = torch.tensor(digits.test.images)
     loss = nn.functional.cross_entropy(trained.logits(images_NHWC), digits.test.labels)
-    best = max(rows(tmp_path / "whole", "epoch"), key=lambda row: row["ema_top1"])
-    assert float(loss) == pytest.approx(best["ema_loss"], rel=1e-5)
+    best = max(rows(tmp_path / "whole", "epoch"), key=lambda row: row[f"{judged(row)}_top1"])
+    assert float(loss) == pytest.approx(best[f"{judged(best)}_loss"], rel=1e-5)
     with pytest.raises(RunError, match="_extra_state of this network is no tensor"):
         export(trained, "safetensors", tmp_path / "a.safetensors", with_preprocessing=False)
     assert not (tmp_path / "a.safetensors").exists()

@@ -8,29 +8,59 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from senet.config import ConfigError, to_flat
 from senet.data import ImageData
 from senet.exported import FORMAT, open_network, to_strings
-from senet.trained import check_facts, load_trained, open_checkpoint
+from senet.history import judged
+from senet.trained import Trained, check_facts, load_trained, open_checkpoint
 from tests.conftest import Train
-from tests.harness import checkpoints, edit_manifest, rows, tiny_config
+from tests.harness import checkpoints, edit_manifest, rows, status, tiny_config
 
 TINY = "tests.networks:tiny_senet"
 
 
-def test_the_best_averaged_weights_score_what_the_run_wrote_down(
+def loss(trained: Trained, digits: ImageData) -> float:
+    return F.cross_entropy(trained.logits(torch.tensor(digits.test.images)), digits.test.labels).item()
+
+
+def test_averaged_weights_count_from_five_over_one_less_decay_updates_on_and_before_that_the_raw_ones(
+    train_here: Train, digits: ImageData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a decay of 0.9 after 50 updates: not at 44, but at 66. The headline, the best and what is opened follow."""
+    result = train_here(tmp_path, "train.amp=off", "train.epochs=3", "checkpoint.keep=3", "checkpoint.every_steps=1000")
+    epochs = rows(tmp_path, "epoch")
+    assert [row["weights"] for row in epochs] == ["raw", "raw", "averaged"]
+    counted = [row["ema_top1" if row["weights"] == "averaged" else "test_top1"] for row in epochs]
+    assert [row["best_top1"] for row in epochs] == [max(counted[:n]) for n in (1, 2, 3)]
+    assert (status(tmp_path)["top1"], status(tmp_path)["weights"]) == (counted[2], "averaged")
+    raw, averaged = (f"{result.result[f'{kind}_top1']:.2f} %" for kind in ("test", "ema"))
+    headline = f"finished: {averaged} top-1 (averaged weights {averaged}, raw weights {raw}; 360 test images), best "
+    assert headline in capsys.readouterr().out
+    for path, row in zip(checkpoints(tmp_path), epochs, strict=True):
+        trained = load_trained(path, model_name=TINY, device="cpu")
+        assert trained.manifest["weights"] == row["weights"]
+        assert loss(trained, digits) == pytest.approx(row[f"{judged(row)}_loss"], rel=1e-5)
+        assert row["test_loss"] != pytest.approx(row["ema_loss"], rel=1e-3)  # they can be told apart
+    best = load_trained(tmp_path, model_name=TINY, device="cpu")
+    assert best.manifest["epochs_done"] == epochs[-1]["best_epoch"]
+    assert (best.classes, best.image_size) == (digits.classes, 16)
+
+
+def test_a_checkpoint_that_does_not_say_which_weights_count_is_of_a_version_that_took_the_averaged_ones(
     train_here: Train, digits: ImageData, tmp_path: Path
 ) -> None:
-    train_here(tmp_path, "train.amp=off", "train.epochs=3", "checkpoint.keep=1")
-    trained = load_trained(tmp_path, model_name=TINY, device="cpu")
-    logits_NK = trained.logits(torch.tensor(digits.test.images))
-    hits = int((logits_NK.argmax(1) == digits.test.labels).sum())
-    best = max(rows(tmp_path, "epoch"), key=lambda row: row["ema_top1"])
-    assert trained.manifest["epochs_done"] == best["epoch"]
-    assert 100 * hits / len(digits.test) == best["ema_top1"]
-    assert (trained.classes, trained.image_size) == (digits.classes, 16)
+    train_here(tmp_path, "train.amp=off", "train.epochs=1")
+    path, [row] = checkpoints(tmp_path)[-1], rows(tmp_path, "epoch")
+    edit_manifest(path, lambda manifest: manifest.pop("weights"))
+    averaged = load_trained(path, model_name=TINY, device="cpu")
+    assert averaged.manifest["weights"] == "averaged"
+    assert loss(averaged, digits) == pytest.approx(row["ema_loss"], rel=1e-5)
+    del row["weights"]
+    assert judged(row) == "ema"
+    assert judged({"test_top1": 1.0}) == "test"
 
 
 def test_a_file_does_not_choose_which_code_is_run(train_here: Train, tmp_path: Path) -> None:
@@ -85,6 +115,7 @@ def test_what_holds_no_checkpoint_is_named(train_here: Train, tmp_path: Path) ->
         ("config", None, "does not say data.image_size, data.mean, "),
         ("model.name", None, "model.name=None"),
         ("model.reduction", 0, "model.reduction=0"),
+        ("weights", "best", "weights='best' must be raw or averaged"),
         ("seed", "x", "seed='x'"),
         ("data.image_size", 50_000, "data.image_size=50000 is out of range"),
         ("data.mean", [0.5, 0.5, float("nan")], "data.mean="),

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from senet.config import CIFAR_RESNETS, NETWORKS, ConfigError, help_text
 from senet.data import ImageData
+from senet.history import judged
 from senet.model import SENet, SENet18, SqueezeExcite, insert_se
 from senet.trained import load_trained
 from senet.zoo import build_model
@@ -245,7 +246,7 @@ def test_a_named_network_trains_resumes_and_is_opened_again(
     trained = load_trained(tmp_path, device="cpu")
     hits = int((trained.logits(torch.tensor(digits.test.images)).argmax(1) == digits.test.labels).sum())
     [row] = rows(tmp_path, "epoch")
-    assert 100 * hits / len(digits.test) == row["ema_top1"]
+    assert 100 * hits / len(digits.test) == row[f"{judged(row)}_top1"]
     assert train_here(tmp_path, *options).state == "finished"
     with pytest.raises(ConfigError, match=r"model\.reduction: 8 -> 16"):
         train_here(tmp_path, *(option for option in options if "reduction" not in option))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ from senet.files import read_json
 from slurm import cluster
 from slurm.batch import stop_file
 
-_COLUMNS = ("run", "job", "slurm", "training", "step", "epoch", "images/s", "test %", "requeues", "reason")
+_COLUMNS = ("run", "job", "state", "step", "epoch", "images/s", "test %", "requeues", "reason")
+_ENDED = ("finished", "stopped", "failed")
+_SILENT_S = 60.0  # a run that lives says so every few seconds
 
 
 def status(names: list[str]) -> None:
-    """Print a line per run directory (default: all submitted ones in ``runs/``): SLURM's word beside the run's own.
+    """Print a line per run directory (default: all submitted ones in ``runs/``).
 
     Raises:
         ConfigError: a folder from which nothing was submitted.
@@ -28,7 +32,15 @@ def status(names: list[str]) -> None:
     )
     if not run_dirs:
         raise ConfigError("no run in runs/ was submitted; name a run directory: python slurm/submit.py status RUN_DIR")
-    table = [_COLUMNS, *(_row(run_dir) for run_dir in run_dirs)]
+    submitted = [_submitted(run_dir) for run_dir in run_dirs]
+    try:
+        known = cluster.job_states([of["job"] for of in submitted if of["cluster"] != cluster.LOCAL])
+    except cluster.NoAnswer as error:
+        print(f"slurm: {error}; what follows is what the runs themselves say", file=sys.stderr)
+        known = {}
+    known |= {of["job"]: cluster.state_of(of) for of in submitted if of["cluster"] == cluster.LOCAL}
+    rows = [_row(run_dir, of, known.get(of["job"])) for run_dir, of in zip(run_dirs, submitted, strict=True)]
+    table = [_COLUMNS, *rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(_COLUMNS))]
     for row in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -39,12 +51,17 @@ def stop(names: list[str]) -> None:
 
     Raises:
         ConfigError: no run directory, or no job of it that could be stopped.
+        NoAnswer: SLURM does not say whether there is one.
     """
     if len(names) != 1:
         raise ConfigError("stop takes one run directory: python slurm/submit.py stop RUN_DIR")
     run_dir = Path(names[0])
     submitted = _submitted(run_dir)
-    job_id, state = submitted["job"], _state(submitted)
+    job_id = submitted["job"]
+    try:
+        state = cluster.state_of(submitted).word
+    except cluster.NoAnswer as error:
+        raise cluster.NoAnswer(f"job {job_id} of run_dir={run_dir} was not stopped, try again: {error}") from None
     if state not in cluster.ACTIVE:
         raise ConfigError(f"job {job_id} of run_dir={run_dir} does not run: it is {state or 'unknown to SLURM'}")
     stop_file(run_dir, job_id).touch()  # the batch script asks for it before it requeues
@@ -52,11 +69,35 @@ def stop(names: list[str]) -> None:
         os.kill(int(job_id), signal.SIGTERM)  # passed on to the ranks
     else:
         # the ranks alone are told; in the queue there are none
-        words = ["scancel", job_id] if state in ("PENDING", "REQUEUED") else ["scancel", "--signal=USR2", job_id]
+        words = ["scancel", job_id] if state in cluster.WAITING else ["scancel", "--signal=USR2", job_id]
         done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode:
+            stop_file(run_dir, job_id).unlink()
             raise ConfigError(f"{' '.join(words)}: {' '.join(done.stderr.split())}")
     print(f"job {job_id} ({state}) was asked to stop; see: python slurm/submit.py status {run_dir}")
+
+
+def judge(job: cluster.JobState | None, run: Mapping[str, Any], silent_s: float) -> tuple[str, str]:
+    """What a job does, in one word that holds for SLURM and for the run, and why.
+
+    Args:
+        job: SLURM's view, None where it does not answer.
+        run: what the job's last start said of itself; {} where it has said nothing.
+        silent_s: since it said so.
+    """
+    said, reason = run.get("state", ""), str(run.get("reason", ""))
+    if said in _ENDED and (job is None or job.word not in cluster.ACTIVE):
+        return said, reason
+    if job is None:
+        return ("training", "") if said == "running" and silent_s < _SILENT_S else ("unknown", "SLURM does not answer")
+    if job.word in cluster.WAITING:
+        return "waiting", job.reason
+    if job.word in ("RUNNING", "SIGNALING") and (said not in _ENDED or run.get("job_restarts", 0) < job.restarts):
+        return ("training" if said == "running" and run.get("job_restarts", 0) == job.restarts else "starting"), ""
+    if job.word in cluster.ACTIVE:
+        return ("suspended" if job.word in ("SUSPENDED", "STOPPED") else "ending"), reason
+    # it ended without a word of the run
+    return job.word.lower() or ("killed" if said else "unknown"), f"silent for {silent_s:.0f} s" if said else ""
 
 
 def _submitted(run_dir: Path) -> dict[str, Any]:
@@ -66,25 +107,20 @@ def _submitted(run_dir: Path) -> dict[str, Any]:
     return found
 
 
-def _state(submitted: dict[str, Any]) -> str:
-    return cluster.state_of(submitted["cluster"], submitted["job"])
-
-
-def _row(run_dir: Path) -> tuple[str, ...]:
-    submitted, run = _submitted(run_dir), read_json(run_dir / "status.json")
-    state = _state(submitted)
-    training, reason = str(run.get("state", "not begun")), str(run.get("reason", ""))
-    if training == "running" and (state or "unknown") not in cluster.ACTIVE:
-        training = f"killed {time.time() - run['heartbeat']:.0f} s ago"
-    if state == "FAILED" and not reason:  # not even the batch script could tell
+def _row(run_dir: Path, submitted: dict[str, Any], job: cluster.JobState | None) -> tuple[str, ...]:
+    run = read_json(run_dir / "status.json")
+    heartbeat = run.get("heartbeat", 0.0)
+    local = submitted["cluster"] == cluster.LOCAL and heartbeat > submitted["submitted"]
+    of_this_job = run if run.get("job") == submitted["job"] or local else {}
+    state, reason = judge(job, of_this_job, time.time() - heartbeat)
+    if state == "failed" and not reason:  # not even the batch script could tell
         reason = f"see {run_dir}/slurm/{submitted['job']}_0_log.out"
     return (
         str(run_dir),
         submitted["job"],
-        state or "unknown",
-        training,
+        state,
         *(str(run.get(key, "-")) for key in ("step", "epoch", "images_per_s")),
         f"{run['top1']:.2f}" if "top1" in run else "-",
-        str(run.get("job_restarts", 0)),
+        str(max(job.restarts if job else 0, of_this_job.get("job_restarts", 0))),
         reason,
     )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from senet.config import Config, ConfigError, check_split
+from senet.config import Config, ConfigError, SlurmConfig, check_split
 from senet.files import read_json
 from senet.lease import holder
 from slurm import cluster
-from slurm.sbatch import minutes, ranks_per_node
+from slurm.sbatch import make_slurm_executor, minutes, ranks_per_node, sbatch_environment
 
 _LEAVING_S = 5.0  # from the published checkpoint to the last rank gone
 _LOCAL_FILE_SYSTEMS = {"tmpfs", "ramfs", "ext3", "ext4", "xfs", "btrfs", "overlay", "zfs"}
@@ -28,10 +29,22 @@ class Finding:
 
 
 def preflight(config: Config, run_dir: Path) -> list[Finding]:
-    """Everything that is found, refusals first. Asks SLURM where it answers; writes nothing."""
+    """Everything that is found, refusals first. Asks SLURM where it answers; writes nothing.
+
+    Raises:
+        ConfigError: an option that has no script.
+    """
     findings = [*_tasks(config), *_limits(config, run_dir), *_directory(config, run_dir), *owner(run_dir)]
     if config.slurm.cluster == "slurm":
-        findings += _site(config, run_dir)
+        script = make_slurm_executor(config, run_dir, run_dir / "slurm" / "code").text()
+        environment, site = sbatch_environment(script), cluster.site()
+        findings += [
+            *_memory(config.slurm),
+            *_from_environment(environment),
+            *_site(config, run_dir, environment, site),
+        ]
+        if site:
+            findings += _test_only(script, environment)
     return sorted(findings, key=lambda finding: not finding.refuse)
 
 
@@ -134,7 +147,12 @@ def owner(run_dir: Path) -> Iterator[Finding]:
     """A job that is queued for the run directory, or a run that holds it."""
     submitted = read_json(run_dir / "slurm" / "job.json")
     if submitted:
-        state = cluster.state_of(submitted["cluster"], submitted["job"])
+        try:
+            state = cluster.state_of(submitted).word
+        except cluster.NoAnswer as error:
+            text = f"whether job {submitted['job']} still waits or runs is not known ({error})"
+            yield Finding(True, f"run_dir={run_dir}: {text}; try again, or choose another run_dir")
+            return
         if state in cluster.ACTIVE:
             yield Finding(
                 True,
@@ -148,29 +166,70 @@ def owner(run_dir: Path) -> Iterator[Finding]:
         )
 
 
-def _site(config: Config, run_dir: Path) -> Iterator[Finding]:
-    slurm, site, partitions = config.slurm, cluster.site(), cluster.partitions()
+def _memory(slurm: SlurmConfig) -> Iterator[Finding]:
+    by_name = {key.replace("_", "-"): (f"slurm.sbatch.{key}", value) for key, value in slurm.sbatch.items()}
+    for name, value in (
+        ("slurm.mem", slurm.mem),
+        *(by_name[name] for name in ("mem-per-cpu", "mem-per-gpu", "tmp") if name in by_name),
+    ):
+        if re.fullmatch(r"[1-9]\d*", str(value)):
+            yield Finding(True, f"{name}={value} is {value} MB to SLURM; say which unit is meant: {value}G or {value}M")
+        elif value and not re.fullmatch(r"0|\d+[KMGT]B?", str(value), re.IGNORECASE):
+            yield Finding(True, f"{name}={value} is no size to SLURM; use a whole number and a unit, e.g. 64G")
+
+
+def _from_environment(environment: dict[str, str]) -> Iterator[Finding]:
+    """Of SBATCH_* only those are left that nothing typed replaces."""
+    for name, value in environment.items():
+        if name.startswith("SBATCH_"):
+            yield Finding(
+                False, f"{name}={value} in the environment holds for this job; unset it if you do not mean it"
+            )
+    if others := os.environ.get("SLURM_CLUSTERS"):
+        yield Finding(
+            False, f"SLURM_CLUSTERS={others} in the environment is not followed; submit on a host of that cluster"
+        )
+
+
+def _site(config: Config, run_dir: Path, environment: dict[str, str], site: dict[str, str]) -> Iterator[Finding]:
     if not site:
         yield Finding(
             False, "scontrol does not answer here: partition, account, KillWait and GraceTime are not checked"
         )
         return
-    if slurm.partition and slurm.partition not in partitions:
-        names = ", ".join(sorted(partitions))
-        yield Finding(True, f"slurm.partition={slurm.partition} does not exist; this cluster has {names}")
+    slurm, known = config.slurm, cluster.partitions()
+    default = next((name for name, fields in known.items() if fields.get("Default") == "YES"), "")
+    wanted = slurm.partition or environment.get("SBATCH_PARTITION", default)
+    names = [name for name in wanted.split(",") if name]  # of several, the job takes the one that is free first
+    if unknown := [name for name in names if name not in known]:
+        text = f"slurm.partition={wanted}: {', '.join(unknown)} does not exist"
+        yield Finding(True, f"{text}; this cluster has {', '.join(sorted(known))}")
         return
-    if slurm.account and (known := cluster.accounts()) and slurm.account not in known:
-        names = ", ".join(sorted(known))
-        yield Finding(True, f"slurm.account={slurm.account} is not among the accounts that you may use: {names}")
-    default = next((name for name, fields in partitions.items() if fields.get("Default") == "YES"), "")
-    partition = partitions.get(slurm.partition or default, {})
-    if partition.get("MaxTime", "UNLIMITED")[:1].isdigit() and minutes(slurm.time) > minutes(partition["MaxTime"]):
-        yield Finding(
-            True,
-            f"slurm.time={slurm.time} is more than MaxTime={partition['MaxTime']} of partition "
-            f"{partition['PartitionName']}; lower it: a run that needs longer is requeued by itself",
-        )
-    yield from _preemption(site, partition, _stop_s(config, run_dir))
+    if slurm.account and (accounts := cluster.accounts()) and slurm.account not in accounts:
+        text = f"slurm.account={slurm.account} is not among the accounts that you may use"
+        yield Finding(True, f"{text}: {', '.join(sorted(accounts))}")
+    for partition in map(known.__getitem__, names):
+        if partition.get("MaxTime", "UNLIMITED")[:1].isdigit() and minutes(slurm.time) > minutes(partition["MaxTime"]):
+            yield Finding(
+                True,
+                f"slurm.time={slurm.time} is more than MaxTime={partition['MaxTime']} of partition "
+                f"{partition['PartitionName']}; lower it: a run that needs longer is requeued by itself",
+            )
+        yield from _preemption(site, partition, _stop_s(config, run_dir))
+
+
+def _test_only(script: str, environment: dict[str, str]) -> Iterator[Finding]:
+    """SLURM's own check, which knows qos, constraint, reservation, and what the nodes have."""
+    try:
+        done = cluster.ask("sbatch", "--test-only", text=script, environment=environment)
+    except (cluster.NoAnswer, OSError):  # no command, or nobody who answers it: a submission will say so
+        return
+    words = " ".join(done.stderr.split()).removeprefix("allocation failure: ")
+    if done.returncode and re.search("node configuration is not available|nodes are busy|not available now", words):
+        text = "; either no node has what is asked for, or those that have it are down: the job may wait for ever"
+        yield Finding(False, f"sbatch --test-only: {words}{text}")
+    elif done.returncode:
+        yield Finding(True, f"sbatch refuses the job: {words}")
 
 
 def _preemption(site: dict[str, str], partition: dict[str, str], needed_s: float) -> Iterator[Finding]:

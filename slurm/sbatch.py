@@ -31,8 +31,18 @@ _OWN = {
     "ntasks": "slurm.nodes and slurm.ranks_per_node",
     "signal": "slurm.signal_lead_s",
     "chdir": "slurm.snapshot",
-    **dict.fromkeys(("array", "requeue", "no-requeue", "output", "error", "open-mode", "wait", "wrap", "parsable"), ""),
+    **dict.fromkeys(
+        ("array", "requeue", "no-requeue", "output", "error", "open-mode", "wait", "wrap", "parsable", "no-kill"), ""
+    ),
+    "clusters": "",  # it is asked about, stopped and requeued where it was submitted
 }
+# of variables SBATCH_* that are not called as their option is
+_OPTIONS = {"timelimit": "time", "array-inx": "array", "mem-per-node": "mem"}
+_EXCLUDE_EACH_OTHER = (
+    {"mem", "mem-per-cpu", "mem-per-gpu"},
+    {"gpus", "gpus-per-node", "gpus-per-task"},
+    {"cpus-per-task", "cpus-per-gpu"},
+)
 
 
 class SlurmExecutor(submitit.SlurmExecutor):
@@ -79,10 +89,14 @@ def send(job: Job, config: Config, run_dir: Path, code: Path) -> str:
     if config.slurm.cluster == "slurm":
         executor = make_slurm_executor(config, run_dir, code)
         try:
-            with _outside_of_jobs(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
+            # submitit prints what it raises
+            with _environment(sbatch_environment(executor.text())), contextlib.redirect_stderr(io.StringIO()):
                 submitted = executor.submit(job)
         except FailedJobError as error:
-            raise ConfigError(f"sbatch refused the job: {' '.join(str(error).split())}") from None
+            words = " ".join(str(error).split())
+            if "timed out" in words.lower():
+                words += "; SLURM may have it all the same: look with squeue before you submit again"
+            raise ConfigError(f"sbatch refused the job: {words}") from None
         finally:
             for path in (run_dir / "slurm").iterdir():  # submitit's temporary names, which stay
                 if re.fullmatch(r"\.submission_file_\w+\.sh|[0-9a-f]{32}\.pkl", path.name):
@@ -98,17 +112,35 @@ def send(job: Job, config: Config, run_dir: Path, code: Path) -> str:
     return submitted.job_id
 
 
+def sbatch_environment(script: str) -> dict[str, str]:
+    """The variables that sbatch gets: none of a job from within which one submits, whose size and restarts the new job
+    would take for its own, and none of those SBATCH_* that would win over the lines of the script, or over what the job
+    depends on. (submitit's clean_env also hides SLURM_CONF and the defaults that a person has in SBATCH_*.)
+    """
+    asked = set(re.findall(r"^#SBATCH --([a-z-]+)", script, re.MULTILINE))
+    for group in _EXCLUDE_EACH_OTHER:
+        asked |= group if group & asked else set()
+    asked |= {name for name, instead in _OWN.items() if not instead}
+
+    def is_left(name: str) -> bool:
+        if name.startswith("SBATCH_"):
+            option = name.removeprefix("SBATCH_").lower().replace("_", "-")
+            return _OPTIONS.get(option, option) not in asked
+        return name == "SLURM_CONF" or not name.startswith(("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_"))
+
+    return {name: value for name, value in os.environ.items() if is_left(name)}
+
+
 @contextlib.contextmanager
-def _outside_of_jobs() -> Iterator[None]:
-    """Without the variables of a job from within which one submits: the new job would take its size and its restarts
-    for its own. (submitit's clean_env also hides SLURM_CONF and the defaults that a person has in SBATCH_*.)"""
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """These variables and no others."""
     kept = dict(os.environ)
-    for name in kept:
-        if name.startswith(("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_")) and name != "SLURM_CONF":
-            del os.environ[name]
+    os.environ.clear()
+    os.environ |= variables
     try:
         yield
     finally:
+        os.environ.clear()
         os.environ |= kept
 
 
@@ -146,7 +178,8 @@ def make_slurm_executor(config: Config, run_dir: Path, code: Path) -> SlurmExecu
         signal_delay_s=slurm.signal_lead_s,
         stderr_to_stdout=True,  # one log per rank
         wckey=None,  # submitit's own would be refused where keys are checked
-        srun_args=["--kill-on-bad-exit=1"],
+        # else sbatch's --export=NONE would hold for the ranks too, and take MASTER_ADDR and all from them
+        srun_args=["--kill-on-bad-exit=1", "--export=ALL"],
         additional_parameters=_passed_through(slurm) | {"requeue": True, "chdir": str(code)},
         setup=_setup(slurm, run_dir, code),
         teardown=["finish"],

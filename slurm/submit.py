@@ -8,6 +8,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+import contextlib
 import dataclasses
 import hashlib
 import shlex
@@ -15,7 +16,7 @@ import shutil
 import socket
 import time
 
-from senet.config import REPOSITORY, Config, ConfigError, SlurmConfig, group_help, load_config, to_yaml
+from senet.config import REPOSITORY, Config, ConfigError, RunError, SlurmConfig, group_help, load_config, to_yaml
 from senet.files import replace_file, write_json
 from senet.locks import StillHeld, lock
 from slurm.control import status, stop
@@ -57,11 +58,16 @@ def submit(argv: list[str], *, dry_run: bool) -> None:
     for finding in findings:
         print(f"slurm: warning: {finding.text}", file=sys.stderr)
     folder = run_dir / "slurm"
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with lock(folder / ".submit.lock", patience_s=60):
             _refuse([*owner(run_dir)])  # somebody may have been quicker
-            job_id = _submit(config, run_dir, argv)
+            try:
+                job_id = _submit(config, run_dir, argv)
+            except ConfigError:
+                _remove(made)
+                raise
     except StillHeld as error:
         raise ConfigError(f"{error}; if it has ended, delete that file and try again") from None
     log = folder / f"{job_id}_0_log.out"
@@ -74,6 +80,15 @@ def submit(argv: list[str], *, dry_run: bool) -> None:
         f"  stop     {here} stop {shlex.quote(typed.run_dir)}\n"
         f"  resume   the same command again"
     )
+
+
+def _remove(made: list[Path]) -> None:
+    """The folders that a refused submission has made, the innermost first."""
+    if made:
+        shutil.rmtree(made[0])
+    for parent in made[1:]:
+        with contextlib.suppress(OSError):  # somebody has put something there meanwhile
+            parent.rmdir()
 
 
 def _python() -> str:
@@ -143,7 +158,7 @@ def main(argv: list[str]) -> int:
             stop(argv[1:])
         else:
             submit([arg for arg in argv if arg != "--dry-run"], dry_run="--dry-run" in argv)
-    except (ConfigError, OSError) as error:
+    except (ConfigError, RunError, OSError) as error:
         print(f"slurm: {error}", file=sys.stderr)
         return 2
     return 0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pickletools
+import pwd
 import shutil
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import submitit
@@ -17,12 +19,14 @@ import submitit
 from senet import commit as commit_module
 from senet.config import REPOSITORY, ConfigError, load_config, to_flat
 from senet.files import read_json, write_json
-from slurm import batch, cluster, preflight, sbatch, snapshot
+from slurm import batch, cluster, control, preflight, sbatch, snapshot
 from slurm.job import Job
 from tests.harness import tiny
 
 SUBMIT = [sys.executable, str(REPOSITORY / "slurm" / "submit.py")]
 RUNNING = "JobId=7 JobName=x JobState=RUNNING Reason=None PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=None"
+UNKNOWN = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
+DOWN = "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1"
 PREEMPTED = RUNNING.replace("PreemptTime=None", "PreemptTime=2026-01-01T00:00:09")
 
 
@@ -35,14 +39,17 @@ def run_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of commands in front of PATH; ``install`` fills it."""
+    """A folder of commands as the only one in PATH, without SLURM's; ``install`` adds stand-ins for them."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    for name in ("bash", "cut", "grep", "head", "sh", "sleep"):
+        (folder / name).symlink_to(str(shutil.which(name)))
+    monkeypatch.setenv("PATH", str(folder))
     return folder
 
 
 def install(folder: Path, name: str, script: str) -> None:
+    (folder / name).unlink(missing_ok=True)
     (folder / name).write_text(f"#!/bin/sh\n{script}\n")
     (folder / name).chmod(0o755)
 
@@ -125,12 +132,14 @@ def test_the_batch_script_has_what_was_asked_for() -> None:
     setup = text[text.index("# setup") : text.index("# command")]
     assert setup.splitlines()[1] == "module load cuda"
     assert "export NCCL_DEBUG='a b'" in setup
-    assert "--kill-on-bad-exit=1" in text[text.index("# command") :]
+    assert "--kill-on-bad-exit=1 --export=ALL" in text[text.index("# command") :]
     assert text.rstrip().endswith("finish")
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["time=1", "array=0-3", "no_requeue=true", "signal=B:USR1@10"])
+@pytest.mark.parametrize(
+    "name", ["time=1", "array=0-3", "no_requeue=true", "signal=B:USR1@10", "no_kill=true", "clusters=x"]
+)
 def test_sbatch_options_that_the_job_depends_on_cannot_be_passed_through(name: str) -> None:
     with pytest.raises(ConfigError, match=r"slurm\.sbatch\."):
         script(f"slurm.sbatch.{name}")
@@ -139,7 +148,7 @@ def test_sbatch_options_that_the_job_depends_on_cannot_be_passed_through(name: s
 def test_the_python_of_a_container_starts_ranks_and_decisions() -> None:
     text = script("slurm.python=apptainer exec --nv image.sif python3")
     assert 'run_python() { apptainer exec --nv image.sif python3 "$@"; }' in text
-    assert "--kill-on-bad-exit=1 apptainer exec --nv image.sif python3 -u -m submitit.core._submit" in text
+    assert "--export=ALL apptainer exec --nv image.sif python3 -u -m submitit.core._submit" in text
 
 
 def test_a_dry_run_needs_neither_sbatch_nor_torch_and_writes_nothing(tmp_path: Path) -> None:
@@ -318,7 +327,7 @@ def test_the_lead_is_held_against_what_the_last_run_needed(run_dir: Path) -> Non
 SITE = """\
 case "$*" in
 "show config") echo "KillWait                = 30 sec"; echo "PreemptType             = preempt/partition_prio" ;;
-"show partition --oneliner")
+"--all show partition --oneliner")
     echo "PartitionName=cpu Default=YES GraceTime=10 MaxTime=1-00:00:00 PreemptMode=REQUEUE"
     echo "PartitionName=gpu Default=NO GraceTime=0 MaxTime=UNLIMITED PreemptMode=CANCEL" ;;
 esac"""
@@ -327,16 +336,99 @@ esac"""
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["slurm.partition=gpus"], "refused: slurm.partition=gpus does not exist; this cluster has cpu, gpu"),
+        (["slurm.partition=gpus"], "refused: slurm.partition=gpus: gpus does not exist; this cluster has cpu, gpu"),
+        (["slurm.partition=gpu,long,x"], "refused: slurm.partition=gpu,long,x: long, x does not exist"),
+        (["slurm.partition=gpu,cpu", "slurm.time=2d"], "refused: slurm.time=2d is more than MaxTime=1-00:00:00 of"),
         (["slurm.time=2d"], "refused: slurm.time=2d is more than MaxTime=1-00:00:00 of partition cpu"),
-        (["slurm.partition=gpu"], "warning: partition gpu has PreemptMode=CANCEL"),
+        (["slurm.partition=cpu,gpu"], "warning: partition gpu has PreemptMode=CANCEL"),
         (["slurm.account=us"], "refused: slurm.account=us is not among the accounts that you may use: physics"),
     ],
 )
 def test_preflight_asks_the_site(fake: Path, run_dir: Path, overrides: list[str], expected: str) -> None:
     install(fake, "scontrol", SITE)
-    install(fake, "sacctmgr", "echo physics")
+    user = pwd.getpwuid(os.getuid()).pw_name
+    install(fake, "sacctmgr", f'case "$*" in *user={user}*) echo physics ;; *) echo physics; echo us ;; esac')
     assert expected in found(*overrides, run_dir=run_dir)
+
+
+def test_a_list_of_partitions_is_one(fake: Path, run_dir: Path) -> None:
+    install(fake, "scontrol", SITE)
+    assert "refused" not in found("slurm.partition=gpu,cpu", run_dir=run_dir)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("echo sbatch: Job 7 to start at >&2", ""),
+        (
+            "echo allocation failure: Invalid qos specification >&2; exit 1",
+            "refused: sbatch refuses the job: Invalid qos",
+        ),
+        (
+            "echo allocation failure: Requested node configuration is not available >&2; exit 1",
+            "warning: sbatch --test-only: Requested node configuration is not available; either no node has",
+        ),
+        (
+            "grep -q '^#SBATCH --qos=long' || exit 0; echo no long >&2; exit 1",
+            "refused: sbatch refuses the job: no long",
+        ),
+    ],
+)
+def test_preflight_has_slurm_check_the_script(fake: Path, run_dir: Path, answer: str, expected: str) -> None:
+    install(fake, "scontrol", SITE)
+    install(fake, "sbatch", f'[ "$*" = --test-only ] || exit 1; {answer}')
+    said = found("slurm.qos=long", run_dir=run_dir)
+    assert expected in said if expected else "sbatch" not in said
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("slurm.mem=64", "refused: slurm.mem=64 is 64 MB to SLURM; say which unit is meant: 64G or 64M"),
+        ("slurm.sbatch.mem_per_cpu=4", "refused: slurm.sbatch.mem_per_cpu=4 is 4 MB to SLURM"),
+        ("slurm.mem=64GiB", "refused: slurm.mem=64GiB is no size"),
+        ("slurm.mem=6.5G", "refused: slurm.mem=6.5G is no size"),
+        ("slurm.mem=64G", ""),
+        ("slurm.mem=64mb", ""),
+        ("slurm.mem=0", ""),  # all that the node has
+    ],
+)
+@pytest.mark.usefixtures("fake")
+def test_memory_has_a_unit(run_dir: Path, option: str, expected: str) -> None:
+    said = found(option, run_dir=run_dir)
+    assert expected in said if expected else "slurm.mem" not in said
+
+
+def test_what_was_typed_wins_over_sbatchs_variables_and_the_rest_is_named(
+    fake: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(fake, "scontrol", SITE)
+    for name, value in {
+        "PARTITION": "gpu",
+        "TIMELIMIT": "1",
+        "NO_REQUEUE": "1",
+        "SIGNAL": "B:USR1@5",
+        "OUTPUT": "/x",
+        "ARRAY_INX": "0-9",
+        "WAIT": "1",
+        "CLUSTERS": "another",
+        "MEM_PER_CPU": "1",
+        "NO_KILL": "1",
+        "RESERVATION": "maint",
+    }.items():
+        monkeypatch.setenv(f"SBATCH_{name}", value)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "9")
+    left = sbatch.sbatch_environment(script("slurm.partition=cpu", "slurm.mem=1G"))
+    assert [name for name in left if name.startswith(("SBATCH_", "SLURM_"))] == ["SBATCH_RESERVATION"]
+    assert left["PATH"] == os.environ["PATH"]
+    left = sbatch.sbatch_environment(script())
+    assert {name for name in left if name.startswith("SBATCH_")} == {
+        f"SBATCH_{name}" for name in ("PARTITION", "MEM_PER_CPU", "RESERVATION")
+    }
+    said = found(run_dir=run_dir)
+    assert "warning: SBATCH_RESERVATION=maint in the environment holds for this job" in said
+    assert "partition gpu has PreemptMode=CANCEL" in said  # the one in which it will run
+    assert "TIMELIMIT" not in said
 
 
 def test_a_short_grace_is_held_against_what_the_last_run_needed(fake: Path, run_dir: Path) -> None:
@@ -350,33 +442,121 @@ def test_a_short_grace_is_held_against_what_the_last_run_needed(fake: Path, run_
 
 def test_a_directory_with_a_job_in_the_queue_is_refused(fake: Path, run_dir: Path) -> None:
     write_json(run_dir / "slurm" / "job.json", {"job": "7", "cluster": "slurm"})
-    install(fake, "squeue", "echo PENDING")
+    install(fake, "squeue", "echo '7|PENDING|Priority|0|'")
     assert f"refused: run_dir={run_dir} belongs to job 7, which is PENDING" in found(run_dir=run_dir)
-    install(fake, "squeue", "exit 1")  # it has left the queue
-    assert "belongs to" not in found(run_dir=run_dir)
+    install(fake, "squeue", UNKNOWN)  # it has left the queue
+    assert "refused" not in found(run_dir=run_dir)
+
+
+def test_a_directory_of_whose_job_slurm_says_nothing_is_refused(
+    fake: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(run_dir / "slurm" / "job.json", {"job": "7", "cluster": "slurm"})
+    install(fake, "squeue", DOWN)
+    expected = f"refused: run_dir={run_dir}: whether job 7 still waits or runs is not known (squeue does not answer: "
+    assert expected + "slurm_load_jobs error: Unable to contact slurm controller)" in found(run_dir=run_dir)
+    install(fake, "squeue", "exec sleep 30")
+    monkeypatch.setattr(cluster, "_TIMEOUT_S", 0.3)
+    assert "is not known (squeue does not answer within 0.3 s); try again" in found(run_dir=run_dir)
 
 
 @pytest.mark.parametrize(
     ("commands", "expected"),
     [
-        ({"squeue": "echo RUNNING"}, "RUNNING"),
-        ({"squeue": "true", "sacct": "echo 'CANCELLED by 1000'"}, "CANCELLED"),
-        ({"squeue": "exit 1", "scontrol": "echo JobId=7 JobState=TIMEOUT Reason=x"}, "TIMEOUT"),
-        ({}, ""),
+        ({"squeue": "echo '7|RUNNING|None|2|'"}, cluster.JobState("RUNNING", "", 2)),
+        ({"squeue": "echo '7|PENDING|Priority|0|'"}, cluster.JobState("PENDING", "Priority")),
+        ({"squeue": UNKNOWN, "sacct": "echo '7|CANCELLED by 1000'"}, cluster.JobState("CANCELLED")),
+        ({"squeue": UNKNOWN, "sacct": "echo disabled >&2; exit 1"}, cluster.JobState()),
+        ({}, cluster.JobState()),
     ],
 )
-def test_whichever_command_the_site_has_tells_the_state(fake: Path, commands: dict[str, str], expected: str) -> None:
+def test_whichever_command_the_site_has_tells_the_state(
+    fake: Path, commands: dict[str, str], expected: cluster.JobState
+) -> None:
     for name, text in commands.items():
         install(fake, name, text)
-    assert cluster.job_state("7") == expected
+    assert cluster.job_states(["7"]) == {"7": expected}
 
 
-def test_a_slurm_that_does_not_answer_costs_a_bounded_time(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(fake, "squeue", "exec sleep 30")
-    monkeypatch.setattr(cluster, "_TIMEOUT_S", 0.3)
-    began = time.monotonic()
-    assert cluster.job_state("7") == ""
-    assert time.monotonic() - began < 5
+def test_many_jobs_are_one_question_whatever_the_person_has_in_the_environment(
+    fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
+    monkeypatch.setenv("SLURM_CLUSTERS", "another")
+    install(
+        fake,
+        "squeue",
+        f'echo "$*" >>{fake}/log; echo "7|PENDING|$SQUEUE_STATES$SLURM_CLUSTERS|0|"; echo "8|RUNNING||0|"',
+    )
+    install(fake, "sacct", f'echo "sacct $*" >>{fake}/log; echo "9|COMPLETED"')
+    found = cluster.job_states(["7", "8", "9"])
+    assert [state.word for state in found.values()] == ["PENDING", "RUNNING", "COMPLETED"]
+    assert found["7"].reason == ""
+    squeue, sacct = (fake / "log").read_text().splitlines()
+    assert "--jobs=7,8,9" in squeue
+    assert "--jobs=9" in sacct
+
+
+def status_lines(folder: Path, *names: str) -> list[str]:
+    done = subprocess.run([*SUBMIT, "status", *names], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [*done.stderr.splitlines(), *done.stdout.splitlines()]
+
+
+def test_a_slurm_that_does_not_answer_is_asked_once_for_all_runs(fake: Path, tmp_path: Path) -> None:
+    install(fake, "squeue", f"echo asked >>{fake}/log; {DOWN}")
+    for job, state, heartbeat in (("7", "running", time.time()), ("8", "finished", 0.0), ("9", "running", 0.0)):
+        folder = tmp_path / "runs" / job
+        (folder / "slurm").mkdir(parents=True)
+        write_json(folder / "slurm" / "job.json", {"job": job, "cluster": "slurm"})
+        write_json(folder / "status.json", {"job": job, "state": state, "heartbeat": heartbeat, "step": 3})
+    said, _, *rows = status_lines(tmp_path)
+    assert "squeue does not answer: slurm_load_jobs error: Unable to contact" in said
+    assert [row.split()[2] for row in rows] == ["training", "finished", "unknown"]
+    assert (fake / "log").read_text() == "asked\n"
+
+
+def test_what_slurm_does_not_say_is_no_reason_not_to_stop(fake: Path, run_dir: Path) -> None:
+    write_json(run_dir / "slurm" / "job.json", {"job": "7", "cluster": "slurm"})
+    install(fake, "squeue", DOWN)
+    done = subprocess.run([*SUBMIT, "stop", str(run_dir)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"slurm: job 7 of run_dir={run_dir} was not stopped, try again: squeue does not answer" in done.stderr
+    install(fake, "squeue", "echo '7|RUNNING|None|0|'")
+    install(fake, "scancel", "echo no such luck >&2; exit 1")
+    done = subprocess.run([*SUBMIT, "stop", str(run_dir)], capture_output=True, text=True)
+    assert "no such luck" in done.stderr
+    assert not batch.stop_file(run_dir, "7").exists()  # else the next preemption would end the job
+
+
+@pytest.mark.parametrize(
+    ("slurm", "run", "expected"),
+    [
+        (("PENDING", "Priority", 0), {}, ("waiting", "Priority")),
+        (("PENDING", "BeginTime", 1), {"state": "running"}, ("waiting", "BeginTime")),
+        (("PENDING", "BeginTime", 1), {"state": "stopped", "reason": "SIGTERM"}, ("waiting", "BeginTime")),
+        (("RUNNING", "", 0), {}, ("starting", "")),
+        (("RUNNING", "", 0), {"state": "running"}, ("training", "")),
+        (("RUNNING", "", 1), {"state": "running", "job_restarts": 0}, ("starting", "")),
+        (("RUNNING", "", 1), {"state": "failed", "job_restarts": 0}, ("starting", "")),
+        (("RUNNING", "", 0), {"state": "failed", "reason": "why"}, ("ending", "why")),
+        (("COMPLETING", "", 0), {"state": "stopped", "reason": "SIGUSR2"}, ("ending", "SIGUSR2")),
+        (("SUSPENDED", "", 0), {"state": "running"}, ("suspended", "")),
+        (("COMPLETED", "", 0), {"state": "finished"}, ("finished", "")),
+        (("CANCELLED", "", 0), {"state": "stopped", "reason": "SIGUSR2"}, ("stopped", "SIGUSR2")),
+        (("CANCELLED", "", 0), {}, ("cancelled", "")),
+        (("TIMEOUT", "", 0), {"state": "running"}, ("timeout", "silent for 99 s")),
+        (("FAILED", "", 0), {"state": "failed", "reason": "why"}, ("failed", "why")),
+        (("", "", 0), {"state": "running"}, ("killed", "silent for 99 s")),
+        (("", "", 0), {}, ("unknown", "")),
+        (None, {"state": "running"}, ("unknown", "SLURM does not answer")),
+        (None, {"state": "failed", "reason": "why"}, ("failed", "why")),
+    ],
+)
+def test_one_word_holds_for_slurm_and_for_the_run(
+    slurm: tuple[str, str, int] | None, run: dict[str, Any], expected: tuple[str, str]
+) -> None:
+    assert control.judge(cluster.JobState(*slurm) if slurm else None, run, 99.0) == expected
 
 
 # --- the code that was submitted ---
@@ -531,6 +711,18 @@ def test_bad_input_gets_one_line_and_exit_code_2(tmp_path: Path, args: list[str]
     lines = [line for line in done.stderr.splitlines() if not line.startswith("slurm: warning: ")]
     assert len(lines) == 1
     assert expected in lines[0]
+
+
+def test_a_refused_submission_leaves_nothing(fake: Path, tmp_path: Path) -> None:
+    install(fake, "sbatch", "echo sbatch: error: no >&2; exit 1")
+    (tmp_path / "old" / "run").mkdir(parents=True)
+    for name in ("new/run", "old/run"):
+        command = [*SUBMIT, *tiny(f"run_dir={name}", "slurm.snapshot=false")]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "sbatch refused the job" in done.stderr.splitlines()[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "old"]
+    assert list((tmp_path / "old" / "run").iterdir()) == []
 
 
 def test_without_slurm_a_submission_says_what_is_missing(tmp_path: Path) -> None:

@@ -184,7 +184,18 @@ def test_a_job_ends_with_the_tensors_of_torchrun(run: Run, undisturbed: Callable
     run.wait_for("COMPLETED")
     assert differing(without_clock(payload(run.run_dir)), undisturbed(2)) == []
     table = run.tool("status", str(run.run_dir)).stdout.splitlines()
-    assert table[1].split()[:6] == [str(run.run_dir), run.job, "COMPLETED", "finished", "44", "2"]
+    assert table[1].split()[:5] == [str(run.run_dir), run.job, "finished", "44", "2"]
+
+
+@pytest.mark.parametrize("typed", [["slurm.sbatch.export=NONE", "slurm.environment.SLURM_EXPORT_ENV=NONE"], []])
+def test_what_was_typed_wins_over_the_environment_and_all_of_it_reaches_the_ranks(run: Run, typed: list[str]) -> None:
+    names = {"TIMELIMIT": "1", "NO_REQUEUE": "1", "SIGNAL": "USR1@5", "OUTPUT": "/nowhere", "ARRAY_INX": "0-1"}
+    names |= {"PARTITION": "high"} | ({} if typed else {"EXPORT": "NONE"})
+    run.env |= {f"SBATCH_{name}": value for name, value in names.items()}
+    run.submit("train.epochs=1", "slurm.partition=low", *typed)
+    found = run.wait_for("COMPLETED")
+    assert (found["TimeLimit"], found["Requeue"], found["Partition"]) == ("00:20:00", "1", "low")
+    assert status(run.run_dir)["state"] == "finished"
 
 
 def test_preempted_requeued_and_signalled_it_ends_with_the_same_bits(
@@ -321,13 +332,17 @@ def test_bad_options_that_only_a_rank_sees_fail_the_job_with_the_line(run: Run) 
 
 def test_sbatch_refusing_is_one_line(run: Run) -> None:
     for option, expected in (
-        ("slurm.partition=nope", "this cluster has high, low"),
+        ("slurm.partition=low,nope", "nope does not exist; this cluster has high, low"),
+        ("slurm.constraint=nope", "Invalid feature specification"),
+        ("slurm.sbatch.reservation=nope", "Requested reservation is invalid"),
         ("slurm.sbatch.nonsense=1", "sbatch: unrecognized option"),
     ):
         done = run.tool(*tiny(*run.options, "slurm.time=20m", option))
         assert done.returncode == 2
         [line] = [line for line in done.stderr.splitlines() if not line.startswith("slurm: warning")]
         assert expected in line
+        assert not run.run_dir.exists()
+    assert "node configuration is not available" in run.tool("--dry-run", *tiny("slurm.cpus_per_task=999")).stdout
 
 
 def test_a_python_that_is_not_there_fails_the_job_and_status_names_the_log(run: Run) -> None:

@@ -1,15 +1,15 @@
 # What CI runs is `make test`.
 PY := .venv/bin/python
 
-.PHONY: test quick setup lint types smoke faults slurm-soak clean
+.PHONY: test quick setup lint types smoke faults hosts slurm-soak clean
 
 test: lint types ## style, types, all tests
-	$(PY) -m pytest -m "not slurm and not fault"
+	$(PY) -m pytest -m "not slurm and not hosts and not fault"
 	$(PY) -m pytest -m fault -n 3 --dist worksteal -rs
 	$(PY) -m pytest -m slurm -n 4 -rs
 
 quick: setup ## what needs no processes and no seconds: a minute on 2 cores
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slurm and not fault and not ranks and not slow" -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slurm and not hosts and not fault and not ranks and not slow" -n 2 --dist worksteal
 
 setup:
 	./launch.sh setup dev
@@ -26,6 +26,9 @@ smoke: ## the README's first command
 
 faults: setup ## each fault of tests/faults many times (hours), and a table; what has survived is not tried again
 	FAULTS=full $(PY) -m pytest tests/faults -q
+
+hosts: setup ## two emulated hosts: power, links, clocks
+	$(PY) -m pytest tests/hosts -rs
 
 slurm-soak: setup ## the long forms of the tests on a SLURM cluster, one after another (about 20 minutes)
 	SOAK=1 SLURM_TESTS=required $(PY) -m pytest -m slurm -v

@@ -107,6 +107,10 @@ class Cluster:
         self.env = self._daemon_env | {MARK: self.mark}
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
+    def here(self, *command: str) -> list[str]:
+        """What runs a command where one submits from."""
+        return list(command)
+
     def start(self) -> None:
         self._configure()
         self._start_munged()
@@ -131,8 +135,9 @@ class Cluster:
 
     def run(self, *command: str, timeout_s: float = 60) -> str:
         """The command's stdout; its stderr is in the error if it fails."""
+        words = self.here(*command)
         done = subprocess.run(
-            command, env=self.env, cwd=self.folder, capture_output=True, text=True, timeout=timeout_s, check=False
+            words, env=self.env, cwd=self.folder, capture_output=True, text=True, timeout=timeout_s, check=False
         )
         assert done.returncode == 0, f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout
@@ -239,7 +244,7 @@ class Cluster:
         return ["unshare", "--mount", "sh", "-c", script, "sh"]
 
     def _node_states(self) -> dict[str, str]:
-        command = ("sinfo", "--noheader", "--Node", "--partition=low", "--format=%N %T")
+        command = self.here("sinfo", "--noheader", "--Node", "--partition=low", "--format=%N %T")
         done = subprocess.run(command, env=self.env, capture_output=True, text=True, check=False)  # fails at first
         return dict(line.split() for line in done.stdout.splitlines())
 

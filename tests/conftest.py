@@ -25,7 +25,7 @@ from senet.data import ImageData, open_data
 from senet.preemption import StopFlag
 from senet.run import run
 from senet.trainer import Summary
-from tests.harness import tiny, tiny_config
+from tests.harness import payload, tiny, tiny_config, train, without_clock
 
 Train = Callable[..., Summary]
 
@@ -48,7 +48,7 @@ def train_here(data_root: Path) -> Iterator[Train]:
     """Train the small run in this process with one rank: ``train_here(run_dir, "key=value", ..., stop=...)``."""
     threads = torch.get_num_threads()
 
-    def train(run_dir: Path, *overrides: str, stop: StopFlag | None = None) -> Summary:
+    def here(run_dir: Path, *overrides: str, stop: StopFlag | None = None) -> Summary:
         options = (f"data.root={data_root}", f"run_dir={run_dir}", *overrides)
         try:
             return run(tiny_config(*options), tiny(*options), StopFlag() if stop is None else stop)
@@ -56,7 +56,7 @@ def train_here(data_root: Path) -> Iterator[Train]:
             if dist.is_initialized():  # an error leaves the group to the end of the process
                 dist.destroy_process_group()
 
-    yield train
+    yield here
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
 
@@ -68,6 +68,22 @@ def finished_run(train_here: Train, tmp_path_factory: pytest.TempPathFactory) ->
     if not run_dir.exists():
         train_here(run_dir, "train.amp=off")
     return run_dir
+
+
+@pytest.fixture(scope="session")
+def undisturbed(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+    """What ``torchrun`` (``ranks=0``: plain Python) leaves of a run with the same options."""
+    found: dict[tuple[int, tuple[str, ...]], dict[str, Any]] = {}
+
+    def reference(ranks: int, *options: str) -> dict[str, Any]:
+        if (ranks, options) not in found:
+            run_dir = tmp_path_factory.mktemp("undisturbed")
+            done = train(ranks, *tiny(*options, f"data.root={data_root}", f"run_dir={run_dir}"))
+            assert done.returncode == 0, done.stderr
+            found[ranks, options] = without_clock(payload(run_dir))
+        return found[ranks, options]
+
+    return reference
 
 
 @pytest.fixture

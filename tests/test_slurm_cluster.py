@@ -9,20 +9,17 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from senet.config import REPOSITORY
-from senet.files import read_json
 from tests.cluster import Cluster, missing_packages, private_cluster
-from tests.harness import differing, payload, rows, status, tiny, train, wait_until, without_clock
+from tests.harness import differing, payload, rows, status, tiny, wait_until, without_clock
+from tests.submitted import SLOW, Run
 
 SOAK = bool(os.environ.get("SOAK"))
 MISSING = missing_packages()
@@ -31,7 +28,6 @@ if MISSING and os.environ.get("SLURM_TESTS") == "required":
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(MISSING), reason=MISSING), pytest.mark.timeout(900)]
 soak = pytest.mark.skipif(not SOAK, reason="a long form: make slurm-soak")
 
-SLOW = "model.name=tests.networks:slow_senet"  # 22 steps an epoch, ten a second
 LONG = ("train.epochs=7", "checkpoint.every_steps=40", "log.every_steps=5")
 
 
@@ -49,90 +45,6 @@ def no_orphans(cluster: Cluster) -> Iterator[None]:
     for job in jobs:  # of a test that failed
         cluster.cancel(job)
     wait_until(lambda: not cluster.processes(), 10, f"the end of {cluster.processes()}")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
-    """What ``torchrun`` (``ranks=0``: plain Python) leaves of a run with the same options."""
-    found: dict[tuple[int, tuple[str, ...]], dict[str, Any]] = {}
-
-    def reference(ranks: int, *options: str) -> dict[str, Any]:
-        if (ranks, options) not in found:
-            run_dir = tmp_path_factory.mktemp("undisturbed")
-            done = train(ranks, *tiny(*options, f"data.root={data_root}", f"run_dir={run_dir}"))
-            assert done.returncode == 0, done.stderr
-            found[ranks, options] = without_clock(payload(run_dir))
-        return found[ranks, options]
-
-    return reference
-
-
-class Run:
-    """One submitted run directory."""
-
-    def __init__(self, cluster: Cluster, run_dir: Path, data_root: Path) -> None:
-        self.cluster, self.run_dir = cluster, run_dir
-        self.checkout = REPOSITORY
-        # as from within another job: none of it is the new job's business
-        self.env = cluster.env | {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "7", "SLURM_RESTART_COUNT": "9", "RANK": "3"}
-        self.env |= {"SLURM_CPUS_PER_TASK": "9", "SLURM_NNODES": "5", "MASTER_PORT": "1"}
-        self.options = [f"data.root={data_root}", f"run_dir={run_dir}"]
-
-    def tool(self, *args: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(self.checkout / "slurm" / "submit.py"), *args]
-        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60)
-
-    def submit(self, *options: str) -> str:
-        done = self.tool(*tiny("slurm.time=20m", "slurm.nodes=2", *self.options, *options))
-        assert done.returncode == 0, done.stderr
-        self.job = str(read_json(self.run_dir / "slurm" / "job.json")["job"])
-        assert done.stdout.startswith(f"submitted job {self.job} ")
-        return self.job
-
-    def wait_for(self, *states: str, timeout_s: float = 300) -> dict[str, str]:
-        try:
-            return self.cluster.wait_for(self.job, set(states), timeout_s)
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.logs()}") from None
-
-    def wait_for_steps(self, count: int, restarts: int, timeout_s: float = 180) -> None:
-        """Until this start has trained some steps."""
-
-        def there() -> bool:
-            state = read_json(self.run_dir / "status.json")
-            if (state.get("job"), state.get("job_restarts"), state.get("state")) != (self.job, restarts, "running"):
-                return False
-            first = read_json(self.run_dir / "owner.json")["resumed_from"].get(str(state["generation"]), 0)
-            return bool(found := rows(self.run_dir)) and found[-1]["step"] >= first + count
-
-        wait_until(there, timeout_s, f"{count} steps of start {restarts}: {self.logs()}")
-
-    def wait_for_stop(self, restarts: int, timeout_s: float = 120) -> None:
-        """Until this start has saved and SLURM has counted the requeue."""
-
-        def there() -> bool:
-            state = read_json(self.run_dir / "status.json")
-            requeued = self.cluster.job(self.job)["Restarts"] == str(restarts + 1)
-            return requeued and (state.get("state"), state.get("job_restarts")) == ("stopped", restarts)
-
-        wait_until(there, timeout_s, f"start {restarts} to be stopped and requeued: {self.logs()}")
-
-    def ranks(self) -> list[psutil.Process]:
-        """The direct tasks, in rank order."""
-        found = {}
-        for process in self.cluster.processes():
-            try:
-                if "submitit.core._submit" in process.cmdline() and process.environ().get("SLURM_JOB_ID") == self.job:
-                    found[int(process.environ()["SLURM_PROCID"])] = process
-            except psutil.Error:
-                continue
-        return [found[rank] for rank in sorted(found)]
-
-    def logs(self) -> str:
-        return "\n".join(f"{path.name}:\n{path.read_text()[-3000:]}" for path in self.run_dir.glob("slurm/*_log.out"))
-
-    def log(self, rank: int = 0) -> str:
-        return (self.run_dir / "slurm" / f"{self.job}_{rank}_log.out").read_text()
 
 
 @pytest.fixture

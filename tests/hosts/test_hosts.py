@@ -1,0 +1,58 @@
+"""Two hosts that are two: what happens to one of them, and what the training makes of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tests.harness import differing, payload, rows, status, without_clock
+from tests.hosts.cluster import HostCluster
+from tests.submitted import SLOW, Run
+
+LONG = ("train.epochs=7", "checkpoint.every_steps=20", "log.every_steps=5")
+Undisturbed = Callable[..., dict[str, Any]]
+
+
+def ends_with(run: Run, expected: dict[str, Any], restarts: int) -> None:
+    """The run is finished after so many requeues, with these bits, and each step once in metrics.jsonl."""
+    assert run.wait_for("COMPLETED")["Restarts"] == str(restarts)
+    assert status(run.run_dir)["state"] == "finished"
+    assert differing(without_clock(payload(run.run_dir)), expected) == []
+    steps = [row["step"] for row in rows(run.run_dir)]
+    assert steps == sorted(set(steps))
+
+
+def test_they_share_neither_names_nor_processes_nor_folders(cluster: HostCluster) -> None:
+    script = "hostname; ps -A -o comm= | grep -c slurmd; touch /tmp/$(hostname); ls /tmp | grep '^n'"
+    said = [cluster.run("srun", "--nodelist", node, "sh", "-c", script).split() for node in ("n1", "n2")]
+    assert [words[0] for words in said] == ["n1", "n2"]
+    assert [words[-1] for words in said] == ["n1", "n2"]
+
+
+def test_a_job_on_two_hosts_ends_with_the_bits_of_torchrun_on_one(run: Run, undisturbed: Undisturbed) -> None:
+    run.submit()
+    ends_with(run, undisturbed(2), restarts=0)
+
+
+def test_a_link_that_is_down_for_ten_seconds_costs_ten_seconds(
+    cluster: HostCluster, run: Run, undisturbed: Undisturbed
+) -> None:
+    run.submit(*LONG, SLOW)
+    run.wait_for_steps(10, 0)
+    cluster.machines["n2"].cut()
+    time.sleep(10)
+    cluster.machines["n2"].mend()
+    ends_with(run, undisturbed(2, *LONG), restarts=0)
+
+
+def test_a_host_without_power_costs_one_requeue(cluster: HostCluster, run: Run, undisturbed: Undisturbed) -> None:
+    run.submit(*LONG, SLOW, "slurm.nodes=1")
+    run.wait_for_steps(30, 0)
+    lost = cluster.job(run.job)["NodeList"]
+    cluster.power_off(lost)
+    try:
+        run.wait_for_steps(5, 1)
+        ends_with(run, undisturbed(0, *LONG), restarts=1)
+    finally:
+        cluster.power_on(lost)

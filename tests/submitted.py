@@ -1,0 +1,84 @@
+"""A run that was sent to a cluster, as the tests watch it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from senet.config import REPOSITORY
+from senet.files import read_json
+from tests.cluster import Cluster
+from tests.harness import rows, tiny, wait_until
+
+SLOW = "model.name=tests.networks:slow_senet"  # 22 steps an epoch, ten a second
+
+
+class Run:
+    """One submitted run directory."""
+
+    def __init__(self, cluster: Cluster, run_dir: Path, data_root: Path) -> None:
+        self.cluster, self.run_dir = cluster, run_dir
+        self.checkout = REPOSITORY
+        # as from within another job: none of it is the new job's business
+        self.env = cluster.env | {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "7", "SLURM_RESTART_COUNT": "9", "RANK": "3"}
+        self.env |= {"SLURM_CPUS_PER_TASK": "9", "SLURM_NNODES": "5", "MASTER_PORT": "1"}
+        self.options = [f"data.root={data_root}", f"run_dir={run_dir}"]
+
+    def tool(self, *args: str) -> subprocess.CompletedProcess[str]:
+        command = self.cluster.here(sys.executable, str(self.checkout / "slurm" / "submit.py"), *args)
+        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60)
+
+    def submit(self, *options: str) -> str:
+        done = self.tool(*tiny("slurm.time=20m", "slurm.nodes=2", *self.options, *options))
+        assert done.returncode == 0, done.stderr
+        self.job = str(read_json(self.run_dir / "slurm" / "job.json")["job"])
+        assert done.stdout.startswith(f"submitted job {self.job} ")
+        return self.job
+
+    def wait_for(self, *states: str, timeout_s: float = 300) -> dict[str, str]:
+        try:
+            return self.cluster.wait_for(self.job, set(states), timeout_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.logs()}") from None
+
+    def wait_for_steps(self, count: int, restarts: int, timeout_s: float = 180) -> None:
+        """Until this start has trained some steps."""
+
+        def there() -> bool:
+            state = read_json(self.run_dir / "status.json")
+            if (state.get("job"), state.get("job_restarts"), state.get("state")) != (self.job, restarts, "running"):
+                return False
+            first = read_json(self.run_dir / "owner.json")["resumed_from"].get(str(state["generation"]), 0)
+            return bool(found := rows(self.run_dir)) and found[-1]["step"] >= first + count
+
+        wait_until(there, timeout_s, f"{count} steps of start {restarts}: {self.logs()}")
+
+    def wait_for_stop(self, restarts: int, timeout_s: float = 120) -> None:
+        """Until this start has saved and SLURM has counted the requeue."""
+
+        def there() -> bool:
+            state = read_json(self.run_dir / "status.json")
+            requeued = self.cluster.job(self.job)["Restarts"] == str(restarts + 1)
+            return requeued and (state.get("state"), state.get("job_restarts")) == ("stopped", restarts)
+
+        wait_until(there, timeout_s, f"start {restarts} to be stopped and requeued: {self.logs()}")
+
+    def ranks(self) -> list[psutil.Process]:
+        """The direct tasks, in rank order."""
+        found = {}
+        for process in self.cluster.processes():
+            try:
+                if "submitit.core._submit" in process.cmdline() and process.environ().get("SLURM_JOB_ID") == self.job:
+                    found[int(process.environ()["SLURM_PROCID"])] = process
+            except psutil.Error:
+                continue
+        return [found[rank] for rank in sorted(found)]
+
+    def logs(self) -> str:
+        return "\n".join(f"{path.name}:\n{path.read_text()[-3000:]}" for path in self.run_dir.glob("slurm/*_log.out"))
+
+    def log(self, rank: int = 0) -> str:
+        return (self.run_dir / "slurm" / f"{self.job}_{rank}_log.out").read_text()

@@ -72,7 +72,7 @@ class Trained:
         return logits_NK.float()
 
 
-def load_trained(path: Path, *, model_name: str = "", device: str = "auto") -> Trained:
+def load_trained(path: Path | str, *, model_name: str = "", device: str = "auto") -> Trained:
     """The network of a checkpoint, or of the best one of a run directory (the newest where none is marked best).
 
     With the weights that count as its result: the averaged ones from 5 / (1 - train.ema_decay) updates on, before that
@@ -87,7 +87,7 @@ def load_trained(path: Path, *, model_name: str = "", device: str = "auto") -> T
         ConfigError: no checkpoint there, a damaged one, one of other weights than the network has, an own network
             that was not named, or one that has not a logit for each class.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(Path(path))
     try:
         payload = unpickle(checkpoint.content)
         # older versions, whose manifests do not say, took the averaged weights wherever there were any

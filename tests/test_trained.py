@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from senet.config import ConfigError, to_flat
+from senet.config import REPOSITORY, ConfigError, to_flat
 from senet.data import ImageData
 from senet.exported import FORMAT, open_network, to_strings
 from senet.history import judged
@@ -61,6 +62,19 @@ def test_a_checkpoint_that_does_not_say_which_weights_count_is_of_a_version_that
     del row["weights"]
     assert judged(row) == "ema"
     assert judged({"test_top1": 1.0}) == "test"
+
+
+@pytest.mark.parametrize("options", [("model.name=resnet20", "train.ema_decay=0"), ("model.name=se_resnet20",)])
+def test_the_python_lines_in_the_readme_run_for_any_network(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    train_here(tmp_path / "runs/cifar10", "train.epochs=1", "train.global_batch_size=512", *options)
+    monkeypatch.chdir(tmp_path)
+    [lines] = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(lines, found)
+    assert found["probabilities"].sum(1).tolist() == pytest.approx([1.0] * 8)
+    assert torch.load("weights.pt").keys() == found["trained"].model.state_dict().keys()
 
 
 def test_a_file_does_not_choose_which_code_is_run(train_here: Train, tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ if __name__ == "__main__":
     stop = StopFlag.install()
 
 import contextlib
-import os
 import sys
 import traceback
 
 from senet.command import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, leave
 from senet.config import ConfigError, RunError, help_text, load_config
+from senet.environment import own_rank, read_place
 from senet.lease import mirror_status
 
 
@@ -22,14 +22,14 @@ def main(argv: list[str], stop: StopFlag) -> int:
         return 0
     die_with_launcher()
     try:
-        config = load_config(argv, int(os.environ.get("WORLD_SIZE", "1")))
+        config = load_config(argv, read_place().world_size)
         from senet.run import run  # takes seconds: torch
 
         summary = run(config, argv, stop)
     except ConfigError as error:
         return refuse(error, stop)
     except RunError as error:
-        if (rank := int(os.environ.get("RANK", "0"))) == error.reporter:
+        if (rank := own_rank()) == error.reporter:
             print(f"train_ddp: failed: {error}", file=sys.stderr)
             if rank != 0:  # rank 0, who keeps the status, is gone
                 mirror_status({"state": "failed", "reason": str(error)})
@@ -43,7 +43,7 @@ def main(argv: list[str], stop: StopFlag) -> int:
 
 def refuse(error: ConfigError, stop: StopFlag) -> int:
     """Print one line in all: rank 0's. The others wait until it has spoken, which makes the launcher end them."""
-    rank = int(os.environ.get("RANK", "0"))
+    rank = own_rank()
     if rank == 0:
         print(f"train_ddp: {error}", file=sys.stderr, flush=True)
         mirror_status({"state": "refused", "reason": str(error)})

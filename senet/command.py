@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from senet.config import ConfigError, RunError
+from senet.environment import own_rank
 
 FAILED_EXIT_CODE = 1
 REFUSED_EXIT_CODE = 2
@@ -65,7 +66,7 @@ def end(name: str, main: Callable[[Sequence[str]], int]) -> NoReturn:
         code = FAILED_EXIT_CODE
     except (ConfigError, RunError, OSError) as error:
         code = REFUSED_EXIT_CODE if isinstance(error, ConfigError) else FAILED_EXIT_CODE
-        if os.environ.get("RANK", "0") != "0":
+        if own_rank() != 0:
             time.sleep(10)
         with contextlib.suppress(OSError):  # the terminal may be gone
             print(printable(f"{name}: {' '.join(str(error).split())}"), file=sys.stderr)

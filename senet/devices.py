@@ -1,23 +1,98 @@
-"""Which device a rank computes on."""
+"""Which device a rank computes on: counted, chosen and tried before the ranks meet, compared when they do."""
 
 from __future__ import annotations
 
+import ctypes
 import os
-
-import torch
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from senet.config import ConfigError
 
+if TYPE_CHECKING:  # importing torch takes seconds, and a launcher only counts
+    import torch
+    from torch.distributed.distributed_c10d import Store
 
-def choose_device(wanted: str, local_rank: int, local_world_size: int) -> torch.device:
-    gpus = torch.cuda.device_count() if wanted != "cpu" else 0
-    if wanted == "cuda" and gpus == 0:
-        raise ConfigError("train.device=cuda, but no GPU is visible; set train.device=cpu or auto")
-    if gpus == 0:
+_NO_DEVICE, _STUB_LIBRARY = 100, 34  # of CUresult
+
+
+def count_gpus() -> int:
+    """GPUs that a process may use, as CUDA itself counts them: whatever CUDA_VISIBLE_DEVICES holds (indices, UUIDs,
+    MIG instances, -1), and whatever SLURM, a cgroup or a container leaves visible. Needs no torch.
+
+    Raises:
+        ConfigError: there is a driver, but it does not start, or knows none of the devices that are asked for.
+    """
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count, code = ctypes.c_int(0), cuda.cuInit(0)
+    if code == 0:
+        code = cuda.cuDeviceGetCount(ctypes.byref(count))
+    if code not in (0, _NO_DEVICE, _STUB_LIBRARY):
+        raise ConfigError(
+            f"CUDA does not start (error {code} of the driver; nvidia-smi may say more); mend it, or set "
+            f"train.device=cpu"
+        )
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if count.value == 0 and (wanted[:1].isdigit() or wanted.startswith(("GPU-", "MIG-"))):
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES={wanted}, but CUDA finds no such GPU; correct or unset it, or set train.device=cpu"
+        )
+    return count.value
+
+
+def choose_device(wanted: str, local_rank: int) -> torch.device:
+    """The GPU of this rank, made torch's current one after a kernel has run on it, or the CPU.
+
+    Where all ranks of a host see all its GPUs (torchrun, SLURM's --gpus-per-node), each takes that of its local rank;
+    where each sees its own alone (--gpus-per-task, --gpu-bind), that.
+
+    Raises:
+        ConfigError: CUDA is wanted where no GPU is visible, or does not work.
+    """
+    import torch
+
+    if wanted == "cpu":
         return torch.device("cpu")
-    # one visible device: the launcher gave each rank its own (SLURM); several: all ranks see all (torchrun)
-    if 1 < gpus < local_world_size:
-        raise ConfigError(f"{local_world_size} ranks on this node share {gpus} GPUs; start at most {gpus}")
-    if gpus == 1 and local_world_size > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
-        raise ConfigError(f"{local_world_size} ranks on this node share 1 GPU; start 1, or set train.device=cpu")
-    return torch.device("cuda", local_rank if gpus > 1 else 0)
+    gpus = count_gpus() if torch.version.cuda else torch.cuda.device_count()  # of a torch for AMD, or for CPUs
+    if gpus == 0:
+        if wanted == "cuda":
+            raise ConfigError("train.device=cuda, but no GPU is visible; set train.device=cpu or auto")
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank % gpus)
+    try:
+        torch.cuda.set_device(device)
+        torch.ones(1, device=device).item()
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"{device} of the {gpus} visible here cannot be used ({reason}); free or mend it, choose others with "
+            f"CUDA_VISIBLE_DEVICES, or set train.device=cpu"
+        ) from None
+    return device
+
+
+def refuse_shared_gpu(device: torch.device, rank: int, store: Store) -> None:
+    """Among all ranks, through the store: NCCL needs a GPU for each, and would fail without a name.
+
+    Raises:
+        ConfigError: another rank was here first.
+    """
+    if device.type != "cuda":
+        return
+    import torch
+
+    gpu: Any = torch.cuda.get_device_properties(device)
+    # what NCCL compares as well
+    where = f"{gpu.pci_domain_id:04x}:{gpu.pci_bus_id:02x}:{gpu.pci_device_id:02x}"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    first = store.compare_set(f"gpu/{boot}/{where}", "", str(rank)).decode()
+    if first != str(rank):
+        raise ConfigError(
+            f"ranks {first} and {rank} have the same GPU ({gpu.name}, PCI {where}, host {socket.gethostname()}), and "
+            f"NCCL needs one for each (MIG instances of one GPU count as one); start no more ranks on a host than it "
+            f"has GPUs, or set train.device=cpu"
+        )

@@ -45,8 +45,6 @@ def process_groups(ranks: Ranks, store: Store, config: DistributedConfig) -> Ite
         PeerFailed: another rank failed, or does not answer any more: names it.
     """
     on_gpu = ranks.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.set_device(ranks.device)
     timeout = timedelta(seconds=config.start_timeout_s)
     roll_call = RollCall(PrefixStore("end", store), ranks)
     try:

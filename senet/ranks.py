@@ -16,7 +16,8 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from senet.config import ConfigError, RunError, TrainConfig
-from senet.devices import choose_device
+from senet.devices import choose_device, refuse_shared_gpu
+from senet.environment import read_place
 from senet.lease import mirror_status
 
 T = TypeVar("T")
@@ -46,16 +47,13 @@ class Ranks:
         """Read what torchrun set; one rank where it set nothing.
 
         Raises:
-            ConfigError: CUDA or ``train.sync_bn`` wanted where there is none, or two ranks on one GPU.
+            ConfigError: variables that cannot be, or CUDA or ``train.sync_bn`` wanted where there is none.
         """
-        rank, world_size, local_rank, local_world_size = (
-            int(os.environ.get(name, default))
-            for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
-        )
-        device = choose_device(train.device, local_rank, local_world_size)
+        place = read_place()
+        device = choose_device(train.device, place.local_rank)
         if train.sync_bn and device.type != "cuda":
             raise ConfigError("train.sync_bn=true needs CUDA, and no GPU is used here; set train.sync_bn=false")
-        return cls(rank, world_size, local_rank, local_world_size, device)
+        return cls(*place, device)
 
 
 def start_together(ranks: Ranks, timeout_s: float, prepare: Callable[[], T]) -> tuple[Store, T]:
@@ -68,6 +66,7 @@ def start_together(ranks: Ranks, timeout_s: float, prepare: Callable[[], T]) -> 
     store = _rendezvous(ranks, timeout_s)
     failure: Exception | None = None
     try:
+        refuse_shared_gpu(ranks.device, ranks.rank, store)
         result = prepare()
     except Exception as error:
         failure = error

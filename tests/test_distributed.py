@@ -48,38 +48,6 @@ def with_group(function: Any) -> Any:
     return result
 
 
-def test_without_a_launcher_there_is_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    assert ranks_here() == Ranks(0, 1, 0, 1, torch.device("cpu"))
-
-
-def test_devices_follow_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    def device(gpus: int, local_rank: int, local_world_size: int, torchrun: bool) -> torch.device:
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-        monkeypatch.setenv("LOCAL_RANK", str(local_rank))
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local_world_size))
-        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x") if torchrun else monkeypatch.delenv("TORCHELASTIC_RUN_ID", False)
-        return Ranks.from_environment(TrainConfig()).device
-
-    assert device(4, 3, 4, torchrun=True) == torch.device("cuda", 3)  # all ranks see all GPUs
-    assert device(1, 3, 4, torchrun=False) == torch.device("cuda", 0)  # SLURM gave each rank its own
-    assert device(0, 1, 2, torchrun=True) == torch.device("cpu")
-    for rank in range(3):  # all ranks must say so, or those that do not wait for the others
-        with pytest.raises(ConfigError, match="share 2 GPUs"):
-            device(2, rank, 3, torchrun=True)
-        with pytest.raises(ConfigError, match="share 1 GPU"):
-            device(1, rank, 3, torchrun=True)
-
-
-def test_cuda_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(ConfigError, match=r"train\.device=cuda"):
-        Ranks.from_environment(TrainConfig(device="cuda"))
-    with pytest.raises(ConfigError, match=r"train\.sync_bn=true needs CUDA"):
-        Ranks.from_environment(TrainConfig(sync_bn=True))
-
-
 def _meets_at(address: str, port: int) -> str:
     os.environ |= {"MASTER_ADDR": address, "SENET_STATUS_FILE": f"{os.environ['MASTER_PORT']}.json"}
     if port:

@@ -1,0 +1,62 @@
+"""What a launcher says through environment variables, and what it gives to the ranks. No torch."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from senet.config import ConfigError
+
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
+"""Fewer page faults: freed activations stay with the process (GNU malloc)."""
+
+
+class Place(NamedTuple):
+    """This process among the ranks."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+
+def read_place() -> Place:
+    """What torchrun set, or another launcher in its way; one rank where nothing is set. Empty counts as not set.
+
+    Raises:
+        ConfigError: variables that contradict each other or cannot be, as they are left over in a shell, or set by
+            Kubernetes for a service that is named "master".
+    """
+    given = {field: os.environ.get(field.upper(), "") for field in Place._fields}
+    what = ", ".join(f"{field.upper()}={text}" for field, text in given.items() if text)
+    remedy = "torchrun sets all four; for one rank without it, unset them"
+    if bad := [text for text in given.values() if text and not (text.isascii() and text.isdigit())]:
+        raise ConfigError(f"{what}: {bad[0]!r} is not a number; {remedy}")
+    place = Place(**{field: int(text) for field, text in given.items() if text})
+    missing = [field.upper() for field, text in given.items() if not text]
+    if missing and place.world_size > 1:
+        raise ConfigError(f"{what}, but {', '.join(missing)} not set; {remedy}")
+    if not (place.rank < place.world_size and place.local_rank < place.local_world_size <= place.world_size):
+        raise ConfigError(f"{what} contradict each other; {remedy}")
+    if place.world_size > 1:
+        _check_meeting_point()
+    return place
+
+
+def own_rank() -> int:
+    """The rank of this process; 0 where the variables make no sense, so that somebody says so."""
+    try:
+        return read_place().rank
+    except ConfigError:
+        return 0
+
+
+def _check_meeting_point() -> None:
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    if not address:
+        raise ConfigError("MASTER_ADDR is not set, where rank 0 is reached; torchrun sets it")
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
+        raise ConfigError(
+            f"MASTER_PORT={port} is not a port; set a number from 1 to 65535, or let torchrun do it (Kubernetes sets "
+            f"tcp://... where a service is named master)"
+        )

@@ -122,9 +122,11 @@ def _listen(port: int) -> socket.socket:
     return socket.create_server(("", port))
 
 
-def explain(run_dir: Path, job_id: str, state: str, reason: str) -> None:
-    """Put the reason why a job ended into ``status.json``, unless another job was submitted for the run since."""
-    if read_json(run_dir / "slurm" / "job.json").get("job", job_id) == job_id:
+def explain(run_dir: Path, job_id: str, start: int, state: str, reason: str) -> None:
+    """Put the reason why a start ended into ``status.json``, unless the job has had a younger one since, or the run
+    another job."""
+    replaced = any(row["start"] > start for row in _starts(run_dir, job_id))
+    if read_json(run_dir / "slurm" / "job.json").get("job", job_id) == job_id and not replaced:
         status = read_json(run_dir / "status.json")
         write_json(run_dir / "status.json", status | {"job": job_id, "state": state, "reason": reason})
 
@@ -165,7 +167,7 @@ def main(argv: list[str]) -> int:
     print("failed")
     print(f"slurm: job {job_id} ends here: {verdict}", file=sys.stderr)
     stopped = outcome.get("state") == "stopped"
-    explain(run_dir, job_id, "stopped" if stopped else "failed", verdict)
+    explain(run_dir, job_id, budget[0], "stopped" if stopped else "failed", verdict)
     return STOPPED_EXIT_CODE if stopped else 1
 
 

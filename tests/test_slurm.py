@@ -42,7 +42,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of commands as the only one in PATH, without SLURM's; ``install`` adds stand-ins for them."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name in ("bash", "cut", "grep", "head", "sh", "sleep"):
+    for name in ("bash", "cut", "grep", "head", "rm", "sh", "sleep", "touch"):
         (folder / name).symlink_to(str(shutil.which(name)))
     monkeypatch.setenv("PATH", str(folder))
     return folder
@@ -216,10 +216,20 @@ def test_what_becomes_of_a_job(run_dir: Path, outcome: str, job: str, restarts: 
 
 def test_the_reason_reaches_the_status_of_the_newest_job_only(run_dir: Path) -> None:
     write_json(run_dir / "status.json", {"state": "running", "job": "7", "step": 3})
-    batch.explain(run_dir, "7", "failed", "why")
+    batch.explain(run_dir, "7", 0, "failed", "why")
     assert read_json(run_dir / "status.json") == {"state": "failed", "job": "7", "step": 3, "reason": "why"}
     write_json(run_dir / "slurm" / "job.json", {"job": "8"})
-    batch.explain(run_dir, "7", "failed", "another")
+    batch.explain(run_dir, "7", 0, "failed", "another")
+    assert read_json(run_dir / "status.json")["reason"] == "why"
+
+
+def test_the_reason_of_an_older_start_does_not_reach_the_status(run_dir: Path) -> None:
+    write_json(run_dir / "status.json", {"state": "running", "job": "7", "job_restarts": 1})
+    for start in (0, 1):
+        batch.record_start(run_dir, "7", start)
+    batch.explain(run_dir, "7", 0, "failed", "cut off")
+    assert read_json(run_dir / "status.json")["state"] == "running"
+    batch.explain(run_dir, "7", 1, "failed", "why")
     assert read_json(run_dir / "status.json")["reason"] == "why"
 
 
@@ -239,12 +249,13 @@ def test_a_port_that_is_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch) ->
         assert batch.free_port() != taken
 
 
-def run_batch_sh(fake: Path, run_dir: Path, begin: str, srun: str, end: str) -> subprocess.CompletedProcess[str]:
+def run_batch_sh(
+    fake: Path, run_dir: Path, begin: str, srun: str, end: str, job: str = "echo JobId=7 Restarts=0 Batch=1"
+) -> subprocess.CompletedProcess[str]:
     """The real batch.sh with stand-ins for SLURM's commands and the decisions; each logs its call."""
     log = fake / "log"
-    install(
-        fake, "scontrol", f'echo "scontrol $*" >>{log}; [ "$2" != hostnames ] || echo n1; echo " NodeAddr=10.0.0.1 "'
-    )
+    answers = f'hostnames) echo n1 ;; node) echo " NodeAddr=10.0.0.1 " ;; job) {job} ;;'
+    install(fake, "scontrol", f'echo "scontrol $*" >>{log}; case $2 in {answers} esac')
     install(fake, "srun", f'echo "srun $MASTER_ADDR:$MASTER_PORT" >>{log}; {srun}')
     install(fake, "scancel", f'echo "scancel $*" >>{log}')
     install(fake, "sleep", "true")
@@ -274,6 +285,30 @@ def test_an_end_is_one_end_and_a_requeue_one_requeue(fake: Path, run_dir: Path) 
     begun = 'echo "{\\"state\\": \\"stopped\\"}" >"$SENET_STATUS_FILE"; exit 85'
     done = run_batch_sh(fake, run_dir, "true", begun, "echo requeue")
     assert done.returncode == 1  # SLURM would have ended it before
+    assert calls(fake) == ["srun 10.0.0.1:", "end", "scontrol requeue 7"]
+
+
+def test_an_older_start_that_comes_back_does_nothing(fake: Path, run_dir: Path) -> None:
+    """Cut off while its ranks ran, or before they had begun: the younger start has the same numbers of job and step."""
+    replaced = f"if [ -e {fake}/away ]; then echo JobId=7 Restarts=1; else echo JobId=7 Restarts=0 Batch=1; fi"
+    for begun in ("""echo '{"state": "running"}' >"$SENET_STATUS_FILE";""", ""):
+        for verdict in ("echo requeue", "echo cancel", "echo failed; exit 1"):
+            (fake / "away").unlink(missing_ok=True)
+            done = run_batch_sh(fake, run_dir, "true", f"touch {fake}/away; {begun} exit 1", verdict, replaced)
+            assert done.returncode == 1
+            assert "start 7.0 has been replaced by a younger one" in done.stderr
+            assert calls(fake) == ["srun 10.0.0.1:"]
+            (fake / "log").unlink()
+            (run_dir / "slurm" / "7.0.status.json").unlink(missing_ok=True)
+
+
+def test_a_controller_that_is_away_for_minutes_ends_no_job(fake: Path, run_dir: Path) -> None:
+    away = f"echo x >>{fake}/asked; [ $(grep -c x {fake}/asked) -gt 5 ] || exit 1; echo JobId=7 Restarts=0 Batch=1"
+    begun = """echo '{"state": "stopped"}' >"$SENET_STATUS_FILE"; rm "$0.asked"; exit 85"""
+    begun = begun.replace("$0.asked", f"{fake}/asked")
+    install(fake, "rm", f'exec {shutil.which("rm", path="/usr/bin:/bin")} "$@"')
+    seen = """case $4 in *Restarts=0*) echo requeue ;; *) echo failed; exit 1 ;; esac"""
+    run_batch_sh(fake, run_dir, "true", begun, seen, away)
     assert calls(fake) == ["srun 10.0.0.1:", "end", "scontrol requeue 7"]
 
 

@@ -19,8 +19,9 @@ SLOW = "model.name=tests.networks:slow_senet"  # 22 steps an epoch, ten a second
 class Run:
     """One submitted run directory."""
 
-    def __init__(self, cluster: Cluster, run_dir: Path, data_root: Path) -> None:
-        self.cluster, self.run_dir = cluster, run_dir
+    def __init__(self, cluster: Cluster, run_dir: Path, data_root: Path, *, seen_at: Path | None = None) -> None:
+        """``seen_at``: where this process sees the run directory, if not where the cluster does."""
+        self.cluster, self.run_dir = cluster, seen_at or run_dir
         self.checkout = REPOSITORY
         # as from within another job: none of it is the new job's business
         self.env = cluster.env | {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "7", "SLURM_RESTART_COUNT": "9", "RANK": "3"}

@@ -106,7 +106,7 @@ class HostCluster(Cluster):
         self._configure()
         self.network.start()
         self._start_munged_on(CONTROLLER)
-        self._on(CONTROLLER, "slurmctld", "slurmctld", "-D")
+        self.daemon_on(CONTROLLER, "slurmctld", "slurmctld", "-D")
         for node in NODES:
             self._start_node(node)
         self.wait_idle()
@@ -130,7 +130,7 @@ class HostCluster(Cluster):
     @contextmanager
     def silent_controller(self) -> Iterator[None]:
         """While slurmctld is stopped its port accepts, and nobody answers."""
-        [controller] = [process for process in self._owned() if process.name() == "slurmctld"]
+        [controller] = self.machines[CONTROLLER].processes("slurmctld")
         controller.suspend()
         try:
             yield
@@ -157,22 +157,24 @@ class HostCluster(Cluster):
 
     def _start_node(self, node: str) -> None:
         self._start_munged_on(node)
-        self._on(node, node, "slurmd", "-D")
+        self.daemon_on(node, node, "slurmd", "-D")
 
     def _start_munged_on(self, name: str) -> None:
         """One munged a machine, all with one key, at the place where SLURM looks for it."""
         script = (
-            "cat >/etc/munge/munge.key && chmod 400 /etc/munge/munge.key && chown -R munge: /etc/munge /var/lib/munge "
-            "&& install -d -o munge /run/munge /var/log/munge"
+            "chmod 755 /etc/munge /var/lib/munge && cat >/etc/munge/munge.key && chmod 400 /etc/munge/munge.key && "
+            "chown -R munge: /etc/munge /var/lib/munge && install -d -o munge /run/munge /var/log/munge"
         )
         subprocess.run(self.machines[name].command("sh", "-c", script), input=self._key, check=True)
-        self._on(name, f"munged.{name}", "setpriv", "--reuid=munge", "--regid=munge", "--clear-groups", "munged", "-F")
+        as_munge = ("setpriv", "--reuid=munge", "--regid=munge", "--clear-groups")
+        self.daemon_on(name, f"munged.{name}", *as_munge, "munged", "--foreground")
         deadline = time.monotonic() + 10
         while subprocess.run(self.machines[name].command("test", "-S", "/run/munge/munge.socket.2")).returncode:
             assert time.monotonic() < deadline, f"munged did not start on {name}"
             time.sleep(0.02)
 
-    def _on(self, machine: str, name: str, *command: str) -> None:
+    def daemon_on(self, machine: str, name: str, *command: str) -> None:
+        """Start a process that belongs to a machine, known by that name."""
         self._daemon(name, *self.machines[machine].command(*command))
 
     def _forget(self, node: str) -> None:

@@ -16,10 +16,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 PROGRAMS = ("ip", "nsenter", "unshare", "mount", "setpriv")
 CGROUPS = Path("/sys/fs/cgroup")
 CONTROLLERS = ("cpu", "cpuacct", "cpuset", "devices", "freezer", "memory", "blkio", "pids")
-_HIDDEN = ("/tmp", "/run", "/var/log", "/dev/shm", "/etc/munge", "/var/lib/munge")
+_HIDDEN = ("/tmp", "/run", "/var/log", "/dev/shm", "/etc/munge", "/var/lib/munge", "/var/lib/glusterd")
 # Run as the first process of a machine. $1: its name, $2: its /etc/hosts; then the folders that it shares with others.
 _INIT = f"""\
 set -e
@@ -29,7 +31,7 @@ shift 2
 mount --make-rprivate /
 mount --bind "$hosts" /etc/hosts
 for hidden in {" ".join(_HIDDEN)}; do
-    mkdir -p "$hidden"
+    if ! [ -d "$hidden" ]; then continue; fi
     own=$(mktemp -d -p /mnt)
     mount -t tmpfs -o mode=1777 own "$own"
     for shared; do
@@ -41,7 +43,7 @@ for hidden in {" ".join(_HIDDEN)}; do
     umount --lazy "$own"
     rmdir "$own"
 done
-chmod 755 /run /var/log /etc/munge /var/lib/munge
+chmod 755 /run /var/log
 mount -t sysfs sysfs /sys
 mount -t tmpfs cgroups /sys/fs/cgroup
 for controller in {" ".join(CONTROLLERS)}; do
@@ -141,6 +143,20 @@ class Machine:
         enter = ("nsenter", f"--target={self._init}", "--net", "--uts", "--pid", "--mount", "--cgroup", "--")
         join = f"for group in {' '.join(CONTROLLERS)}; do echo 0 >/sys/fs/cgroup/$group/cgroup.procs || exit; done"
         return [*enter, "sh", "-c", f'{join}; cd "$0" && exec "$@"', str(cwd), *words]
+
+    def outside(self, path: Path | str) -> Path:
+        """Where this machine sees that path, as seen from outside of it; also what is mounted only there."""
+        return Path(f"/proc/{self._init}/root{path}")
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """Those of that name that run on it."""
+        namespace = Path(f"/proc/{self._init}/ns/pid").readlink()
+        found = []
+        for process in psutil.process_iter(["name"]):
+            with suppress(OSError):
+                if process.info["name"] == name and Path(f"/proc/{process.pid}/ns/pid").readlink() == namespace:
+                    found.append(process)
+        return found
 
     def cut(self) -> None:
         """Pull the cable: nobody is told."""

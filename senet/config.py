@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
 import math
 import os
@@ -23,6 +24,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from senet.reading import Quoted, as_path, as_type, parse, plain, shown, unquoted
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = REPOSITORY / "configs" / "cifar10.yaml"
@@ -51,17 +54,24 @@ class RunError(RuntimeError):
 
 
 def option(
-    default: T, *, low: float | None = None, high: float | None = None, above: float | None = None, free: bool = False
+    default: T,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    free: bool = False,
+    path: bool = False,
 ) -> T:
-    """A dataclass field with a range: ``low <= x <= high``, ``above < x``; ``free`` ones may change on resume."""
-    return field(default=default, metadata={"low": low, "high": high, "above": above, "free": free})
+    """A dataclass field with a range: ``low <= x <= high``, ``above < x``; ``free`` ones may change on resume; a
+    ``path`` may begin with ``~``."""
+    return field(default=default, metadata={"low": low, "high": high, "above": above, "free": free, "path": path})
 
 
 @dataclass(frozen=True)
 class ResumeConfig:
     """What a start does with what an earlier one left in the run directory."""
 
-    mode: str = option("auto", free=True)
+    mode: str = option("auto", free=True, path=True)
     """auto: go on from the newest valid checkpoint, or start anew where there is none. never: refuse a run directory
     that holds checkpoints. Anything else names a checkpoint file to begin from, weights, optimizer and counters; once
     the run directory has checkpoints of its own beyond it, those are used."""
@@ -76,9 +86,9 @@ class DataConfig:
     source: Literal["cifar10", "cifar100", "fashion_mnist", "imagefolder", "digits"] = "cifar10"
     """cifar10, cifar100, fashion_mnist are downloaded once; digits (1,797 images) comes with scikit-learn;
     imagefolder reads ``<data.folder>/train/<class>/*`` and ``test/<class>/*``."""
-    root: str = option("data", free=True)
+    root: str = option("data", free=True, path=True)
     """Folder for downloads and for decoded images (one file per split, mapped into memory by all ranks)."""
-    folder: str = option("", free=True)
+    folder: str = option("", free=True, path=True)
     """The folder of data.source=imagefolder."""
     image_size: int = option(32, low=16, high=1024)
     """Height and width in pixels; other sizes are scaled and cropped to the centre when decoded."""
@@ -135,7 +145,7 @@ class ModelConfig:
     whiten: bool = False
     """Set the first convolution to the whitening of the training images' patches, and keep it so (Jordan 2024,
     arXiv:2404.00498, sec. 3.2)."""
-    init_from: str = ""
+    init_from: str = option("", path=True)
     """A checkpoint (its raw weights) or state dict to begin from at a fresh start; the last layer is new where the
     number of classes differs."""
 
@@ -287,7 +297,7 @@ class SlurmConfig:
     constraint: str = option("", free=True)
     """Features that the nodes must have."""
     time: str = option("4h", free=True)
-    """Limit of one start: 90m, 8h, 2d, or [days-]hours:minutes:seconds in quotes. A run that needs longer is saved and
+    """Limit of one start: 90m, 8h, 2d, or [days-]hours:minutes:seconds. A run that needs longer is saved and
     requeued before the limit."""
     nodes: int = option(1, low=1, high=100_000, free=True)
     """Machines."""
@@ -320,7 +330,7 @@ class SlurmConfig:
 class Config:
     """The whole run."""
 
-    run_dir: str = option("", free=True)
+    run_dir: str = option("", free=True, path=True)
     """Folder of checkpoints, metrics and status; empty: ``runs/<name of the first YAML file>``."""
     seed: int = option(0, low=0, high=2**31 - 1)
     """Of initial weights, sample order, augmentation, and any other random number."""
@@ -346,13 +356,9 @@ def load_config(argv: Sequence[str], world_size: int = 1) -> Config:
         ConfigError: an unknown key, a wrong type, a value out of range, a file missing or malformed, options that
             contradict each other, or a global batch that ``world_size`` ranks cannot share.
     """
-    files = [arg for arg in argv if "=" not in arg]
-    overrides = [arg for arg in argv if "=" in arg]
-    for name in files:
-        if not name.endswith((".yaml", ".yml")):
-            raise ConfigError(f"argument {name!r} is neither key=value nor a YAML file; --help lists the options")
-    sources = [(name, _read_yaml(Path(name))) for name in files or [str(DEFAULT_CONFIG)]]
-    config = _merge([*sources, *((pair, _read_override(pair)) for pair in overrides)])
+    files, overrides = _sort_arguments(argv)
+    sources = [(f"{name}: ", _read_yaml(name)) for name in files or [str(DEFAULT_CONFIG)]]
+    config = _merge([*sources, *(("", _read_override(pair)) for pair in overrides)])
     if not config.run_dir:
         config = dataclasses.replace(config, run_dir=f"runs/{Path(files[0] if files else DEFAULT_CONFIG).stem}")
     _check_ranges(config)
@@ -361,25 +367,106 @@ def load_config(argv: Sequence[str], world_size: int = 1) -> Config:
     return config
 
 
+def _sort_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """YAML files, and ``key=value`` pairs. The path of a file may hold a ``=``: /data/exp=3/a.yaml."""
+    files, overrides = [], []
+    for argument in (each.strip() for each in argv):  # a script with Windows line ends adds one to the last argument
+        key, equals, _ = argument.partition("=")
+        is_yaml = argument.endswith((".yaml", ".yml"))
+        is_file = is_yaml and not _find_option(key.strip())[0] and ("/" in key or Path(argument).is_file())
+        if equals and not is_file:
+            overrides.append(argument)
+        elif is_yaml:
+            files.append(argument)
+        else:
+            shipped = {path.stem: path.relative_to(REPOSITORY) for path in DEFAULT_CONFIG.parent.rglob("*.yaml")}
+            near = f"did you mean '{shipped[argument]}'?" if argument in shipped else _near_option(argument)
+            raise ConfigError(
+                f"argument {argument!r} is neither key=value nor a YAML file; {near or '--help lists the options'}"
+            )
+    return files, overrides
+
+
 def _merge(sources: Sequence[tuple[str, dict[str, Any]]]) -> Config:
-    """The defaults, and over them each source's values; keys and types are checked, ranges are not."""
-    merged = OmegaConf.structured(Config)
-    for _, group in _groups():
-        OmegaConf.set_readonly(OmegaConf.select(merged, group) if group else merged, False)
-    origin = ""
+    """The defaults, and over them each source's values; keys and types are checked, ranges are not.
+
+    Args:
+        sources: what was written, and where, for messages: "file: ", or "" for the command line.
+    """
+    written: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, content in sources:
+        here = set()
+        for key, value in _flatten(origin, content):
+            name, entry = _find_option(key)
+            if not name:
+                raise ConfigError(f"{origin}unknown option {key!r}; {_near_option(key) or 'see --help'}")
+            if key in here:
+                raise ConfigError(f"{origin}{key} is given twice; leave one out")
+            here.add(key)
+            value = {entry: value} if entry else value
+            earlier = written.get(name)
+            written[name] = earlier | value if isinstance(earlier, dict) and isinstance(value, dict) else value
+            origins[name] = origin
+    groups: dict[str, dict[str, Any]] = {}
+    paths = {name for name, spec in _options() if spec.metadata.get("path")}
+    for name, value in _interpolate(written, origins).items():
+        group, _, last = name.rpartition(".")
+        try:
+            typed = as_type(value, _hints()[name])
+            groups.setdefault(group, {})[last] = as_path(typed) if name in paths else typed
+        except ValueError as error:
+            raise ConfigError(f"{origins[name]}{name}={shown(value)} {error}") from None
+    parts = {group: cls(**groups.get(group, {})) for cls, group in _groups() if group}
+    return Config(**groups.get("", {}), **parts)
+
+
+def _flatten(origin: str, content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """``train: {epochs: 5}`` and ``train.epochs: 5`` alike."""
+    groups = {group for _, group in _groups() if group}
+    for name, value in content.items():
+        if name not in groups:
+            yield name, value
+        elif isinstance(value, dict):
+            yield from ((f"{name}.{key}", inner) for key, inner in value.items())
+        elif value or not origin:  # in a file a group is empty when all its lines are comments
+            some = next(key for key, _ in _options() if key.startswith(f"{name}."))
+            raise ConfigError(f"{origin}{name}={shown(value)}: {name} is a group; set its options, e.g. {some}")
+
+
+def _find_option(key: str) -> tuple[str, str]:
+    """The option, and the entry where it is a mapping (slurm.environment.NAME); ("", "") where there is none."""
+    if key in dict(_options()):
+        return key, ""
+    group, name, entry = (*key.split(".", 2), "", "")[:3]
+    is_mapping = get_origin(_hints().get(f"{group}.{name}")) is dict
+    return (f"{group}.{name}", entry) if entry and is_mapping else ("", "")
+
+
+def _interpolate(written: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, Any]:
+    """``${group.option}`` and ``${oc.env:VARIABLE}`` replaced."""
+    values, tree = dict(written), dict[str, Any]()
+    marked = [name for name, value in written.items() if "${" in str(value)]
+    for name, spec in _options() if marked else ():
+        group, _, last = name.rpartition(".")
+        default = {} if spec.default is dataclasses.MISSING else spec.default
+        (tree.setdefault(group, {}) if group else tree)[last] = plain(written.get(name, default))
+    name = ""
     try:
-        for origin, values in sources:
-            _check_keys(origin, values)
-            _read_off_as_a_word(values)
-            merged = OmegaConf.merge(merged, values)
-        config = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, TypeError, ValueError) as error:  # merging a list with a mapping is a TypeError
-        key = getattr(error, "full_key", None)
-        where = f"{key}: " if key else ""
-        reason = " ".join(str(error).splitlines()[:1])
-        raise ConfigError(f"{origin!r}: {where}{reason}; --help shows its type and range") from None
-    assert isinstance(config, Config)
-    return config
+        for name in marked:
+            OmegaConf.create([plain(written[name])])  # well formed?
+        whole = OmegaConf.create(tree)
+        for name in marked:
+            found = OmegaConf.select(whole, name)
+            found = OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+            values[name] = Quoted(found) if isinstance(found, str) else found
+    except (OmegaConfBaseException, ValueError, RecursionError) as error:
+        reason = str(error).partition("\n")[0].rpartition("resolving interpolation: ")[2][:80]
+        raise ConfigError(
+            f"{origins[name]}{name}={shown(written[name])}: {reason}; write ${{group.option}}, "
+            f"${{oc.env:VARIABLE}} or ${{oc.env:VARIABLE,default}}"
+        ) from None
+    return values
 
 
 def restore_data(saved: Mapping[str, Any], overrides: Sequence[str] = ()) -> DataConfig:
@@ -401,8 +488,8 @@ def restore_data(saved: Mapping[str, Any], overrides: Sequence[str] = ()) -> Dat
         if not fits or (spec.name == "source" and value not in get_args(get_type_hints(DataConfig)["source"])):
             raise ConfigError(f"data.{spec.name}={value!r} is no value of this option; --help of train_ddp.py shows it")
         values[spec.name] = value
-    given = _merge([(pair, _read_override(pair)) for pair in overrides])
-    names = [pair.partition("=")[0].removeprefix("data.") for pair in overrides]
+    given = _merge([("", _read_override(pair)) for pair in overrides])
+    names = [pair.partition("=")[0].strip().removeprefix("data.") for pair in overrides]
     data = DataConfig(**(values | {name: getattr(given.data, name) for name in names}))
     _check_ranges(Config(data=data))
     _check_together(Config(data=data))
@@ -419,7 +506,8 @@ def to_flat(config: Config) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """The resolved configuration as a YAML file that ``load_config`` reads back."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    content = plain(dataclasses.asdict(config), escaped=True)
+    return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=math.inf))
 
 
 def changed_options(saved: Mapping[str, Any], config: Config) -> list[tuple[str, Any, Any]]:
@@ -495,6 +583,16 @@ def _options() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
                 yield (f"{group}.{spec.name}" if group else spec.name), spec
 
 
+@functools.cache
+def _hints() -> dict[str, Any]:
+    """The type of each option."""
+    return {
+        f"{group}.{name}" if group else name: hint
+        for cls, group in _groups()
+        for name, hint in get_type_hints(cls).items()
+    }
+
+
 def _flat(config: Config) -> dict[str, Any]:
     flat = {}
     for key, _ in _options():
@@ -504,71 +602,47 @@ def _flat(config: Config) -> dict[str, Any]:
     return flat
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(name: str) -> dict[str, Any]:
     try:
-        loaded = OmegaConf.load(path)
+        path = Path(as_path(name))
+        content = parse(path.read_bytes())
     except FileNotFoundError:
         near = sorted(str(p) for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        raise ConfigError(f"{path}: no such file; {_did_you_mean(str(path), near) or 'check the path'}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
-    values = OmegaConf.to_container(loaded)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping such as 'train: {{epochs: 5}}', found a {type(values).__name__}")
-    return values  # type: ignore[return-value]
+        raise ConfigError(f"{name}: no such file; {_did_you_mean(str(path), near) or 'check the path'}") from None
+    except OSError as error:
+        raise ConfigError(f"{name}: not a readable YAML file: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{name}: not a readable YAML file: {error}") from None
+    if content and not isinstance(content, dict):
+        kind = "list" if isinstance(content, list) else "text"
+        raise ConfigError(f"{name}: expected a mapping such as 'train: {{epochs: 5}}', found a {kind}")
+    return content or {}
 
 
 def _read_override(pair: str) -> dict[str, Any]:
-    key, _, text = pair.partition("=")
+    """The value of an option that is a list or a mapping is YAML; any other is the text itself."""
+    key, _, text = (part.strip() for part in pair.partition("="))
+    is_group = key in {group for _, group in _groups() if group}
+    if not is_group and get_origin(_hints().get(key)) not in (tuple, dict):
+        return {key: unquoted(text)}
     try:
-        loaded = OmegaConf.from_dotlist([pair])
-        if _is_text(key) and not isinstance(OmegaConf.select(loaded, key), str):
-            OmegaConf.update(loaded, key, text)  # YAML takes 1:30:00, 007 and true for something else
-        values = OmegaConf.to_container(loaded)
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"{pair!r} is not key=value: {' '.join(str(error).split())}") from None
-    assert isinstance(values, dict)
-    return values  # type: ignore[return-value]
+        return {key: parse(text)}
+    except ValueError as error:
+        raise ConfigError(f"{key}={shown(text)} cannot be read: {error}") from None
 
 
-def _is_text(key: str) -> bool:
-    """Whether the value of this option, or of this entry of a mapping, is a string."""
-    parts = key.split(".")
-    group, name = (parts[0], parts[1]) if len(parts) > 1 else ("", parts[0])
-    hints = next((get_type_hints(cls) for cls, known in _groups() if known == group), {})
-    return hints.get(name) == (dict[str, str] if len(parts) > 2 else str)
-
-
-def _check_keys(origin: str, values: Mapping[Any, Any]) -> None:
-    """Every key must be a known option, and every group a mapping."""
-    known = [key for key, _ in _options()]
-    groups = {group for _, group in _groups() if group}
-    for name, value in values.items():
-        if name in groups:
-            if not isinstance(value, dict):
-                some = next(key for key in known if key.startswith(f"{name}."))
-                raise ConfigError(f"{origin}: {name}={value!r}: {name} is a group; set its options, e.g. {some}")
-            keys = [f"{name}.{key}" for key in value]
-        else:
-            keys = [str(name)]
-        for key in keys:
-            if key not in known:
-                raise ConfigError(f"{origin}: unknown option {key!r}; {_did_you_mean(key, known) or 'see --help'}")
-
-
-def _read_off_as_a_word(values: dict[str, Any]) -> None:
-    """YAML takes unquoted ``on`` and ``off`` for truth values; where an option has them among its words, those are
-    meant."""
-    for group, name in (("train", "amp"), ("data", "resident")):
-        options = values.get(group, {})
-        if isinstance(options.get(name), bool):
-            options[name] = "on" if options[name] else "off"
+def _near_option(key: str) -> str:
+    """A hint; the same name in another group comes before a similar one."""
+    known = [name for name, _ in _options()]
+    key = key.lstrip("-+").replace("-", "_")
+    last = key.rpartition(".")[2]
+    near = [name for name in known if name.rpartition(".")[2] == last]
+    near = near or [name for name in known if name.endswith(f"_{last}")]
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else _did_you_mean(key, known)
 
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if not near:  # the right option under the wrong group
-        near = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]]
     return f"did you mean {near[0]!r}?" if near else ""
 
 
@@ -581,8 +655,6 @@ def _check_ranges(config: Config) -> None:
                 raise ConfigError(f"{key}={value!r} has characters that cannot be printed; leave them out")
             if isinstance(value, bool | str | dict):
                 continue
-            if not isinstance(value, int | float):
-                raise ConfigError(f"{key}={flat[key]} holds {value!r}, which is no number; --help shows its type")
             low, high, above = (spec.metadata.get(name) for name in ("low", "high", "above"))
             fits = (
                 (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
@@ -616,6 +688,8 @@ def _check_together(config: Config) -> None:
         )
     if config.data.source == "imagefolder" and not config.data.folder:
         raise ConfigError("data.source=imagefolder needs data.folder=<folder with train/<class>/* and test/<class>/*>")
+    if not config.data.root:
+        raise ConfigError("data.root= is empty; name a folder, e.g. data.root=data")
     if config.train.sync_bn and config.train.device == "cpu":
         raise ConfigError("train.sync_bn=true needs CUDA, but train.device=cpu; set train.sync_bn=false")
     _check_mapping("slurm.environment", config.slurm.environment, r"[A-Za-z_]\w*", (str,))

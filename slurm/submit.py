@@ -101,7 +101,7 @@ def _resolve(config: Config) -> Config:
     since a task sees its own cores or all of the node's, as the site has it."""
 
     def absolute(path: str) -> str:
-        return str(Path(path).expanduser().absolute()) if path else ""
+        return str(Path(path).absolute()) if path else ""
 
     data = dataclasses.replace(config.data, root=absolute(config.data.root), folder=absolute(config.data.folder))
     model = dataclasses.replace(config.model, init_from=absolute(config.model.init_from))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from senet.config import (
     Config,
     ConfigError,
     DataConfig,
+    SlurmConfig,
     changed_options,
     help_text,
     load_config,
@@ -50,6 +53,152 @@ def test_off_is_a_word(tmp_path: Path) -> None:
         assert load_config([argument]).train.amp == "off"
 
 
+TEXTS = ["10:30", "007", "0123", "1_000", "0x10", "1e3", "off", "true", "2024-01-31", "1.50", "+1", ".inf", "<<", "="]
+AWKWARD = [*TEXTS, "a # b", "a: b", "[a", "{a}", "- a", "'a", "null", "", "a,b", "%a", "@a", "&a", "*a", "a${b", "!a"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_keeps_its_text_wherever_it_stands(tmp_path: Path, text: str) -> None:
+    """YAML 1.1 takes all of these for something else."""
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        f"run_dir: {text}\ndata.folder: {text}\nslurm: {{account: {text}, setup: [{text}], environment: {{A: {text}}}}}"
+    )
+    typed = [f"run_dir={text}", f"data.folder={text}", f"slurm.account={text}", f"slurm.setup=[{text}]"]
+    for config in (
+        load_config([str(file)]),
+        load_config([*typed, f"slurm.environment.A={text}"]),
+        load_config([*typed, f"slurm.environment={{A: {text}}}"]),
+        load_config([f"run_dir='{text}'", *typed[1:], f'slurm.environment={{A: "{text}"}}']),
+    ):
+        assert config.run_dir == config.data.folder == config.slurm.account == text
+        assert (config.slurm.setup, config.slurm.environment) == ((text,), {"A": text})
+
+
+def test_an_option_of_sbatch_is_a_text_or_a_flag(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("slurm: {sbatch: {begin: 16:00, nice: 010, exclusive: yes, 'hint': 'true'}}")
+    expected = {"begin": "16:00", "nice": "010", "exclusive": True, "hint": "true"}
+    assert load_config([str(tmp_path / "a.yaml")]).slurm.sbatch == expected
+    typed = ("begin=16:00", "nice=010", "exclusive=True", "hint='true'")
+    assert load_config([f"slurm.sbatch.{pair}" for pair in typed]).slurm.sbatch == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["010", "1:30", "0x10", "0o17", "1_000", "5.0", "1e3", "5,", "\uff11", "", "null", "~", "--5"]
+)
+def test_a_whole_number_is_decimal_digits(tmp_path: Path, text: str) -> None:
+    refused_everywhere(tmp_path, "train.epochs", text, "is no whole number")
+    refused_everywhere(tmp_path, "schedule.milestones", f"[3, '{text}']", "which is no whole number")
+
+
+@pytest.mark.parametrize("text", ["0,1", "010", "1:30.5", "1_0.5", "01.5", "1e\u20133", "1e", ".", "x", "", "null"])
+def test_a_number_is_decimal_digits(tmp_path: Path, text: str) -> None:
+    refused_everywhere(tmp_path, "optim.lr", text, "is no number")
+    refused_everywhere(tmp_path, "optim.betas", f"[0.5, '{text}']", "which is no number")
+
+
+def refused_everywhere(folder: Path, key: str, text: str, reason: str) -> None:
+    """In the same words on the command line and in both forms of a file."""
+    group, _, name = key.partition(".")
+    nested, flat = folder / "nested.yaml", folder / "flat.yaml"
+    nested.write_text(f"{group}:\n  {name}: {text}\n")
+    flat.write_text(f"{key}: {text}\n")
+    said = []
+    for argument in (f"{key}={text}", str(nested), str(flat)):
+        with pytest.raises(ConfigError, match=reason) as caught:
+            load_config([argument])
+        said.append(str(caught.value).removeprefix(f"{argument}: "))
+    assert len(set(said)) == 1
+    assert said[0].startswith(f"{key}=")
+    assert "\n" not in said[0]
+
+
+def test_numbers_and_truth_values_are_written_in_the_usual_ways(tmp_path: Path) -> None:
+    for text, number in (
+        ("1e-1", 0.1),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("2", 2.0),
+        ("1E+2", 100.0),
+        ("+3", 3.0),
+        ("'4'", 4.0),
+    ):
+        (tmp_path / "a.yaml").write_text(f"optim: {{lr: {text}}}")
+        for argument in (f"optim.lr={text}", f"optim.lr = {text}", str(tmp_path / "a.yaml")):
+            assert load_config([argument]).optim.lr == number
+    for text in ("true", "True", "TRUE", "yes", "on", "1"):
+        assert load_config([f"train.compile={text}"]).train.compile
+    for text in ("false", "False", "no", "off", "0"):
+        assert not load_config([f"augment.flip={text}"]).augment.flip
+
+
+@pytest.mark.parametrize("option", ["run_dir", "data.root", "data.folder", "model.init_from", "resume.mode"])
+def test_a_path_begins_at_home_where_it_begins_with_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    file = tmp_path / "a.yaml"
+    for text, path in (
+        ("~", "/home/somebody"),
+        ("~/a b", "/home/somebody/a b"),
+        ("~root/a", "/root/a"),
+        ("./~", "./~"),
+    ):
+        file.write_text(f"{option}: {text}\n")
+        for argument in (f"{option}={text}", str(file)):
+            assert to_flat(load_config([argument]))[option] == path
+    for text, reason in (("~nobody-here/a", "no such user"), ("$SCRATCH/a", "write ${oc.env:SCRATCH}")):
+        file.write_text(f"{option}: {text}\n")
+        for argument in (f"{option}={text}", str(file)):
+            with pytest.raises(ConfigError, match=re.escape(reason)):
+                load_config([argument])
+    assert restore_data({}, ["data.root=~/a"]).root == "/home/somebody/a"
+
+
+def test_null_is_refused_alike_on_the_command_line_and_in_a_file(tmp_path: Path) -> None:
+    for key, value in to_flat(Config()).items():
+        (tmp_path / "a.yaml").write_text(f"{key}: null\n")
+        said = []
+        for argument in (f"{key}=null", str(tmp_path / "a.yaml")):
+            with pytest.raises(ConfigError, match=re.escape(f"{key}=null is n")) as caught:
+                load_config([argument])
+            said.append(str(caught.value).removeprefix(f"{tmp_path}/a.yaml: "))
+        assert said[0] == said[1]
+        if isinstance(value, str) and "none of" not in said[0]:
+            assert "is no value; leave the option out" in said[0]
+    assert load_config(["run_dir='null'"]).run_dir == "null"
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+def test_an_awkward_text_survives_the_resolved_configuration(tmp_path: Path, text: str) -> None:
+    config = dataclasses.replace(
+        load_config([]), run_dir=text or "x", slurm=SlurmConfig(setup=(text,), sbatch={"a": text})
+    )
+    (tmp_path / "a.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert load_config([str(tmp_path / "a.yaml")]) == config
+
+
+def test_files_from_other_editors_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    content = "# Größe\ntrain:\n  # epochs: 5\noptim: &a\n  lr: 0.5\nslurm:\n  environment: {<<: {A: b}, C: d}\n"
+    for text, encoding in ((content, "utf-8"), (content, "utf-8-sig"), (content, "utf-16")):
+        for end in ("\n", "\r\n"):
+            file.write_bytes(text.replace("\n", end).encode(encoding))
+            config = load_config([f"{file}\r", "seed=3\r"])
+            assert (config.optim.lr, config.seed, config.slurm.environment) == (0.5, 3, {"A": "b", "C": "d"})
+
+
+def test_the_path_of_a_file_may_hold_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "exp=3").mkdir()
+    (tmp_path / "exp=3" / "a.yaml").write_text("seed: 4")
+    monkeypatch.chdir(tmp_path)
+    for name in ("exp=3/a.yaml", "./exp=3/a.yaml", f"{tmp_path}/exp=3/a.yaml"):
+        config = load_config([name, "run_dir=b.yaml"])
+        assert (config.seed, config.run_dir) == (4, "b.yaml")
+    with pytest.raises(ConfigError, match=r"^/exp=3/missing.yaml: no such file"):
+        load_config(["/exp=3/missing.yaml"])
+
+
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_shipped_file_loads(path: Path) -> None:
     assert load_config([str(path)]).run_dir == f"runs/{path.stem}"
@@ -68,10 +217,30 @@ def test_the_resolved_configuration_reads_back_the_same(tmp_path: Path) -> None:
         ("optim.lrr=1", "did you mean 'optim.lr'"),
         ("lr=1", "did you mean 'optim.lr'"),
         ("train=3", "train is a group"),
-        ("train.epochs=many", "train.epochs"),
-        ("train.epochs=1.5", "train.epochs"),
+        ("train.epochs=many", "train.epochs=many is no whole number"),
         ("train.epochs=0", "train.epochs=0 is out of range: it must be >= 1"),
-        ("train.epochs=", "train.epochs"),
+        ("train.lr=3", "unknown option 'train.lr'; did you mean 'optim.lr'?"),
+        ("batch_size=3", "did you mean 'train.global_batch_size' or 'train.eval_batch_size'?"),
+        ("--train.epochs=5", "did you mean 'train.epochs'?"),
+        ("train.global-batch-size=64", "did you mean 'train.global_batch_size'?"),
+        ("train.epochs:5", "did you mean 'train.epochs'?"),
+        ("cifar10", "did you mean 'configs/cifar10.yaml'?"),
+        ("train.epochs.x=5", "unknown option 'train.epochs.x'; did you mean 'train.epochs'?"),
+        ("train=", "train is a group"),
+        ("train.compile=2", "train.compile=2 is no truth value; write true or false"),
+        ("train.amp=true", "train.amp=true is none of auto, off, bf16, fp16"),
+        ("train.amp=BF16", "did you mean bf16?"),
+        ("schedule.milestones=10,20", "is no list; write it in brackets: [10,20]"),
+        ("schedule.milestones='[10]'", "is no list; write it in brackets: [10]"),
+        ("schedule.milestones=[1", "schedule.milestones=[1 cannot be read: "),
+        ("data.mean=[0,0,[0]]", "holds [0], which is a list"),
+        ("slurm.environment=A", "slurm.environment=A is no mapping"),
+        ("slurm.sbatch={a: null}", "slurm.sbatch={...} holds a=null, which is no value"),
+        ("optim.lr=1e\u20133", "' is EN DASH)"),
+        ("run_dir=${oc.env:NOT_THERE}", "Environment variable 'NOT_THERE' not found"),
+        ("run_dir=${NOT_THERE}", "write ${group.option}, ${oc.env:VARIABLE} or"),
+        ("run_dir=${run_dir}", "run_dir=${run_dir}: Recursive interpolation"),
+        ("data.root=", "data.root= is empty"),
         ("optim.lr=nan", "optim.lr=nan is out of range"),
         ("optim.lr=inf", "optim.lr=inf is out of range"),
         ("data.mean=[1,2]", "data.mean=[1,2]"),
@@ -119,6 +288,14 @@ def test_bad_input_gets_one_line_and_exit_code_2(
         ("optimizer: {lr: 1}", "unknown option 'optimizer'"),
         ("optim: {lr: 1, lr: 2}", "not a readable YAML file"),
         ("3: 4", "unknown option '3'"),
+        ("optim: {lr: 1}\noptim.lr: 2", "optim.lr is given twice"),
+        ("seed: 1\nseed: 1", "line 1: 'seed' is given twice"),
+        ("optim:\n\tlr: 1", "line 2: found character '\\t' that cannot start any token; indent with spaces"),
+        ("slurm: {account: [a]}", "slurm.account=[a] is a list, but this option has one value; put text in quotes"),
+        ("seed: &a [*a]", "an alias of itself"),
+        ("slurm: {setup: [&a [a, a], &b [*a, *a]" + ", *b" * 9_999 + "]}", "more than 10,000 values"),
+        ("[" * 5000, "nested too deeply"),
+        ("seed: ${oc.env:NOT_THERE}", "seed=${oc.env:NOT_THERE}: "),
         ("\x00", "not a readable YAML file"),
     ],
 )

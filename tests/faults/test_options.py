@@ -39,11 +39,14 @@ many = settings(
 )
 
 
-def is_accepted_or_refused_in_one_line(load: Callable[[], Config]) -> None:
+def is_accepted_or_refused_in_one_line(load: Callable[[], Config], resolved: Path) -> None:
+    """What is accepted is the same again when it is read from the resolved configuration."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     said = ""
     try:
-        to_yaml(load())
+        config = load()
+        resolved.write_text(to_yaml(config), encoding="utf-8")
+        assert load_config([str(resolved)]) == config
     except ConfigError as error:
         said = str(error)
     assert len(said.splitlines()) <= 1, said
@@ -55,8 +58,10 @@ def is_accepted_or_refused_in_one_line(load: Callable[[], Config]) -> None:
 @given(
     st.lists(st.tuples(st.sampled_from(KEYS) | st.text(max_size=8), VALUES), min_size=1, max_size=4), st.integers(1, 9)
 )
-def test_overrides(trial: Trial, pairs: list[tuple[str, str]], world_size: int) -> None:
-    is_accepted_or_refused_in_one_line(lambda: load_config([f"{key}={value}" for key, value in pairs], world_size))
+def test_overrides(trial: Trial, tmp_path: Path, pairs: list[tuple[str, str]], world_size: int) -> None:
+    is_accepted_or_refused_in_one_line(
+        lambda: load_config([f"{key}={value}" for key, value in pairs], world_size), tmp_path / "a.yaml"
+    )
 
 
 def mutate(tree: Any, draw: Callable[..., Any]) -> Any:
@@ -79,7 +84,7 @@ def test_files(trial: Trial, tmp_path: Path, data: st.DataObject) -> None:
     tree = mutate(yaml.safe_load(data.draw(st.sampled_from(CONFIGS)).read_text()), data.draw)
     path = tmp_path / "mutated.yaml"
     path.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
-    is_accepted_or_refused_in_one_line(lambda: load_config([str(path)]))
+    is_accepted_or_refused_in_one_line(lambda: load_config([str(path)]), tmp_path / "a.yaml")
 
 
 @pytest.mark.fault("mutated options (hypothesis; 200 or 2,000 each)", quick=1, full=1)
@@ -91,4 +96,4 @@ def test_bytes(trial: Trial, tmp_path: Path, data: st.DataObject) -> None:
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path / "mutated.yaml"
     path.write_bytes(content)
-    is_accepted_or_refused_in_one_line(lambda: load_config([str(path)]))
+    is_accepted_or_refused_in_one_line(lambda: load_config([str(path)]), tmp_path / "a.yaml")

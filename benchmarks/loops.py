@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -189,8 +188,10 @@ def main() -> None:
     args = parser.parse_args()
     import torch
 
+    from senet.repro import set_threads
+
     if args.loop != "baseline":
-        torch.set_num_threads(len(os.sched_getaffinity(0)))  # as the trainer does
+        set_threads(0, 1)  # as the trainer does
     task = Task(args.model, args.batch, args.data_root, args.steps)
     step_s = LOOPS[args.loop](task)
     print(json.dumps({"step_s": step_s, "threads": torch.get_num_threads()}))

@@ -32,6 +32,7 @@ import torch.distributed as dist
 from common import record, torchrun
 
 from senet.model import SENet18
+from senet.repro import set_threads
 
 SIZES = [4 << (10 + 2 * power) for power in range(8)]  # bytes: 4 KB, 16 KB, ... 64 MB
 GPUS = [8, 16, 32, 64, 128, 256, 512, 1024]
@@ -67,7 +68,7 @@ def efficiency(ring: Ring, ranks: int, size: float, compute_s: float) -> tuple[f
 
 def be_a_rank(repeats: int) -> None:
     """Measure; rank 0 prints the medians in seconds, one per size, of the slowest rank each time."""
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ["LOCAL_WORLD_SIZE"])))
+    set_threads(0, int(os.environ["LOCAL_WORLD_SIZE"]))
     dist.init_process_group("gloo", timeout=timedelta(seconds=300))
     tensors = [torch.zeros(size // 4) for size in SIZES]
     times_s = torch.zeros(repeats + 1, len(SIZES), dtype=torch.float64)

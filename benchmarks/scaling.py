@@ -13,7 +13,6 @@ comparison. Nothing else should run meanwhile. Where the time goes: step_parts.p
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 from collections import defaultdict
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common import arguments, images_per_s, lay_store, ratios, record, spread, train
+
+from senet.repro import cores
 
 SHARED = ["configs/cifar10.yaml", "train.epochs=1", "log.every_steps=1", "log.tensorboard=false"]
 UNSAVED = ["checkpoint.every_steps=1000000", "train.desync_check_every=0"]
@@ -43,12 +44,12 @@ def comparisons(ranks: list[int]) -> dict[str, list[Case]]:
 
 def measure(cases: list[Case], extra: list[str], *, rounds: int, crowded: int, images: int) -> dict[Case, list[float]]:
     """images/s of each case in each round that it took part in."""
-    cores = len(os.sched_getaffinity(0))
+    available = cores()
     speeds: dict[Case, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as data_root:
         stored = lay_store(Path(data_root), images)
         for number in range(rounds):
-            here = [case for case in cases if case.ranks <= cores or number < crowded]
+            here = [case for case in cases if case.ranks <= available or number < crowded]
             for case in reversed(here) if number % 2 else here:
                 options = [*SHARED, *UNSAVED, *extra, *stored, f"train.global_batch_size={case.batch}"]
                 with tempfile.TemporaryDirectory() as run_dir:

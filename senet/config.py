@@ -103,7 +103,7 @@ class DataConfig:
     """Keep all decoded images on the GPU, where batches are gathered too: no copy in any step. auto: where they take at
     most a quarter of its memory. On a CPU the mapped files are in memory as it is."""
     decode_threads: int = option(0, low=0, high=256, free=True)
-    """Threads that decode an image folder; 0: one per core."""
+    """Threads that decode an image folder; 0: one per core that the process may use."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from senet.config import ConfigError
 from senet.data import Split
 from senet.evaluation import open_test_data
 from senet.model import SqueezeExcite
+from senet.repro import set_threads
 from senet.trained import Trained, load_trained, open_checkpoint
 
 _BATCH = 256
@@ -51,6 +52,7 @@ def predictions_of(
             raise
         return None, f"the test images are not here: {error}"
     other_images = data.fingerprint != manifest.get("data")
+    set_threads(0, 1)
     predictions = predict(load_trained(run_dir, model_name=model_name, device=device), data.test, other_images)
     file.parent.mkdir(exist_ok=True)
     predictions.save(file)

@@ -16,8 +16,10 @@ def main(argv: Sequence[str]) -> int:
     """Export as the command line says; print what was written and how far it is from the checkpoint."""
     arguments = _parser().parse_intermixed_args(argv)
     from senet.exported import CHECKED_IMAGES, SUFFIXES, export  # takes seconds: torch
+    from senet.repro import set_threads
     from senet.trained import load_trained
 
+    set_threads(0, 1)
     trained = load_trained(Path(arguments.network), model_name=arguments.model, device="cpu")
     output = arguments.output or Path(trained.checkpoint.with_suffix(SUFFIXES[arguments.format]).name)
     difference = export(trained, arguments.format, output, with_preprocessing=arguments.with_preprocessing)

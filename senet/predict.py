@@ -58,7 +58,9 @@ def main(argv: Sequence[str]) -> int:
 
     from senet.exported import open_network  # takes seconds: torch
     from senet.fetch import Limits
+    from senet.repro import set_threads
 
+    set_threads(0, 1)
     network = open_network(
         Path(arguments.network), model_name=arguments.model, device=arguments.device, trust=arguments.trust
     )

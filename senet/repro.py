@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import random
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 
 from senet.commit import commit
 
+_CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _MASK = (1 << 64) - 1
 GAMMA = 0x9E3779B97F4A7C15
 MIX_1 = 0xBF58476D1CE4E5B9
@@ -57,9 +60,38 @@ def set_deterministic(deterministic: bool) -> None:
     torch.backends.cudnn.allow_tf32 = True
 
 
+def cores() -> int:
+    """How many CPU cores this process may keep busy: by its affinity, and by the quota of its control groups, which
+    ``docker --cpus`` and batch systems set.
+    """
+    found = [len(os.sched_getaffinity(0))]
+    for line in _OWN_CGROUPS.read_text().splitlines():
+        _, controllers, own = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = _CGROUPS / ("cpu" if controllers else "")  # version 1 or 2
+        group = top / own.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(top):
+                found += _quota(folder)
+    return max(1, min(found))
+
+
+def _quota(group: Path) -> list[int]:
+    """Cores, rounded up; nothing where the group sets no limit."""
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return [math.ceil(int(quota) / int(period))] if int(quota) > 0 else []
+    except (OSError, ValueError):  # no such file; "max"
+        return []
+
+
 def set_threads(wanted: int, local_world_size: int) -> int:
     """Set torch's CPU threads; 0: this process's cores shared by the ranks on the node. Returns the number set."""
-    threads = wanted or max(1, len(os.sched_getaffinity(0)) // local_world_size)
+    threads = wanted or max(1, cores() // local_world_size)
     torch.set_num_threads(threads)
     return threads
 

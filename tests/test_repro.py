@@ -1,0 +1,52 @@
+"""How many threads a process takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from senet import repro
+from senet.repro import cores, set_threads
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A host of 16 cores, whose control groups are a folder of files."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(repro, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(repro, "_OWN_CGROUPS", tmp_path / "own")
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        ("0::/\n", {}, 16),
+        ("0::/\n", {"cpu.max": "max 100000"}, 16),
+        ("0::/\n", {"cpu.max": "200000 100000"}, 2),  # docker --cpus=2
+        ("0::/\n", {"cpu.max": "150000 100000"}, 2),
+        ("0::/\n", {"cpu.max": "10000 100000"}, 1),
+        ("0::/user/job\n", {"user/cpu.max": "400000 100000", "user/job/cpu.max": "max 100000"}, 4),
+        ("0::/user/job\n", {"user/cpu.max": "400000 100000", "user/job/cpu.max": "300000 100000"}, 3),
+        ("0::/seen/from/outside\n", {"cpu.max": "500000 100000"}, 5),
+        ("4:cpu,cpuacct:/\n2:cpuset:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 16),
+        ("4:cpu,cpuacct:/a\n0::/\n", {"cpu/a/cpu.cfs_quota_us": "250000", "cpu/a/cpu.cfs_period_us": "50000"}, 5),
+    ],
+)
+def test_affinity_and_quotas_of_control_groups_limit_the_threads(
+    host: Path, own: str, files: dict[str, str], expected: int
+) -> None:
+    (host / "own").write_text(own)
+    for name, content in files.items():
+        (host / name).parent.mkdir(parents=True, exist_ok=True)
+        (host / name).write_text(content + "\n")
+    assert set_threads(0, 1) == cores() == expected
+    assert set_threads(0, 2) == max(1, expected // 2)
+    assert set_threads(7, 2) == 7

@@ -1,5 +1,7 @@
-"""Locks between processes of this host and of others. They save work and keep nobody safe: on some file systems they
-exclude nobody, on some there are none. What must happen once is settled by a rename, or by reading back. No torch.
+"""How processes, of this host and of others, keep out of each other's way: locks, and folders of one's own. No torch.
+
+Locks save work and keep nobody safe: on some file systems they exclude nobody, on some there are none. What must happen
+once is settled by a rename, or by reading back.
 """
 
 from __future__ import annotations
@@ -8,19 +10,23 @@ import fcntl
 import json
 import logging
 import os
+import secrets
 import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from senet.config import RunError
-from senet.files import read_json
+from senet.files import read_json, write_json
 
 BEAT_S = 5.0
+_ABANDONED_S = 180.0  # without a beat; what other hosts tell of a folder may be a minute old
 _POLL_S = 0.05
+_BUILDER = "builder.json"
 log = logging.getLogger(__name__)
 
 
@@ -75,6 +81,33 @@ def beating(path: Path) -> Iterator[None]:
     finally:
         over.set()
         thread.join(BEAT_S)
+
+
+@contextmanager
+def own_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A new hidden folder for what this process makes, until that is renamed out of there. Removed at the end, and so
+    are those of processes that were killed.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = parent / f".{name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    folder.mkdir()
+    try:
+        write_json(folder / _BUILDER, this_process())
+        _remove_abandoned(parent)  # may make the room that is needed
+        with beating(folder):
+            yield folder
+    finally:
+        rmtree(folder, ignore_errors=True)  # what cannot be removed the next one tries again
+        _remove_abandoned(parent)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Call after a change in ``parent``: its time is now, by the clock that stamps the others' beats."""
+    now = parent.stat().st_mtime
+    for folder in parent.glob(".*.tmp"):
+        with suppress(FileNotFoundError):  # whose it is removes it too
+            if has_ended(read_json(folder / _BUILDER)) or now - folder.stat().st_mtime > _ABANDONED_S:
+                rmtree(folder, ignore_errors=True)
 
 
 def this_process() -> dict[str, Any]:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from senet.config import ConfigError, DataConfig
+from senet.download import damaged, download
 
 SPLITS = ("train", "test")
-_DOWNLOAD_TRIES = 3
 # Others are refused: Pillow hands EPS to Ghostscript, which is a programming language
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# what Windows, macOS, Synology and file systems leave in folders
+_NO_IMAGES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin", "lost+found")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,11 @@ class Source:
     classes: Sequence[str]
     labels: Mapping[str, Sequence[int]]
     image: Mapping[str, Callable[[int], Image.Image]]
+    """Raises Unreadable."""
+
+
+class Unreadable(Exception):
+    """A file that is no image, or a damaged one: names it and says why."""
 
 
 def _image_folder(config: DataConfig) -> Source:
@@ -34,16 +41,19 @@ def _image_folder(config: DataConfig) -> Source:
     for split in SPLITS:
         paths[split], classes[split] = image_paths(root, split)
     if classes["train"] != classes["test"]:
-        odd = sorted(set(classes["train"]) ^ set(classes["test"]))
-        raise ConfigError(f"{root}: train and test must have the same classes; only one of them has {', '.join(odd)}")
+        odd = some(sorted(set(classes["train"]) ^ set(classes["test"])))
+        raise ConfigError(f"{root}: train and test must have the same classes; only one of them has {odd}")
 
     def load(split: str) -> Callable[[int], Image.Image]:
         def read(index: int) -> Image.Image:
             path = paths[split][index]
             try:
                 return read_image(path)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                raise ConfigError(f"{path} is not a readable image ({error}); repair or remove it") from None
+            except UnidentifiedImageError:
+                raise Unreadable(f"{path.relative_to(root)} (no image)") from None
+            except Exception as error:  # each decoder has its own
+                reason = " ".join(str(error).split())[:100]
+                raise Unreadable(f"{path.relative_to(root)} ({reason or type(error).__name__})") from None
 
         return read
 
@@ -88,21 +98,83 @@ def fit_image(picture: Image.Image, size: int) -> np.ndarray:
 
 
 def image_paths(root: Path, split: str) -> tuple[list[Path], list[str]]:
-    """All files of a split in a fixed order, and its class names."""
+    """All files of a split in a fixed order, and its class names; less what is hidden or known to hold no image.
+
+    Raises:
+        ConfigError: no such folder, no classes, a class without images; or what would be left out in silence: folders
+            in a class, images outside of one, links that lead nowhere.
+    """
     folder = root / split
     remedy = "expected data.folder/train/<class>/<image> and data.folder/test/<class>/<image>"
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder; {remedy}")
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    try:
+        if not root.is_dir():
+            raise ConfigError(f"data.folder={root}: no such folder; {remedy}")
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: no such folder; {_other_name(folder) or remedy}")
+        classes, left_out = [], []
+        for entry in _entries(folder):
+            if entry.is_dir():
+                classes.append(entry.name)
+            elif not entry.is_file() or entry.suffix.lower() in IMAGE_SUFFIXES:
+                left_out.append(entry)
+        paths: list[Path] = []
+        empty = []
+        for name in classes:
+            entries = _entries(folder / name)
+            files = [entry for entry in entries if entry.is_file()]
+            paths += files
+            left_out += sorted(set(entries) - set(files))
+            empty += [] if entries else [name]
+    except OSError as error:
+        raise ConfigError(f"data.folder={root} cannot be read: {error}") from None
+    if left_out:
+        named = some([f"{entry.relative_to(root)} ({_kind(entry)})" for entry in left_out])
+        raise ConfigError(f"{root}: {named} would be left out; {remedy}, without folders in a class")
     if not classes:
         raise ConfigError(f"{folder} has no class folders; {remedy}")
-    paths = []
+    if empty:
+        raise ConfigError(f"{some([str(folder / name) for name in empty])} has no images; {remedy}")
     for name in classes:
-        files = sorted(p for p in (folder / name).iterdir() if p.is_file() and not p.name.startswith("."))
-        if not files:
-            raise ConfigError(f"{folder / name} has no images; {remedy}")
-        paths += files
+        if "\udc80" <= max(name) <= "\udcff":  # how Python holds bytes that are no text
+            raise ConfigError(f"{folder / name}: the name of a class must be UTF-8; rename the folder")
     return paths, classes
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.name.lower() not in _NO_IMAGES)
+
+
+def _kind(entry: Path) -> str:
+    if entry.is_dir():
+        return "a folder"
+    if entry.is_file():
+        return "outside of class folders"
+    return "a link that leads nowhere" if entry.is_symlink() else "no file"
+
+
+def _other_name(folder: Path) -> str:
+    """What to do where somebody calls the test split by another of its names."""
+    names = ("val", "valid", "validation", "dev") if folder.name == "test" else ()
+    found = next((name for name in names if (folder.parent / name).is_dir()), "")
+    return found and f"there is {folder.parent / found}: rename it, or link to it with ln -s {found} {folder}"
+
+
+def file_facts(root: Path, split: str) -> list[str]:
+    """For each file of a split, in the order of ``image_paths``, its path, size and time of change."""
+    facts = []
+    for path in image_paths(root, split)[0]:
+        try:
+            stat = path.stat()
+        except OSError as error:  # gone since it was listed
+            raise ConfigError(f"data.folder={root} cannot be read: {error}") from None
+        facts.append(f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\0")
+    return facts
+
+
+def some(names: Sequence[str], most: int = 10) -> str:
+    """The first of them, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _digits(_config: DataConfig) -> Source:
@@ -129,17 +201,10 @@ def _downloaded(name: str, expected: str) -> Callable[[DataConfig], Source]:
 
         dataset = getattr(torchvision.datasets, name)
         folder = Path(config.root) / "downloads"
-        for attempt in range(_DOWNLOAD_TRIES):
-            try:
-                found = {split: dataset(folder, train=split == "train", download=True) for split in SPLITS}
-                break
-            except (OSError, RuntimeError) as error:
-                if attempt + 1 == _DOWNLOAD_TRIES:
-                    raise ConfigError(
-                        f"data.source={config.source} cannot be downloaded ({error}); put {expected} into {folder}, or "
-                        f"use data.source=imagefolder data.folder=<folder>, or data.source=digits"
-                    ) from None
-                time.sleep(1 + attempt)
+        try:
+            found = {split: dataset(folder, train=split == "train") for split in SPLITS}
+        except (OSError, RuntimeError, ValueError, AssertionError):  # not there, or not whole
+            found = _download(config, dataset, folder, expected)
         return Source(
             found["train"].classes,
             {split: [int(label) for label in found[split].targets] for split in SPLITS},
@@ -147,6 +212,18 @@ def _downloaded(name: str, expected: str) -> Callable[[DataConfig], Source]:
         )
 
     return read
+
+
+def _download(config: DataConfig, dataset: Any, folder: Path, expected: str) -> dict[str, Any]:
+    try:
+        return download(dataset, folder, SPLITS)
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        bad = some(damaged(dataset, folder))
+        raise ConfigError(
+            f"data.source={config.source} cannot be downloaded ({reason}){bad and f', and in {folder} lies {bad}'}; "
+            f"put {expected} into {folder}, or use data.source=imagefolder data.folder=<folder>, or data.source=digits"
+        ) from None
 
 
 def _from_array(images: np.ndarray) -> Callable[[int], Image.Image]:

@@ -8,23 +8,28 @@ the same files, so the pixels are in memory once.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from shutil import rmtree
 from typing import NamedTuple
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
 from senet.config import ConfigError, DataConfig
 from senet.files import fsync_directory, read_json, write_json
-from senet.sources import SOURCES, SPLITS, fit_image, image_paths
+from senet.locks import StillHeld, lock, own_folder
+from senet.repro import cores
+from senet.sources import SOURCES, SPLITS, Unreadable, file_facts, fit_image, some
 
-_BLOCK = 512  # images per decoding task
+_BLOCK = 16  # images per decoding task, at most
+_PATIENCE_S = 60.0  # with another process that builds and gives no sign of life
+log = logging.getLogger(__name__)
 
 
 class Store(NamedTuple):
@@ -48,31 +53,27 @@ def open_store(config: DataConfig, *, build: bool = True, verify: bool = True) -
     Raises:
         ConfigError: no data, no network, an unreadable image, a damaged store; names the file and the remedy.
     """
-    store = Path(config.root) / "stores" / _store_key(config)
-    if not build and not (store / "meta.json").exists():
-        raise ConfigError(
-            f"data.root={config.root} holds no decoded images of {config.source} ({store.name}); "
-            f"name a folder with data.root=... to have them decoded there"
-        )
+    store = Path(config.root) / "stores" / _key(config)
     if not (store / "meta.json").exists():  # looked at before the lock, so that a complete store may be read-only
+        if not build:
+            raise ConfigError(
+                f"data.root={config.root} holds no decoded images of {config.source} ({store.name}); "
+                f"name a folder with data.root=... to have them decoded there"
+            )
         try:
-            store.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{store}.lock"):
-                if not (store / "meta.json").exists():
-                    _build(config, store)
+            _build_once(config, store)
         except OSError as error:
             raise ConfigError(f"data.root={config.root}: {error}; free some space, or choose another folder") from None
     return _map(store, verify=verify)
 
 
-def _store_key(config: DataConfig) -> str:
+def _key(config: DataConfig) -> str:
     if config.source != "imagefolder":
         return f"{config.source}-{config.image_size}"
     digest = hashlib.sha256()
     for split in SPLITS:
-        for path in image_paths(Path(config.folder), split)[0]:
-            stat = path.stat()
-            digest.update(f"{path.relative_to(config.folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+        for fact in file_facts(Path(config.folder), split):
+            digest.update(fact.encode(errors="surrogateescape"))  # a file's name need not be text
     return f"imagefolder-{config.image_size}-{digest.hexdigest()[:16]}"
 
 
@@ -104,45 +105,109 @@ def _map(store: Path, *, verify: bool) -> Store:
     return Store(splits["train"], splits["test"], tuple(meta["classes"]), fingerprint)
 
 
-def _build(config: DataConfig, store: Path) -> None:
-    """Decode everything into a temporary folder beside the store, then rename it."""
+def _build_once(config: DataConfig, store: Path) -> None:
+    """Build, unless another process has. Where several build at once, the first to finish wins; all use its store."""
+    store.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock(Path(f"{store}.lock"), patience_s=_PATIENCE_S))
+        except StillHeld as held:
+            log.warning("%s; decoding here as well", held)
+        if (store / "meta.json").exists():
+            return
+        if store.exists() and any(store.iterdir()):
+            raise ConfigError(f"{store} is not complete; delete it to have it built anew")
+        with own_folder(store.parent, store.name) as own:
+            _build(config, own)
+            try:
+                (own / "new").rename(store)
+            except OSError:
+                if not (store / "meta.json").exists():
+                    raise
+        fsync_directory(store.parent)
+
+
+def _build(config: DataConfig, own: Path) -> None:
+    """Decode everything into ``own/new``; where some files are no images, keep the others' pixels for the next time."""
     source = SOURCES[config.source](config)
-    temporary = store.with_name(f".{store.name}.tmp")
-    if temporary.exists():  # of a build that was killed; the lock is ours
-        rmtree(temporary)
-    temporary.mkdir(parents=True)
+    new, before, kept = own / "new", own / "before", _kept(config, own.parent)
+    new.mkdir()
+    with suppress(FileNotFoundError):
+        kept.rename(before)
+    files, unreadable = {}, {}
     for split in SPLITS:
-        labels = np.asarray(source.labels[split], dtype=np.int64)
-        np.save(temporary / f"{split}.labels.npy", labels)
-        _decode(temporary / f"{split}.images.npy", len(labels), source.image[split], config, split)
-    hashes = {path.name: _sha256(path) for path in sorted(temporary.glob("*.npy"))}
-    for name in hashes:
-        with (temporary / name).open("rb") as file:
+        files[split] = file_facts(Path(config.folder), split) if config.source == "imagefolder" else []
+        image = _reuse(before, split, files[split], source.image[split])
+        np.save(new / f"{split}.labels.npy", np.asarray(source.labels[split], dtype=np.int64))
+        unreadable[split] = _decode(new / f"{split}.images.npy", len(source.labels[split]), image, config, split)
+    for path in new.glob("*.npy"):
+        with path.open("rb") as file:
             os.fsync(file.fileno())
-    write_json(temporary / "meta.json", {"classes": list(source.classes), "sha256": hashes}, durable=True)
-    temporary.rename(store)
-    fsync_directory(store.parent)
+    if errors := [*unreadable["train"].values(), *unreadable["test"].values()]:
+        for split in SPLITS:
+            decoded = [None if row in unreadable[split] else name for row, name in enumerate(files[split])]
+            write_json(new / f"{split}.json", {"decoded": decoded})
+        rmtree(kept, ignore_errors=True)  # of a process that was refused at the same time
+        new.rename(kept)
+        raise ConfigError(
+            f"{config.folder}: {len(errors):,} of {sum(map(len, files.values())):,} files cannot be read as images: "
+            f"{some(errors)}; repair or remove them (what is decoded waits in {kept})"
+        )
+    hashes = {path.name: _sha256(path) for path in sorted(new.glob("*.npy"))}
+    write_json(new / "meta.json", {"classes": list(source.classes), "sha256": hashes}, durable=True)
 
 
-def _decode(path: Path, count: int, image: Callable[[int], Image.Image], config: DataConfig, split: str) -> None:
+def _kept(config: DataConfig, stores: Path) -> Path:
+    """Where pixels of an image folder wait for the rest of it to be repaired."""
+    digest = hashlib.sha256(os.fsencode(Path(config.folder).resolve())).hexdigest()[:16]
+    return stores / f"{config.source}-{config.image_size}-{digest}.decoded"
+
+
+def _reuse(
+    before: Path, split: str, files: Sequence[str], image: Callable[[int], Image.Image]
+) -> Callable[[int], Image.Image]:
+    """The images of a split, those that ``before`` holds from there."""
+    rows = {name: row for row, name in enumerate(read_json(before / f"{split}.json").get("decoded", [])) if name}
+    if not rows:
+        return image
+    pixels = np.load(before / f"{split}.images.npy", mmap_mode="r", allow_pickle=False)
+
+    def reused(index: int) -> Image.Image:
+        row = rows.get(files[index])
+        return image(index) if row is None else Image.fromarray(pixels[row])
+
+    return reused
+
+
+def _decode(
+    path: Path, count: int, image: Callable[[int], Image.Image], config: DataConfig, split: str
+) -> dict[int, str]:
+    """Fill a file of pixels; what could not be read, by index."""
     shape = (count, config.image_size, config.image_size, 3)
     out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     with path.open("r+b") as file:  # a full disk is an error here; later, in the mapped file, it would be a SIGBUS
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    unreadable: dict[int, str] = {}
 
     def decode(block: range) -> int:
         for index in block:
-            out[index] = fit_image(image(index), config.image_size)
+            try:
+                out[index] = fit_image(image(index), config.image_size)
+            except Unreadable as error:
+                unreadable[index] = str(error)
         return len(block)
 
-    blocks = [range(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
+    threads = config.decode_threads or cores()
+    size = min(_BLOCK, 1 + count // (4 * threads))  # all threads have work to the end, and the bar moves
+    blocks = [range(start, min(start + size, count)) for start in range(0, count, size)]
     with (
-        ThreadPoolExecutor(config.decode_threads or os.cpu_count()) as pool,
+        ThreadPoolExecutor(threads) as pool,
         tqdm(total=count, desc=f"decoding {split}", unit="image", disable=None) as bar,
     ):
         for done in pool.map(decode, blocks):
             bar.update(done)
     out.flush()
+    return dict(sorted(unreadable.items()))
 
 
 def _sha256(path: Path) -> str:

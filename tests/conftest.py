@@ -136,7 +136,7 @@ def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     monkeypatch.setattr(dataset, "train_list", train)
     monkeypatch.setattr(dataset, "test_list", test)
     monkeypatch.setattr(dataset, "meta", {"filename": name, "key": "label_names", "md5": digest})
-    monkeypatch.setattr("senet.sources.time.sleep", lambda _: None)
+    monkeypatch.setattr("senet.download.time.sleep", lambda _: None)
     yield archive
     server.shutdown()
     server.server_close()

@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from senet.config import ConfigError, DataConfig
@@ -160,11 +161,11 @@ def test_a_changed_image_folder_gives_another_store(folder: Path, tmp_path: Path
 def test_a_bad_image_folder_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
     config = folder_config(folder, tmp_path)
     (folder / "train/bee/broken.png").write_bytes(b"no image")
-    with pytest.raises(ConfigError, match=r"train/bee/broken\.png is not a readable image"):
+    with pytest.raises(ConfigError, match=r"1 of 17 files cannot be read as images: train/bee/broken\.png \(.+\)"):
         open_data(config)
     content = (folder / "train/bee/0.png").read_bytes()
     (folder / "train/bee/broken.png").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ConfigError, match=r"train/bee/broken\.png is not a readable image"):
+    with pytest.raises(ConfigError, match=r"1 of 17 files cannot be read as images: train/bee/broken\.png \(.+\)"):
         open_data(config)
     (folder / "train/bee/broken.png").unlink()
     shutil.move(folder / "test/bee", folder / "test/wasp")
@@ -211,6 +212,37 @@ def test_a_damaged_archive_is_not_opened(small_cifar: Path, tmp_path: Path) -> N
     small_cifar.write_bytes(content)
     with pytest.raises(ConfigError, match="cannot be downloaded"):
         open_data(DataConfig(root=str(tmp_path / "data")))
+
+
+def test_a_file_with_another_hash_is_named_and_left_alone(small_cifar: Path, tmp_path: Path) -> None:
+    small_cifar.unlink()
+    folder = tmp_path / "data/downloads"
+    (folder / "cifar-10-batches-py").mkdir(parents=True)
+    (folder / "cifar-10-python.tar.gz").write_bytes(b"half")
+    (folder / "cifar-10-batches-py/test_batch").write_bytes(b"half")
+    with pytest.raises(ConfigError) as caught:
+        open_data(DataConfig(root=str(tmp_path / "data")))
+    md5 = hashlib.md5(b"half").hexdigest()
+    assert f"in {folder} lies cifar-10-python.tar.gz with MD5 {md5}, not " in str(caught.value)
+    assert f"cifar-10-batches-py/test_batch with MD5 {md5}, not " in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert (folder / "cifar-10-python.tar.gz").read_bytes() == b"half"
+
+
+def test_a_failed_download_of_several_files_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = torchvision.datasets.FashionMNIST
+    monkeypatch.setattr(dataset, "mirrors", ["http://127.0.0.1:9/", "http://127.0.0.1:9/other/"])
+    monkeypatch.setattr("senet.download.time.sleep", lambda _: None)
+    raw = tmp_path / "downloads/FashionMNIST/raw"
+    raw.mkdir(parents=True)
+    for name, _ in dataset.resources:
+        (raw / name.removesuffix(".gz")).write_bytes(b"unpacked by half")  # by a process that was killed
+    (raw / dataset.resources[0][0]).write_bytes(b"half")
+    with pytest.raises(ConfigError) as caught:
+        open_data(DataConfig(source="fashion_mnist", root=str(tmp_path)))
+    assert "\n" not in str(caught.value)
+    assert f"lies FashionMNIST/raw/{dataset.resources[0][0]} with MD5" in str(caught.value)
+    assert {path.name for path in raw.parent.parent.iterdir()} == {"FashionMNIST"}
 
 
 def _open_and_count(root: str) -> int:

@@ -11,7 +11,7 @@ FLOORS = [
     {"config", "preemption", "files"},
     {"environment"},
     {"schedule", "locks", "lease", "commit", "command", "fetch", "history", "analysis"},
-    {"devices"},
+    {"devices", "download"},
     {"repro", "ranks", "state", "metrics", "timing", "model", "optim", "sources", "augment", "weights"},
     {"store", "checkpoint", "rollcall", "zoo"},
     {"data", "distributed"},

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,12 @@ from senet.files import replace_file
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_CURVES = {  # kind of row, prefix: folder of TensorBoard, which draws one name in several folders into one chart
+    ("train", "train"): "train",
+    ("epoch", "train"): "train_epoch",
+    ("epoch", "test"): "test",
+    ("epoch", "ema"): "ema",
+}
 _LOSS_UNIT = 2.0**-24  # nats; a sum of 10**9 images still fits into 63 bits
 _AT_ONCE = 16  # batches: on small tensors an operation costs the host more than its arithmetic
 _NOT_FINITE = -(2.0**52)  # makes any sum negative, which no cross entropy is
@@ -101,7 +107,7 @@ class Writer:
 
     def __init__(self, run_dir: Path | None, *, resumed_step: int, epochs_done: int, tensorboard: bool) -> None:
         self._file = None
-        self._tensorboard = None
+        self._boards: dict[str, Any] = {}
         if run_dir is None:
             return
         path = run_dir / "metrics.jsonl"
@@ -116,7 +122,8 @@ class Writer:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(run_dir / "tensorboard", purge_step=resumed_step + 1)
+            for part in ("", *_CURVES.values()):
+                self._boards[part] = SummaryWriter(run_dir / "tensorboard" / part, purge_step=resumed_step + 1)
 
     def write(self, kind: str, step: int, **values: float | str) -> None:
         """One row, and each number as a scalar of that step."""
@@ -127,54 +134,73 @@ class Writer:
             except OSError as error:  # a full disk: whether the run can go on is for the checkpoints to say
                 log.warning("a row of metrics.jsonl was lost: %s", error)
 
-        def show(board: Any) -> None:
+        def show(boards: Mapping[str, Any]) -> None:
             for name, value in values.items():
-                if not isinstance(value, str):
-                    board.add_scalar(f"{kind}/{name}", value, step)
+                part, _, quantity = name.partition("_")
+                if (kind, part) in _CURVES and quantity in ("loss", "top1", "top5"):
+                    boards[_CURVES[kind, part]].add_scalar(quantity, value, step)
+                elif not isinstance(value, str) and name not in ("epoch", "best_epoch"):
+                    boards[""].add_scalar(f"{kind}/{name}", value, step)
 
         self._show(show)
 
     def graph(self, model: nn.Module, images_NCHW: Tensor) -> None:
         """The network's graph, traced in evaluation mode."""
-        if self._tensorboard is not None:
+        if self._boards:
             was_training = model.training
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # add_graph has no other way than the old tracer
                 try:
                     model.eval()
-                    self._tensorboard.add_graph(model, images_NCHW)
+                    self._boards[""].add_graph(model, images_NCHW)
                 except Exception as error:  # the tracer cannot follow every network; training does not need it
                     log.warning("no graph in TensorBoard: %s", error)
             model.train(was_training)
 
-    def final(self, options: Mapping[str, Any], result: Mapping[str, float]) -> None:
-        """The options beside the final result, for TensorBoard's table of runs."""
-        plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in options.items()}
-        final = {f"final/{key}": value for key, value in result.items()}
-        self._show(lambda board: board.add_hparams(plain, final, run_name="."))
+    def final(self, options: Mapping[str, Any], result: Mapping[str, float], *, first: Collection[str]) -> None:
+        """The options, those in ``first`` before the others, beside the final result: TensorBoard's table of runs."""
+
+        def show(boards: Mapping[str, Any]) -> None:
+            from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+            from torch.utils.tensorboard.summary import hparams
+
+            plain = {key: value if isinstance(value, int | float) else str(value) for key, value in options.items()}
+            final = {f"final/{key}": value for key, value in result.items()}
+            summaries = hparams(plain, final)
+            table = summaries[0].value[0].metadata.plugin_data
+            content = HParamsPluginData.FromString(table.content)
+            for column in content.experiment.hparam_infos:
+                column.differs = column.name in first  # TensorBoard sorts by this, then by name, and shows a few
+            table.content = content.SerializeToString()
+            for summary in summaries:
+                boards[""].file_writer.add_summary(summary)
+            for name, value in final.items():
+                boards[""].add_scalar(name, value)
+
+        self._show(show)
 
     def sync(self) -> None:
         """Make the rows durable; before a checkpoint that counts on them is published."""
         if self._file is not None:
             with contextlib.suppress(OSError):  # write has warned, and the checkpoint that follows fails too
                 os.fsync(self._file.fileno())
-        self._show(lambda board: board.flush())  # or a kill would leave a gap before the resumed step
+        self._show(lambda boards: [board.flush() for board in boards.values()])  # or a kill would leave a gap
 
     def close(self) -> None:
         """Flush and close both."""
         if self._file is not None:
             with contextlib.suppress(OSError):  # of rows that could not be written: write has warned
                 self._file.close()
-        self._show(lambda board: board.close())
+        self._show(lambda boards: [board.close() for board in boards.values()])
 
-    def _show(self, action: Callable[[Any], object]) -> None:
-        """Do something with TensorBoard's writer, whose thread hands on what went wrong before."""
-        if self._tensorboard is not None:
+    def _show(self, action: Callable[[Mapping[str, Any]], object]) -> None:
+        """Do something with TensorBoard's writers, whose threads hand on what went wrong before."""
+        if self._boards:
             try:
-                action(self._tensorboard)
+                action(self._boards)
             except OSError as error:  # a full disk: its thread has ended
                 log.warning("no more TensorBoard: %s", error)
-                self._tensorboard = None
+                self._boards = {}
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from senet.augment import Preprocess
 from senet.checkpoint import Checkpoint, CheckpointManager, unpickle
-from senet.config import Config, to_flat, to_yaml
+from senet.config import Config, changed_options, to_flat, to_yaml
 from senet.data import ImageData, ResumableSampler, keep_on_device, open_data
 from senet.distributed import (
     Agreement,
@@ -128,7 +128,9 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
         trained = state.epochs_done < config.train.epochs
         summary = trainer.fit()
         if trained and summary.state == "finished":
-            writer.final(to_flat(config), {k: v for k, v in summary.result.items() if k.endswith(("loss", "top1"))})
+            scores = {key: value for key, value in summary.result.items() if key.endswith(("loss", "top1"))}
+            chosen = {key for key, *_ in changed_options(to_flat(Config()), config)}
+            writer.final(to_flat(config), scores, first=chosen)
         if lease:
             reason = (stop.signal_name or "another rank was asked to stop") if summary.state == "stopped" else ""
             lease.update(state=summary.state, step=summary.step, reason=reason, result=summary.result)

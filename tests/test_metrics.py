@@ -78,6 +78,33 @@ def test_rows_past_the_resumed_step_are_cut(tmp_path: Path) -> None:
         json.loads(line)
 
 
+def test_tensorboard_shows_losses_in_one_chart_no_counters_and_first_the_options_that_are_not_defaults(
+    tmp_path: Path,
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, parse_experiment_plugin_data
+
+    writer = Writer(tmp_path, resumed_step=0, epochs_done=0, tensorboard=True)
+    writer.write("train", 2, train_loss=2.5, train_s=1.0)
+    losses = {"train_loss": 2.0, "test_loss": 1.5, "ema_loss": 1.0}
+    writer.write("epoch", 4, epoch=1, **losses, epoch_s=2.0, best_top1=90.0, best_epoch=1, weights="raw")
+    options = {"a": [1], "b": 0.1, "c": "x", "d": True}
+    writer.final(options, {"test_loss": 1.5}, first={"b", "d"})
+    writer.close()
+    seen = {}
+    for folder in ("train", "train_epoch", "test", "ema", ""):
+        events = EventAccumulator(str(tmp_path / "tensorboard" / folder))
+        events.Reload()
+        scalars = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+        seen[folder] = {tag: [(event.step, event.value) for event in scalars[tag]] for tag in scalars}
+    assert [seen.pop(name) for name in ("train", "train_epoch", "test", "ema")] == [
+        {"loss": [(step, loss)]} for step, loss in ((2, 2.5), (4, 2.0), (4, 1.5), (4, 1.0))
+    ]
+    assert seen[""].keys() == {"train/train_s", "epoch/epoch_s", "epoch/best_top1", "final/test_loss"}
+    columns = parse_experiment_plugin_data(events.SummaryMetadata(EXPERIMENT_TAG).plugin_data.content).hparam_infos
+    assert {column.name: column.differs for column in columns} == {"a": False, "b": True, "c": False, "d": True}
+
+
 def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     writer = Writer(None, resumed_step=0, epochs_done=0, tensorboard=True)

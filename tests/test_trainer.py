@@ -463,9 +463,10 @@ def test_what_a_run_directory_holds(train_here: Train, tmp_path: Path) -> None:
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    train, events = (EventAccumulator(str(tmp_path / "tensorboard" / folder)) for folder in ("train", ""))
+    train.Reload()
     events.Reload()
-    logged = [event.step for event in events.Scalars("train/train_loss")]
+    logged = [event.step for event in train.Scalars("loss")]
     assert logged == sorted(set(logged)) == [row["step"] for row in rows(tmp_path)]
     assert events.Graph().node
     assert "final/ema_top1" in events.Tags()["scalars"]

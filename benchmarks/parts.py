@@ -54,10 +54,10 @@ def watch_all(clock: Clock) -> None:
     from torch.nn.parallel import DistributedDataParallel
 
     import senet.trainer
+    from senet.agreement import Agreement
     from senet.augment import Preprocess
     from senet.data import Split
-    from senet.distributed import Agreement
-    from senet.metrics import LossGuard, Tally
+    from senet.metrics import Tally
     from senet.optim import Muon, WeightAverage
     from senet.trainer import Trainer
 
@@ -68,7 +68,6 @@ def watch_all(clock: Clock) -> None:
         (Preprocess, "train", "augmentation and normalisation"),
         (DistributedDataParallel, "forward", "forward"),
         (senet.trainer.F, "cross_entropy", "loss"),
-        (LossGuard, "is_finite", "loss is finite"),
         (torch.Tensor, "backward", "backward"),
         (Tally, "add", "sums for metrics"),
         (torch.optim.SGD, "step", "optimizer"),
@@ -78,6 +77,7 @@ def watch_all(clock: Clock) -> None:
         (WeightAverage, "update_parameters", "averaged weights"),
         (Agreement, "exchange", "agreement"),
         (Agreement, "settle", "agreement"),
+        (Agreement, "conclude", "agreement"),
         (Trainer, "log", "log rows"),
         (senet.trainer, "check_in_sync", "comparison of ranks"),
         (Trainer, "save", "checkpoints"),

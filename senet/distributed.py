@@ -19,15 +19,8 @@ from senet.config import ConfigError, DistributedConfig, RunError
 from senet.ranks import Ranks
 from senet.rollcall import RollCall
 
+_NCCL_LATER_S = 60.0
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-class StopRequested(Exception):
-    """All ranks agreed to stop at this step boundary."""
-
-
-class NonFiniteLoss(RunError):
-    """The loss of a step was NaN or infinite on at least one rank."""
 
 
 class RanksDiffer(RunError):
@@ -58,6 +51,7 @@ def process_groups(ranks: Ranks, store: Store, config: DistributedConfig) -> Ite
         )
         group = dist.new_group(backend="gloo", timeout=timeout)
         assert isinstance(group, dist.ProcessGroup)
+        set_time_limit(group, config.start_timeout_s)
         yield group
     except Exception as error:
         roll_call.explain(error)
@@ -68,8 +62,10 @@ def process_groups(ranks: Ranks, store: Store, config: DistributedConfig) -> Ite
 
 def set_time_limit(group: dist.ProcessGroup, timeout_s: float) -> None:
     """How long a rank waits in each collective from now on, on both groups. Call on every rank."""
-    for each in (dist.group.WORLD, group):
-        dist.set_timeout(timedelta(seconds=timeout_s), each)
+    # NCCL ends the process when its time is over: later than the CPU group, which names the rank that is missing
+    later_s = _NCCL_LATER_S if dist.get_backend() == "nccl" else 0.0
+    dist.set_timeout(timedelta(seconds=timeout_s + later_s), dist.group.WORLD)
+    dist.set_timeout(timedelta(seconds=timeout_s), group)
 
 
 def replicate(
@@ -222,48 +218,3 @@ def leave_together(group: dist.ProcessGroup, timeout_s: float = 30.0) -> None:
     Rank 0 waits at most ``timeout_s`` for the others, they for it at most the group's time limit.
     """
     dist.monitored_barrier(group, timeout=timedelta(seconds=timeout_s))
-
-
-class Agreement:
-    """What ranks must agree on, without waiting: a sum of [stop wanted, non-finite loss], issued after step k and
-    read after step k + 1. Over the CPU group, so neither the device nor the gradients' collectives are held up.
-    """
-
-    def __init__(self, group: dist.ProcessGroup) -> None:
-        self._group = group
-        self._alone = dist.get_world_size(group) == 1
-        self._votes: Tensor | None = None
-        self._work: dist.Work | None = None
-        self._step = 0
-        self._stop = False
-
-    def exchange(self, step: int, *, stop: bool, nonfinite: bool) -> None:
-        """Read what the ranks said one step ago, and issue what this one says now.
-
-        Raises:
-            NonFiniteLoss: at the previous step, on some rank.
-            StopRequested: on some rank; by then this step's losses are known to be finite everywhere.
-        """
-        self.settle()
-        self._votes = torch.tensor([stop, nonfinite], dtype=torch.int32)
-        if not self._alone:
-            self._work = dist.all_reduce(self._votes, group=self._group, async_op=True)
-        stop_now, self._step = self._stop, step
-        if stop_now:
-            self.settle()
-            raise StopRequested
-
-    def settle(self) -> None:
-        """Wait for what was issued last; raise NonFiniteLoss. Before anything is published: a sync point."""
-        if self._votes is None:
-            return
-        if self._work is not None:
-            self._work.wait()
-        stops, nonfinite = self._votes.tolist()
-        self._votes = self._work = None
-        self._stop = self._stop or stops > 0
-        if nonfinite:
-            raise NonFiniteLoss(
-                f"the loss of step {self._step} is not finite on {nonfinite} of {dist.get_world_size()} ranks; "
-                f"nothing was saved from it on. Resume with a lower optim.lr (resume.allow_changes=true)"
-            )

@@ -248,26 +248,3 @@ class Progress:
                 tqdm.write(line) if self._bars else print(line, flush=True)
             except OSError:  # the terminal was closed: the run goes on unseen
                 self._visible = False
-
-
-class LossGuard:
-    """Whether the losses of a step are finite, without making the host wait for the whole step."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
-        self._total = torch.zeros((), pin_memory=self._on_gpu)
-        self._copied = torch.cuda.Event() if self._on_gpu else None
-
-    def observe(self, total: Tensor) -> None:
-        """After the step's last forward: on a GPU, copy the sum of the losses behind the device's back."""
-        if self._copied is None:
-            self._total = total
-        else:
-            self._total.copy_(total, non_blocking=True)
-            self._copied.record()
-
-    def is_finite(self) -> bool:
-        """At the step's end. On a GPU the host waits for the forward, while the backward is still queued."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        return math.isfinite(self._total.item())

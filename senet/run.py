@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.amp import GradScaler, autocast
 from torch.nn.parallel import DistributedDataParallel
 
+from senet.agreement import Agreement
 from senet.augment import Preprocess
 from senet.checkpoint import Checkpoint, CheckpointManager, unpickle
 from senet.config import Config, changed_options, to_flat, to_yaml
 from senet.data import ImageData, ResumableSampler, keep_on_device, open_data
 from senet.distributed import (
-    Agreement,
     broadcast_bytes,
     leave_together,
     process_groups,

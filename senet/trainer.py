@@ -16,14 +16,12 @@ from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
+from senet.agreement import Agreement, NonFiniteLoss, StopRequested
 from senet.augment import Preprocess
 from senet.checkpoint import CheckpointManager
 from senet.config import Config
 from senet.data import ImageData, ResumableSampler, ShardSampler, load_batches
 from senet.distributed import (
-    Agreement,
-    NonFiniteLoss,
-    StopRequested,
     broadcast_buffers,
     check_in_sync,
     gather,
@@ -34,7 +32,7 @@ from senet.distributed import (
 )
 from senet.history import judged
 from senet.lease import Lease
-from senet.metrics import LossGuard, Progress, Scores, Tally, Writer
+from senet.metrics import Progress, Scores, Tally, Writer
 from senet.optim import WeightAverage, load_optimizer
 from senet.preemption import StopFlag
 from senet.ranks import Ranks
@@ -85,7 +83,6 @@ class Trainer:
         self.total_steps = self.steps_per_epoch * self.config.train.epochs
         self.num_classes = len(self.data.classes)
         self.tally = Tally(self.ranks.device)
-        self.guard = LossGuard(self.ranks.device)
         self.training = Stopwatch()
         self.own_time = OwnTime(self.model.module, self.ranks.device)
         self._saved_at = (self.state.step, self.state.epochs_done)
@@ -131,10 +128,10 @@ class Trainer:
             if step % self.config.log.every_steps == 0:
                 self.log()
             if self._check_every and step % self._check_every == 0:
+                self.agreement.conclude()
                 check_in_sync(self.raw_model, self.group)  # sync point: once per train.desync_check_every
-            self.agreement.settle()  # before the host waits for the device: a lost rank is noticed here
-            # sync point: every step, but the host waits for its forward only
-            self.agreement.exchange(step, stop=bool(self.stop), nonfinite=not self.guard.is_finite())
+            if self.agreement.stop_agreed:
+                raise StopRequested
             if step % self.config.checkpoint.every_steps == 0 and not is_last:  # the last waits for its evaluation
                 self.save()
 
@@ -158,12 +155,16 @@ class Trainer:
                 loss = F.cross_entropy(logits_NK.float(), labels, label_smoothing=train.label_smoothing)
                 total += loss.detach()
                 if is_last:
-                    self.guard.observe(total)
+                    self.agreement.observe(state.step + 1, total)
                 self.scaler.scale(loss / len(micro_batches)).backward()
             self.tally.add(loss.detach(), logits_NK.detach(), labels)  # stays on the device
         if not self._checked:
             refuse_unused(self.raw_model)
             self._checked = True
+        # sync point: every step, but the host waits for the forward of the step before only
+        self.agreement.exchange(stop=bool(self.stop))
+        if self.scaler.is_enabled():
+            self.agreement.settle()
         if train.clip_norm:
             self.scaler.unscale_(self.optimizer)
             clip_grad_norm_(self.model.parameters(), train.clip_norm)
@@ -211,7 +212,6 @@ class Trainer:
         state, config = self.state, self.config
         set_time_limit(self.group, config.distributed.eval_timeout_s)
         with self.training:  # a GPU may still be at work on the last step
-            self.agreement.settle()  # no evaluation of weights that a non-finite loss has spoilt
             self._collect()
         self._lap()
         train = Scores.from_sums(state.epoch_sums, self.num_classes)
@@ -267,7 +267,10 @@ class Trainer:
                     with self.autocast():
                         logits_NK = model(images_NCHW)
                     tallies[name].add(F.cross_entropy(logits_NK.float(), labels_N), logits_NK, labels_N)
-            self.agreement.exchange(self.state.step, stop=bool(self.stop), nonfinite=False)
+            self.agreement.exchange(stop=bool(self.stop))
+            if self.agreement.stop_agreed:
+                raise StopRequested
+        self.agreement.conclude()
         # sync point: once per evaluation and network
         scores = {n: Scores.from_sums(sum_over_ranks(t.take()), self.num_classes) for n, t in tallies.items()}
         for name, result in scores.items():
@@ -277,7 +280,6 @@ class Trainer:
 
     def save(self, *, best: bool = False, wait: bool = False) -> None:
         """Publish a checkpoint of this moment, unless it has one. Sync point: once per checkpoint."""
-        self.agreement.settle()
         self._collect()
         state = self.state
         now = (state.step, state.epochs_done)
@@ -335,7 +337,12 @@ class Trainer:
         self.state.skipped_steps -= 1
 
     def _collect(self) -> None:
-        """Move what the ranks have counted since last time into the state. Sync point: per log row, save and epoch."""
+        """Move what the ranks have counted since last time into the state. Sync point: per log row, save and epoch.
+
+        Raises:
+            NonFiniteLoss: a loss up to here, on some rank.
+        """
+        self.agreement.conclude()
         sums = sum_over_ranks(self.tally.take())
         before = self.state.epoch_sums or [0] * len(sums)
         self.state.epoch_sums = [a + b for a, b in zip(before, sums, strict=True)]

@@ -17,9 +17,6 @@ from torch import Tensor, nn
 
 from senet.config import ConfigError, DistributedConfig, RunError, TrainConfig
 from senet.distributed import (
-    Agreement,
-    NonFiniteLoss,
-    StopRequested,
     broadcast_buffers,
     broadcast_bytes,
     leave_together,
@@ -126,33 +123,6 @@ def _everything_else() -> dict[str, Any]:
 def test_collectives(tmp_path: Path) -> None:
     expected = {"buffers": [1.0], "sum": [3, 3 * 2**40], "bytes": b"from rank 0", "nothing": None}
     assert run_ranks(3, _everything_else, tmp_path=tmp_path) == [expected] * 3
-
-
-def _agree(stop_at: int, nonfinite_at: int) -> list[Any]:
-    """What ends the loop on this rank, and after which step; rank 1 is the one with something to say."""
-
-    def loop(ranks: Ranks, group: dist.ProcessGroup) -> list[Any]:
-        agreement = Agreement(group)
-        for step in range(1, 20):
-            speaks = ranks.rank == 1
-            try:
-                agreement.exchange(step, stop=speaks and step == stop_at, nonfinite=speaks and step == nonfinite_at)
-            except (StopRequested, NonFiniteLoss) as error:
-                return [type(error).__name__, step, str(error)]
-        return ["none", 20, ""]
-
-    return with_group(loop)  # type: ignore[no-any-return]
-
-
-@pytest.mark.ranks
-def test_all_ranks_leave_one_step_after_one_of_them_wants_to(tmp_path: Path) -> None:
-    assert run_ranks(2, _agree, 5, 0, tmp_path=tmp_path) == [["StopRequested", 6, ""]] * 2
-    for kind, step, message in run_ranks(2, _agree, 0, 5, tmp_path=tmp_path):
-        assert (kind, step) == ("NonFiniteLoss", 6)
-        assert "loss of step 5 is not finite on 1 of 2 ranks" in message
-    # the loss of the step at which the ranks stop is known to be finite, or they fail
-    for kind, step, _ in run_ranks(2, _agree, 5, 6, tmp_path=tmp_path):
-        assert (kind, step) == ("NonFiniteLoss", 6)
 
 
 def _start(bad_rank: int, kind: str) -> list[Any]:

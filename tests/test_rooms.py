@@ -13,7 +13,7 @@ FLOORS = [
     {"schedule", "locks", "lease", "commit", "command", "fetch", "history", "analysis"},
     {"devices", "download"},
     {"repro", "ranks", "state", "metrics", "timing", "model", "optim", "sources", "augment", "weights"},
-    {"store", "checkpoint", "rollcall", "zoo"},
+    {"store", "checkpoint", "rollcall", "agreement", "zoo"},
     {"data", "distributed"},
     {"resume", "trained"},
     {"trainer", "exported", "evaluation"},

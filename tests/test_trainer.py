@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from senet.agreement import NonFiniteLoss
 from senet.augment import Preprocess
 from senet.checkpoint import CheckpointError, CheckpointManager
 from senet.config import REPOSITORY, ConfigError
 from senet.data import ImageData, ResumableSampler
-from senet.distributed import NonFiniteLoss
 from senet.files import read_json, write_json
 from senet.optim import build_ema, build_optimizer
 from senet.repro import seed_everything

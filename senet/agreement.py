@@ -1,0 +1,123 @@
+"""What the ranks agree on while they train: when to stop, and that no loss was NaN or infinite."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from senet.config import RunError
+
+_RANKS_PER_STEP = 16
+_MOST_STEPS = 16
+
+
+class StopRequested(Exception):
+    """All ranks agreed to stop at this step boundary."""
+
+
+class NonFiniteLoss(RunError):
+    """The loss of a step was NaN or infinite on at least one rank."""
+
+
+def steps_between_votes(world_size: int) -> int:
+    """A vote is a ring of gloo, 2 (ranks - 1) messages one after another: among many it takes longer than a step."""
+    return min(-(-world_size // _RANKS_PER_STEP), _MOST_STEPS)
+
+
+class Agreement:
+    """Votes of all ranks, over the CPU group, so that neither the device nor the gradients' collectives are held up: a
+    sum of [stop wanted, a loss was not finite], issued in one step and read in the next that votes.
+
+    Votes come first, waits for the device after: a rank that is lost fails a vote, which ends and names it, while a
+    wait for the device cannot be left.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, every: int | None = None) -> None:
+        self._group = group
+        self._world_size = dist.get_world_size(group)
+        self._every = every or steps_between_votes(self._world_size)
+        self._unvoted = 0  # steps since the last vote
+        self._unread: list[tuple[int, Tensor, torch.cuda.Event | None]] = []
+        self._first_bad = 0  # this rank's first step with a loss that was not finite, 0: none
+        self._votes: Tensor | None = None
+        self._work: dist.Work | None = None
+        self._stop_here = self._stop_anywhere = False
+        self.stop_agreed = False
+        """Whether all ranks stop after this step. The same on all of them."""
+
+    def observe(self, step: int, total: Tensor) -> None:
+        """The sum of a step's losses, after its last forward; a copy follows it from a GPU, and nobody waits here."""
+        copied = None
+        if total.is_cuda:
+            total, copied = total.to("cpu", non_blocking=True), torch.cuda.Event()
+            copied.record()
+        self._unread.append((step, total, copied))
+
+    def exchange(self, *, stop: bool) -> None:
+        """At each step, when its work has been issued: read the last vote, and issue the next one where it is due.
+
+        Raises:
+            NonFiniteLoss: on some rank, in a step before the last vote.
+        """
+        self._stop_here |= stop
+        self._unvoted += 1
+        if self._unvoted == self._every:
+            self.settle()
+            self.stop_agreed = self._stop_anywhere
+            self._vote()
+
+    def settle(self) -> None:
+        """Wait for the vote in flight, if there is one: all ranks have come this far. Raises as ``exchange``."""
+        if self._votes is None:
+            return
+        if self._work is not None:
+            self._work.wait()
+        stops, bad = self._votes.tolist()
+        self._votes = self._work = None
+        self._stop_anywhere |= stops > 0
+        if bad:
+            raise self._non_finite()
+
+    def conclude(self) -> None:
+        """All ranks are here, and all losses up to here are finite: before the host waits for the device, and before
+        anything is published. A sync point: the host waits for the last forward.
+
+        Raises:
+            NonFiniteLoss: on some rank.
+        """
+        self.settle()
+        if self._unvoted:
+            self._vote()
+            self.settle()
+        self._vote(newest=True)
+        self.settle()
+
+    def _vote(self, *, newest: bool = False) -> None:
+        """Issue a vote. On a GPU the host waits for the forward of the step before, whose backward may still run;
+        with ``newest`` for that of the last step, to which all ranks must have come."""
+        while len(self._unread) > (0 if newest else 1):
+            step, total, copied = self._unread.pop(0)
+            if copied is not None:
+                copied.synchronize()
+            if not self._first_bad and not math.isfinite(total.item()):
+                self._first_bad = step
+        self._unvoted = 0
+        self._votes = torch.tensor([self._stop_here, self._first_bad > 0], dtype=torch.int32)
+        if self._world_size > 1:
+            self._work = dist.all_reduce(self._votes, group=self._group, async_op=True)
+        else:
+            self.settle()
+
+    def _non_finite(self) -> NonFiniteLoss:
+        """Which step was the first, and on how many ranks. All ranks have read the same vote, so all are here."""
+        first = torch.tensor(self._first_bad or torch.iinfo(torch.int64).max)
+        dist.all_reduce(first, dist.ReduceOp.MIN, group=self._group)
+        count = torch.tensor(int(self._first_bad == first))
+        dist.all_reduce(count, group=self._group)
+        return NonFiniteLoss(
+            f"the loss of step {first} is not finite on {count} of {self._world_size} ranks; nothing was saved from it "
+            f"on. Resume with a lower optim.lr (resume.allow_changes=true)"
+        )

@@ -10,13 +10,22 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
-from senet.config import ConfigError, RunError
+from senet.config import ConfigError, RunError, named_path
 from senet.environment import own_rank
 
 FAILED_EXIT_CODE = 1
 REFUSED_EXIT_CODE = 2
+
+
+def path_argument(text: str) -> Path:
+    """The type of an argument: a path in which ``~`` is what it is in the options."""
+    try:
+        return named_path(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,7 +36,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_network(self, what: str) -> None:
         """The arguments that say which network."""
-        self.add_argument("network", help=what)
+        self.add_argument("network", type=path_argument, help=what)
         self.add_model()
 
     def add_model(self) -> None:

@@ -469,6 +469,14 @@ def _interpolate(written: Mapping[str, Any], origins: Mapping[str, str]) -> dict
     return values
 
 
+def named_path(text: str) -> Path:
+    """A path that a person typed; ConfigError where ``~name`` is nobody."""
+    try:
+        return Path(as_path(text))
+    except ValueError as error:
+        raise ConfigError(f"{text} {error}") from None
+
+
 def restore_data(saved: Mapping[str, Any], overrides: Sequence[str] = ()) -> DataConfig:
     """The group ``data`` of a flat configuration from a file, with ``data.key=value`` pairs over it.
 
@@ -603,8 +611,8 @@ def _flat(config: Config) -> dict[str, Any]:
 
 
 def _read_yaml(name: str) -> dict[str, Any]:
+    path = named_path(name)
     try:
-        path = Path(as_path(name))
         content = parse(path.read_bytes())
     except FileNotFoundError:
         near = sorted(str(p) for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []

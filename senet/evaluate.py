@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from senet.command import Parser, end, printable
+from senet.command import Parser, end, path_argument, printable
 from senet.config import ConfigError, DataConfig, DistributedConfig, TrainConfig
 from senet.files import replace_file
 
@@ -71,7 +71,7 @@ def _prepare(arguments: Namespace, ranks: Ranks) -> tuple[Trained, ImageData, Da
         raise ConfigError(f"--predictions {arguments.predictions} is no file, and would be replaced; name another")
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
-    trained = load_trained(Path(arguments.network), model_name=arguments.model, device=ranks.device.type)
+    trained = load_trained(arguments.network, model_name=arguments.model, device=ranks.device.type)
     data, config = open_test_data(
         trained.manifest,
         trained.checkpoint,
@@ -158,7 +158,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--flip-average", action="store_true", help="average the logits of an image and its mirror image"
     )
-    parser.add_argument("--predictions", type=Path, metavar="FILE", help="write a CSV row for each image")
+    parser.add_argument("--predictions", type=path_argument, metavar="FILE", help="write a CSV row for each image")
     parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="images per rank (default 256)")
     return parser
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from senet.command import Parser, end, printable
+from senet.command import Parser, end, path_argument, printable
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     from senet.trained import load_trained
 
     set_threads(0, 1)
-    trained = load_trained(Path(arguments.network), model_name=arguments.model, device="cpu")
+    trained = load_trained(arguments.network, model_name=arguments.model, device="cpu")
     output = arguments.output or Path(trained.checkpoint.with_suffix(SUFFIXES[arguments.format]).name)
     difference = export(trained, arguments.format, output, with_preprocessing=arguments.with_preprocessing)
     line = (
@@ -41,7 +41,7 @@ def _parser() -> Parser:
     parser.add_network("a run directory (its best checkpoint) or a checkpoint")
     parser.add_argument("--format", required=True, choices=("safetensors", "onnx", "torch_export"))
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="default: the checkpoint's name, in the folder you are in"
+        "--output", type=path_argument, metavar="FILE", help="default: the checkpoint's name, in the folder you are in"
     )
     parser.add_argument(
         "--with-preprocessing",

@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
 
     set_threads(0, 1)
     network = open_network(
-        Path(arguments.network), model_name=arguments.model, device=arguments.device, trust=arguments.trust
+        arguments.network, model_name=arguments.model, device=arguments.device, trust=arguments.trust
     )
     limits = Limits(time_s=arguments.timeout)
     if arguments.allow_private:
@@ -90,6 +90,7 @@ def expand(name: str) -> list[str]:
     Links are followed, as training follows them, but each folder is entered once. A folder that cannot be read is an
     input itself, which fails.
     """
+    name = os.path.expanduser(name)  # noqa: PTH111 # Path.expanduser raises where there is no such user
     if _URL.match(name) or not os.path.isdir(name):  # noqa: PTH112 # Path.is_dir raises on what cannot be looked at
         return [name]
     found: list[str] = []

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from senet.command import Parser, end
+from senet.command import Parser, end, path_argument
 from senet.config import ConfigError
 from senet.files import replace_file
 from senet.history import Run, read_run
@@ -85,7 +85,9 @@ def to_tensorboard(run: Run, drawings: dict[str, Drawing]) -> None:
 def main(argv: Sequence[str]) -> int:
     """Write, and print where."""
     parser = Parser(prog="python -m senet.report", description=__doc__.split("\n\n")[1])
-    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="the first is reported, all compared")
+    parser.add_argument(
+        "run_dirs", nargs="+", type=path_argument, metavar="RUN_DIR", help="the first is reported, all compared"
+    )
     parser.add_model()
     parser.add_device()
     parser.add_argument(
@@ -97,10 +99,10 @@ def main(argv: Sequence[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    path = write_report(
+    page = write_report(
         arguments.run_dirs, model_name=arguments.model, device=arguments.device, overrides=arguments.data
     )
-    print(path)
+    print(page)
     return 0
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from senet.config import ConfigError
+from senet.config import ConfigError, named_path
 from senet.files import read_json
 from slurm import cluster
 from slurm.batch import stop_file
@@ -27,7 +27,7 @@ def status(names: list[str]) -> None:
     Raises:
         ConfigError: a folder from which nothing was submitted.
     """
-    run_dirs = [Path(name) for name in names] or sorted(
+    run_dirs = [named_path(name) for name in names] or sorted(
         path.parent.parent for path in Path("runs").glob("*/slurm/job.json")
     )
     if not run_dirs:
@@ -55,7 +55,7 @@ def stop(names: list[str]) -> None:
     """
     if len(names) != 1:
         raise ConfigError("stop takes one run directory: python slurm/submit.py stop RUN_DIR")
-    run_dir = Path(names[0])
+    run_dir = named_path(names[0])
     submitted = _submitted(run_dir)
     job_id = submitted["job"]
     try:

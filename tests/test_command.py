@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from senet.config import REPOSITORY
+from senet import evaluate, export, predict, report
+from senet.config import REPOSITORY, ConfigError
+from slurm import control
 
 START = """
 from senet.command import *
@@ -53,3 +56,34 @@ def test_a_bug_has_its_traceback() -> None:
 def test_output_that_found_no_room_is_a_failure() -> None:
     with Path("/dev/full").open("w") as full:
         assert run("prints('x')", full.fileno()) == (1, ["name: [Errno 28] No space left on device"])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda path: predict.main([path, "a.png"]),
+        lambda path: export.main([path, "--format=onnx"]),
+        lambda path: report.main([path]),
+        lambda path: control.stop([path]),
+        lambda path: control.status([path]),
+    ],
+)
+def test_a_tilde_is_home_for_every_command(
+    command: Callable[[str], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match=f"{tmp_path}/none"):
+        command("~/none")
+    with pytest.raises(ConfigError, match=r"~nobody-here.* no such user"):
+        command("~nobody-here/run")
+
+
+def test_a_tilde_is_home_in_every_path_of_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = evaluate._parser().parse_args(["~/run", "--predictions=~/a.csv"])
+    assert (arguments.network, arguments.predictions) == (tmp_path / "run", tmp_path / "a.csv")
+    arguments = export._parser().parse_args(["~/run", "--format=onnx", "--output=~/a.onnx"])
+    assert arguments.output == tmp_path / "a.onnx"
+    (tmp_path / "a.png").touch()
+    assert predict.expand("~") == predict.expand("~/a.png") == [str(tmp_path / "a.png")]
+    assert predict.expand("https://host/~/a.png") == ["https://host/~/a.png"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -54,12 +55,18 @@ class ResidentSplit(Split):
 
 @dataclass(frozen=True)
 class ImageData:
-    """Both splits, the class names in label order, and a fingerprint of the content (sha256)."""
+    """Both splits, the class names in label order, and a fingerprint: the sha256 of the content; where images are held
+    out, a ``+`` and that of their numbers.
+    """
 
     train: Split
     test: Split
     classes: tuple[str, ...]
     fingerprint: str
+
+    def same_images(self, fingerprint: str) -> bool:
+        """Whether these are the images of that fingerprint, whichever of them were held out."""
+        return self.fingerprint.partition("+")[0] == fingerprint.partition("+")[0]
 
 
 class ResumableSampler(DistributedSampler[int]):
@@ -164,4 +171,5 @@ def hold_out(data: ImageData, count: int) -> ImageData:
         raise ConfigError(f"data.holdout={count} of {len(rows)} training images: {error}") from None
     labels = split.labels.numpy()
     parts = [Split(split.images, labels, np.sort(part)) for part in (trained, held)]
-    return ImageData(parts[0], parts[1], data.classes, data.fingerprint)
+    chosen = hashlib.sha256(np.sort(held).astype("<i8").tobytes()).hexdigest()  # another scikit-learn may choose others
+    return ImageData(parts[0], parts[1], data.classes, f"{data.fingerprint}+{chosen}")

@@ -93,7 +93,7 @@ def _report(result: Evaluation, trained: Trained, data: ImageData) -> dict[str, 
     return {
         "checkpoint": str(trained.checkpoint),
         "step": trained.manifest["step"],
-        "same_data": data.fingerprint == trained.manifest.get("data"),
+        "same_data": data.same_images(str(trained.manifest.get("data"))),
         "images": scores.num_images,
         "loss": scores.loss if math.isfinite(scores.loss) else None,
         "top1": scores.top1,

@@ -65,7 +65,7 @@ def open_test_data(
             f"name its data with data.source or data.folder"
         )
     saved = str(manifest.get("data"))
-    if is_main and data.fingerprint != saved:
+    if is_main and not data.same_images(saved):
         log.warning(
             "the images are not those of the training (fingerprint %s, there %s)",
             data.fingerprint[:12],

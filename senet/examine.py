@@ -51,7 +51,7 @@ def predictions_of(
         if overrides:
             raise
         return None, f"the test images are not here: {error}"
-    other_images = data.fingerprint != manifest.get("data")
+    other_images = not data.same_images(str(manifest.get("data")))
     set_threads(0, 1)
     predictions = predict(load_trained(run_dir, model_name=model_name, device=device), data.test, other_images)
     file.parent.mkdir(exist_ok=True)

@@ -81,8 +81,11 @@ def check_fits(config: Config, checkpoint: Checkpoint, data: ImageData, model: n
             f"run_dir (with model.init_from={checkpoint.path} to begin from its weights)"
         )
     changed = changed_options(saved["config"], config)
-    if saved["data"] != data.fingerprint:
+    held, held_now = (each.partition("+")[2][:12] for each in (saved["data"], data.fingerprint))
+    if not data.same_images(saved["data"]):
         changed.append(("the content of the images", saved["data"][:12], data.fingerprint[:12]))
+    elif held and held_now and held != held_now:  # none: data.holdout differs, or a version that did not note them
+        changed.append(("the choice of the images held out", held, held_now))
     text = ", ".join(f"{key}: {was} -> {now}" for key, was, now in changed)
     if changed and not config.resume.allow_changes:
         raise ConfigError(

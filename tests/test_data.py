@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+import sklearn.model_selection
 import torch
 import torchvision
 from PIL import Image
@@ -311,6 +313,19 @@ def test_what_is_held_out_is_evaluated_and_not_trained_on(data_root: Path) -> No
     assert not content[0] & content[1]
     again = open_data(DataConfig(source="digits", image_size=16, root=str(data_root), holdout=200))
     assert torch.equal(again.test.labels, part.test.labels)
+
+
+def test_which_images_are_held_out_is_part_of_the_fingerprint(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = DataConfig(source="digits", image_size=16, root=str(data_root))
+    whole, part = open_data(config), open_data(replace(config, holdout=200))
+    assert part.fingerprint == open_data(replace(config, holdout=200)).fingerprint != whole.fingerprint
+    assert part.same_images(whole.fingerprint)
+    split = sklearn.model_selection.train_test_split
+    another = lambda *args, **options: split(*args, **(options | {"random_state": 1}))  # noqa: E731 # another version's
+    monkeypatch.setattr(sklearn.model_selection, "train_test_split", another)
+    other = open_data(replace(config, holdout=200))
+    assert torch.equal(other.train.labels.bincount(), part.train.labels.bincount())
+    assert other.fingerprint != part.fingerprint
 
 
 @pytest.mark.parametrize("count", [3, 1437])

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sklearn.model_selection
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -355,6 +356,18 @@ def test_other_images_are_refused(train_here: Train, data_root: Path, tmp_path: 
     write_store(other / "stores/digits-16", {"train": 1437, "test": 360})
     with pytest.raises(ConfigError, match="the content of the images"):
         train_here(tmp_path, f"data.root={other}")
+
+
+def test_another_choice_of_held_out_images_is_refused(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("train.epochs=1", "data.holdout=100", "train.amp=off")
+    train_here(tmp_path, *options)
+    split = sklearn.model_selection.train_test_split
+    another = lambda *args, **given: split(*args, **(given | {"random_state": 1}))  # noqa: E731 # another version's
+    monkeypatch.setattr(sklearn.model_selection, "train_test_split", another)
+    with pytest.raises(ConfigError, match="the choice of the images held out: "):
+        train_here(tmp_path, *options)
 
 
 def test_circumstances_that_change_the_bits_are_warned_about(

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from senet.agreement import Agreement
 from senet.augment import Preprocess
 from senet.checkpoint import Checkpoint, CheckpointManager, unpickle
-from senet.config import Config, changed_options, to_flat, to_yaml
+from senet.config import Config, ConfigError, changed_options, to_flat, to_yaml
 from senet.data import ImageData, ResumableSampler, keep_on_device, open_data
 from senet.distributed import (
     broadcast_bytes,
@@ -42,7 +42,7 @@ from senet.resume import check_fits, choose_checkpoint, identity, warn_of_change
 from senet.state import TrainState
 from senet.trainer import Summary, Trainer
 from senet.weights import lay_out, whiten_first_layer
-from senet.zoo import build_model
+from senet.zoo import build_model, trains_on_one_image
 
 _LAST_WORDS = ("state", "reason", "step", "job", "job_restarts", "heartbeat")  # of a start, kept by the next
 log = logging.getLogger(__name__)
@@ -177,7 +177,20 @@ def _prepare(config: Config, ranks: Ranks, run_dir: Path, stack: ExitStack) -> P
         whiten_first_layer(model, _preprocess(config, torch.device("cpu")).test(some))
     if checkpoint is not None:
         check_fits(config, checkpoint, data, model)
+    _check_single_images(config, ranks, model)
     return Prepared(data, model, sampler, lease, checkpoints, checkpoint)
+
+
+def _check_single_images(config: Config, ranks: Ranks, model: nn.Module) -> None:
+    parts = ranks.world_size * config.train.accumulate
+    if config.train.global_batch_size > parts or (config.train.sync_bn and ranks.world_size > 1):
+        return
+    size = config.augment.small_size if config.augment.small_epochs else config.data.image_size
+    if not trains_on_one_image(model, size):
+        raise ConfigError(
+            f"train.global_batch_size={config.train.global_batch_size} is one image per rank and micro-batch, and "
+            f"{config.model.name} has a norm over a single value of it; use {2 * parts} or more"
+        )
 
 
 def _choose_amp(wanted: str, device: torch.device) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 
+import torch
 from torch import nn
 
 from senet.config import CIFAR_RESNETS, NETWORKS, TORCHVISION_RESNETS, ConfigError
@@ -40,6 +42,21 @@ def build_model(
     if init_from:
         load_weights(model, init_from, num_classes)
     return model
+
+
+def trains_on_one_image(model: nn.Module, size: int) -> bool:
+    """Whether a batch may hold one image of that height and width. Not where a norm then sees one value per channel, of
+    which there is no variance.
+    """
+    trial = copy.deepcopy(model).train()
+    try:
+        with torch.no_grad():
+            trial(torch.zeros(1, 3, size, size))
+    except ValueError as error:
+        if "Expected more than 1" in str(error):  # value per channel, spatial element
+            return False
+        raise
+    return True
 
 
 def _build_plain(name: str, num_classes: int, small_stem: bool) -> nn.Module:

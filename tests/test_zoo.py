@@ -18,7 +18,7 @@ from senet.data import ImageData
 from senet.history import judged
 from senet.model import SENet, SENet18, SqueezeExcite, insert_se
 from senet.trained import load_trained
-from senet.zoo import build_model
+from senet.zoo import build_model, trains_on_one_image
 from tests.conftest import Train
 from tests.harness import checkpoints, edit_manifest, rows
 
@@ -261,3 +261,34 @@ def test_a_checkpoint_from_before_the_options_of_networks_is_still_good(train_he
         edit_manifest(path, lambda manifest: [manifest["config"].pop(key) for key in younger])
     assert load_trained(tmp_path, model_name=name, device="cpu").classes[0] == "0"
     assert train_here(tmp_path, *options).state == "finished"
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "trains"),
+    [("resnet18", 32, False), ("resnet18", 64, True), ("se_resnet18", 16, False), ("senet18", 32, True)],
+)
+def test_one_image_at_a_time_is_no_batch_for_a_norm_over_1x1_maps(name: str, size: int, trains: bool) -> None:
+    model = build_model(name, num_classes=10)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert trains_on_one_image(model, size) is trains
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    logits = model(torch.zeros(2, 3, size, size))  # with two it can
+    assert logits.shape == (2, 10)
+
+
+def test_one_image_per_micro_batch_is_refused_where_the_network_needs_two(train_here: Train, tmp_path: Path) -> None:
+    options = ("model.name=resnet18", "train.global_batch_size=2", "train.accumulate=2")
+    with pytest.raises(ConfigError, match=r"global_batch_size=2 is one image per rank and micro-batch.* use 4 or more"):
+        train_here(tmp_path, *options)
+    with pytest.raises(ConfigError, match="one image per rank"):  # maps of 1x1 in the first epochs only
+        train_here(
+            tmp_path,
+            "model.name=resnet18",
+            "train.global_batch_size=1",
+            "train.epochs=2",
+            "data.source=digits",
+            "data.image_size=64",
+            "augment.small_size=32",
+            "augment.small_epochs=1",
+        )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import yaml
 
 from senet.config import ConfigError
-from senet.files import read_json
+from senet.files import read_json, read_rows
 
 _CAUSES = {"stopped": "preempted", "running": "killed", "failed": "failed", "finished": "finished"}
 
@@ -85,7 +84,7 @@ def read_run(folder: Path) -> Run:
         raise ConfigError(f"{folder}: no such folder; name a run directory")
     if not (folder / "metrics.jsonl").exists():
         raise ConfigError(f"{folder} is no run directory: it holds no metrics.jsonl; name what run_dir was in training")
-    rows = list(_rows(folder / "metrics.jsonl"))
+    rows = list(read_rows(folder / "metrics.jsonl"))
     options = _options(folder / "config.yaml")
     return Run(
         name=Path(str(options.get("run_dir") or folder.resolve())).name,
@@ -93,7 +92,7 @@ def read_run(folder: Path) -> Run:
         options=options,
         epochs=[row for row in rows if row.get("kind") == "epoch"],
         intervals=[row for row in rows if row.get("kind") == "train"],
-        starts=list(_rows(folder / "starts.jsonl")),
+        starts=list(read_rows(folder / "starts.jsonl")),
         status=read_json(folder / "status.json"),
     )
 
@@ -122,17 +121,6 @@ def names(runs: Sequence[Run]) -> list[str]:
             name = f"{run.name} ({number})"
         found.append(name)
     return found
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """A line that a kill cut short is none."""
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            yield row
 
 
 def _options(path: Path) -> dict[str, Any]:

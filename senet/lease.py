@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
-import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from senet.config import ConfigError, RunError
-from senet.files import read_json, write_json
-from senet.locks import StillHeld, boot, lock, started_at, this_process
+from senet.files import may_pass, patiently, replace_file, write_json
+from senet.locks import StillHeld, lock
+from senet.owner import (
+    HEARTBEAT_S,
+    POLL_S,
+    WATCH_S,
+    Watch,
+    describe,
+    next_owner,
+    read_owner,
+    refuse_links,
+    remove_leftovers,
+)
 
-HEARTBEAT_S = 5.0
-STALE_S = 60.0  # a holder on another host is dead after this long without a heartbeat
-_PATIENCE_S = 30.0
 MIRROR_VARIABLE = "SENET_STATUS_FILE"  # a launcher reads the outcome of its own launch there
+_LOCK_S = 30.0
+_PUBLISH_S = 60.0  # how long an end waits for a file system that does not answer
 log = logging.getLogger(__name__)
+
+
+class LeaseLost(RunError):
+    """Another start owns the run directory: what this one would still do is lost."""
 
 
 class Lease:
@@ -28,6 +41,8 @@ class Lease:
 
     Each start is a generation, 1 and up. ``resumed_from[generation]`` is the step it began at: what an older
     generation published beyond that step does not belong to the run.
+
+    A thread writes both files, so that no training waits for a file system.
     """
 
     def __init__(self, run_dir: Path, owner: dict[str, Any]) -> None:
@@ -40,28 +55,31 @@ class Lease:
             **{key: owner[key] for key in ("generation", "host", "pid", "job", "job_restarts")},
         }
         self._started = False
-        self._lock = threading.Lock()
-        self._closing = threading.Event()
+        self._facts = threading.Condition()  # held for an assignment, never while a file is written
+        self._files = threading.Lock()  # held while files are written, by the thread and by start()
+        self._wanted = self._published = 0  # states
+        self._closing = False
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
 
     @classmethod
-    def acquire(cls, run_dir: Path) -> Lease:
-        """Become the owner.
+    def acquire(cls, run_dir: Path, waiting: Callable[[], None] = lambda: None) -> Lease:
+        """Become the owner. Where the last one was on another host, watch whether its heart still beats: ``WATCH_S``.
+
+        Args:
+            waiting: called about once a second meanwhile.
 
         Raises:
             ConfigError: another run owns it and is alive, or the directory cannot be written.
         """
+        watch, told = Watch(run_dir), False
         try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            _refuse_links(run_dir)
-            with lock(run_dir / ".owner.lock", patience_s=_PATIENCE_S):
-                previous = read_json(run_dir / "owner.json")
-                if who := _living(previous):
-                    raise ConfigError(
-                        f"run_dir={run_dir} is owned by a run that is alive ({who}); stop it, or choose another run_dir"
-                    )
-                lease = cls(run_dir, _owner(previous))
-                write_json(run_dir / "owner.json", lease._owner, durable=True)
+            while (lease := patiently(lambda: cls._take(run_dir, watch))) is None:
+                if not told:
+                    who = describe(watch.owner)
+                    log.info("run_dir=%s was held by %s; watching for %.0f s whether it lives", run_dir, who, WATCH_S)
+                    told = True
+                waiting()
+                time.sleep(POLL_S)
         except StillHeld as error:
             raise ConfigError(f"run_dir={run_dir}: {error}; if it has ended, delete that file and try again") from None
         except OSError as error:
@@ -69,6 +87,23 @@ class Lease:
                 f"run_dir={run_dir} cannot be written ({error.strerror}); choose another run_dir"
             ) from None
         lease._thread.start()
+        return lease
+
+    @classmethod
+    def _take(cls, run_dir: Path, watch: Watch) -> Lease | None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        refuse_links(run_dir)
+        with lock(run_dir / ".owner.lock", patience_s=_LOCK_S):
+            if (alive := watch.look()) is None:
+                return None
+            if alive:
+                raise ConfigError(
+                    f"run_dir={run_dir} is owned by a run that is alive ({describe(watch.owner)}); "
+                    f"stop it, or choose another run_dir"
+                )
+            remove_leftovers(run_dir)
+            lease = cls(run_dir, next_owner(run_dir, watch.owner))
+            write_json(run_dir / "owner.json", lease._owner, durable=True)
         return lease
 
     def __enter__(self) -> Lease:
@@ -85,109 +120,102 @@ class Lease:
 
     def is_held(self) -> bool:
         """Whether nobody else has taken the directory over."""
-        return bool(read_json(self.run_dir / "owner.json").get("token") == self._owner["token"])
+        return bool(read_owner(self.run_dir).get("token") == self._owner["token"])
 
     def start(self, step: int) -> None:
         """Put down the step that this generation begins at. Until then the last run's status stays as it is.
 
         Raises:
-            RunError: another start has taken the directory over meanwhile.
+            LeaseLost: another start has taken the directory over meanwhile.
         """
         self.resumed_from[self.generation] = step
-        with self._lock, lock(self.run_dir / ".owner.lock", patience_s=_PATIENCE_S):
-            if not self.is_held():
-                raise RunError(f"run_dir={self.run_dir} was taken over by another start while this one was preparing")
-            self._owner["resumed_from"] = {str(key): value for key, value in self.resumed_from.items()}
-            write_json(self.run_dir / "owner.json", self._owner, durable=True)
+        self._owner["resumed_from"] = {str(key): value for key, value in self.resumed_from.items()}
+
+        def put_down() -> None:
+            with lock(self.run_dir / ".owner.lock", patience_s=_LOCK_S):
+                self._replace("owner.json", self._owner)
+
+        with self._files:
+            patiently(put_down)
         self._started = True
         self.update(state="running", step=step)
 
+    def write(self, name: str, content: bytes) -> None:
+        """Replace another file of the run directory.
+
+        Raises:
+            LeaseLost: another start has taken the directory over meanwhile.
+        """
+        self._ask()
+        replace_file(self.run_dir / name, content, durable=True)
+
     def update(self, **facts: Any) -> None:
-        """Add facts to the status; published at once when ``state`` is among them, else with the next heartbeat."""
-        with self._lock:
+        """Add facts to the status, for the next heartbeat. With ``state`` among them, publish at once and wait for
+        that, a minute at the most.
+        """
+        with self._facts:
             self._status |= facts
-            if "state" in facts:
-                self._publish()
+            if "state" not in facts:
+                return
+            self._wanted += 1
+            wanted = self._wanted
+            self._facts.notify_all()
+            if not self._facts.wait_for(lambda: self._published >= wanted, _PUBLISH_S):
+                log.warning("status in %s not written: the file system does not answer", self.run_dir)
 
     def close(self) -> None:
         """Release the directory; the last status stays."""
-        self._closing.set()
-        self._thread.join(HEARTBEAT_S)
-        with self._lock:
-            self._publish()
-            try:
-                if self.is_held():
-                    write_json(self.run_dir / "owner.json", self._owner | {"released": True}, durable=True)
-            except OSError as error:  # this process is about to end, which frees the directory as well
-                log.warning("%s not released: %s", self.run_dir, error)
+        with self._facts:
+            self._closing = True
+            self._facts.notify_all()
+        self._thread.join(_PUBLISH_S)
+        if self._thread.is_alive():  # this process is about to end, which frees the directory as well
+            log.warning("%s not released: the file system does not answer", self.run_dir)
+
+    def _ask(self) -> None:
+        if not patiently(self.is_held):
+            raise LeaseLost(f"run_dir={self.run_dir} was taken over by another start")
+
+    def _replace(self, name: str, content: dict[str, Any]) -> None:
+        self._ask()
+        write_json(self.run_dir / name, content, durable=True)  # after a power cut it is not empty
 
     def _beat(self) -> None:
-        while not self._closing.wait(HEARTBEAT_S):
-            with self._lock:
-                try:
-                    if self.is_held():
-                        self._owner["heartbeat"] = time.time()
-                        write_json(self.run_dir / "owner.json", self._owner)
-                        self._publish()
-                except OSError as error:  # a full disk must not end the training; the next beat tries again
-                    log.warning("heartbeat in %s not written: %s", self.run_dir, error)
+        closing = False
+        while not closing:
+            with self._facts:
+                self._facts.wait_for(lambda: self._closing or self._wanted > self._published, HEARTBEAT_S)
+                status, wanted, closing = dict(self._status), self._wanted, self._closing
+            try:
+                self._publish(status, release=closing)
+            except LeaseLost:
+                pass  # for the training to find out, before it publishes anything
+            except OSError as error:  # a full disk must not end the training, nor hide why it ended
+                log.warning("heartbeat and status in %s not written: %s", self.run_dir, error)
+                if may_pass(error) and not closing:
+                    continue  # whoever waits for it goes on waiting
+            with self._facts:
+                self._published = wanted
+                self._facts.notify_all()
 
-    def _publish(self) -> None:
-        if not self._started:
-            return
-        self._status["heartbeat"] = time.time()
-        try:
-            mirror_status(self._status)
-            if self.is_held():
-                write_json(self.run_dir / "status.json", self._status)
-        except OSError as error:  # a full disk must not end the training, nor hide why it ended
-            log.warning("status in %s not written: %s", self.run_dir, error)
+    def _publish(self, status: dict[str, Any], *, release: bool) -> None:
+        now = time.time()
+        status["heartbeat"] = now
+        if self._started:
+            mirror_status(status)
+        with self._files:
+            self._owner["heartbeat"] = now
+            try:
+                if self._started:
+                    self._replace("status.json", status)
+            finally:
+                self._replace("owner.json", self._owner | ({"released": True} if release else {}))
 
 
 def mirror_status(status: dict[str, Any]) -> None:
-    """Copy a status to the file that the launcher named, if it named one."""
+    """Copy a status to the file that the launcher named, if it named one; said where that cannot be."""
     if path := os.environ.get(MIRROR_VARIABLE):
-        write_json(Path(path), status)
-
-
-def holder(run_dir: Path) -> str:
-    """Who owns a run directory and why he counts as alive; empty where it is free."""
-    return _living(read_json(run_dir / "owner.json"))
-
-
-def _refuse_links(run_dir: Path) -> None:
-    """What is written goes into the run directory (which may itself be linked to), never to where a link leads."""
-    for path in (*run_dir.iterdir(), *run_dir.glob("checkpoints/*"), *run_dir.glob("tensorboard/*")):
-        if path.is_symlink():
-            raise ConfigError(f"{path} is a symbolic link; remove it (only the run directory as a whole may be one)")
-
-
-def _owner(previous: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "token": secrets.token_hex(8),
-        "generation": previous.get("generation", 0) + 1,
-        **this_process(),
-        "job": os.environ.get("SLURM_JOB_ID", ""),
-        "job_restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
-        "heartbeat": time.time(),
-        "resumed_from": previous.get("resumed_from", {}),
-    }
-
-
-def _living(owner: dict[str, Any]) -> str:
-    if not (why := _alive(owner)):
-        return ""
-    job = f"job {owner['job']}, " if owner["job"] else ""
-    return f"{job}process {owner['pid']} on host {owner['host']}, {why}"
-
-
-def _alive(owner: dict[str, Any]) -> str:
-    if not owner or owner.get("released"):
-        return ""
-    job = os.environ.get("SLURM_JOB_ID", "")
-    if job and owner["job"] == job and owner["job_restarts"] < int(os.environ.get("SLURM_RESTART_COUNT", "0")):
-        return ""  # an earlier start of this very job
-    if owner["host"] == socket.gethostname() and owner["boot"] == boot():
-        return "it is running" if started_at(owner["pid"]) == owner["pid_started"] else ""
-    age_s = time.time() - owner["heartbeat"]
-    return f"last heartbeat {age_s:.0f} s ago" if age_s < STALE_S else ""
+        try:
+            write_json(Path(path), status, durable=True)
+        except OSError as error:
+            log.warning("status in %s not written: %s", path, error)

@@ -30,7 +30,7 @@ from senet.distributed import (
     replicate,
     sync_batch_norms,
 )
-from senet.files import read_json, replace_file
+from senet.files import read_json, read_rows
 from senet.history import judged
 from senet.lease import Lease
 from senet.metrics import Progress, Writer
@@ -256,21 +256,21 @@ def _record(
     before: Mapping[str, Any],
 ) -> None:
     """config.yaml (resolved), starts.jsonl (each start: where it came from, how the one before it ended), model.txt."""
-    replace_file(run_dir / "config.yaml", to_yaml(config).encode())
+    lease.write("config.yaml", to_yaml(config).encode())
     start = {
         "generation": lease.generation,
         "resumed_from": lease.resumed_from[lease.generation],
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "after": {key: value for key, value in before.items() if key in _LAST_WORDS},
     }
-    with (run_dir / "starts.jsonl").open("a") as file:
-        file.write(json.dumps(start | dict(facts)) + "\n")
+    rows = [*read_rows(lease.run_dir / "starts.jsonl"), start | dict(facts)]
+    lease.write("starts.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     dummy_NCHW = _dummy(config, next(model.parameters()).device)
     try:
         summary = str(torchinfo.summary(model, input_data=dummy_NCHW, depth=3, verbose=0, mode="eval"))
     except Exception as error:  # it cannot look into every network; training does not need it
         summary = f"{model}\n\nno summary: {error}"
-    replace_file(run_dir / "model.txt", f"{summary}\n".encode())
+    lease.write("model.txt", f"{summary}\n".encode())
     log.info(
         "%s: %s parameters; %s training, %s test images, %s classes; %s rank(s) on %s, %s thread(s) each, amp %s; %s",
         config.model.name,

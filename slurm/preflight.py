@@ -11,7 +11,7 @@ from pathlib import Path
 
 from senet.config import Config, ConfigError, SlurmConfig, check_split
 from senet.files import read_json
-from senet.lease import holder
+from senet.owner import holder, refuse_links
 from slurm import cluster
 from slurm.sbatch import make_slurm_executor, minutes, ranks_per_node, sbatch_environment
 
@@ -115,6 +115,10 @@ def _stop_s(config: Config, run_dir: Path) -> float:
 
 
 def _directory(config: Config, run_dir: Path) -> Iterator[Finding]:
+    try:
+        refuse_links(run_dir)
+    except ConfigError as error:
+        yield Finding(True, str(error))
     if "%" in str(run_dir):
         yield Finding(True, f"run_dir={run_dir}: SLURM gives % in a path a meaning of its own; choose another name")
     if not Path(config.run_dir).is_absolute():
@@ -160,10 +164,12 @@ def owner(run_dir: Path) -> Iterator[Finding]:
                 f"(python slurm/submit.py stop {run_dir}), or choose another run_dir",
             )
             return
-    if why := holder(run_dir):
-        yield Finding(
-            True, f"run_dir={run_dir} is owned by a run that is alive ({why}); stop it, or choose another run_dir"
-        )
+    who, certain = holder(run_dir)
+    if who and certain:
+        yield Finding(True, f"run_dir={run_dir} is owned by a run that is alive ({who}); stop it, or choose another")
+    elif who:
+        text = f"run_dir={run_dir} was last held by a run that may be alive ({who})"
+        yield Finding(False, f"{text}; if its heart still beats when the job starts, the job is refused")
 
 
 def _memory(slurm: SlurmConfig) -> Iterator[Finding]:

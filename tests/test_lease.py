@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from senet import lease as module
-from senet.config import REPOSITORY, ConfigError, RunError
-from senet.files import read_json
-from senet.lease import Lease
+from senet import files, lease, owner
+from senet.config import REPOSITORY, ConfigError
+from senet.files import read_json, write_json
+from senet.lease import Lease, LeaseLost
+from senet.owner import Watch, holder
+from tests.harness import wait_until
 
 
 def edit_owner(run_dir: Path, **changes: Any) -> None:
@@ -23,7 +29,7 @@ def edit_owner(run_dir: Path, **changes: Any) -> None:
 
 
 def test_a_second_run_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
-    with Lease.acquire(tmp_path), pytest.raises(ConfigError, match=r"process \d+ on host .*it is running"):
+    with Lease.acquire(tmp_path), pytest.raises(ConfigError, match=r"alive \(process \d+ on host "):
         Lease.acquire(tmp_path)
     with Lease.acquire(tmp_path) as second:  # released
         assert second.generation == 2
@@ -45,34 +51,109 @@ def test_a_process_id_used_again_by_another_program_does_not_hold(tmp_path: Path
     Lease.acquire(tmp_path).close()
 
 
-def test_a_holder_on_another_host_holds_while_its_heart_beats(tmp_path: Path) -> None:
-    Lease.acquire(tmp_path).close()
-    edit_owner(tmp_path, released=False, host="elsewhere", heartbeat=time.time() - 10)
-    with pytest.raises(ConfigError, match="on host elsewhere, last heartbeat 10 s ago"):
-        Lease.acquire(tmp_path)
-    edit_owner(tmp_path, heartbeat=time.time() - module.STALE_S - 1)
-    Lease.acquire(tmp_path).close()
-
-
-def test_another_boot_of_this_host_counts_as_elsewhere(tmp_path: Path) -> None:
-    Lease.acquire(tmp_path).close()
-    edit_owner(tmp_path, released=False, boot="another", heartbeat=time.time() - 1)
-    with pytest.raises(ConfigError, match="last heartbeat"):
-        Lease.acquire(tmp_path)
-
-
-def test_a_restarted_job_takes_over_from_itself_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_ID", "77")
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run directory that was held by a process of another host, and was not released. An hour is 8 s there."""
+    monkeypatch.setattr(owner, "WATCH_S", 0.4)
+    monkeypatch.setattr(owner, "POLL_S", 0.02)
+    monkeypatch.setattr(lease, "POLL_S", 0.02)
     Lease.acquire(tmp_path).close()
     edit_owner(tmp_path, released=False, host="elsewhere")
-    with pytest.raises(ConfigError, match="elsewhere"):
-        Lease.acquire(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("skew_s", [-86_400, -300, 0, 300, 86_400])
+def test_a_holder_on_another_host_holds_while_its_heart_beats_whatever_its_clock_says(
+    elsewhere: Path, skew_s: float
+) -> None:
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(0.05):
+            write_json(elsewhere / "owner.json", before | {"heartbeat": time.time() + skew_s})
+
+    before = read_json(elsewhere / "owner.json")
+    edit_owner(elsewhere, heartbeat=time.time() + skew_s)
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with pytest.raises(ConfigError, match=r"alive \(process \d+ on host elsewhere\)"):
+            Lease.acquire(elsewhere)
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("skew_s", [-300, 0, 300, 86_400])
+def test_a_holder_on_another_host_whose_heart_stands_still_is_succeeded_whatever_its_clock_said(
+    elsewhere: Path, skew_s: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    edit_owner(elsewhere, heartbeat=time.time() + skew_s)
+    waits: list[float] = []
+    began = time.monotonic()
+    Lease.acquire(elsewhere, waiting=lambda: waits.append(time.monotonic())).close()
+    assert time.monotonic() - began > 0.4
+    assert len(waits) > 5  # a sign of progress for whoever waits for this rank
+    [line] = caplog.messages
+    assert "was held by process" in line
+    assert "on host elsewhere; watching for" in line
+
+
+def test_a_holder_on_another_host_whose_files_are_an_hour_old_is_succeeded_at_once(elsewhere: Path) -> None:
+    long_ago = time.time() - 2 * owner.OLD_S
+    edit_owner(elsewhere, heartbeat=long_ago)
+    os.utime(elsewhere / "owner.json", (long_ago, long_ago))
+    waits: list[None] = []
+    Lease.acquire(elsewhere, waiting=lambda: waits.append(None)).close()
+    assert waits == []
+
+
+def test_time_in_which_the_file_system_was_away_kills_no_holder(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(owner.time, "monotonic", lambda: clock[0])
+    edit_owner(elsewhere, heartbeat=time.time())
+    watch = Watch(elsewhere)
+    for now in (0.0, 0.02, 1000.0, 1000.02):  # nothing could be read for a thousand seconds
+        clock[0] = now
+        assert watch.look() is None
+    for step in range(100):
+        clock[0] = 1000.02 + 0.02 * step
+        if watch.look() is False:
+            return
+    pytest.fail("never sure")
+
+
+def test_another_boot_of_this_host_counts_as_elsewhere(elsewhere: Path) -> None:
+    edit_owner(elsewhere, host=socket.gethostname(), boot="another")
+    assert Watch(elsewhere).look() is None
+
+
+def test_who_may_hold_a_directory_is_said_at_once(elsewhere: Path) -> None:
+    for age_s, text, certain in (
+        (10, "last heartbeat 10 s ago", True),
+        (600, "last heartbeat 600 s ago", False),
+        (-86_400, "last heartbeat 86400 s ahead of this host's clock", False),
+        (2 * owner.OLD_S, "", False),
+    ):
+        edit_owner(elsewhere, heartbeat=time.time() - age_s)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, "WATCH_S", 75.0)
+            who, sure = holder(elsewhere)
+        assert (text in who, bool(who), sure) == (True, bool(text), certain)
+
+
+def test_a_restarted_job_takes_over_from_itself_only(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit_owner(elsewhere, job="77", heartbeat=time.time())
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    assert Watch(elsewhere).look() is None
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     monkeypatch.setenv("SLURM_JOB_ID", "78")
-    with pytest.raises(ConfigError, match="elsewhere"):
-        Lease.acquire(tmp_path)
+    assert Watch(elsewhere).look() is None
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    Lease.acquire(tmp_path).close()
+    assert Watch(elsewhere).look() is False
 
 
 def test_the_old_holder_notices_and_writes_no_more(tmp_path: Path) -> None:
@@ -94,23 +175,21 @@ def test_a_start_that_was_overtaken_while_preparing_ends(tmp_path: Path) -> None
     slow = Lease.acquire(tmp_path)
     edit_owner(tmp_path, pid_started=1)
     with Lease.acquire(tmp_path) as new:
-        with pytest.raises(RunError, match="taken over"):
+        with pytest.raises(LeaseLost, match="taken over"):
             slow.start(0)
         slow.close()
         assert new.is_held()
 
 
 def test_the_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HEARTBEAT_S", 0.05)
-    with Lease.acquire(tmp_path) as lease:
-        lease.start(0)
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.05)
+    with Lease.acquire(tmp_path) as held:
+        held.start(0)
         before = read_json(tmp_path / "owner.json")["heartbeat"], read_json(tmp_path / "status.json")["heartbeat"]
-        lease.update(step=7)
-        time.sleep(0.3)
-        assert read_json(tmp_path / "owner.json")["heartbeat"] > before[0]
-        status = read_json(tmp_path / "status.json")
-        assert status["heartbeat"] > before[1]
-        assert status["step"] == 7
+        held.update(step=7)
+        wait_until(lambda: read_json(tmp_path / "owner.json")["heartbeat"] > before[0])
+        wait_until(lambda: read_json(tmp_path / "status.json").get("step") == 7)
+        assert read_json(tmp_path / "status.json")["heartbeat"] > before[1]
 
 
 def test_a_start_that_is_refused_leaves_the_status_of_the_last_run(tmp_path: Path) -> None:
@@ -125,8 +204,8 @@ def test_a_start_that_is_refused_leaves_the_status_of_the_last_run(tmp_path: Pat
 
 def test_a_failure_is_put_down_with_its_reason(tmp_path: Path) -> None:
     def fail() -> None:
-        with Lease.acquire(tmp_path) as lease:
-            lease.start(0)
+        with Lease.acquire(tmp_path) as held:
+            held.start(0)
             raise RuntimeError("the\nreason")
 
     with pytest.raises(RuntimeError):
@@ -139,3 +218,124 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
         Lease.acquire(tmp_path / "file" / "run")
+
+
+def test_what_a_person_links_to_is_nobody_elses_business_but_names_that_are_written_to_are(tmp_path: Path) -> None:
+    Lease.acquire(tmp_path / "run").close()
+    target = tmp_path / "target"
+    target.write_text("a person's")
+    (tmp_path / "run" / "checkpoints").mkdir()
+    for name in ("best.pt", "checkpoints/best.pt", "checkpoints/step_000000001.g0001.pt", "notes"):
+        (tmp_path / "run" / name).symlink_to(target)
+    Lease.acquire(tmp_path / "run").close()
+    for name in ("owner.json", "status.json", "metrics.jsonl", ".owner.lock", "tensorboard", "slurm"):
+        path = tmp_path / "run" / name
+        path.unlink(missing_ok=True)
+        path.symlink_to(target)
+        with pytest.raises(ConfigError, match=f"{name} is a symbolic link"):
+            Lease.acquire(tmp_path / "run")
+        path.unlink()
+    assert target.read_text() == "a person's"
+
+
+def test_a_file_system_that_stands_still_delays_no_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.01)
+    stuck, goes_on = threading.Event(), threading.Event()
+    original = os.fsync
+
+    def hang(descriptor: int) -> None:
+        stuck.set()
+        goes_on.wait(30)
+        original(descriptor)
+
+    with Lease.acquire(tmp_path) as held:
+        held.start(0)
+        monkeypatch.setattr(os, "fsync", hang)
+        assert stuck.wait(30)  # the heartbeat
+        began = time.monotonic()
+        for step in range(100):
+            held.update(step=step)
+        assert time.monotonic() - began < 5
+        monkeypatch.setattr(lease, "_PUBLISH_S", 0.1)
+        held.update(state="stopped")  # waits for a while, no longer
+        goes_on.set()
+        monkeypatch.setattr(lease, "_PUBLISH_S", 60.0)
+    assert read_json(tmp_path / "status.json")["state"] == "stopped"
+    assert read_json(tmp_path / "owner.json")["released"]
+
+
+def test_a_heartbeat_that_could_not_be_written_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    original, left = os.fsync, [5]
+
+    def away(descriptor: int) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        original(descriptor)
+
+    monkeypatch.setattr(files, "PAUSE_S", 0.01)
+    with Lease.acquire(tmp_path) as held:
+        held.start(0)
+        monkeypatch.setattr(os, "fsync", away)
+        held.update(state="finished")
+        assert left == [0]
+        assert read_json(tmp_path / "status.json")["state"] == "finished"
+    assert "Transport endpoint is not connected" in caplog.text
+
+
+@pytest.mark.parametrize("rest", ["", "{", "[]", "{}", '{"token": "x"}', None])
+def test_an_owner_file_that_a_power_cut_emptied_costs_no_generation(tmp_path: Path, rest: str | None) -> None:
+    with Lease.acquire(tmp_path) as first:
+        first.start(0)
+    (tmp_path / "starts.jsonl").write_text(
+        '{"generation": 1, "resumed_from": 0}\n{"generation": 4, "resumed_from": 8}\n{"ge'
+    )
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step_000000012.g0006.pt").write_text("")
+    if rest is None:
+        (tmp_path / "owner.json").unlink()
+    else:
+        (tmp_path / "owner.json").write_text(rest)
+    with Lease.acquire(tmp_path) as after:
+        assert after.generation == 7
+        assert after.resumed_from == {1: 0, 4: 8}
+
+
+def test_each_heartbeat_survives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    original = os.fsync
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.01)
+
+    def note(descriptor: int) -> None:
+        original(descriptor)
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+    with Lease.acquire(tmp_path) as held:
+        held.start(0)
+        monkeypatch.setattr(os, "fsync", note)
+        synced.clear()
+        wait_until(lambda: len(synced) >= 8)
+    for name in ("owner.json", "status.json"):
+        first = next(index for index, each in enumerate(synced) if each.startswith(name))
+        assert synced[first + 1] == tmp_path.name  # the folder, so that the rename is as durable
+
+
+def test_what_killed_holders_left_half_written_goes(tmp_path: Path) -> None:
+    Lease.acquire(tmp_path).close()
+    for name in ("owner.json.0123abcd.tmp", "metrics.jsonl.0123abcd.tmp", "mine.tmp"):
+        (tmp_path / name).write_text("")
+    Lease.acquire(tmp_path).close()
+    assert [path.name for path in tmp_path.glob("*.tmp")] == ["mine.tmp"]
+
+
+def test_a_start_that_was_overtaken_replaces_no_file(tmp_path: Path) -> None:
+    old = Lease.acquire(tmp_path)
+    edit_owner(tmp_path, pid_started=1)
+    with Lease.acquire(tmp_path) as new:
+        new.write("config.yaml", b"new")
+        with pytest.raises(LeaseLost):
+            old.write("config.yaml", b"old")
+    old.close()
+    assert (tmp_path / "config.yaml").read_bytes() == b"new"

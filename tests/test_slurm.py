@@ -19,6 +19,7 @@ import submitit
 from senet import commit as commit_module
 from senet.config import REPOSITORY, ConfigError, load_config, to_flat
 from senet.files import read_json, write_json
+from senet.lease import Lease
 from slurm import batch, cluster, control, preflight, sbatch, snapshot
 from slurm.job import Job
 from tests.harness import tiny
@@ -473,6 +474,27 @@ def test_a_short_grace_is_held_against_what_the_last_run_needed(fake: Path, run_
     assert "partition cpu gives 10 s at a preemption (GraceTime=10, KillWait=30), a stop may take 20 s" in found(
         run_dir=run_dir
     )
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_directory_that_another_host_may_hold_is_refused_or_warned_of_at_once(run_dir: Path) -> None:
+    Lease.acquire(run_dir).close()
+    held = read_json(run_dir / "owner.json") | {"released": False, "host": "elsewhere"}
+    write_json(run_dir / "owner.json", held)
+    assert f"refused: run_dir={run_dir} is owned by a run that is alive (process" in found(run_dir=run_dir)
+    write_json(run_dir / "owner.json", held | {"heartbeat": time.time() + 86_400})  # a clock that is wrong
+    said = found(run_dir=run_dir)
+    assert "refused" not in said.replace("the job is refused", "")
+    assert "if its heart still beats when the job starts" in said
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_link_where_the_program_writes_is_refused_at_submission(run_dir: Path, tmp_path: Path) -> None:
+    (run_dir / "best.pt").symlink_to(tmp_path)
+    assert "refused" not in found(run_dir=run_dir)
+    (run_dir / "checkpoints").rmdir()
+    (run_dir / "checkpoints").symlink_to(tmp_path)
+    assert f"refused: {run_dir / 'checkpoints'} is a symbolic link" in found(run_dir=run_dir)
 
 
 def test_a_directory_with_a_job_in_the_queue_is_refused(fake: Path, run_dir: Path) -> None:

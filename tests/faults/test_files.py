@@ -361,7 +361,7 @@ def test_what_is_hostile_runs_nothing_and_is_named(
         monkeypatch.setattr("senet.download.time.sleep", lambda _: None)
         assert "cifar-10-python.tar.gz" in told("data.source=cifar10", f"data.root={data}")
     elif hostile == "link":
-        for name in ("config.yaml", "metrics.jsonl", "status.json", ".owner.lock", "checkpoints", "checkpoints/x.tmp"):
+        for name in ("config.yaml", "metrics.jsonl", "status.json", ".owner.lock", "checkpoints", "tensorboard"):
             shutil.rmtree(run_dir, ignore_errors=True)
             (run_dir / name).parent.mkdir(parents=True)
             (run_dir / name).symlink_to(sprung)

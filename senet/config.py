@@ -12,7 +12,6 @@ import difflib
 import functools
 import inspect
 import math
-import os
 import re
 import sys
 import textwrap
@@ -356,7 +355,7 @@ def load_config(argv: Sequence[str], world_size: int = 1) -> Config:
         ConfigError: an unknown key, a wrong type, a value out of range, a file missing or malformed, options that
             contradict each other, or a global batch that ``world_size`` ranks cannot share.
     """
-    files, overrides = _sort_arguments(argv)
+    files, overrides = sort_arguments(argv)
     sources = [(f"{name}: ", _read_yaml(name)) for name in files or [str(DEFAULT_CONFIG)]]
     config = _merge([*sources, *(("", _read_override(pair)) for pair in overrides)])
     if not config.run_dir:
@@ -367,7 +366,7 @@ def load_config(argv: Sequence[str], world_size: int = 1) -> Config:
     return config
 
 
-def _sort_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+def sort_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """YAML files, and ``key=value`` pairs. The path of a file may hold a ``=``: /data/exp=3/a.yaml."""
     files, overrides = [], []
     for argument in (each.strip() for each in argv):  # a script with Windows line ends adds one to the last argument
@@ -791,7 +790,7 @@ def main(argv: Sequence[str]) -> int:
         print(help_text())
         return 0
     try:
-        print(to_yaml(load_config(argv, int(os.environ.get("WORLD_SIZE", "1")))), end="")
+        print(to_yaml(load_config(argv)), end="")
     except ConfigError as error:
         print(f"train_ddp: {error}", file=sys.stderr)
         return 2

@@ -10,6 +10,7 @@ from types import FrameType
 
 STOPPED_EXIT_CODE = 85  # reserved: stopped by a signal, checkpoint published, can go on
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP, signal.SIGQUIT)
+LAUNCHER_VARIABLE = "SENET_LAUNCHER"  # its process id, from the launcher itself
 _PR_SET_PDEATHSIG = 1
 
 
@@ -52,9 +53,9 @@ def die_with_launcher() -> None:
     """
     if not {"TORCHELASTIC_RUN_ID", "SUBMITIT_EXECUTOR"} & os.environ.keys():
         return
-    launcher = os.getppid()
+    launcher = int(os.environ.get(LAUNCHER_VARIABLE) or os.getppid())
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != launcher:  # it died between the two calls
+    if os.getppid() != launcher:  # it died before the call
         os.kill(os.getpid(), signal.SIGKILL)

@@ -17,11 +17,10 @@ import submitit
 from submitit.core.utils import FailedJobError
 
 from senet.config import REPOSITORY, Config, ConfigError, SlurmConfig
+from senet.environment import MALLOC
 from slurm.batch import free_port
 from slurm.job import Job
 
-# Fewer page faults: freed activations stay with the process (GNU malloc); as in launch.sh
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 # sbatch options that this project sets itself -> what to use instead
 _OWN = {
     **{name: f"slurm.{name}" for name in ("partition", "account", "qos", "constraint", "time", "nodes", "mem")},

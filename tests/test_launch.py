@@ -6,8 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from senet.config import REPOSITORY
@@ -22,20 +25,41 @@ pytestmark = [
 LAUNCH = str(REPOSITORY / "launch.sh")
 
 
-def launch(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([LAUNCH, *args], capture_output=True, text=True, env=os.environ | env, timeout=120)
+def launch(*args: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([LAUNCH, *args], capture_output=True, text=True, env=os.environ | env, cwd=cwd, timeout=120)
+
+
+@contextmanager
+def training(data_root: Path, tmp_path: Path, *, before: Sequence[str] = ()) -> Iterator[subprocess.Popen[bytes]]:
+    """Two ranks that would train for long, after their first steps; what they say goes into ``tmp_path/log``."""
+    options = tiny(f"data.root={data_root}", "run_dir=run", "train.epochs=500", "checkpoint.every_steps=10000")
+    command = [*before, "env", "-C", str(tmp_path), LAUNCH, *options]
+    with started(command, tmp_path / "log", NPROC="2", TMPDIR=str(tmp_path / "tmp")) as process:
+        (tmp_path / "tmp").mkdir()
+        wait_until(lambda: rows(tmp_path / "run") and rows(tmp_path / "run")[-1]["step"] > 30)
+        yield process
+
+
+def ranks_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return [child for child in psutil.Process(process.pid).children() if "-u" in child.cmdline()]
+
+
+def said(tmp_path: Path) -> list[str]:
+    """Lines of the log that are no progress."""
+    progress = ("step ", "epoch ", "INFO: ", "WARNING: ")
+    return [line for line in (tmp_path / "log").read_text().splitlines() if not line.startswith(progress)]
 
 
 def test_finished_and_again(data_root: Path, tmp_path: Path) -> None:
     options = tiny(f"data.root={data_root}", "run_dir=run")
-    command = [LAUNCH, *options]
     for expected in ("epoch 2/2", "resumed from"):
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+        done = launch(*options, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert expected in done.stdout
         assert "finished: " in done.stdout
         assert "installing" not in done.stderr
     assert status(tmp_path / "run")["state"] == "finished"
+    assert not (tmp_path / "run" / "torchrun.log").exists()
 
 
 @pytest.mark.parametrize(
@@ -44,6 +68,7 @@ def test_finished_and_again(data_root: Path, tmp_path: Path) -> None:
         (["optim.lrr=1"], {}, "did you mean 'optim.lr'"),
         (["train.global_batch_size=64"], {"NPROC": "3"}, "use a multiple of 3"),
         ([], {"NPROC": "two"}, "NPROC=two"),
+        (["data.folder=some.yml", "data.source=x"], {}, "data.source"),  # an option that ends as a file does
     ],
 )
 def test_bad_input_ends_before_torchrun_with_one_line(args: list[str], env: dict[str, str], expected: str) -> None:
@@ -53,14 +78,15 @@ def test_bad_input_ends_before_torchrun_with_one_line(args: list[str], env: dict
     assert expected in line
 
 
-def test_bad_input_that_only_a_rank_can_see_is_code_2_too(data_root: Path, tmp_path: Path) -> None:
-    done = launch(*tiny(f"data.root={data_root}", f"run_dir={tmp_path}", "resume.mode=nothing.pt"))
+def test_bad_input_that_only_a_rank_can_see_is_one_line_and_code_2_too(data_root: Path, tmp_path: Path) -> None:
+    done = launch(*tiny(f"data.root={data_root}", f"run_dir={tmp_path}/run", "resume.mode=nothing.pt"))
     assert done.returncode == 2
-    assert done.stderr.count("resume.mode=nothing.pt: no such file") == 1
+    [line] = done.stderr.splitlines()
+    assert "resume.mode=nothing.pt: no such file" in line
 
 
 def test_the_default_is_the_quickstart(tmp_path: Path) -> None:
-    done = launch("data.root=/proc/nowhere", "train.epochs=1", f"run_dir={tmp_path}")
+    done = launch("data.root=/proc/nowhere.yaml", "train.epochs=1", f"run_dir={tmp_path}")
     assert done.returncode == 2
     assert "stores/digits" not in done.stderr
     assert "data.root=/proc/nowhere" in done.stderr
@@ -74,12 +100,8 @@ def test_help_needs_no_torchrun() -> None:
 
 
 @pytest.mark.parametrize("names", [["SIGTERM"], ["SIGINT", "SIGINT", "SIGINT"], ["SIGUSR2", "SIGTERM"]])
-def test_signals_stop_it_once_with_code_85(names: list[str], data_root: Path, tmp_path: Path) -> None:
-    options = tiny(
-        f"data.root={data_root}", f"run_dir={tmp_path}/run", "train.epochs=500", "checkpoint.every_steps=10000"
-    )
-    with started([LAUNCH, *options], tmp_path / "log", NPROC="2") as process:
-        wait_until(lambda: rows(tmp_path / "run") and rows(tmp_path / "run")[-1]["step"] > 30)
+def test_signals_stop_it_once_with_one_line_and_code_85(names: list[str], data_root: Path, tmp_path: Path) -> None:
+    with training(data_root, tmp_path) as process:
         tree = descendants(process)
         for name in names:
             process.send_signal(getattr(signal, name))
@@ -88,17 +110,116 @@ def test_signals_stop_it_once_with_code_85(names: list[str], data_root: Path, tm
     found = status(tmp_path / "run")
     assert found["state"] == "stopped"
     assert found["reason"] in names  # of two that are pending at once, either may come first
-    assert (tmp_path / "log").read_text().count("stopped at step") == 1
+    [line] = said(tmp_path)
+    assert line.startswith("stopped at step")
     assert int(checkpoints(tmp_path / "run")[-1].name[5:14]) == found["step"]
+    assert "death signal" in (tmp_path / "run" / "torchrun.log").read_text()
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_a_run_that_dies_is_code_1(data_root: Path, tmp_path: Path) -> None:
-    options = tiny(f"data.root={data_root}", f"run_dir={tmp_path}/run", "train.epochs=500")
+def test_a_signal_before_the_ranks_have_begun_is_code_85(data_root: Path, tmp_path: Path) -> None:
+    options = tiny(f"data.root={data_root}", f"run_dir={tmp_path}/run")
     with started([LAUNCH, *options], tmp_path / "log", NPROC="2") as process:
-        wait_until(lambda: rows(tmp_path / "run"))
-        next(p for p in descendants(process) if p.cmdline()[-1:] and "-u" in p.cmdline()).kill()
+        wait_until(lambda: any("launch.py" in part for part in psutil.Process(process.pid).cmdline()))
+        wait_until(lambda: _handles(process.pid, signal.SIGTERM))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 85
+    assert said(tmp_path) == ["launch.sh: stopped by SIGTERM before the ranks had begun"]
+
+
+def _handles(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    [caught] = [line.split()[1] for line in lines if line.startswith("SigCgt:")]
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+def test_nohup_keeps_it_running(data_root: Path, tmp_path: Path) -> None:
+    with training(data_root, tmp_path, before=["nohup"]) as process:
+        step = rows(tmp_path / "run")[-1]["step"]
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: rows(tmp_path / "run")[-1]["step"] > step + 20)
+        assert process.poll() is None
+
+
+def test_a_rank_that_dies_is_code_1_and_one_line_that_names_it(data_root: Path, tmp_path: Path) -> None:
+    with training(data_root, tmp_path) as process:
+        ranks_of(process)[0].kill()
         assert process.wait(60) == 1
-    assert "launch.sh: the run failed" in (tmp_path / "log").read_text()
+    [line] = said(tmp_path)
+    assert line.startswith("train_ddp: failed: rank ")
+    assert "SIGKILL" in (tmp_path / "run" / "torchrun.log").read_text()
+
+
+def test_ranks_that_all_die_are_told_of_by_the_launcher(data_root: Path, tmp_path: Path) -> None:
+    with training(data_root, tmp_path) as process:
+        ranks = ranks_of(process)
+        for rank in ranks:
+            rank.suspend()  # so that neither outlives the other
+        for rank in ranks:
+            rank.kill()
+        assert process.wait(60) == 1
+    [line] = said(tmp_path)
+    assert line.startswith("launch.sh: failed: rank ")
+    assert line.endswith(" ended by SIGKILL, without a word; torchrun's words are in run/torchrun.log")
+    assert "SIGKILL" in (tmp_path / "run" / "torchrun.log").read_text()
+
+
+def test_the_second_start_of_a_run_is_refused_with_one_line(data_root: Path, tmp_path: Path) -> None:
+    with training(data_root, tmp_path) as process:
+        done = launch(*tiny(f"data.root={data_root}", "run_dir=run"), cwd=tmp_path)
+        assert done.returncode == 2
+        [line] = done.stderr.splitlines()
+        assert "run_dir=run is owned by a run that is alive" in line
+        assert process.poll() is None
+
+
+def test_killed_in_mid_training_it_leaves_no_process(data_root: Path, tmp_path: Path) -> None:
+    with training(data_root, tmp_path) as process:
+        tree = descendants(process)
+        assert len(ranks_of(process)) == 2
+        process.kill()
+        wait_until(lambda: survivors(tree) == [], 10)
+
+
+def test_killed_as_its_ranks_begin_it_leaves_no_process(data_root: Path, tmp_path: Path) -> None:
+    options = tiny(f"data.root={data_root}", f"run_dir={tmp_path}/run")
+    with started([LAUNCH, *options], tmp_path / "log", NPROC="2") as process:
+        tree = wait_until(lambda: ranks_of(process))
+        process.kill()
+        wait_until(lambda: survivors(tree) == [], 30)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a host of another name needs root")
+def test_a_host_whose_name_nobody_knows_trains(data_root: Path, tmp_path: Path) -> None:
+    options = tiny(f"data.root={data_root}", f"run_dir={tmp_path}/run", "train.epochs=1")
+    script = 'hostname no-such-host.invalid && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "--uts", "sh", "-c", script, "sh", LAUNCH, *options], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "finished: " in done.stdout
+
+
+def test_where_one_stands_and_how_one_calls_it_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "senet").mkdir()
+    for name in ("__init__.py", "config.py"):
+        (tmp_path / "senet" / name).write_text("raise SystemExit('not the senet that was meant')\n")
+    (tmp_path / "link").symlink_to(LAUNCH)
+    (tmp_path / "a b").symlink_to(REPOSITORY)
+    for call in (f"'{LAUNCH}'", "./link", "'a b/launch.sh'", "sh ./link", f"bash '{LAUNCH}'"):
+        done = subprocess.run(
+            f"exec {call} optim.lrr=1 <&-",  # without a standard input, as some daemons start what they start
+            shell=True,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            # nothing that a person, a cron job or another Python sets
+            env={"PATH": os.environ["PATH"], "CDPATH": "/tmp:/usr", "PYTHONPATH": ".", "PYTHONHOME": "/nowhere"},
+        )
+        assert done.returncode == 2, call
+        [line] = done.stderr.splitlines()
+        assert "did you mean 'optim.lr'" in line, call
 
 
 def test_slurm_is_the_command_of_that_name(tmp_path: Path) -> None:

@@ -1,0 +1,158 @@
+"""What ``launch.sh`` runs once ``.venv`` is there: the options checked, the ranks counted, torchrun, one line on how it
+ended. torchrun runs in this process, so that the ranks die with it, however it dies."""
+
+from senet.preemption import STOP_SIGNALS, STOPPED_EXIT_CODE, StopFlag
+
+if __name__ == "__main__":
+    stop = StopFlag.install()
+
+import io
+import logging
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+
+from senet.command import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, leave
+from senet.config import REPOSITORY, ConfigError, TrainConfig, check_split, help_text, load_config, sort_arguments
+from senet.devices import count_gpus
+from senet.environment import MALLOC
+from senet.files import read_json
+from senet.lease import MIRROR_VARIABLE
+from senet.preemption import LAUNCHER_VARIABLE
+
+QUICKSTART = REPOSITORY / "configs" / "quickstart.yaml"
+_EXIT_CODES = {"finished": 0, "refused": REFUSED_EXIT_CODE, "stopped": STOPPED_EXIT_CODE}
+
+
+def main(argv: Sequence[str], stop: StopFlag) -> int:
+    """Train on this machine; 0 finished, 2 bad input, 85 stopped by a signal and resumable, 1 failed."""
+    if {"-h", "--help"} & set(argv):
+        print(help_text())
+        return 0
+    try:
+        if not sort_arguments(argv)[0]:
+            argv = [str(QUICKSTART), *argv]
+        config = load_config(argv)
+        ranks = choose_ranks(config.train)
+        folder = tempfile.TemporaryDirectory(prefix="senet-")
+    except ConfigError as error:
+        _say(error)
+        return REFUSED_EXIT_CODE
+    except OSError as error:
+        _say(f"no folder for temporary files: {error}; name one that can be written with TMPDIR")
+        return REFUSED_EXIT_CODE
+    with folder:
+        status = Path(folder.name) / "status.json"
+        os.environ |= MALLOC | os.environ | {MIRROR_VARIABLE: str(status), LAUNCHER_VARIABLE: str(os.getpid())}
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # the trainer sets train.threads_per_rank itself
+        words = io.StringIO()
+        cause = torchrun(ranks, argv, folder.name, words, stop)
+        state = read_json(status).get("state", "")
+    if state in ("finished", "refused"):
+        return _EXIT_CODES[state]
+    if stop and not state:
+        _say(f"stopped by {stop.signal_name} before the ranks had begun")
+        return STOPPED_EXIT_CODE
+    kept = _keep(words.getvalue(), Path(config.run_dir))
+    if state not in ("failed", "stopped"):  # else a rank has said why
+        _say(f"failed: {cause}; {kept}")
+    return _EXIT_CODES.get(state, FAILED_EXIT_CODE)
+
+
+def choose_ranks(train: TrainConfig) -> int:
+    """NPROC, or one rank for each GPU, 2 on a CPU, fewer where they could not share the batch equally, and said so.
+
+    Raises:
+        ConfigError: NPROC is no number, or the batch cannot be split over so many.
+    """
+    if wanted := os.environ.get("NPROC", ""):
+        if not (wanted.isascii() and wanted.isdigit() and int(wanted)):
+            raise ConfigError(f"NPROC={wanted} is not a number of ranks; use 1 or more")
+        check_split(train, int(wanted))
+        return int(wanted)
+    gpus = count_gpus() if train.device != "cpu" else 0
+    most = gpus or 2
+    ranks = max(n for n in range(1, most + 1) if train.global_batch_size % (n * train.accumulate) == 0)
+    if ranks < most:
+        _say(
+            f"{ranks} rank(s) {f'for {gpus} GPUs' if gpus else 'instead of 2'}, since "
+            f"train.global_batch_size={train.global_batch_size} (train.accumulate={train.accumulate}) cannot be split "
+            f"over more; a multiple of {most * train.accumulate} can"
+        )
+    return ranks
+
+
+def torchrun(ranks: int, argv: Sequence[str], folder: str, words: io.StringIO, stop: StopFlag) -> str:
+    """Run the ranks to their end; torchrun's own messages go into ``words``. Returns what it knows of a failure."""
+    import torch.distributed.run as torch_run  # takes seconds
+    from torch.distributed.elastic.multiprocessing import api
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    def handle(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        if not stop:  # a second one would make torchrun leave its ranks in the middle of their save
+            stop.signal_name = signal.Signals(signum).name
+            raise api.SignalException(f"got {stop.signal_name}", signal.Signals(signum))
+
+    _log_into(words)
+    signals = [each for each in STOP_SIGNALS if signal.getsignal(each) != signal.SIG_IGN]  # nohup ignores one
+    api._terminate_process_handler = handle  # torchrun sets it again when it starts the ranks
+    # no name of this host is needed, and nothing stays in the folder for temporary files
+    where = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--rdzv-conf=is_host=1", "--local-addr=127.0.0.1"]
+    options = [
+        f"--nproc-per-node={ranks}",
+        f"--log-dir={folder}",
+        f"--signals-to-handle={','.join(s.name for s in signals)}",
+    ]
+    try:
+        for each in signals:
+            signal.signal(each, handle)
+        if not stop:
+            torch_run.run(torch_run.parse_args([*where, *options, str(REPOSITORY / "train_ddp.py"), *argv]))
+    except api.SignalException:
+        limit_s = os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")
+        return f"{stop.signal_name}, and ranks that had not saved within TORCH_ELASTIC_SHUTDOWN_TIMEOUT={limit_s} s"
+    except ChildFailedError as error:
+        words.write(f"{error}\n")
+        rank, failure = error.get_first_failure()
+        how = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
+        return f"rank {rank} ended by {how}, without a word"
+    except Exception as error:
+        words.write(traceback.format_exc())
+        return f"torchrun: {' '.join(str(error).split())[:300]}"
+    return "the ranks ended without a word"
+
+
+def _log_into(words: io.StringIO) -> None:
+    """Instead of to stderr, where the one line that matters would drown."""
+    logging.captureWarnings(True)
+    handler = logging.StreamHandler(words)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch")]:
+        logger = logging.getLogger(name)
+        if logger.handlers:
+            logger.handlers = [handler]
+
+
+def _keep(words: str, run_dir: Path) -> str:
+    """Put torchrun's words into the run directory, or here where there is none; say where they are."""
+    try:
+        with (run_dir / "torchrun.log").open("a") as file:
+            file.write(f"--- {datetime.now().isoformat(timespec='seconds')}\n{words}\n")
+    except OSError:
+        return f"torchrun says:\n{words}"
+    return f"torchrun's words are in {run_dir}/torchrun.log"
+
+
+def _say(what: object) -> None:
+    print(f"launch.sh: {what}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:], stop))

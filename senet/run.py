@@ -87,7 +87,9 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
         if lease:
             before = read_json(run_dir / "status.json")  # the last start's, which this one's takes the place of
             lease.start(state.step)
-            _record(run_dir, config, facts | provenance(argv), model, data, lease, before)
+            changed = changed_options(checkpoint.manifest["config"], config) if checkpoint else []
+            of_start = {"changed": {key: [was, now] for key, was, now in changed}} | facts | provenance(argv)
+            _record(run_dir, config, of_start, model, data, lease, before)
         writer = Writer(
             run_dir if ranks.is_main else None,
             resumed_step=state.step,
@@ -255,7 +257,7 @@ def _record(
     lease: Lease,
     before: Mapping[str, Any],
 ) -> None:
-    """config.yaml (resolved), starts.jsonl (each start: where it came from, how the one before it ended), model.txt."""
+    """config.yaml (resolved), starts.jsonl (each start: from where, what changed, how the last ended), model.txt."""
     lease.write("config.yaml", to_yaml(config).encode())
     start = {
         "generation": lease.generation,

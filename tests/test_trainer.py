@@ -326,6 +326,9 @@ def test_a_network_whose_code_was_edited_is_refused(
 def test_allowed_changes_of_the_optimizer_take_effect(train_here: Train, tmp_path: Path) -> None:
     train_here(tmp_path, stop=StopAt(5))
     train_here(tmp_path, "optim.momentum=0.5", "optim.weight_decay=0.25", "resume.allow_changes=true")
+    starts = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
+    changes = {"optim.momentum": [0.9, 0.5], "optim.weight_decay": [5e-4, 0.25]}
+    assert [start["changed"] for start in starts] == [{}, changes]
     groups = payload(tmp_path)["optimizer"]["param_groups"]
     assert [(group["momentum"], group["weight_decay"]) for group in groups] == [(0.5, 0.25), (0.5, 0.0)]
 

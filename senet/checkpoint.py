@@ -15,6 +15,7 @@ import logging
 import re
 import threading
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from typing import Any
 
 import torch
 
-from senet.config import RunError
-from senet.files import fsync_directory, write_temporary
+from senet.config import ConfigError, RunError
+from senet.files import fsync_directory, read_json, write_temporary
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"step_(\d{9})\.g(\d{4})\.pt")
@@ -227,6 +228,23 @@ def published_files(directory: Path, resumed_from: Mapping[int, int] | None = No
     return [path for _, _, path in sorted(found, reverse=True)]
 
 
+def find_checkpoint(path: Path) -> Path:
+    """A file, or the best checkpoint of a run directory: the newest where none is marked best.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise ConfigError(f"{path}: no such file or folder; name a run directory or a step_*.pt file")
+    resumed_from = read_json(path / "owner.json").get("resumed_from", {})
+    files = published_files(path / "checkpoints", {int(generation): step for generation, step in resumed_from.items()})
+    if not files:
+        raise ConfigError(f"{path}: no checkpoints in {path / 'checkpoints'}; name a run directory or a step_*.pt file")
+    return next((file for file in files if is_best(file)), files[0])
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint and verify its hash; nothing is unpickled.
 
@@ -234,6 +252,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: missing, damaged, or with a manifest that is missing, damaged or of another file.
     """
     try:
+        if path.is_file() and not path.with_suffix(".json").exists():
+            raise CheckpointError(
+                f"{path} lacks its manifest, {path.with_suffix('.json').name}; copy it too, or begin a new training "
+                f"from its weights alone: model.init_from={path}"
+            )
         manifest = _read_manifest(path)
         content = path.read_bytes()
     except FileNotFoundError as error:
@@ -254,12 +277,32 @@ def unpickle(content: bytes) -> dict[str, Any]:
         CheckpointError: something else than tensors and plain values is in it.
     """
     try:
-        payload = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the unpickler stumbles over
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise CheckpointError(f"its content is no checkpoint and was not opened ({reason})") from None
+        payload = load_tensors(io.BytesIO(content))
+    except ValueError as error:
+        raise CheckpointError(f"its content is no checkpoint and was not opened ({error})") from None
     assert isinstance(payload, dict)
     return payload
+
+
+def load_tensors(file: Path | io.BytesIO) -> Any:
+    """What torch.save has written there, tensors on the CPU.
+
+    Raises:
+        FileNotFoundError, ValueError: something else than tensors and plain values; the message says what.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of old formats, on a second line
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whatever the unpickler stumbles over
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        if found := re.search(r"GLOBAL (\S+) was not an allowed global", text):
+            text = f"it holds a {found[1]}, which is neither a tensor nor a plain value and could run code"
+        # in front and behind stands torch's advice to open it unsafely
+        text = text.rpartition("WeightsUnpickler error: ")[2]
+        text = re.split(r" (?:Check the documentation|In PyTorch|This is an internal)", text)[0]
+        raise ValueError(text[:200].rstrip(". ")) from None
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

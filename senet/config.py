@@ -145,8 +145,8 @@ class ModelConfig:
     """Set the first convolution to the whitening of the training images' patches, and keep it so (Jordan 2024,
     arXiv:2404.00498, sec. 3.2)."""
     init_from: str = option("", path=True)
-    """A checkpoint (its raw weights) or state dict to begin from at a fresh start; the last layer is new where the
-    number of classes differs."""
+    """What to begin from at a fresh start: a checkpoint or the best one of a run directory (its raw weights), or a file
+    of weights by name. The last layer is new where the number of classes differs, the gates where the file has none."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from senet.checkpoint import Checkpoint, CheckpointError, CheckpointManager, read_checkpoint, unpickle
+from senet.checkpoint import Checkpoint, CheckpointError, CheckpointManager, published_files, read_checkpoint, unpickle
 from senet.config import Config, ConfigError, changed_options, to_flat
 from senet.data import ImageData
 
@@ -46,6 +46,11 @@ def choose_checkpoint(config: Config, checkpoints: CheckpointManager) -> Checkpo
 
 def read_named(name: str) -> Checkpoint:
     """A checkpoint that the user named; ConfigError where it is missing or damaged."""
+    if Path(name).is_dir():
+        some = next(
+            iter([*published_files(Path(name, "checkpoints")), *published_files(Path(name))]), "a step_*.pt file"
+        )
+        raise ConfigError(f"resume.mode={name} is a folder; name one of its checkpoints, e.g. {some}")
     if not Path(name).is_file():
         raise ConfigError(f"resume.mode={name}: no such file; use auto, never, or the path of a checkpoint")
     try:

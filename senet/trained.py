@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from senet.augment import Preprocess
-from senet.checkpoint import Checkpoint, CheckpointError, is_best, published_files, read_checkpoint, unpickle
+from senet.checkpoint import Checkpoint, CheckpointError, find_checkpoint, read_checkpoint, unpickle
 from senet.config import NETWORKS, AugmentConfig, Config, ConfigError, ModelConfig, restore_data
-from senet.files import read_json
 from senet.repro import seed_everything
 from senet.weights import lay_out
 from senet.zoo import build_model
@@ -201,22 +200,10 @@ def preprocess_of(config: Mapping[str, Any], device: torch.device) -> Preprocess
 def open_checkpoint(path: Path) -> Checkpoint:
     """The verified file that ``load_trained`` takes, not unpickled; ConfigError as there."""
     try:
-        checkpoint = read_checkpoint(_find(path))
+        checkpoint = read_checkpoint(find_checkpoint(path))
     except CheckpointError as error:
         raise ConfigError(str(error)) from None
     except KeyError as error:
         raise ConfigError(f"{path}: a manifest there does not say {error}; restore it") from None
     check_facts(checkpoint.manifest, checkpoint.path)
     return checkpoint
-
-
-def _find(path: Path) -> Path:
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise ConfigError(f"{path}: no such file or folder; name a run directory or a step_*.pt file")
-    resumed_from = read_json(path / "owner.json").get("resumed_from", {})
-    files = published_files(path / "checkpoints", {int(generation): step for generation, step in resumed_from.items()})
-    if not files:
-        raise ConfigError(f"{path}: no checkpoints in {path / 'checkpoints'}; name a run directory or a step_*.pt file")
-    return next((file for file in files if is_best(file)), files[0])

@@ -7,39 +7,42 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from senet.checkpoint import CheckpointError, find_checkpoint, load_tensors, read_checkpoint, unpickle
 from senet.config import ConfigError
+from senet.model import SqueezeExcite
 
 log = logging.getLogger(__name__)
+_CONTAINERS = (
+    "model", "state_dict", "model_state_dict", "net", "network", "module", "weights",
+    "ema", "model_ema", "state_dict_ema",
+)  # fmt: skip
+"""Where trainers keep a state dict; raw weights before averaged ones."""
 
 
 def init_from(model: nn.Module, path: str, num_classes: int) -> None:
-    """Load weights; the layers that end in ``num_classes`` outputs stay new where the file has another number.
+    """Load the weights of a file, or of the best checkpoint of a run directory.
+
+    New stay the layers that end in ``num_classes`` outputs, where the file has another number, and all gates, where it
+    has none: it is of the network without. What wrappers put in front of all names (``module.``, ``_orig_mod.``,
+    ``model.``) does not matter.
 
     Raises:
         ConfigError: no such file, none of weights, or weights of another network.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ConfigError(f"model.init_from={path}: no such file") from None
-    except Exception as error:  # on a file that is none the unpickler raises whatever it stumbles over
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ConfigError(f"model.init_from={path} is no file of weights ({reason})") from None
-    state = _find_weights(content)
-    if state is None:
-        raise ConfigError(f"model.init_from={path} holds no state dict; expected tensors by name, or a checkpoint")
-    consume_prefix_in_state_dict_if_present(state, "module.")
+    state = _match_names(_read_state(path), model)
     own = model.state_dict()
     heads = {
         key
         for key, value in state.items()
         if key in own
+        and isinstance(value, Tensor)
         and value.shape != own[key].shape
         and own[key].shape[:1] == (num_classes,)
         and value.shape[1:] == own[key].shape[1:]
@@ -49,17 +52,81 @@ def init_from(model: nn.Module, path: str, num_classes: int) -> None:
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except (RuntimeError, ValueError) as error:  # the latter from modules that know versions of their state
-        raise ConfigError(
-            f"model.init_from={path} is of another network: {' '.join(str(error).split())[:300]}"
-        ) from None
-    if wrong := sorted(set(missing) - heads) + sorted(unexpected):
-        raise ConfigError(
-            f"model.init_from={path} is of another network: {wrong[0]} (and {len(wrong) - 1} more) do not match"
-        )
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"model.init_from={path} is of another network: {reason}") from None
+    gates = {f"{name}.{key}" for name, gate in _gates(model) for key in gate.state_dict()}
+    gates = gates if gates <= set(missing) else set()
+    if wrong := [f"{key} is missing there" for key in missing if key not in heads | gates] + [
+        f"{key} is unknown here" for key in unexpected
+    ]:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise ConfigError(f"model.init_from={path} is of another network: {wrong[0]}{more}")
     if heads:
         log.warning(
             "model.init_from=%s: new last layer for %d classes (%s)", path, num_classes, ", ".join(sorted(heads))
         )
+    if gates:
+        log.warning("model.init_from=%s is of the network without gates: all %d are new", path, len(_gates(model)))
+
+
+def _read_state(path: str) -> OrderedDict[str, Any]:
+    """The state dict in a file."""
+    try:
+        if Path(path).is_dir():
+            content = unpickle(read_checkpoint(find_checkpoint(Path(path))).content)
+        else:
+            content = load_tensors(Path(path))
+    except FileNotFoundError:
+        raise ConfigError(f"model.init_from={path}: no such file") from None
+    except (ConfigError, CheckpointError) as error:
+        raise ConfigError(f"model.init_from={path}: {error}") from None
+    except ValueError as error:
+        raise ConfigError(
+            f"model.init_from={path} is no file of weights ({error}); torch.save(model.state_dict(), FILE) makes one"
+        ) from None
+    while name := next((each for each in _CONTAINERS if isinstance(_get(content, each), Mapping)), ""):
+        content = content[name]
+    state = OrderedDict(content if isinstance(content, Mapping) else {})
+    # what a module adds with get_extra_state may be anything
+    if not state or not all(isinstance(value, Tensor) or key.endswith("_extra_state") for key, value in state.items()):
+        found = ", ".join(str(key) for key in list(state)[:5]) or type(content).__name__
+        raise ConfigError(
+            f"model.init_from={path} holds no state dict (but {found}); expected tensors by name, alone or as one of "
+            f"{', '.join(_CONTAINERS)}"
+        )
+    state._metadata = OrderedDict(getattr(content, "_metadata", {}))  # type: ignore[attr-defined]  # module versions
+    return state
+
+
+def _get(content: Any, name: str) -> Any:
+    return content.get(name) if isinstance(content, Mapping) else None
+
+
+def _match_names(state: OrderedDict[str, Any], model: nn.Module) -> OrderedDict[str, Any]:
+    """Without what wrappers put in front of all names; with those that insert_se has changed."""
+    own = model.state_dict().keys()
+    # insert_se puts a gate behind a module: bn2 -> bn2.0, and the gate is bn2.1
+    gated = [name.removesuffix(".1") for name, _ in _gates(model) if name.endswith(".1")]
+
+    def renamed(key: str) -> str:
+        name = next((each for each in gated if key == each or key.startswith(f"{each}.")), None)
+        return key if name is None or key in own else f"{name}.0{key.removeprefix(name)}"
+
+    if "n_averaged" not in own:  # of torch's AveragedModel
+        state.pop("n_averaged", None)
+    while state and not any(renamed(key) in own for key in state):
+        front = {key.partition(".")[0] for key in state if "." in key}
+        if len(front) != 1 or not all("." in key for key in state):
+            break
+        consume_prefix_in_state_dict_if_present(state, f"{front.pop()}.")
+    matched = OrderedDict((renamed(key), value) for key, value in state.items())
+    versions = state._metadata  # type: ignore[attr-defined]
+    matched._metadata = versions | {renamed(key): value for key, value in versions.items()}  # type: ignore[attr-defined]
+    return matched
+
+
+def _gates(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, SqueezeExcite)]
 
 
 def lay_out(model: nn.Module, *, channels_last: bool) -> None:
@@ -68,19 +135,6 @@ def lay_out(model: nn.Module, *, channels_last: bool) -> None:
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.ndim == 4:  # Module.to(memory_format=...) tries it on 5 as well, and fails
             tensor.data = tensor.data.to(memory_format=layout)
-
-
-def _find_weights(content: Any) -> OrderedDict[str, Tensor] | None:
-    """The state dict in a checkpoint of ours ("model"), of others ("net", "state_dict"), or the content itself."""
-    if not isinstance(content, Mapping):
-        return None
-    for key in ("model", "net", "state_dict"):
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-    state = OrderedDict(content)
-    if hasattr(content, "_metadata"):
-        state._metadata = content._metadata  # type: ignore[attr-defined]  # the version of each module
-    return state if state and all(isinstance(value, Tensor) for value in state.values()) else None
 
 
 @torch.no_grad()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -132,34 +130,6 @@ def test_a_bug_inside_somebodys_function_keeps_its_traceback() -> None:
 def test_a_function_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"model.name={name}"):
         build_model(name, num_classes=10)
-
-
-@pytest.mark.parametrize(
-    "wrap", [dict, lambda s: {"model": s, "state": {}}, lambda s: {"net": {f"module.{k}": v for k, v in s.items()}}]
-)
-def test_weights_come_from_a_file_and_the_head_is_new_for_other_classes(tmp_path: Path, wrap: object) -> None:
-    source = build_model("tests.networks:tiny_senet", num_classes=10)
-    torch.save(wrap(flat_keys(source.state_dict())), tmp_path / "w.pt")  # type: ignore[operator]
-    same = build_model("tests.networks:tiny_senet", num_classes=10, init_from=str(tmp_path / "w.pt"))
-    other = build_model("tests.networks:tiny_senet", num_classes=4, init_from=str(tmp_path / "w.pt"))
-    for key, value in source.state_dict().items():
-        assert torch.equal(same.state_dict()[key], value)
-        assert key.startswith("linear.") or torch.equal(other.state_dict()[key], value)
-    assert other.state_dict()["linear.weight"].shape[0] == 4
-
-
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    torch.save(build_model("tests.networks:no_norm", num_classes=10).state_dict(), tmp_path / "w.pt")
-    with pytest.raises(ConfigError, match="of another network"):
-        build_model("tests.networks:tiny_senet", num_classes=10, init_from=str(tmp_path / "w.pt"))
-    torch.save({"conv1.weight": torch.zeros(8, 5, 3, 3), "bn1.num_batches_tracked": torch.zeros(3)}, tmp_path / "w.pt")
-    with pytest.raises(ConfigError, match="of another network"):
-        build_model("tests.networks:tiny_senet", num_classes=10, init_from=str(tmp_path / "w.pt"))
-    with pytest.raises(ConfigError, match="no such file"):
-        build_model("senet18", num_classes=10, init_from="nowhere.pt")
-    (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(ConfigError, match="is no file of weights"):
-        build_model("senet18", num_classes=10, init_from=str(tmp_path / "text.pt"))
 
 
 def test_a_whitening_first_layer_gives_uncorrelated_outputs_of_variance_one() -> None:

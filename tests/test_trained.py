@@ -16,6 +16,7 @@ from senet.config import REPOSITORY, ConfigError, to_flat
 from senet.data import ImageData
 from senet.exported import FORMAT, open_network, to_strings
 from senet.history import judged
+from senet.resume import read_named
 from senet.trained import Trained, check_facts, load_trained, open_checkpoint
 from tests.conftest import Train
 from tests.harness import checkpoints, edit_manifest, rows, status, tiny_config
@@ -118,6 +119,19 @@ def test_what_holds_no_checkpoint_is_named(train_here: Train, tmp_path: Path) ->
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ConfigError, match="do not match the sha256"):
         load_trained(path, model_name=TINY)
+
+
+def test_a_checkpoint_that_is_named_without_its_manifest_says_what_to_copy(train_here: Train, tmp_path: Path) -> None:
+    train_here(tmp_path / "run", "train.epochs=1", "train.global_batch_size=512")
+    path = checkpoints(tmp_path / "run")[-1]
+    with pytest.raises(ConfigError, match=f"is a folder; name one of its checkpoints, e.g. {path}$"):
+        read_named(str(tmp_path / "run"))
+    alone = path.rename(tmp_path / "alone.pt")
+    for use in (open_checkpoint, lambda path: read_named(str(path))):
+        with pytest.raises(
+            ConfigError, match=rf"alone\.pt lacks its manifest, alone\.json; copy it too.* model\.init_from={alone}$"
+        ):
+            use(alone)
 
 
 @pytest.mark.parametrize(

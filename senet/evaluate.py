@@ -19,6 +19,8 @@ from senet.command import Parser, end, path_argument, printable
 from senet.config import ConfigError, DataConfig, DistributedConfig, TrainConfig
 from senet.files import replace_file
 
+_MOST_CLASSES, _LOWEST_CLASSES = 20, 10  # that many have a line each; of more, so many of the lowest accuracy
+
 if TYPE_CHECKING:
     from senet.data import ImageData
     from senet.evaluation import Evaluation
@@ -53,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
             report = _report(result, trained, data) | {"flip_average": arguments.flip_average}
             print(json.dumps(report) if arguments.json else _text(report), flush=True)
             if arguments.predictions:
-                replace_file(arguments.predictions, _predictions(result, data, data_config).encode())
+                replace_file(arguments.predictions, _predictions(result, data, data_config))
         leave_together(group)  # the first exit ends the others
     return 0
 
@@ -106,7 +108,11 @@ def _report(result: Evaluation, trained: Trained, data: ImageData) -> dict[str, 
 
 
 def _text(report: Mapping[str, Any]) -> str:
-    width = max(len("class"), *(len(row["class"]) for row in report["classes"]))
+    rows = report["classes"]
+    if len(rows) > _MOST_CLASSES:
+        rows = sorted((row for row in rows if row["images"]), key=lambda row: row["top1"])[:_LOWEST_CLASSES]
+    left_out = len(report["classes"]) - len(rows)
+    width = max(len("class"), *(len(row["class"]) for row in rows))
     loss = "not finite" if report["loss"] is None else f"{report['loss']:.4f}"
     top5 = "" if report["top5"] is None else f"   top-5 {report['top5']:.2f} %"
     lines = [
@@ -116,13 +122,15 @@ def _text(report: Mapping[str, Any]) -> str:
         "",
         f"{'class':<{width}}  images  top-1",
     ]
-    for row in report["classes"]:
+    for row in rows:
         top1 = "-" if row["top1"] is None else f"{row['top1']:.2f} %"
         lines.append(f"{row['class']:<{width}} {row['images']:>7,} {top1:>8}")
+    if left_out:
+        lines.append(f"these are the lowest; --json has the other {left_out:,} classes too")
     return "\n".join(map(printable, lines))
 
 
-def _predictions(result: Evaluation, data: ImageData, config: DataConfig) -> str:
+def _predictions(result: Evaluation, data: ImageData, config: DataConfig) -> bytes:
     """A CSV row for each test image: its number, its file (of an image folder), label, prediction, probability."""
     from senet.sources import image_paths
 
@@ -135,7 +143,7 @@ def _predictions(result: Evaluation, data: ImageData, config: DataConfig) -> str
         zip(paths or [""] * len(labels), labels, result.predicted_N, result.probability_N, strict=True)
     ):
         rows.writerow((index, path, data.classes[label], data.classes[predicted], f"{probability:.6f}"))
-    return text.getvalue()
+    return text.getvalue().encode(errors="surrogateescape")  # a file's name need not be text
 
 
 def _parser() -> Parser:

@@ -6,10 +6,12 @@ gets its name it is opened again, and its logits are compared with the checkpoin
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from senet.command import Parser, end, path_argument, printable
+from senet.config import ConfigError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,14 +23,25 @@ def main(argv: Sequence[str]) -> int:
 
     set_threads(0, 1)
     trained = load_trained(arguments.network, model_name=arguments.model, device="cpu")
-    output = arguments.output or Path(trained.checkpoint.with_suffix(SUFFIXES[arguments.format]).name)
+    output = arguments.output or Path(_name(trained.checkpoint, arguments) + SUFFIXES[arguments.format])
+    replaces = output.exists()
+    if replaces and not arguments.output:
+        raise ConfigError(f"{output} is there already; remove it, or name it with --output to replace it")
     difference = export(trained, arguments.format, output, with_preprocessing=arguments.with_preprocessing)
     line = (
-        f"{output}: {output.stat().st_size:,} bytes, from {trained.checkpoint} (step {trained.manifest['step']}); "
-        f"the logits of {CHECKED_IMAGES} random images differ by at most {difference:.2g}"
+        f"{output}{' (replaced)' if replaces else ''}: {output.stat().st_size:,} bytes, from {trained.checkpoint} "
+        f"(step {trained.manifest['step']}); the logits of {CHECKED_IMAGES} random images differ by at most "
+        f"{difference:.2g}"
     )
     print(printable(line))
     return 0
+
+
+def _name(checkpoint: Path, arguments: Namespace) -> str:
+    """Another one for each run, checkpoint and kind, but for the suffix."""
+    folder = checkpoint.absolute().parent
+    run = (folder.parent if folder.name == "checkpoints" else folder).name
+    return f"{run}-{checkpoint.stem}{'-with-preprocessing' * arguments.with_preprocessing}"
 
 
 def _parser() -> Parser:
@@ -41,7 +54,10 @@ def _parser() -> Parser:
     parser.add_network("a run directory (its best checkpoint) or a checkpoint")
     parser.add_argument("--format", required=True, choices=("safetensors", "onnx", "torch_export"))
     parser.add_argument(
-        "--output", type=path_argument, metavar="FILE", help="default: the checkpoint's name, in the folder you are in"
+        "--output",
+        type=path_argument,
+        metavar="FILE",
+        help="replaced where it exists; default: a name from run and checkpoint, in the folder you are in",
     )
     parser.add_argument(
         "--with-preprocessing",

@@ -119,6 +119,21 @@ def test_the_table_has_a_line_for_each_class(finished_run: Path, capsys: pytest.
     assert sum(int(line.split()[1]) for line in lines[4:]) == 360
 
 
+def test_of_many_classes_the_lowest_have_a_line() -> None:
+    rows = [
+        {"class": f"c{number}", "images": number > 0, "top1": (number * 7919) % 1000 / 10} for number in range(1000)
+    ]
+    rows[0]["top1"] = None
+    report = {"checkpoint": "a", "step": 1, "images": 999, "loss": 1.0, "top1": 1.0, "top5": 1.0, "classes": rows}
+    lines = _text(report | {"flip_average": False}).splitlines()
+    lowest = sorted(rows[1:], key=lambda row: row["top1"])[:10]
+    assert [line.split()[0] for line in lines[4:-1]] == [row["class"] for row in lowest]
+    assert lines[-1] == "these are the lowest; --json has the other 990 classes too"
+    for count in (20, 21):
+        lines = _text(report | {"flip_average": False, "classes": rows[1 : count + 1]}).splitlines()
+        assert len(lines) == (4 + 20 if count == 20 else 4 + 10 + 1)
+
+
 def test_a_class_name_cannot_command_the_terminal() -> None:
     row = {"class": "\x1b]0;x\x07red", "images": 1, "top1": 100.0}
     lines = _text(

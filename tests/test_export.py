@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from senet.data import ImageData
 from senet.exported import SUFFIXES, export, open_network
 from senet.model import SENet18
 from senet.trained import Trained, assemble, load_trained
+from tests.harness import checkpoints
 
 TINY = "tests.networks:tiny_senet"
 KINDS = [("safetensors", False), ("onnx", False), ("onnx", True), ("torch_export", False), ("torch_export", True)]
@@ -201,7 +204,7 @@ def test_the_command_says_what_it_wrote(
     monkeypatch.chdir(tmp_path)
     run, own = str(finished_run), ("--model", TINY)
     assert command.main([run, "--format", "safetensors", *own]) == 0
-    output = trained.checkpoint.with_suffix(".safetensors").name
+    output = f"{finished_run.name}-{trained.checkpoint.stem}.safetensors"
     assert capsys.readouterr().out.startswith(f"{output}: {Path(output).stat().st_size:,} bytes, from ")
     with pytest.raises(ConfigError, match=r"must end in \.onnx"):
         command.main([run, "--format", "onnx", "--output", "net.pt", *own])
@@ -210,3 +213,25 @@ def test_the_command_says_what_it_wrote(
     with pytest.raises(ConfigError, match="invalid choice"):
         command.main([run, "--format", "tflite", *own])
     assert exported.SUFFIXES.keys() == {"safetensors", "onnx", "torch_export"}  # the choices of --format
+
+
+def test_no_two_runs_or_kinds_have_one_name_and_nothing_is_replaced_in_silence(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished_run, tmp_path / "another run")
+    own = ("--model", TINY)
+    for run in (str(finished_run), "another run", *map(str, Path("another run/checkpoints").glob("*.pt"))):
+        with suppress(ConfigError):  # its best checkpoint was written by then
+            assert command.main([run, "--format", "safetensors", *own]) == 0
+    assert command.main(["another run", "--format", "torch_export", *own]) == 0
+    assert command.main(["another run", "--format", "torch_export", "--with-preprocessing", *own]) == 0
+    written = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert len(written) == 1 + len(checkpoints(finished_run)) + 2
+    capsys.readouterr()
+    with pytest.raises(ConfigError, match=r"another run-step.* is there already; remove it, or name it with --output"):
+        command.main(["another run", "--format", "safetensors", *own])
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == written
+    [named, *_] = tmp_path.glob("*.safetensors")
+    assert command.main(["another run", "--format", "safetensors", "--output", str(named), *own]) == 0
+    assert capsys.readouterr().out.startswith(f"{named} (replaced): ")

@@ -40,10 +40,11 @@ import torch
 import torch.distributed as dist
 from common import arguments, lay_store, record, spread, torchrun, train
 
-from senet.checkpoint import CheckpointManager, unpickle
+from senet.checkpoint import unpickle
 from senet.config import load_config
 from senet.preemption import StopFlag
 from senet.run import run
+from senet.saving import CheckpointManager
 from senet.trainer import Trainer
 
 OWN, PLAIN, DURABLE = VARIANTS = ("the trainer's", "torch.save", "torch.save, fsync")

@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from senet.checkpoint import Checkpoint, CheckpointError, CheckpointManager, published_files, read_checkpoint, unpickle
+from senet.checkpoint import Checkpoint, CheckpointError, published_files, read_checkpoint, unpickle
 from senet.config import Config, ConfigError, changed_options, to_flat
 from senet.data import ImageData
+from senet.saving import CheckpointManager
 
 FORMAT = 1  # of a checkpoint's manifest and payload
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from senet.agreement import Agreement
 from senet.augment import Preprocess
-from senet.checkpoint import Checkpoint, CheckpointManager, unpickle
+from senet.checkpoint import Checkpoint, unpickle
 from senet.config import Config, ConfigError, changed_options, to_flat, to_yaml
 from senet.data import ImageData, ResumableSampler, keep_on_device, open_data
 from senet.distributed import (
@@ -39,6 +39,7 @@ from senet.preemption import StopFlag
 from senet.ranks import Ranks, start_together
 from senet.repro import provenance, seed_everything, set_deterministic, set_threads
 from senet.resume import check_fits, choose_checkpoint, identity, warn_of_changes
+from senet.saving import CheckpointManager
 from senet.state import TrainState
 from senet.trainer import Summary, Trainer
 from senet.weights import lay_out, whiten_first_layer

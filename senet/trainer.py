@@ -18,7 +18,6 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from senet.agreement import Agreement, NonFiniteLoss, StopRequested
 from senet.augment import Preprocess
-from senet.checkpoint import CheckpointManager
 from senet.config import Config
 from senet.data import ImageData, ResumableSampler, ShardSampler, load_batches
 from senet.distributed import (
@@ -37,6 +36,7 @@ from senet.optim import WeightAverage, load_optimizer
 from senet.preemption import StopFlag
 from senet.ranks import Ranks
 from senet.repro import seed_everything
+from senet.saving import CheckpointManager
 from senet.schedule import lr_at
 from senet.state import TrainState
 from senet.timing import OwnTime, Stopwatch
@@ -293,7 +293,6 @@ class Trainer:
             raise NonFiniteLoss(f"a weight is not finite after step {state.step}; nothing was saved from it on")
         if self._check_every:
             check_in_sync(model, self.group)
-        self.writer.sync()
         payload = {
             "model": model.state_dict(),
             "ema": {"model": self.ema.module.state_dict(), "updates": self.ema.n_averaged} if self.ema else {},
@@ -303,7 +302,7 @@ class Trainer:
         }
         facts = {"step": state.step, "epochs_done": state.epochs_done, "best": best, "test": state.last_result}
         facts["weights"] = self._weights
-        self.checkpoints.save(payload, self.manifest | facts, wait=wait)
+        self.checkpoints.save(payload, self.manifest | facts, first=self.writer.sync, wait=wait)
         self._tell(save_s=round(self.checkpoints.write_s, 3))  # the last one to end
         self._saved_at = now
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
+import threading
+import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from senet.checkpoint import CheckpointError, CheckpointManager, read_checkpoint, unpickle
+from senet import files, saving
+from senet.checkpoint import CheckpointError, read_checkpoint, unpickle
 from senet.config import ConfigError
+from senet.lease import LeaseLost
 from senet.resume import read_named
+from senet.saving import CheckpointManager
 from tests.harness import differing
 
 PAYLOAD = {"model": {"w": torch.arange(1000.0)}, "state": {"step": 1, "sums": [1, 2]}, "empty": {}}
@@ -147,14 +154,14 @@ def test_what_cannot_be_read_back_is_not_believed_and_nothing_older_goes(
 ) -> None:
     checkpoints = manager(tmp_path, keep=1)
     save(checkpoints, 1)
-    original = CheckpointManager._publish
+    original = saving.forget_cached
 
-    def lossy(self: CheckpointManager, *args: Any) -> Path:
-        path = original(self, *args)
+    def reveal(path: Path) -> None:
+        """What is really on the disk, once it is not read from memory."""
+        original(path)
         path.write_bytes(path.read_bytes()[:-1])
-        return path
 
-    monkeypatch.setattr(CheckpointManager, "_publish", lossy)
+    monkeypatch.setattr(saving, "forget_cached", reveal)
     with pytest.raises(CheckpointError, match="do not match the sha256"):
         save(checkpoints, 2)
     assert steps(tmp_path) == [1, 2]
@@ -172,10 +179,127 @@ def test_a_left_over_writer_of_an_older_generation_is_ignored_beyond_the_resumed
     assert steps(tmp_path) == [10, 15]  # what is not of the run goes with the next save
 
 
-def test_a_writer_that_lost_its_directory_publishes_nothing(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="taken the run directory over"):
-        save(manager(tmp_path, is_held=lambda: False), 1)
-    assert manager(tmp_path).newest() is None
+def test_a_writer_that_lost_its_directory_changes_nothing(tmp_path: Path) -> None:
+    """Whenever it loses it: the new owner, here of generation 2, is in the middle of a save."""
+    young = [
+        "step_000000015.g0002.json",  # its data follow
+        "step_000000015.g0002.pt.0123abcd.tmp",
+        *(f"step_0000000{step}.g0002.{kind}" for step in (11, 12, 13) for kind in ("json", "pt")),
+    ]
+    for asked in range(6):  # how often it is told that all is well
+        folder = tmp_path / str(asked)
+        old = manager(folder, keep=1, is_held=lambda: True)
+        save(old, 10)
+        for name in young:
+            (folder / name).write_text("{}")
+        answers = iter([True] * asked)
+        old._is_held = lambda answers=answers: next(answers, False)  # type: ignore[assignment]
+        with pytest.raises(CheckpointError, match="taken the run directory over") if asked < 2 else nullcontext():
+            save(old, 20)
+        left = {*names(folder)}
+        assert {*young} <= left
+        assert ("step_000000020.g0001.pt" in left) == (asked >= 2)  # before the renames it asks for the second time
+        assert ("step_000000010.g0001.pt" in left) == (asked < 3)  # before it prunes, for the third
+
+
+def test_what_is_not_of_a_checkpoint_stays(tmp_path: Path) -> None:
+    mine = ("notes.json", "notes.tmp", "best.pt")
+    checkpoints = manager(tmp_path, keep=1)
+    for name in mine:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "link.pt").symlink_to("best.pt")
+    for step in (1, 2):
+        save(checkpoints, step)
+    assert {*mine, "link.pt"} <= {*names(tmp_path)}
+
+
+def test_a_damaged_file_is_not_set_aside_by_a_start_that_lost_the_directory(tmp_path: Path) -> None:
+    save(manager(tmp_path), 1)
+    (tmp_path / "step_000000001.g0001.pt").write_bytes(b"")
+    before = names(tmp_path)
+    with pytest.raises(LeaseLost):
+        manager(tmp_path, is_held=lambda: False).newest()
+    assert names(tmp_path) == before
+
+
+@pytest.mark.parametrize("number", ["ENOTCONN", "ESTALE", "EIO", "ETIMEDOUT", "EREMOTEIO"])
+@pytest.mark.parametrize("call", ["fsync", "replace", "unlink", "read_bytes"])
+def test_a_file_system_that_was_away_costs_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: str
+) -> None:
+    """All of it is written anew: what an fsync has failed to write, a second one may say is written."""
+    place = os if call == "fsync" else Path
+    original, failures, written = getattr(place, call), [0], []
+    real_write = saving.write_temporary
+
+    def away(what: Any, *args: Any, **more: Any) -> Any:
+        failures[0] += 1
+        if failures[0] <= 2:
+            raise OSError(getattr(errno, number), number)
+        return original(what, *args, **more)
+
+    def write(*args: Any, **more: Any) -> Path:
+        written.append(real_write(*args, **more))
+        return written[-1]
+
+    checkpoints = manager(tmp_path, keep=1)
+    save(checkpoints, 1)
+    (tmp_path / "step_000000001.g0001.pt.0123abcd.tmp").write_text("")  # something to unlink
+    monkeypatch.setattr(files, "PAUSE_S", 0.01)
+    monkeypatch.setattr(saving, "write_temporary", write)
+    monkeypatch.setattr(place, call, away)
+    save(checkpoints, 2)
+    monkeypatch.undo()
+    assert failures[0] > 2
+    assert len({path.name for path in written}) == len(written)  # each under a new name
+    found = manager(tmp_path).newest()
+    assert found is not None
+    assert found.step == 2
+    assert names(tmp_path) == ["step_000000002.g0001.json", "step_000000002.g0001.pt"]
+
+
+def test_a_file_system_that_stays_away_ends_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(_descriptor: int) -> None:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    checkpoints = manager(tmp_path)
+    monkeypatch.setattr(files, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(files, "PAUSE_S", 0.01)
+    monkeypatch.setattr(os, "fsync", away)
+    with pytest.raises(CheckpointError, match="Transport endpoint is not connected"):
+        save(checkpoints, 1)
+    assert names(tmp_path) == []
+
+
+def test_training_does_not_wait_for_a_disk_that_stands_still_and_the_newest_of_those_in_line_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    goes_on, original = threading.Event(), os.fsync
+
+    def hang(descriptor: int) -> None:
+        goes_on.wait(30)
+        original(descriptor)
+
+    monkeypatch.setattr(saving, "_IN_LINE_S", 0.05)
+    monkeypatch.setattr(os, "fsync", hang)
+    checkpoints = manager(tmp_path)
+    began = time.monotonic()
+    for step in (1, 2, 3, 4):
+        checkpoints.save(PAYLOAD, {"step": step, "best": False})
+    assert time.monotonic() - began < 5
+    goes_on.set()
+    checkpoints.finish()
+    assert steps(tmp_path) == [1, 4]
+    assert [line.split(":")[0] for line in caplog.messages] == [
+        f"a checkpoint gives its place to that of step {step}" for step in (3, 4)
+    ]
+
+
+def test_what_must_be_on_the_disk_before_a_checkpoint_is(tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+    checkpoints = manager(tmp_path)
+    checkpoints.save(PAYLOAD, {"step": 1, "best": False}, first=lambda: seen.append(names(tmp_path)), wait=True)
+    assert seen == [[]]
 
 
 def test_left_overs_of_a_killed_writer_go_with_the_next_save(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ FLOORS = [
     {"devices", "download"},
     {"repro", "ranks", "state", "metrics", "timing", "model", "optim", "sources", "augment", "checkpoint"},
     {"store", "rollcall", "agreement", "weights"},
-    {"data", "distributed", "zoo"},
+    {"data", "distributed", "saving", "zoo"},
     {"resume", "trained"},
     {"trainer", "exported", "evaluation"},
     {"run", "predict", "evaluate", "export"},

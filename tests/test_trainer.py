@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from senet.agreement import NonFiniteLoss
 from senet.augment import Preprocess
-from senet.checkpoint import CheckpointError, CheckpointManager
+from senet.checkpoint import CheckpointError
 from senet.config import REPOSITORY, ConfigError
 from senet.data import ImageData, ResumableSampler
 from senet.files import read_json, write_json
 from senet.optim import build_ema, build_optimizer
 from senet.repro import seed_everything
+from senet.saving import CheckpointManager
 from senet.schedule import lr_at
 from senet.trainer import Trainer
 from senet.zoo import build_model

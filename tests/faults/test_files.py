@@ -21,7 +21,7 @@ import pytest
 import torchvision
 from PIL import Image
 
-from senet.checkpoint import CheckpointError, _manifest_hash, read_checkpoint
+from senet.checkpoint import CheckpointError, manifest_hash, read_checkpoint
 from senet.config import ConfigError, DataConfig
 from senet.data import open_data
 from senet.files import read_json, write_json
@@ -331,7 +331,7 @@ def test_what_is_hostile_runs_nothing_and_is_named(
         manifest = read_json(path.with_suffix(".json"))  # by somebody who also knows how it is hashed
         manifest |= {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         del manifest["manifest_sha256"]
-        write_json(path.with_suffix(".json"), manifest | {"manifest_sha256": _manifest_hash(manifest)})
+        write_json(path.with_suffix(".json"), manifest | {"manifest_sha256": manifest_hash(manifest)})
         assert str(path) in told()
         with pytest.raises(ConfigError, match=path.name):
             load_trained(run_dir, model_name="tests.networks:tiny_senet")

@@ -1,0 +1,265 @@
+"""The checkpoints of a run directory: written beside the training, read back, pruned."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from senet.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    file_name,
+    generation_of,
+    is_best,
+    manifest_hash,
+    published_files,
+    read_checkpoint,
+    verify,
+)
+from senet.files import PATIENCE_S, forget_cached, fsync_directory, patiently, write_temporary
+from senet.lease import LeaseLost
+
+_FAILURES_TOLERATED = 2
+_IN_LINE_S = 10.0
+log = logging.getLogger(__name__)
+
+
+class CheckpointManager:
+    """The checkpoints of one run directory, for one writer.
+
+    Args:
+        directory: None on ranks that do not write: then ``save`` does nothing.
+        keep: how many of the newest to keep; the newest one saved with ``best=True`` is kept besides.
+        generation: of this start; part of the names.
+        resumed_from: step at which each generation began. What an older generation published beyond the start of a
+            younger one is not of this run: a left-over writer's.
+        is_held: asked before each publication; a writer that has lost its run directory publishes nothing.
+    """
+
+    def __init__(
+        self,
+        directory: Path | None,
+        *,
+        keep: int,
+        generation: int,
+        resumed_from: Mapping[int, int],
+        is_held: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.directory = directory
+        self._keep = keep
+        self._generation = generation
+        self._resumed_from = resumed_from
+        self._is_held = is_held
+        self._lock = threading.Lock()  # of the next two
+        self._next: Callable[[], None] | None = None
+        self._thread: threading.Thread | None = None
+        self._failures = 0  # in a row
+        self._error: Exception | None = None  # of the last write
+        self.write_s = 0.0
+        """Seconds that the last publication took, verification included."""
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+
+    def newest(self) -> Checkpoint | None:
+        """The newest valid checkpoint of the run; None where none was ever published.
+
+        A damaged one is set aside (``.damaged``) with a warning, and the one before it is used.
+
+        Raises:
+            CheckpointError: there are some, and all are damaged.
+            LeaseLost: there is a damaged one, and it is no longer ours to move.
+        """
+        damaged = []
+        for path in self._published():
+            try:
+                return read_checkpoint(path, patience_s=PATIENCE_S)
+            except CheckpointError as error:
+                self._ask()
+                log.warning("checkpoint set aside: %s", error)
+                damaged.append(path.name)
+                for part in (path, path.with_suffix(".json")):
+                    if part.exists():
+                        part.rename(part.with_name(f"{part.name}.damaged"))
+        if damaged or (self.directory and any(self.directory.glob("*.pt.damaged"))):
+            raise CheckpointError(
+                f"{self.directory}: every checkpoint is damaged ({', '.join(damaged) or 'set aside earlier'}); restore "
+                f"one from a copy, or begin anew in another run_dir"
+            )
+        return None
+
+    def save(
+        self,
+        payload: Mapping[str, Any],
+        manifest: Mapping[str, Any],
+        *,
+        first: Callable[[], None] = lambda: None,
+        wait: bool = False,
+    ) -> None:
+        """Copy ``payload`` to the CPU now, and publish it in the background.
+
+        One is written at a time. Training waits ten seconds at most for the one before; after that this one stands in
+        line, and gives its place to a newer one.
+
+        Args:
+            payload: a tree of dicts, lists, numbers, strings and tensors. The copy is complete on return.
+            manifest: JSON; ``step`` and ``best`` must be in it.
+            first: what must be on the disk before; called in the background.
+            wait: return when it is published and verified.
+
+        Raises:
+            CheckpointError: with ``wait``, or when a third write in a row has failed, or one because another start
+                has taken the run directory over.
+        """
+        if self.directory is None:
+            return
+        self._join(None if wait else _IN_LINE_S)
+        if self._error is not None:
+            if isinstance(self._error, LeaseLost) or self._failures > _FAILURES_TOLERATED:
+                self._fail()
+            log.warning("checkpoint not written (%s); training goes on, the next one tries again", self._error)
+        snapshot, facts = _to_cpu(payload), dict(manifest)
+
+        def write() -> None:
+            self._write(snapshot, facts, first)
+
+        with self._lock:
+            if self._next is not None:
+                log.warning("a checkpoint gives its place to that of step %d: the file system is slow", facts["step"])
+            self._next = write
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="checkpoint", daemon=True)
+                self._thread.start()
+        if wait:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the writes in flight; CheckpointError if the last one failed."""
+        self._join(None)
+        if self._error is not None:
+            self._fail()
+
+    def close(self) -> None:
+        """Wait for the writes in flight, however they end; for the way out."""
+        self._join(PATIENCE_S)
+
+    def _join(self, timeout_s: float | None) -> None:
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join(timeout_s)
+
+    def _fail(self) -> None:
+        raise CheckpointError(f"{self.directory}: no checkpoint could be written: {self._error}") from self._error
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                write, self._next = self._next, None
+                if write is None:
+                    self._thread = None
+                    return
+            write()
+
+    def _write(self, snapshot: dict[str, Any], manifest: dict[str, Any], first: Callable[[], None]) -> None:
+        assert self.directory is not None
+        began = time.perf_counter()
+        try:
+            buffer = io.BytesIO()
+            torch.save(snapshot, buffer)
+            content = buffer.getbuffer()
+            path = self.directory / file_name(manifest["step"], self._generation)
+            manifest |= {"file": path.name, "generation": self._generation}
+            manifest |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            manifest["manifest_sha256"] = manifest_hash(manifest)
+            text = json.dumps(manifest, indent=1).encode()
+            first()
+            patiently(lambda: self._publish(path, content, text))
+            self.write_s = time.perf_counter() - began
+        except Exception as error:  # handed to the training thread by save and finish
+            self._error = error
+            self._failures += 1
+            with suppress(OSError, LeaseLost):  # what is half written takes the room that the next try needs
+                self._remove_leftovers()
+            return
+        self._error, self._failures = None, 0
+        try:
+            self._prune()
+        except (OSError, LeaseLost) as error:
+            log.warning("old checkpoints not removed: %s", error)
+
+    def _publish(self, path: Path, content: memoryview, manifest: bytes) -> None:
+        """The whole of it, however much an earlier try has done. Asked first, and again after the long part."""
+        self._remove_leftovers()
+        temporary = write_temporary(path, content, durable=True)
+        temporary_manifest = write_temporary(path.with_suffix(".json"), manifest, durable=True)
+        self._ask()
+        temporary_manifest.replace(path.with_suffix(".json"))
+        temporary.replace(path)
+        fsync_directory(path.parent)
+        forget_cached(path)
+        verify(path)  # believed only when it has been read back; only then are older ones removed
+
+    def _ask(self) -> None:
+        if not self._is_held():
+            raise LeaseLost("another start has taken the run directory over")
+
+    def _published(self) -> list[Path]:
+        """Data files of this run, newest first; those of a left-over writer are not of this run."""
+        return [] if self.directory is None else published_files(self.directory, self._resumed_from)
+
+    def _own(self) -> list[Path]:
+        """What this start may remove: parts of checkpoints, never of a younger start, while it is the owner."""
+        assert self.directory is not None
+        self._ask()
+        return [path for path in self.directory.iterdir() if 0 <= generation_of(path) <= self._generation]
+
+    def _prune(self) -> None:
+        published = self._published()
+        best = next((path for path in published if is_best(path)), None)
+        keep = {*published[: self._keep], best}
+        for path in self._own():
+            if path.suffix == ".pt" and path not in keep:
+                path.unlink()
+                path.with_suffix(".json").unlink(missing_ok=True)
+
+    def _remove_leftovers(self) -> None:
+        """Of writers that were killed: temporary files, and manifests whose data never followed."""
+        for path in self._own():
+            lonely = path.suffix == ".json" and not path.with_suffix(".pt").exists()
+            if path.name.endswith(".tmp") or lonely:
+                path.unlink(missing_ok=True)
+
+
+def _to_cpu(tree: Any) -> Any:
+    """A copy that shares no memory with the original; complete when it returns."""
+    copy = _copy_tree(tree)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.current_stream().synchronize()  # sync point: once per checkpoint
+    return copy
+
+
+def _copy_tree(tree: Any) -> Any:
+    if isinstance(tree, torch.Tensor):
+        # from a GPU the copies go to pinned memory and run beside each other
+        return tree.detach().to("cpu", copy=True, non_blocking=tree.is_cuda)
+    if isinstance(tree, Mapping):
+        copied = {key: _copy_tree(value) for key, value in tree.items()}
+        if not hasattr(tree, "_metadata"):
+            return copied
+        state_dict = OrderedDict(copied)
+        state_dict._metadata = tree._metadata  # type: ignore[attr-defined]  # the version of each module
+        return state_dict
+    if isinstance(tree, list | tuple):
+        return [_copy_tree(value) for value in tree]
+    return tree

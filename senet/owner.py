@@ -7,12 +7,14 @@ import re
 import secrets
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from senet.config import ConfigError
 from senet.files import read_json, read_rows, write_temporary
-from senet.locks import boot, has_ended, this_process
+from senet.locks import StillHeld, boot, has_ended, lock, this_process
 
 HEARTBEAT_S = 5.0
 # Without a heartbeat a holder on another host is dead after this long: a network file system may show for a minute
@@ -127,6 +129,32 @@ def holder(run_dir: Path) -> tuple[str, bool]:
         return "", False
     when = f"{age_s:.0f} s ago" if age_s >= 0 else f"{-age_s:.0f} s ahead of this host's clock"
     return f"{describe(owner)}, last heartbeat {when}", abs(age_s) < WATCH_S
+
+
+@contextmanager
+def nothing_left_if_refused(run_dir: Path) -> Iterator[None]:
+    """Where a start is refused, remove the run directory and its parents as far as this start has made them."""
+    made = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
+    try:
+        yield
+    except ConfigError:
+        if made:
+            with suppress(OSError, StillHeld):  # not made after all, or somebody uses it by now
+                _remove_unused(run_dir)
+                for path in made:
+                    path.rmdir()
+        raise
+
+
+def _remove_unused(run_dir: Path) -> None:
+    with lock(run_dir / ".owner.lock", patience_s=1):
+        owner = read_owner(run_dir)
+        others = {path.name for path in run_dir.iterdir()} - {"owner.json", ".owner.lock", "checkpoints"}
+        if owner.get("released") and owner.items() >= this_process().items() and not others:
+            if (run_dir / "checkpoints").exists():
+                (run_dir / "checkpoints").rmdir()
+            (run_dir / "owner.json").unlink()
+            (run_dir / ".owner.lock").unlink()
 
 
 def remove_leftovers(run_dir: Path) -> None:

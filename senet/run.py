@@ -35,6 +35,7 @@ from senet.history import judged
 from senet.lease import Lease
 from senet.metrics import Progress, Writer
 from senet.optim import WeightAverage, build_ema, build_optimizer
+from senet.owner import nothing_left_if_refused
 from senet.preemption import StopFlag
 from senet.ranks import Ranks, start_together
 from senet.repro import provenance, seed_everything, set_deterministic, set_threads
@@ -147,6 +148,7 @@ def _prepare(config: Config, ranks: Ranks, run_dir: Path, stack: ExitStack) -> P
     lease, checkpoint = None, None
     checkpoints = CheckpointManager(None, keep=1, generation=0, resumed_from={})
     if ranks.is_main:
+        stack.enter_context(nothing_left_if_refused(run_dir))
         lease = stack.enter_context(Lease.acquire(run_dir))
         checkpoints = CheckpointManager(
             run_dir / "checkpoints",

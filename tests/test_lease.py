@@ -19,7 +19,7 @@ from senet import files, lease, owner
 from senet.config import REPOSITORY, ConfigError
 from senet.files import read_json, write_json
 from senet.lease import Lease, LeaseLost
-from senet.owner import Watch, holder
+from senet.owner import Watch, holder, nothing_left_if_refused
 from tests.harness import wait_until
 
 
@@ -339,3 +339,19 @@ def test_a_start_that_was_overtaken_replaces_no_file(tmp_path: Path) -> None:
             old.write("config.yaml", b"old")
     old.close()
     assert (tmp_path / "config.yaml").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_refused_start_removes_its_run_directory_unless_another_has_taken_it(tmp_path: Path, taken: bool) -> None:
+    run_dir = tmp_path / "run"
+
+    def refused() -> None:
+        with nothing_left_if_refused(run_dir):
+            Lease.acquire(run_dir).close()
+            if taken:
+                edit_owner(run_dir, pid=1, released=False)
+            raise ConfigError("refused")
+
+    with pytest.raises(ConfigError, match="refused"):
+        refused()
+    assert run_dir.exists() is taken

@@ -353,6 +353,20 @@ def test_a_named_file_that_was_removed_since_does_not_stop_the_same_command(trai
     assert train_here(tmp_path / "b", named).state == "finished"
 
 
+def test_a_refused_start_leaves_no_run_directory_but_what_was_there(train_here: Train, tmp_path: Path) -> None:
+    refused = ("data.source=imagefolder", f"data.folder={tmp_path / 'nowhere'}")
+    with pytest.raises(ConfigError, match="no such folder"):
+        train_here(tmp_path / "runs/new", *refused)
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "runs/notes").mkdir(parents=True)
+    (tmp_path / "runs/notes/mine.txt").touch()
+    for name in ("new", "notes"):
+        with pytest.raises(ConfigError, match="no such folder"):
+            train_here(tmp_path / "runs" / name, *refused)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["notes"]
+    assert (tmp_path / "runs/notes/mine.txt").exists()
+
+
 def test_other_images_are_refused(train_here: Train, data_root: Path, tmp_path: Path) -> None:
     train_here(tmp_path, stop=StopAt(5))
     other = tmp_path / "data"

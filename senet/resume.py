@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from senet.checkpoint import Checkpoint, CheckpointError, published_files, read_checkpoint, unpickle
-from senet.config import Config, ConfigError, changed_options, to_flat
+from senet.config import Config, ConfigError, ScheduleConfig, changed_options, to_flat
 from senet.data import ImageData
 from senet.saving import CheckpointManager
+from senet.schedule import lr_at
+from senet.state import TrainState
 
 FORMAT = 1  # of a checkpoint's manifest and payload
 log = logging.getLogger(__name__)
@@ -78,7 +82,7 @@ def check_fits(config: Config, checkpoint: Checkpoint, data: ImageData, model: n
         raise ConfigError(
             f"{checkpoint.path} has format {saved['format']}, this version reads {FORMAT}; use its version"
         )
-    _must_be_equal(checkpoint, "model.name", saved["config"]["model.name"], config.model.name)
+    _must_be_equal(checkpoint, "model.name", saved["config"]["model.name"], config.model.name, weights_fit=False)
     if saved["classes"] != list(data.classes):
         gone, new = sorted(set(saved["classes"]) - {*data.classes}), sorted({*data.classes} - {*saved["classes"]})
         raise ConfigError(
@@ -100,9 +104,15 @@ def check_fits(config: Config, checkpoint: Checkpoint, data: ImageData, model: n
         )
     # allowed or not, these have no meaning in the middle of a run
     _must_be_equal(checkpoint, "updates per epoch", saved["steps_per_epoch"], steps_per_epoch(config, data))
+    if checkpoint.step > config.train.epochs * saved["steps_per_epoch"]:
+        done = checkpoint.step / saved["steps_per_epoch"]
+        raise ConfigError(
+            f"{checkpoint.path} has {done:.4g} epochs done, more than train.epochs={config.train.epochs}; ask for "
+            f"train.epochs={math.ceil(done)} or more, or choose another run_dir"
+        )
     for key in ("optim.name", "optim.decay_norms_and_biases", "model.whiten"):  # what the optimizer's groups hold
         now = to_flat(config)[key]
-        _must_be_equal(checkpoint, key, saved["config"].get(key, now), now)
+        _must_be_equal(checkpoint, key, saved["config"].get(key, now), now, weights_fit=key != "model.whiten")
     try:
         payload = unpickle(checkpoint.content)
     except CheckpointError as error:
@@ -113,7 +123,7 @@ def check_fits(config: Config, checkpoint: Checkpoint, data: ImageData, model: n
         for state in (model.state_dict(), payload["model"])
     )
     for name in sorted(shapes.keys() | saved_shapes.keys()):
-        _must_be_equal(checkpoint, f"shape of {name}", saved_shapes.get(name), shapes.get(name))
+        _must_be_equal(checkpoint, f"shape of {name}", saved_shapes.get(name), shapes.get(name), weights_fit=False)
     for was, now in zip(saved_shapes, shapes, strict=True):  # the optimizer knows parameters by their order
         _must_be_equal(checkpoint, "order of layers", was, now)
     trained = sum(len(group["params"]) for group in payload["optimizer"]["param_groups"])
@@ -123,12 +133,35 @@ def check_fits(config: Config, checkpoint: Checkpoint, data: ImageData, model: n
         log.warning("resumed with other options: %s", text)
 
 
-def _must_be_equal(checkpoint: Checkpoint, name: str, was: Any, now: Any) -> None:
+def _must_be_equal(checkpoint: Checkpoint, name: str, was: Any, now: Any, *, weights_fit: bool = True) -> None:
+    """Args: weights_fit: model.init_from would take them."""
     if was != now:
+        begin = f" (with model.init_from={checkpoint.path} to begin from its weights)" if weights_fit else ""
         raise ConfigError(
-            f"{checkpoint.path} has {name}={was}, this run has {now}; choose another run_dir (with "
-            f"model.init_from={checkpoint.path} to begin from its weights)"
+            f"{checkpoint.path} has {name}={was}, this run has {now}; undo the change, or choose another run_dir{begin}"
         )
+
+
+def rate_jump(config: Config, checkpoint: Checkpoint, state: TrainState) -> list[float]:
+    """The learning rate of the last update and of the next one, where changed options make it another than it would
+    have been; else nothing. Said, too."""
+    saved: dict[str, Any] = checkpoint.manifest["config"]
+    per_epoch = checkpoint.manifest["steps_per_epoch"]
+    options: dict[str, Any] = {
+        each.name: saved.get(f"schedule.{each.name}", each.default) for each in fields(ScheduleConfig)
+    }
+
+    def rate(step: int, schedule: ScheduleConfig, lr: float, epochs: int) -> float:
+        step = max(0, min(step, epochs * per_epoch - 1))  # the schedule has no further ones
+        return state.plateau.factor * lr_at(step, schedule, lr=lr, steps_per_epoch=per_epoch, epochs=epochs)
+
+    earlier = (ScheduleConfig(**options), saved["optim.lr"], saved["train.epochs"])
+    before, planned = rate(state.step - 1, *earlier), rate(state.step, *earlier)
+    after = rate(state.step, config.schedule, config.optim.lr, config.train.epochs)
+    if after == planned or state.epochs_done == config.train.epochs:
+        return []
+    log.warning("the learning rate goes from %.4g (update %d) to %.4g", before, state.step, after)
+    return [before, after]
 
 
 def steps_per_epoch(config: Config, data: ImageData) -> int:

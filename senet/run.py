@@ -39,7 +39,7 @@ from senet.owner import nothing_left_if_refused
 from senet.preemption import StopFlag
 from senet.ranks import Ranks, start_together
 from senet.repro import provenance, seed_everything, set_deterministic, set_threads
-from senet.resume import check_fits, choose_checkpoint, identity, warn_of_changes
+from senet.resume import check_fits, choose_checkpoint, identity, rate_jump, warn_of_changes
 from senet.saving import CheckpointManager
 from senet.state import TrainState
 from senet.trainer import Summary, Trainer
@@ -90,7 +90,8 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
             before = read_json(run_dir / "status.json")  # the last start's, which this one's takes the place of
             lease.start(state.step)
             changed = changed_options(checkpoint.manifest["config"], config) if checkpoint else []
-            of_start = {"changed": {key: [was, now] for key, was, now in changed}} | facts | provenance(argv)
+            lr = rate_jump(config, checkpoint, state) if checkpoint and changed else []
+            of_start = {"changed": {key: [was, now] for key, was, now in changed}, "lr": lr} | facts | provenance(argv)
             _record(run_dir, config, of_start, model, data, lease, before)
         writer = Writer(
             run_dir if ranks.is_main else None,

@@ -294,6 +294,37 @@ def test_what_has_no_meaning_in_the_middle_of_a_run_is_refused_even_when_changes
         train_here(tmp_path, option)
 
 
+def test_a_run_that_is_extended_says_how_the_rate_jumps_and_one_that_is_cut_short_is_refused(
+    train_here: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ("model.name=tests.networks:no_norm", "log.every_steps=1", "train.global_batch_size=256")
+    train_here(tmp_path, *model, "train.epochs=2")
+    assert "learning rate" not in capsys.readouterr().err
+    train_here(tmp_path, *model, "train.epochs=4", "resume.allow_changes=true")
+    trained = [row["lr"] for row in rows(tmp_path)]
+    start = json.loads((tmp_path / "starts.jsonl").read_text().splitlines()[-1])
+    steps = len(trained) // 4 * 2
+    assert start["lr"] == pytest.approx([trained[steps - 1], trained[steps]])
+    assert trained[steps] > 2 * trained[steps - 1]
+    jump = f"the learning rate goes from {trained[steps - 1]:.4g} (update {steps}) to {trained[steps]:.4g}\n"
+    assert jump in capsys.readouterr().err
+    before = checkpoints(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"has 4 epochs done, more than train\.epochs=3; ask for train\.epochs=4 or more"
+    ):
+        train_here(tmp_path, *model, "train.epochs=3", "resume.allow_changes=true")
+    assert (checkpoints(tmp_path), status(tmp_path)["state"]) == (before, "finished")
+
+
+def test_a_change_that_leaves_the_rate_alone_marks_no_jump(train_here: Train, tmp_path: Path) -> None:
+    train_here(tmp_path, "model.name=tests.networks:no_norm", stop=StopAt(3))
+    train_here(
+        tmp_path, "model.name=tests.networks:no_norm", "augment.flip=false", "resume.allow_changes=true", stop=StopAt(3)
+    )
+    starts = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
+    assert [start["lr"] for start in starts] == [[], []]
+
+
 @pytest.mark.parametrize("option", ["train.amp=fp16", "train.ema_decay=0", "train.epochs=3", "train.amp=off"])
 def test_what_may_be_changed_when_allowed_goes_on(train_here: Train, tmp_path: Path, option: str) -> None:
     model = "model.name=tests.networks:no_norm"
@@ -320,7 +351,9 @@ def test_a_network_whose_code_was_edited_is_refused(
 ) -> None:
     train_here(tmp_path, stop=StopAt(5))
     monkeypatch.setattr("tests.networks.tiny_senet", networks.no_norm)
-    with pytest.raises(ConfigError, match=r"has shape of bn1\.bias=\(8,\), this run has None"):
+    with pytest.raises(
+        ConfigError, match=r"has shape of bn1\.bias=\(8,\), this run has None; undo the change, or .*dir$"
+    ):
         train_here(tmp_path)
 
 

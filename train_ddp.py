@@ -29,10 +29,10 @@ def main(argv: list[str], stop: StopFlag) -> int:
     except ConfigError as error:
         return refuse(error, stop)
     except RunError as error:
-        if (rank := own_rank()) == error.reporter:
-            print(f"train_ddp: failed: {error}", file=sys.stderr)
-            if rank != 0:  # rank 0, who keeps the status, is gone
-                mirror_status({"state": "failed", "reason": str(error)})
+        # what has spoken ends the others; if nothing does, it cannot
+        if own_rank() == error.reporter or not stop.wait(10):
+            print(f"train_ddp: failed: {error}", file=sys.stderr, flush=True)
+            mirror_status({"state": "failed", "reason": str(error)})
         return FAILED_EXIT_CODE
     except BaseException:
         with contextlib.suppress(OSError):  # the terminal may be gone

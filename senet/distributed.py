@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from senet.config import ConfigError, DistributedConfig, RunError
+from senet.network import choose_interface, describe_interface
 from senet.ranks import Ranks
 from senet.rollcall import RollCall
 
@@ -40,7 +41,10 @@ def process_groups(ranks: Ranks, store: Store, config: DistributedConfig) -> Ite
     on_gpu = ranks.device.type == "cuda"
     timeout = timedelta(seconds=config.start_timeout_s)
     roll_call = RollCall(PrefixStore("end", store), ranks)
+    advice = ""
     try:
+        choose_interface(ranks, store, config.start_timeout_s)
+        advice = describe_interface()
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
             store=PrefixStore("group", store),
@@ -52,9 +56,10 @@ def process_groups(ranks: Ranks, store: Store, config: DistributedConfig) -> Ite
         group = dist.new_group(backend="gloo", timeout=timeout)
         assert isinstance(group, dist.ProcessGroup)
         set_time_limit(group, config.start_timeout_s)
+        advice = "see distributed.step_timeout_s"
         yield group
     except Exception as error:
-        roll_call.explain(error)
+        roll_call.explain(error, advice)
         raise
     roll_call.close()
     dist.destroy_process_group()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import NamedTuple
 
 from senet.config import ConfigError
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 """Fewer page faults: freed activations stay with the process (GNU malloc)."""
+GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
 class Place(NamedTuple):
@@ -60,3 +62,10 @@ def _check_meeting_point() -> None:
             f"MASTER_PORT={port} is not a port; set a number from 1 to 65535, or let torchrun do it (Kubernetes sets "
             f"tcp://... where a service is named master)"
         )
+    names = [name for _, name in socket.if_nameindex()]
+    for wanted in filter(None, os.environ.get(GLOO_INTERFACE, "").split(",")):
+        if wanted not in names:
+            raise ConfigError(
+                f"{GLOO_INTERFACE}={wanted}, but host {socket.gethostname()} has no such interface, only "
+                f"{', '.join(names)}; name one over which the hosts reach each other, or unset it"
+            )

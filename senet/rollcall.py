@@ -34,9 +34,12 @@ class RollCall:
         if ranks.world_size > 1:
             threading.Thread(target=self._stand_by, name="roll call", daemon=True).start()
 
-    def explain(self, error: Exception) -> None:
+    def explain(self, error: Exception, advice: str) -> None:
         """Put down one's own error; where it only says that a collective failed, raise PeerFailed with the rank that
         it began with. Takes three seconds at the most.
+
+        Args:
+            advice: what to look at where all are there.
         """
         if self._ranks.world_size == 1:
             return
@@ -49,7 +52,7 @@ class RollCall:
         caller.start()
         caller.join(_ROLL_CALL_S + 1)
         if followed:
-            lost = PeerFailed(self._finding(" ".join(str(error).split("]", 1)[-1].split())[:200]))
+            lost = PeerFailed(self._finding(" ".join(str(error).split("]", 1)[-1].split())[:200], advice))
             lost.reporter = 0 if 0 in self._heard else min(self._heard, default=self._ranks.rank)
             raise lost from error
 
@@ -57,7 +60,7 @@ class RollCall:
         """No more questions."""
         self._closing.set()
 
-    def _finding(self, reason: str) -> str:
+    def _finding(self, reason: str, advice: str) -> str:
         heard = dict(self._heard)
         for rank, (cause, _) in sorted(heard.items()):
             if cause:
@@ -71,7 +74,7 @@ class RollCall:
         where = "; ".join(
             f"{_name(group)} at {place}" for place, group in sorted(places.items(), key=lambda p: len(p[1]))
         )
-        return f"the ranks waited too long for each other: {where} ({reason}); see distributed.step_timeout_s"
+        return f"the ranks waited too long for each other: {where} ({reason}); {advice}"
 
     def _call(self, mine: str, place: str) -> None:
         """Ask, and collect what is said until all have answered, or one names a cause and rank 0 has answered."""

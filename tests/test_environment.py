@@ -76,3 +76,13 @@ def test_every_command_says_so_in_one_line_at_once(script: list[str], variables:
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
     assert next(iter(variables)) in line
+
+
+def test_an_interface_that_is_not_there_is_refused_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    assert read_place().rank == 3
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
+    with pytest.raises(ConfigError, match=r"GLOO_SOCKET_IFNAME=ib0, but host .* has no such interface, only lo"):
+        read_place()

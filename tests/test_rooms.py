@@ -14,7 +14,7 @@ FLOORS = [
     {"lease"},
     {"devices", "download"},
     {"repro", "ranks", "state", "metrics", "timing", "model", "optim", "sources", "augment", "checkpoint"},
-    {"store", "rollcall", "agreement", "weights"},
+    {"store", "rollcall", "agreement", "network", "weights"},
     {"data", "distributed", "saving", "zoo"},
     {"resume", "trained"},
     {"trainer", "exported", "evaluation"},

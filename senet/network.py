@@ -1,0 +1,76 @@
+"""Which network interface the ranks meet over."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import ipaddress
+import os
+import socket
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+
+from torch.distributed.distributed_c10d import Store
+
+from senet.config import RunError
+from senet.environment import GLOO_INTERFACE
+from senet.ranks import Ranks
+
+_SIOCGIFCONF = 0x8912
+
+
+def choose_interface(ranks: Ranks, store: Store, timeout_s: float) -> None:
+    """Where ranks are on several hosts, have gloo use the interface over which they reach MASTER_ADDR, unless
+    somebody has chosen another.
+
+    By itself it takes the address that a host's own name has there, which Debian's /etc/hosts gives as 127.0.1.1. On
+    its own host MASTER_ADDR may be such an address, too: then it is the one by which the other hosts know it.
+    """
+    if ranks.world_size == ranks.local_world_size or os.environ.get(GLOO_INTERFACE):
+        return
+    address, own = _route(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    on_master = ipaddress.ip_address(own).is_loopback
+    store.set(f"master/{ranks.rank}", "" if on_master else address)
+    if on_master:
+        for rank in reversed(range(ranks.world_size)):  # the last is the least likely to be on the same host
+            store.wait([f"master/{rank}"], timedelta(seconds=timeout_s))
+            if own := store.get(f"master/{rank}").decode():
+                break
+    if name := _interfaces().get(own):
+        os.environ[GLOO_INTERFACE] = name
+
+
+def describe_interface() -> str:
+    """What a connection that failed was tried over, and what to try instead."""
+    name, host = os.environ.get(GLOO_INTERFACE), socket.gethostname()
+    used = f"{GLOO_INTERFACE}={name}" if name else f"{GLOO_INTERFACE} is not set, and the address of its name is used"
+    return f"on host {host} {used}: set it to an interface over which the hosts reach each other"
+
+
+def _route(host: str, port: int) -> tuple[str, str]:
+    """The address of a host, and this one's own address on the way there. Nothing is sent."""
+    for family, _, _, _, target in socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM):
+        with socket.socket(family, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):  # IPv6 without a route
+            probe.connect(target)
+            return str(target[0]), str(probe.getsockname()[0])
+    raise RunError(f"MASTER_ADDR={host} cannot be reached from host {socket.gethostname()}: there is no route to it")
+
+
+def _interfaces() -> Mapping[str, str]:
+    """This host's addresses, but for those on the loopback interface -> the name of the interface."""
+    entries = array.array("B", bytes(40 * 1024))  # struct ifreq: 16 bytes of name, 8 in front of an IPv4 address
+    request = array.array("Q", [entries.buffer_info()[1], entries.buffer_info()[0]])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        fcntl.ioctl(probe, _SIOCGIFCONF, request)
+    table = entries.tobytes()
+    found = {}
+    for start in range(0, request[0] & 0xFFFFFFFF, 40):
+        name = table[start : start + 16].split(b"\0")[0].decode().partition(":")[0]  # eth0:1 is a second address
+        found[socket.inet_ntoa(table[start + 20 : start + 24])] = name
+    table_v6 = Path("/proc/net/if_inet6")
+    for line in table_v6.read_text().splitlines() if table_v6.exists() else []:
+        digits, _, _, _, _, name = line.split()
+        found[str(ipaddress.IPv6Address(int(digits, 16)))] = name
+    return {address: name for address, name in found.items() if name != "lo"}

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from senet.agreement import Agreement
 from senet.augment import Preprocess
 from senet.checkpoint import Checkpoint, unpickle
-from senet.config import Config, ConfigError, changed_options, to_flat, to_yaml
+from senet.config import NETWORKS, Config, ConfigError, changed_options, to_flat, to_yaml
 from senet.data import ImageData, ResumableSampler, keep_on_device, open_data
 from senet.distributed import (
     broadcast_bytes,
@@ -44,7 +44,7 @@ from senet.saving import CheckpointManager
 from senet.state import TrainState
 from senet.trainer import Summary, Trainer
 from senet.weights import lay_out, whiten_first_layer
-from senet.zoo import build_model, trains_on_one_image
+from senet.zoo import build_model, refuse_other_images, trains_on_one_image
 
 _LAST_WORDS = ("state", "reason", "step", "job", "job_restarts", "heartbeat")  # of a start, kept by the next
 log = logging.getLogger(__name__)
@@ -183,11 +183,15 @@ def _prepare(config: Config, ranks: Ranks, run_dir: Path, stack: ExitStack) -> P
         whiten_first_layer(model, _preprocess(config, torch.device("cpu")).test(some))
     if checkpoint is not None:
         check_fits(config, checkpoint, data, model)
-    _check_single_images(config, ranks, model)
+    _check_images(config, ranks, model)
     return Prepared(data, model, sampler, lease, checkpoints, checkpoint)
 
 
-def _check_single_images(config: Config, ranks: Ranks, model: nn.Module) -> None:
+def _check_images(config: Config, ranks: Ranks, model: nn.Module) -> None:
+    """What a network cannot be given: images of this size, or one at a time."""
+    if config.model.name not in NETWORKS:
+        for size in {config.data.image_size, *([config.augment.small_size] if config.augment.small_epochs else [])}:
+            refuse_other_images(model, config.model.name, size)
     parts = ranks.world_size * config.train.accumulate
     if config.train.global_batch_size > parts or (config.train.sync_bn and ranks.world_size > 1):
         return

@@ -8,6 +8,7 @@ import inspect
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from senet.config import CIFAR_RESNETS, NETWORKS, TORCHVISION_RESNETS, ConfigError
 from senet.model import PaddedBlock, SENet, SENet18, insert_se
@@ -42,6 +43,31 @@ def build_model(
     if init_from:
         load_weights(model, init_from, num_classes)
     return model
+
+
+def refuse_other_images(model: nn.Module, name: str, size: int) -> None:
+    """Somebody's own network that takes no images of 3 channels and this height and width. Asked of a copy without
+    memory; what cannot be tried on one shows when the network runs.
+
+    Raises:
+        ConfigError: a layer is of another shape.
+    """
+    at: list[nn.Module] = []
+    try:
+        trial = copy.deepcopy(model).to("meta")
+        trial.eval()
+        for module in trial.modules():
+            module.register_forward_pre_hook(lambda module, _: at.append(module))
+        with torch.no_grad():
+            trial(torch.zeros(2, 3, size, size, device="meta"))
+    except Exception as error:
+        if type(error) is RuntimeError and "meta" not in str(error).lower():
+            reason = " ".join(str(error).split())[:200]
+            layer = "" if not at or list(at[-1].children()) else f" in {at[-1]}"
+            raise ConfigError(
+                f"model.name={name} takes no images of shape (N, 3, {size}, {size}): {reason}"
+                f"{layer}; it must take 3 channels, and data.image_size pixels each way"
+            ) from None
 
 
 def trains_on_one_image(model: nn.Module, size: int) -> bool:
@@ -94,4 +120,10 @@ def _build_own(name: str, num_classes: int) -> nn.Module:
     model = build(num_classes=num_classes)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model.name={name} returned a {type(model).__name__}; it must be a torch.nn.Module")
+    for key, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ConfigError(
+                f"model.name={name}: the size of {key} is not known before it has run (a lazy layer); give its size, "
+                f"e.g. nn.Linear in place of nn.LazyLinear"
+            )
     return model

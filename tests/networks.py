@@ -153,6 +153,32 @@ class _PairInTraining(_NoNorm):
         return (logits, x) if self.training else logits
 
 
+def of_one_channel(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
+
+
+def of_16_pixels(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, num_classes))
+
+
+def lazy(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+
+
+def lazy_norm(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.LazyBatchNorm2d(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, num_classes))
+
+
+class _Thresholded(_NoNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if float(x.max()) > 0 else x + torch.ones(3, 1, 1))
+
+
+def looks_at_its_values(num_classes: int) -> nn.Module:
+    """Cannot be tried without memory."""
+    return _Thresholded(num_classes)
+
+
 def returns_a_pair_in_training(num_classes: int) -> nn.Module:
     return _PairInTraining(num_classes)
 

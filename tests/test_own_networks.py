@@ -67,6 +67,32 @@ def test_a_network_without_a_logit_for_each_class_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("network", "found"),
+    [
+        ("lazy", r"the size of 1\.weight is not known before it has run .* nn\.Linear in place of nn\.LazyLinear"),
+        ("lazy_norm", r"the size of 0\.weight is not known"),
+        ("of_one_channel", r"takes no images of shape \(N, 3, 16, 16\): .* in Conv2d\(1, 4, "),
+        (
+            "of_16_pixels data.image_size=24",
+            r"takes no images of shape \(N, 3, 24, 24\): .*\[768, 10\].* in Linear\(in_features=768, ",
+        ),
+        ("of_16_pixels data.image_size=24 augment.small_epochs=1 augment.small_size=16", r"\(N, 3, 24, 24\): "),
+    ],
+)
+def test_a_network_of_other_images_is_refused_before_the_ranks_meet(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str, found: str
+) -> None:
+    monkeypatch.setattr("senet.run.process_groups", None)
+    with pytest.raises(ConfigError, match=found):
+        train_here(tmp_path, *f"model.name=tests.networks:{network}".split())
+
+
+def test_a_network_that_cannot_be_tried_without_memory_is_trained(train_here: Train, tmp_path: Path) -> None:
+    options = ("model.name=tests.networks:looks_at_its_values", "train.epochs=1", "train.global_batch_size=256")
+    assert train_here(tmp_path, *options).state == "finished"
+
+
+@pytest.mark.parametrize(
     ("edited", "reason"),
     [
         ("no_norm_the_other_way_round", "order of layers=features.0.weight, this run has linear.weight"),

@@ -300,8 +300,8 @@ class SlurmConfig:
     requeued before the limit."""
     nodes: int = option(1, low=1, high=100_000, free=True)
     """Machines."""
-    gpus_per_node: int = option(0, low=0, high=1024, free=True)
-    """GPUs on each; 0: train on CPUs."""
+    gpus_per_node: str = option("0", free=True)
+    """GPUs on each, 4 or with the site's name for a type a100:4; 0: train on CPUs."""
     ranks_per_node: int = option(0, low=0, high=1024, free=True)
     """Tasks on each node, one per rank; 0: one per GPU, or 1 where there are none."""
     cpus_per_task: int = option(0, low=0, high=4096, free=True)

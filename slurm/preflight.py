@@ -13,7 +13,8 @@ from senet.config import Config, ConfigError, SlurmConfig, check_split
 from senet.files import read_json
 from senet.owner import holder, refuse_links
 from slurm import cluster
-from slurm.sbatch import make_slurm_executor, minutes, ranks_per_node, sbatch_environment
+from slurm.gpus import gpu_findings, ranks_per_node
+from slurm.sbatch import make_slurm_executor, minutes, sbatch_environment
 
 _LEAVING_S = 5.0  # from the published checkpoint to the last rank gone
 _LOCAL_FILE_SYSTEMS = {"tmpfs", "ramfs", "ext3", "ext4", "xfs", "btrfs", "overlay", "zfs"}
@@ -61,25 +62,7 @@ def _tasks(config: Config) -> Iterator[Finding]:
         yield Finding(
             True, "slurm.setup with slurm.cluster=local is not supported; run those lines in your shell before"
         )
-    if config.train.device == "cpu":
-        if slurm.gpus_per_node:
-            yield Finding(False, f"slurm.gpus_per_node={slurm.gpus_per_node}, but train.device=cpu leaves them idle")
-        return
-    if 0 < slurm.gpus_per_node < ranks:
-        yield Finding(
-            True,
-            f"slurm.ranks_per_node={ranks} is more than slurm.gpus_per_node={slurm.gpus_per_node}: two ranks cannot "
-            f"share a GPU; use {slurm.gpus_per_node}, or train.device=cpu",
-        )
-    if slurm.gpus_per_node > ranks:
-        yield Finding(
-            False,
-            f"slurm.gpus_per_node={slurm.gpus_per_node}, but slurm.ranks_per_node={ranks}: "
-            f"{slurm.gpus_per_node - ranks} GPU(s) of each node stay idle",
-        )
-    asked_otherwise = any(name.startswith(("gres", "gpus")) for name in slurm.sbatch)
-    if config.train.device == "cuda" and not slurm.gpus_per_node and not asked_otherwise:
-        yield Finding(True, "train.device=cuda, but slurm.gpus_per_node=0; set it to the GPUs of a node")
+    yield from (Finding(*found) for found in gpu_findings(slurm, config.train.device))
 
 
 def _limits(config: Config, run_dir: Path) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from submitit.core.utils import FailedJobError
 from senet.config import REPOSITORY, Config, ConfigError, SlurmConfig
 from senet.environment import MALLOC
 from slurm.batch import free_port
+from slurm.gpus import binding, gpus_per_node, ranks_per_node
 from slurm.job import Job
 
 # sbatch options that this project sets itself -> what to use instead
@@ -54,11 +55,6 @@ class SlurmExecutor(submitit.SlurmExecutor):
     def text(self) -> str:
         """The batch script."""
         return self._make_submission_file_text(self._submitit_command_str, "")
-
-
-def ranks_per_node(slurm: SlurmConfig) -> int:
-    """Tasks on each node, one a rank."""
-    return slurm.ranks_per_node or max(1, slurm.gpus_per_node)
 
 
 def minutes(text: str) -> int:
@@ -171,7 +167,7 @@ def make_slurm_executor(config: Config, run_dir: Path, code: Path) -> SlurmExecu
         time=minutes(slurm.time),
         nodes=slurm.nodes,
         ntasks_per_node=ranks_per_node(slurm),
-        gpus_per_node=slurm.gpus_per_node or None,
+        gpus_per_node=slurm.gpus_per_node if slurm.gpus_per_node != "0" else None,
         cpus_per_task=slurm.cpus_per_task or None,
         mem=slurm.mem or None,
         signal_delay_s=slurm.signal_lead_s,
@@ -179,7 +175,7 @@ def make_slurm_executor(config: Config, run_dir: Path, code: Path) -> SlurmExecu
         wckey=None,  # submitit's own would be refused where keys are checked
         # else sbatch's --export=NONE would hold for the ranks too, and take MASTER_ADDR and all from them
         srun_args=["--kill-on-bad-exit=1", "--export=ALL"],
-        additional_parameters=_passed_through(slurm) | {"requeue": True, "chdir": str(code)},
+        additional_parameters=_passed_through(slurm) | binding(slurm) | {"requeue": True, "chdir": str(code)},
         setup=_setup(slurm, run_dir, code),
         teardown=["finish"],
     )
@@ -192,7 +188,7 @@ def _make_local_executor(config: Config, run_dir: Path) -> submitit.LocalExecuto
     executor.update_parameters(
         timeout_min=minutes(slurm.time),
         tasks_per_node=ranks_per_node(slurm),
-        gpus_per_node=slurm.gpus_per_node,
+        gpus_per_node=gpus_per_node(slurm),
         signal_delay_s=slurm.signal_lead_s,
         stderr_to_stdout=True,
     )

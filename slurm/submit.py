@@ -20,9 +20,10 @@ from senet.config import REPOSITORY, Config, ConfigError, RunError, SlurmConfig,
 from senet.files import replace_file, write_json
 from senet.locks import StillHeld, lock
 from slurm.control import status, stop
+from slurm.gpus import ranks_per_node
 from slurm.job import Job
 from slurm.preflight import Finding, owner, preflight
-from slurm.sbatch import command_line, make_slurm_executor, ranks_per_node, send
+from slurm.sbatch import command_line, make_slurm_executor, send
 from slurm.snapshot import take_snapshot
 
 USAGE = """\

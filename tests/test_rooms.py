@@ -25,7 +25,7 @@ FLOORS = [
     {"page"},
     {"report"},
 ]
-SLURM = ["cluster", "batch", "snapshot", "job", "sbatch", "preflight", "control", "submit"]
+SLURM = ["cluster", "batch", "snapshot", "job", "gpus", "sbatch", "preflight", "control", "submit"]
 ONE_FLOOR = {("augment", "repro")}  # neighbours that may know each other
 
 

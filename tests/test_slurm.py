@@ -21,6 +21,7 @@ from senet.config import REPOSITORY, ConfigError, load_config, to_flat
 from senet.files import read_json, write_json
 from senet.lease import Lease
 from slurm import batch, cluster, control, preflight, sbatch, snapshot
+from slurm.gpus import gpus_per_node, ranks_per_node
 from slurm.job import Job
 from tests.harness import tiny
 
@@ -331,10 +332,16 @@ def found(*overrides: str, run_dir: Path) -> str:
     ("overrides", "expected"),
     [
         (["slurm.nodes=3"], "refused: train.global_batch_size=64 cannot be split over 3 ranks"),
-        (["slurm.gpus_per_node=2", "slurm.ranks_per_node=4"], "refused: slurm.ranks_per_node=4 is more than"),
-        (["slurm.gpus_per_node=4", "slurm.ranks_per_node=2"], "warning: slurm.gpus_per_node=4"),
-        (["slurm.gpus_per_node=4", "train.device=cpu"], "warning: slurm.gpus_per_node=4, but train.device=cpu"),
+        (["slurm.gpus_per_node=2", "slurm.ranks_per_node=4"], "refused: slurm.ranks_per_node=4 is more than the 2"),
+        (["slurm.gpus_per_node=4", "slurm.ranks_per_node=2"], "warning: slurm.ranks_per_node=2, but 4 GPUs per node"),
+        (
+            ["slurm.gpus_per_node=4", "train.device=cpu"],
+            "warning: 4 GPU(s) per node are asked for, but train.device=cpu",
+        ),
         (["train.device=cuda"], "refused: train.device=cuda, but slurm.gpus_per_node=0"),
+        (["slurm.sbatch.gres=gpu:4", "slurm.ranks_per_node=1"], "warning: slurm.ranks_per_node=1, but 4 GPUs per node"),
+        (["slurm.gpus_per_node=a100:4"], "warning: slurm.cpus_per_task=0: each rank gets the site's default"),
+        (["slurm.gpus_per_node=2", "slurm.sbatch.gpu_bind=closest"], "warning: slurm.sbatch.gpu_bind=closest: where"),
         (["slurm.time=5m"], "warning: slurm.time=5m: of 300 s"),
         (["slurm.time=2m"], "refused: slurm.signal_lead_s=120 is not less than slurm.time=2m"),
         (["slurm.cluster=local", "slurm.nodes=2"], "refused: slurm.nodes=2 with slurm.cluster=local"),
@@ -346,6 +353,51 @@ def found(*overrides: str, run_dir: Path) -> str:
 @pytest.mark.usefixtures("fake")
 def test_preflight_names_value_and_remedy(run_dir: Path, overrides: list[str], expected: str) -> None:
     assert expected in found(*overrides, run_dir=run_dir)
+
+
+@pytest.mark.parametrize(
+    ("options", "gpus", "ranks"),
+    [
+        ("", 0, 1),
+        ("slurm.gpus_per_node=4", 4, 4),
+        ("slurm.gpus_per_node=a100:4", 4, 4),
+        ("slurm.gpus_per_node=a100:2,v100:1", 3, 3),
+        ("slurm.sbatch.gres=gpu:4", 4, 4),
+        ("slurm.sbatch.gres=gpu:a100:4(S:0-1),shard:2", 4, 4),
+        ("slurm.sbatch.gres=gpu slurm.ranks_per_node=1", 1, 1),
+        ("slurm.sbatch.gres=shard:4", 0, 1),
+        ("slurm.sbatch.gpus=a100:8 slurm.nodes=2", 4, 4),
+        ("slurm.sbatch.gpus_per_task=1 slurm.ranks_per_node=4", 4, 4),
+        ("slurm.sbatch.tres-per-task=cpu:8,gres/gpu:a100:1 slurm.ranks_per_node=2", 2, 2),
+    ],
+)
+def test_gpus_are_counted_however_they_are_asked_for(options: str, gpus: int, ranks: int) -> None:
+    slurm = load_config(tiny(*options.split())).slurm
+    assert (gpus_per_node(slurm), ranks_per_node(slurm)) == (gpus, ranks)
+
+
+@pytest.mark.parametrize("wrong", ["a100", "4x", "-1", "a100:", ":4"])
+def test_a_number_of_gpus_that_is_none_is_refused(wrong: str) -> None:
+    with pytest.raises(ConfigError, match=f"slurm.gpus_per_node={wrong}: write how many"):
+        gpus_per_node(load_config(tiny(f"slurm.gpus_per_node={wrong}")).slurm)
+
+
+def test_a_type_of_gpu_reaches_sbatch(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("slurm: {gpus_per_node: 4}\n")
+    assert "#SBATCH --gpus-per-node=4\n" in script(str(tmp_path / "site.yaml"))
+    text = script("slurm.gpus_per_node=a100:4")
+    assert "#SBATCH --gpus-per-node=a100:4\n" in text
+    assert "#SBATCH --ntasks-per-node=4\n" in text
+    assert "gpu-bind" not in text
+
+
+def test_tasks_that_ask_for_a_gpu_each_see_those_of_the_others() -> None:
+    asked = ("slurm.sbatch.gpus_per_task=1", "slurm.ranks_per_node=4", "slurm.nodes=2")
+    text = script(*asked)
+    assert "#SBATCH --gpu-bind=none\n" in text
+    assert "#SBATCH --ntasks=8\n" in text
+    assert "#SBATCH --gpu-bind=single:1\n" in script(*asked, "slurm.sbatch.gpu_bind=single:1")
+    assert "gpus" not in script()
 
 
 @pytest.mark.usefixtures("fake")

@@ -21,7 +21,8 @@ from senet import locks
 from senet.config import REPOSITORY
 from senet.lease import Lease
 from senet.locks import StillHeld, has_ended, lock, this_process
-from tests.harness import wait_until
+from slurm import submit
+from tests.harness import tiny, wait_until
 
 NO_LOCKS = [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP]
 
@@ -112,6 +113,21 @@ def test_where_there_are_no_locks_work_goes_on(
     with Lease.acquire(tmp_path / "run") as lease:
         lease.start(0)
         assert lease.is_held()
+
+
+def test_a_job_is_submitted_where_there_are_no_locks(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", failing(errno.ENOLCK))
+    for name, answer in (("preflight", []), ("owner", []), ("_submit", "77")):
+        monkeypatch.setattr(submit, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(submit.shutil, "which", lambda _: "/usr/bin/sbatch")
+    submit.submit(tiny(f"run_dir={tmp_path / 'run'}"), dry_run=False)
+    assert "submitted job 77" in capsys.readouterr().out
+    assert f"{tmp_path / 'run/slurm/.submit.lock'} cannot be locked (No locks available)" in caplog.text
 
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ class RunError(RuntimeError):
 
     reporter = 0
     """The rank that prints it."""
+    guess = False
+    """Whether it is only what ranks think of another: what that one knows of itself comes before it."""
 
 
 def option(

@@ -1,0 +1,104 @@
+"""The roll call of many ranks, each of them a few threads of this process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from senet.ranks import PeerFailed, Ranks
+from senet.rollcall import RollCall
+
+LOST = RuntimeError("[/gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+
+
+class CountingStore:
+    """A store that counts what is asked of it."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[str] = Counter()
+        self._store = dist.HashStore()  # type: ignore[attr-defined]
+        self._lock = threading.Lock()  # one server, which answers one after another
+
+    def __getattr__(self, name: str) -> Any:
+        def ask(*args: Any) -> Any:
+            with self._lock:
+                self.requests[name] += 1
+                return getattr(self._store, name)(*args)
+
+        return ask
+
+
+def call(errors: dict[int, Exception], *, world_size: int, silent: set[int]) -> tuple[dict[int, PeerFailed], int]:
+    """What each failing rank raises, and how often the store was asked. Those without an error only stand by."""
+    store = CountingStore()
+    stands = {
+        rank: RollCall(store, Ranks(rank, world_size, 0, 1, torch.device("cpu")))
+        for rank in range(world_size)
+        if rank not in silent
+    }  # type: ignore[arg-type]
+    raised: dict[int, PeerFailed] = {}
+
+    def explain(rank: int) -> None:
+        try:
+            stands[rank].explain(errors[rank], "see the docs")
+        except PeerFailed as lost:
+            raised[rank] = lost
+
+    threads = [threading.Thread(target=explain, args=(rank,)) for rank in errors]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    time.sleep(0.6)  # those that only stand by have been asked
+    for stand in stands.values():
+        stand.close()
+    return raised, store.requests.total()
+
+
+@pytest.mark.slow
+def test_a_roll_call_costs_requests_in_proportion_to_the_ranks() -> None:
+    by_size = {}
+    for world_size in (16, 64):
+        ranks = set(range(world_size)) - {7}
+        raised, by_size[world_size] = call(dict.fromkeys(ranks, LOST), world_size=world_size, silent={7})
+        assert raised.keys() == ranks
+        for lost in raised.values():
+            assert str(lost).startswith("rank 7 did not answer any more, killed or stopped (")
+            assert (lost.reporter, lost.guess) == (0, True)
+    assert by_size[64] < 4.5 * by_size[16]
+
+
+def test_what_a_rank_says_of_itself_is_what_all_hear_also_those_that_fail_much_later() -> None:
+    full = OSError(28, "No space left on device")
+    raised, _ = call({0: full, 3: LOST}, world_size=5, silent=set())
+    assert raised.keys() == {3}  # rank 0 has an error of its own
+    assert str(raised[3]) == "rank 0 failed: OSError: [Errno 28] No space left on device"
+    assert (raised[3].reporter, raised[3].guess) == (0, False)
+
+
+def test_the_rank_that_hosts_the_store_leaves_when_all_have_heard_why() -> None:
+    """Without a launcher rank 0 takes the store with it: nobody may be left with a guess of his own."""
+    store = CountingStore()
+    stands = [RollCall(store, Ranks(rank, 4, 0, 1, torch.device("cpu"))) for rank in range(4)]  # type: ignore[arg-type]
+    stands[0].explain(OSError(28, "No space left on device"), "see the docs")
+    store._store = None  # gone
+    for stand in stands[1:]:
+        with pytest.raises(PeerFailed, match=r"rank 0 failed: OSError: .Errno 28. No space left"):
+            stand.explain(LOST, "see the docs")
+
+
+def test_a_store_that_is_gone_leaves_a_guess_at_its_host() -> None:
+    class Gone(CountingStore):
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError("Connection reset by peer")
+
+    stand = RollCall(Gone(), Ranks(1, 2, 0, 1, torch.device("cpu")))  # type: ignore[arg-type]
+    with pytest.raises(PeerFailed, match="rank 0 did not answer any more") as caught:
+        stand.explain(LOST, "see the docs")
+    assert (caught.value.reporter, caught.value.guess) == (1, True)

@@ -9,7 +9,7 @@ import contextlib
 import sys
 import traceback
 
-from senet.command import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, leave
+from senet.command import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, leave, record
 from senet.config import ConfigError, RunError, help_text, load_config
 from senet.environment import own_rank, read_place
 from senet.lease import mirror_status
@@ -29,20 +29,25 @@ def main(argv: list[str], stop: StopFlag) -> int:
     except ConfigError as error:
         return refuse(error, stop)
     except RunError as error:
+        record(error)
         # what has spoken ends the others; if nothing does, it cannot
         if own_rank() == error.reporter or not stop.wait(10):
             print(f"train_ddp: failed: {error}", file=sys.stderr, flush=True)
-            mirror_status({"state": "failed", "reason": str(error)})
+            mirror_status({"state": "failed", "reason": str(error), "guess": error.guess})
         return FAILED_EXIT_CODE
-    except BaseException:
+    except BaseException as error:
+        record(error)
         with contextlib.suppress(OSError):  # the terminal may be gone
             traceback.print_exc()
+        # a guess: what it says may only have followed from the end of another rank
+        mirror_status({"state": "failed", "reason": f"{type(error).__name__}: {error}", "guess": True})
         return FAILED_EXIT_CODE
     return STOPPED_EXIT_CODE if summary.state == "stopped" else 0
 
 
 def refuse(error: ConfigError, stop: StopFlag) -> int:
     """Print one line in all: rank 0's. The others wait until it has spoken, which makes the launcher end them."""
+    record(error)
     rank = own_rank()
     if rank == 0:
         print(f"train_ddp: {error}", file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
 import sys
 import time
@@ -75,16 +76,31 @@ def end(name: str, main: Callable[[Sequence[str]], int]) -> NoReturn:
         code = FAILED_EXIT_CODE
     except (ConfigError, RunError, OSError) as error:
         code = REFUSED_EXIT_CODE if isinstance(error, ConfigError) else FAILED_EXIT_CODE
+        record(error)
         if own_rank() != 0:
             time.sleep(10)
         with contextlib.suppress(OSError):  # the terminal may be gone
             print(printable(f"{name}: {' '.join(str(error).split())}"), file=sys.stderr)
     except KeyboardInterrupt:
         code = 130
-    except Exception:
+    except Exception as error:
+        record(error)
         traceback.print_exc()
         code = FAILED_EXIT_CODE
     leave(code)
+
+
+def record(error: BaseException) -> None:
+    """Tell torchrun why this rank ends, in the file that it names: its summary shows the first one of all ranks."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        known = isinstance(error, ConfigError | RunError)
+        text = str(error) if known else "".join(traceback.format_exception(error))
+        message = {
+            "message": f"{type(error).__name__}: {error}",
+            "extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))},
+        }
+        with contextlib.suppress(OSError):  # whoever named it is gone, or its disk is full
+            Path(path).write_text(json.dumps({"message": message}))
 
 
 def leave(code: int) -> NoReturn:

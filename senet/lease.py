@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from senet.config import ConfigError, RunError
-from senet.files import may_pass, patiently, replace_file, write_json
+from senet.files import may_pass, patiently, read_json, replace_file, write_json
 from senet.locks import StillHeld, lock
 from senet.owner import (
     HEARTBEAT_S,
@@ -27,6 +27,7 @@ from senet.owner import (
 )
 
 MIRROR_VARIABLE = "SENET_STATUS_FILE"  # a launcher reads the outcome of its own launch there
+_ENDS = {"finished", "stopped", "failed", "refused", "port_taken"}
 _LOCK_S = 30.0
 _PUBLISH_S = 60.0  # how long an end waits for a file system that does not answer
 log = logging.getLogger(__name__)
@@ -114,7 +115,11 @@ class Lease:
     ) -> None:
         try:
             if error is not None and self._status.get("state") == "running":  # what was published stays so
-                self.update(state="failed", reason=" ".join(f"{type(error).__name__}: {error}".split())[:500])
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+                guess = isinstance(error, RunError) and error.guess
+                if guess and (end := mirrored_end()):  # the rank itself has said more
+                    reason, guess = end["reason"], end.get("guess", False)
+                self.update(state="failed", reason=reason, **({"guess": True} if guess else {}))
         finally:
             self.close()
 
@@ -213,9 +218,22 @@ class Lease:
 
 
 def mirror_status(status: dict[str, Any]) -> None:
-    """Copy a status to the file that the launcher named, if it named one; said where that cannot be."""
+    """Copy a status to the file that the launcher named, if it named one; said where that cannot be.
+
+    The first end that is written there stays, whichever rank it is of; but a ``guess`` at what became of another rank
+    gives way to what a rank knows of itself.
+    """
     if path := os.environ.get(MIRROR_VARIABLE):
         try:
+            there = read_json(Path(path))
+            if {there.get("state"), status["state"]} <= _ENDS and (status.get("guess") or not there.get("guess")):
+                return
             write_json(Path(path), status, durable=True)
         except OSError as error:
             log.warning("status in %s not written: %s", path, error)
+
+
+def mirrored_end() -> dict[str, Any]:
+    """The end of this launch, where a rank has written one for the launcher; else {}."""
+    status = read_json(Path(os.environ.get(MIRROR_VARIABLE, os.devnull)))
+    return status if status.get("state") in _ENDS else {}

@@ -87,3 +87,16 @@ def test_a_tilde_is_home_in_every_path_of_a_command(tmp_path: Path, monkeypatch:
     (tmp_path / "a.png").touch()
     assert predict.expand("~") == predict.expand("~/a.png") == [str(tmp_path / "a.png")]
     assert predict.expand("https://host/~/a.png") == ["https://host/~/a.png"]
+
+
+def test_torchrun_is_told_why_a_rank_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+    said = {}
+    for number, error in enumerate(("ConfigError('no such file')", "KeyError('x')")):
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / str(number)))
+        run(f"fails({error})")
+        message = ProcessFailure(0, 1, 1, str(tmp_path / str(number))).message
+        said[error] = message["extraInfo"]["py_callstack"]
+    assert said["ConfigError('no such file')"] == "no such file"
+    assert said["KeyError('x')"].startswith("Traceback")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from senet import files, lease, owner
-from senet.config import REPOSITORY, ConfigError
+from senet.config import REPOSITORY, ConfigError, RunError
 from senet.files import read_json, write_json
 from senet.lease import Lease, LeaseLost
 from senet.owner import Watch, holder, nothing_left_if_refused
@@ -355,3 +355,37 @@ def test_a_refused_start_removes_its_run_directory_unless_another_has_taken_it(t
     with pytest.raises(ConfigError, match="refused"):
         refused()
     assert run_dir.exists() is taken
+
+
+def test_what_a_rank_knows_of_itself_beats_a_guess_whoever_writes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror = tmp_path / "mirror.json"
+    monkeypatch.setenv(lease.MIRROR_VARIABLE, str(mirror))
+    cause = {"state": "failed", "reason": "No space left on device"}
+    guess = {"state": "failed", "reason": "rank 0 did not answer any more", "guess": True}
+    for first, second in ((cause, guess), (guess, cause)):
+        lease.mirror_status({"state": "running"})
+        lease.mirror_status(first)
+        lease.mirror_status(second)
+        assert read_json(mirror) == cause
+    lease.mirror_status({"state": "failed", "reason": "it came later, and may have followed"})
+    assert read_json(mirror) == cause
+
+
+def test_a_guess_of_the_holder_gives_way_to_what_another_rank_said_of_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(lease.MIRROR_VARIABLE, str(tmp_path / "mirror.json"))
+
+    def fail() -> None:
+        lost = RunError("rank 1 did not answer any more")
+        lost.guess = True
+        with Lease.acquire(tmp_path / "run") as held:
+            held.start(0)
+            lease.mirror_status({"state": "failed", "reason": "rank 1 has no memory"})
+            raise lost
+
+    with pytest.raises(RunError):
+        fail()
+    assert read_json(tmp_path / "run/status.json")["reason"] == "rank 1 has no memory"

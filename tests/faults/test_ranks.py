@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -14,11 +15,13 @@ import pytest
 from senet.files import read_json, write_json
 from senet.owner import OLD_S
 from tests.faults.conftest import FULL, Trial
+from tests.faults.interpose import failing, missing_compiler
 from tests.faults.networks import AT
 from tests.faults.runs import last_step, newest_step, options
-from tests.harness import kill_all, rows, started, status, train, train_command, wait_until
+from tests.harness import free_port, kill_all, rows, started, status, train, train_command, wait_until
 
 NETWORK = "model.name=tests.faults.networks:"
+needs_compiler = pytest.mark.skipif(bool(missing_compiler()), reason=missing_compiler())
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives itself another host name: run as root")
 
 
@@ -65,7 +68,7 @@ def test_a_weight_that_changes_on_one_rank_is_found_and_named(trial: Trial, data
 @pytest.mark.fault("a slow rank", quick=1, full=2)
 def test_a_slow_rank_is_named_with_its_share_of_the_step(trial: Trial, data_root: Path, tmp_path: Path) -> None:
     every, faulty = 10, trial.number
-    slow = (NETWORK + "slow", "train.accumulate=1", "train.epochs=3", f"log.every_steps={every}")
+    slow = (f"distributed.step_timeout_s={60 + trial.number}", "train.epochs=3", f"log.every_steps={every}")
     command = train_command(2, options(data_root, tmp_path / "run", *slow))
     with started(command, tmp_path / "log", FAULTY_RANK=str(faulty)) as process:
         assert process.wait(120) == 0, (tmp_path / "log").read_text()
@@ -135,3 +138,34 @@ def test_a_port_that_is_taken_is_named(trial: Trial, data_root: Path, tmp_path: 
         with started(command, tmp_path / "log", **place) as process:
             assert process.wait(90) == 1
     assert f"failed: MASTER_PORT={port} is in use on host" in (tmp_path / "log").read_text()
+
+
+@needs_compiler
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+@pytest.mark.fault("no checkpoint can be written, two ranks without a launcher", quick=1, full=4)
+def test_the_rank_that_cannot_save_is_the_one_that_says_why(
+    number: int, trial: Trial, data_root: Path, tmp_path: Path
+) -> None:
+    """Without a launcher rank 0 hosts the store, and takes it along when it ends."""
+    run_dir, mirror = tmp_path / "run", tmp_path / "status.json"
+    place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    place |= {"SENET_STATUS_FILE": str(mirror)}
+    place |= failing("open", run_dir / "checkpoints", errno=number)
+    command = train_command(0, options(data_root, run_dir))
+    with ExitStack() as stack:
+        ranks = [
+            stack.enter_context(
+                started(command, tmp_path / f"log{rank}", **place, RANK=str(rank), LOCAL_RANK=str(rank))
+            )
+            for rank in range(2)
+        ]
+        assert [rank.wait(120) for rank in ranks] == [1, 1]
+    for file in (mirror, run_dir / "status.json"):
+        found = read_json(file)
+        assert found["state"] == "failed"
+        assert os.strerror(number) in found["reason"]
+    said = [
+        line for rank in range(2) for line in (tmp_path / f"log{rank}").read_text().splitlines() if "failed:" in line
+    ]
+    assert len(said) == 1
+    assert os.strerror(number) in said[0]

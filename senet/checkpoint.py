@@ -80,6 +80,7 @@ def find_checkpoint(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise ConfigError(f"{path}: no such file or folder; name a run directory or a step_*.pt file")
+    path = path.parent if path.resolve().name == "checkpoints" else path
     resumed_from = read_json(path / "owner.json").get("resumed_from", {})
     files = published_files(path / "checkpoints", {int(generation): step for generation, step in resumed_from.items()})
     if not files:

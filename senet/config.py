@@ -358,7 +358,7 @@ def load_config(argv: Sequence[str], world_size: int = 1) -> Config:
             contradict each other, or a global batch that ``world_size`` ranks cannot share.
     """
     files, overrides = sort_arguments(argv)
-    sources = [(f"{name}: ", _read_yaml(name)) for name in files or [str(DEFAULT_CONFIG)]]
+    sources = [(f"{shown(name)}: ", _read_yaml(name)) for name in files or [str(DEFAULT_CONFIG)]]
     config = _merge([*sources, *(("", _read_override(pair)) for pair in overrides)])
     if not config.run_dir:
         config = dataclasses.replace(config, run_dir=f"runs/{Path(files[0] if files else DEFAULT_CONFIG).stem}")
@@ -551,6 +551,8 @@ def help_text() -> str:
         "",
         "Train a network with DistributedDataParallel; type the same command again to resume.",
         "Defaults <- YAML files <- key=value, later wins. Without a file: configs/cifar10.yaml.",
+        "Values: a text as it stands, a number in decimal digits, true or false, a list in brackets. A ~ that begins a",
+        "path is home; ${oc.env:VARIABLE} and ${group.option} are replaced.",
         "Options marked * may change on resume; the others change the numbers and are refused.",
         "Exit codes of a rank: 0 finished, 2 bad input, 85 stopped and resumable, else failed.",
     ]
@@ -617,14 +619,16 @@ def _read_yaml(name: str) -> dict[str, Any]:
         content = parse(path.read_bytes())
     except FileNotFoundError:
         near = sorted(str(p) for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        raise ConfigError(f"{name}: no such file; {_did_you_mean(str(path), near) or 'check the path'}") from None
+        raise ConfigError(
+            f"{shown(name)}: no such file; {_did_you_mean(str(path), near) or 'check the path'}"
+        ) from None
     except OSError as error:
-        raise ConfigError(f"{name}: not a readable YAML file: {error.strerror}") from None
+        raise ConfigError(f"{shown(name)}: not a readable YAML file: {error.strerror}") from None
     except ValueError as error:
-        raise ConfigError(f"{name}: not a readable YAML file: {error}") from None
+        raise ConfigError(f"{shown(name)}: not a readable YAML file: {error}") from None
     if content and not isinstance(content, dict):
         kind = "list" if isinstance(content, list) else "text"
-        raise ConfigError(f"{name}: expected a mapping such as 'train: {{epochs: 5}}', found a {kind}")
+        raise ConfigError(f"{shown(name)}: expected a mapping such as 'train: {{epochs: 5}}', found a {kind}")
     return content or {}
 
 
@@ -643,7 +647,7 @@ def _read_override(pair: str) -> dict[str, Any]:
 def _near_option(key: str) -> str:
     """A hint; the same name in another group comes before a similar one."""
     known = [name for name, _ in _options()]
-    key = key.lstrip("-+").replace("-", "_")
+    key = key.lstrip("-+").replace("-", "_").lower()
     last = key.rpartition(".")[2]
     near = [name for name in known if name.rpartition(".")[2] == last]
     near = near or [name for name in known if name.endswith(f"_{last}")]
@@ -721,8 +725,10 @@ def _check_small(config: Config) -> None:
 def _check_model(model: ModelConfig, image_size: int) -> None:
     name, plain_name = model.name, model.name.removeprefix("se_")
     if ":" not in name and name not in NETWORKS:
-        hint = _did_you_mean(name, NETWORKS) or "--help lists them"
+        hint = _did_you_mean(name.lower(), NETWORKS) or "--help lists them"
         raise ConfigError(f"model.name={name!r} is neither a network here nor package.module:function; {hint}")
+    if ":" in name and ("/" in name or name.partition(":")[0].endswith(".py")):
+        raise ConfigError(f"model.name={name} names a file; write package.module:function, e.g. my.networks:build")
     if model.reduction != ModelConfig.reduction and (":" in name or not name.startswith(("senet18", "se_"))):
         raise ConfigError(f"model.reduction={model.reduction} is of senet18 and se_ networks, not of model.name={name}")
     if model.small_stem and plain_name not in TORCHVISION_RESNETS:

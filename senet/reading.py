@@ -59,7 +59,7 @@ def parse(content: bytes | str) -> Any:
         return loader.construct_document(root)
     except yaml.MarkedYAMLError as error:
         at = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        hint = "; indent with spaces" if "'\\t'" in str(error.problem) else ""
+        hint = "; use spaces" if "'\\t'" in str(error.problem) else ""
         raise ValueError(f"{at}{' '.join(str(error.problem).split())}{hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(" ".join(str(error).split())) from None
@@ -99,7 +99,7 @@ def plain(value: Any, *, escaped: bool = False) -> Any:
     if isinstance(value, list | tuple):
         return [plain(each, escaped=escaped) for each in value]
     if isinstance(value, str):
-        return str(value).replace("${", r"\${") if escaped else str(value)
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if escaped else str(value)
     return value
 
 
@@ -162,7 +162,7 @@ def shown(value: Any) -> str:
 def _as_tuple(value: Any, parts: tuple[Any, ...]) -> tuple[Any, ...]:
     count = None if Ellipsis in parts else len(parts)
     if not isinstance(value, list | tuple):
-        some = value.strip("()[], ") if isinstance(value, str) else ""
+        some = shown(value).strip("()[], ") if isinstance(value, str) else ""
         raise ValueError(f"is no list; write it in brackets: [{some or '...'}]")
     if count is not None and len(value) != count:
         raise ValueError(f"has {len(value)} entries; this list has {count}")
@@ -198,7 +198,7 @@ def _as_word(text: str, words: tuple[str, ...]) -> str:
     for word in words:
         if word in (text, switch):
             return word
-    near = difflib.get_close_matches(text.lower(), words, n=1)
+    near = difflib.get_close_matches(text.lower(), words, n=1, cutoff=0.75)  # gpu is not cpu
     raise ValueError(f"is none of {', '.join(words)}" + "".join(f"; did you mean {each}?" for each in near))
 
 

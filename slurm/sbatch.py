@@ -61,7 +61,7 @@ def minutes(text: str) -> int:
     """Minutes, rounded up, of ``90m``, ``8h``, ``2d`` or ``[days-]hours:minutes:seconds``.
 
     Raises:
-        ConfigError: anything else; a number without a unit too, since YAML reads an unquoted 1:30:00 as 5400.
+        ConfigError: anything else; a number without a unit too, of which nobody knows what it counts.
     """
     if found := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)", text):
         seconds = float(found[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}[found[2]]
@@ -69,7 +69,7 @@ def minutes(text: str) -> int:
         days, hours, mins, secs = (int(part or 0) for part in found.groups())
         seconds = days * 86_400 + hours * 3600 + mins * 60 + secs
     else:
-        raise ConfigError(f"slurm.time={text!r}: write 90m, 8h, 2d, or hours:minutes:seconds, quoted in a YAML file")
+        raise ConfigError(f"slurm.time={text!r}: write 90m, 8h, 2d, or hours:minutes:seconds")
     if seconds <= 0:
         raise ConfigError(f"slurm.time={text!r}: more than nothing is needed, e.g. 8h")
     return math.ceil(seconds / 60)

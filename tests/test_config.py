@@ -54,7 +54,26 @@ def test_off_is_a_word(tmp_path: Path) -> None:
 
 
 TEXTS = ["10:30", "007", "0123", "1_000", "0x10", "1e3", "off", "true", "2024-01-31", "1.50", "+1", ".inf", "<<", "="]
-AWKWARD = [*TEXTS, "a # b", "a: b", "[a", "{a}", "- a", "'a", "null", "", "a,b", "%a", "@a", "&a", "*a", "a${b", "!a"]
+AWKWARD = [
+    *TEXTS,
+    "a # b",
+    "a: b",
+    "[a",
+    "{a}",
+    "- a",
+    "'a",
+    "null",
+    "",
+    "a,b",
+    "%a",
+    "@a",
+    "&a",
+    "*a",
+    "a${b",
+    "!a",
+    r"\${a}",
+    r"b\\${a",
+]
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -230,6 +249,13 @@ def test_the_resolved_configuration_reads_back_the_same(tmp_path: Path) -> None:
         ("train.compile=2", "train.compile=2 is no truth value; write true or false"),
         ("train.amp=true", "train.amp=true is none of auto, off, bf16, fp16"),
         ("train.amp=BF16", "did you mean bf16?"),
+        ("train.device=gpu", "train.device=gpu is none of auto, cpu, cuda"),
+        ("train.device=cuda:0", "did you mean cuda?"),
+        ("SEED=3", "did you mean 'seed'?"),
+        ("model.name=ResNet-18", "did you mean 'resnet18'?"),
+        ("model.name=my/networks.py:build", "write package.module:function, e.g. my.networks:build"),
+        ("a\nb.yaml", r"'a\nb.yaml': no such file"),
+        ("seed=3\nlr=2", r"seed='3\nlr=2' is no whole number"),
         ("schedule.milestones=10,20", "is no list; write it in brackets: [10,20]"),
         ("schedule.milestones='[10]'", "is no list; write it in brackets: [10]"),
         ("schedule.milestones=[1", "schedule.milestones=[1 cannot be read: "),
@@ -289,7 +315,13 @@ def test_bad_input_gets_one_line_and_exit_code_2(
         ("3: 4", "unknown option '3'"),
         ("optim: {lr: 1}\noptim.lr: 2", "optim.lr is given twice"),
         ("seed: 1\nseed: 1", "line 1: 'seed' is given twice"),
-        ("optim:\n\tlr: 1", "line 2: found character '\\t' that cannot start any token; indent with spaces"),
+        ("optim:\n\tlr: 1", "line 2: found character '\\t' that cannot start any token; use spaces"),
+        ("seed: 1\n---\nseed: 2", "but found another document"),
+        (b"seed: \xf6", "unacceptable character #x00f6"),
+        (
+            "slurm: {setup: 'module load a\n\n  module load b'}",
+            r"is no list; write it in brackets: ['module load a\nmod",
+        ),
         ("slurm: {account: [a]}", "slurm.account=[a] is a list, but this option has one value; put text in quotes"),
         ("seed: &a [*a]", "an alias of itself"),
         ("slurm: {setup: [&a [a, a], &b [*a, *a]" + ", *b" * 9_999 + "]}", "more than 10,000 values"),
@@ -298,9 +330,9 @@ def test_bad_input_gets_one_line_and_exit_code_2(
         ("\x00", "not a readable YAML file"),
     ],
 )
-def test_a_bad_file_is_named(tmp_path: Path, text: str, expected: str) -> None:
+def test_a_bad_file_is_named(tmp_path: Path, text: str | bytes, expected: str) -> None:
     file = tmp_path / "bad.yaml"
-    file.write_text(text)
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError, match=r"bad\.yaml") as caught:
         load_config([str(file)])
     assert expected in str(caught.value)

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from senet.agreement import Agreement
 from senet.augment import Preprocess
 from senet.checkpoint import Checkpoint, unpickle
-from senet.config import NETWORKS, Config, ConfigError, changed_options, to_flat, to_yaml
+from senet.config import NETWORKS, Config, ConfigError, RunError, changed_options, to_flat, to_yaml
 from senet.data import ImageData, ResumableSampler, keep_on_device, open_data
 from senet.distributed import (
     broadcast_bytes,
@@ -32,8 +32,9 @@ from senet.distributed import (
 )
 from senet.files import read_json, read_rows
 from senet.history import judged
+from senet.journal import Writer
 from senet.lease import Lease
-from senet.metrics import Progress, Writer
+from senet.metrics import Progress
 from senet.optim import WeightAverage, build_ema, build_optimizer
 from senet.owner import nothing_left_if_refused
 from senet.preemption import StopFlag
@@ -86,19 +87,7 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
         content = broadcast_bytes(checkpoint.content if checkpoint else None, group)
         saved = unpickle(content) if content else None
         state = TrainState.from_state_dict(saved["state"]) if saved else TrainState()
-        if lease:
-            before = read_json(run_dir / "status.json")  # the last start's, which this one's takes the place of
-            lease.start(state.step)
-            changed = changed_options(checkpoint.manifest["config"], config) if checkpoint else []
-            lr = rate_jump(config, checkpoint, state) if checkpoint and changed else []
-            of_start = {"changed": {key: [was, now] for key, was, now in changed}, "lr": lr} | facts | provenance(argv)
-            _record(run_dir, config, of_start, model, data, lease, before)
-        writer = Writer(
-            run_dir if ranks.is_main else None,
-            resumed_step=state.step,
-            epochs_done=state.epochs_done,
-            tensorboard=config.log.tensorboard,
-        )
+        writer = _take_up(config, facts | provenance(argv), model, data, lease, state, checkpoint)
         stack.callback(writer.close)
         trainer = Trainer(
             config=config,
@@ -203,6 +192,36 @@ def _check_images(config: Config, ranks: Ranks, model: nn.Module) -> None:
         )
 
 
+def _take_up(
+    config: Config,
+    facts: Mapping[str, Any],
+    model: nn.Module,
+    data: ImageData,
+    lease: Lease | None,
+    state: TrainState,
+    checkpoint: Checkpoint | None,
+) -> Writer:
+    """From here on the run directory says that this start goes on from that state."""
+    if lease is None:
+        return Writer(None, resumed_step=0, epochs_done=0, tensorboard=False)
+    try:
+        before = read_json(lease.run_dir / "status.json")  # the last start's, which this one's takes the place of
+        lease.start(state.step)
+        changed = changed_options(checkpoint.manifest["config"], config) if checkpoint else []
+        lr = rate_jump(config, checkpoint, state) if checkpoint and changed else []
+        of_start = {"changed": {key: [was, now] for key, was, now in changed}, "lr": lr} | dict(facts)
+        _record(config, of_start, model, data, lease, before)
+        return Writer(
+            lease.run_dir,
+            resumed_step=state.step,
+            epochs_done=state.epochs_done,
+            tensorboard=config.log.tensorboard,
+            is_held=lease.is_held,
+        )
+    except OSError as error:
+        raise RunError(f"run_dir={lease.run_dir} cannot be written: {error}") from error
+
+
 def _choose_amp(wanted: str, device: torch.device) -> str:
     """auto: bf16 where it is native; fp16 on a CPU is allowed, to try it."""
     if wanted == "fp16" and device.type == "cpu":
@@ -257,7 +276,6 @@ def _preprocess(config: Config, device: torch.device) -> Preprocess:
 
 
 def _record(
-    run_dir: Path,
     config: Config,
     facts: Mapping[str, Any],
     model: nn.Module,
@@ -292,7 +310,7 @@ def _record(
         facts["device"],
         facts["threads_per_rank"],
         facts["amp"],
-        run_dir,
+        lease.run_dir,
     )
 
 

@@ -30,8 +30,9 @@ from senet.distributed import (
     sum_over_ranks,
 )
 from senet.history import judged
+from senet.journal import Writer
 from senet.lease import Lease
-from senet.metrics import Progress, Scores, Tally, Writer
+from senet.metrics import Progress, Scores, Tally
 from senet.optim import WeightAverage, load_optimizer
 from senet.preemption import StopFlag
 from senet.ranks import Ranks

@@ -13,7 +13,7 @@ FLOORS = [
     {"schedule", "owner", "commit", "command", "fetch", "history", "analysis"},
     {"lease"},
     {"devices", "download"},
-    {"repro", "ranks", "state", "metrics", "timing", "model", "optim", "sources", "augment", "checkpoint"},
+    {"repro", "ranks", "state", "metrics", "journal", "timing", "model", "optim", "sources", "augment", "checkpoint"},
     {"store", "rollcall", "agreement", "network", "weights"},
     {"data", "distributed", "saving", "zoo"},
     {"resume", "trained"},

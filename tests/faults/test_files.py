@@ -203,13 +203,14 @@ def test_a_read_only_run_directory_is_refused(trial: Trial, data_root: Path, tmp
 
 
 @needs_compiler
+@pytest.mark.parametrize("at", [60, 200])  # while it starts; while it trains
 @pytest.mark.fault("run directory read-only from the start, or later", quick=1, full=1)
 def test_a_run_directory_that_becomes_read_only_ends_the_run_with_its_reason(
-    trial: Trial, data_root: Path, tmp_path: Path
+    at: int, trial: Trial, data_root: Path, tmp_path: Path
 ) -> None:
     run_dir, mirror = tmp_path / "run", tmp_path / "status"
     command = train_command(0, options(data_root, run_dir, "log.tensorboard=true"))
-    fault = failing("change", run_dir, at=60, errno=errno.EROFS)
+    fault = failing("change", run_dir, at=at, errno=errno.EROFS)
     with started(command, tmp_path / "log", SENET_STATUS_FILE=str(mirror), **fault) as process:
         assert process.wait(60) == 1, (tmp_path / "log").read_text()
     text = (tmp_path / "log").read_text()

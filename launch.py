@@ -100,6 +100,8 @@ def torchrun(ranks: int, argv: Sequence[str], folder: str, words: io.StringIO, s
             raise api.SignalException(f"got {stop.signal_name}", signal.Signals(signum))
 
     _log_into(words)
+    for name in [name for name in os.environ if name.startswith("PET_")]:
+        del os.environ[name]  # torchrun's options, as Kubeflow sets them for a job of its own
     signals = [each for each in STOP_SIGNALS if signal.getsignal(each) != signal.SIG_IGN]  # nohup ignores one
     api._terminate_process_handler = handle  # torchrun sets it again when it starts the ranks
     # no name of this host is needed, and nothing stays in the folder for temporary files

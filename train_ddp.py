@@ -49,11 +49,10 @@ def refuse(error: ConfigError, stop: StopFlag) -> int:
     """Print one line in all: rank 0's. The others wait until it has spoken, which makes the launcher end them."""
     record(error)
     rank = own_rank()
-    if rank == 0:
-        print(f"train_ddp: {error}", file=sys.stderr, flush=True)
-        mirror_status({"state": "refused", "reason": str(error)})
-    elif not stop.wait(10):
-        print(f"train_ddp: rank {rank}: {error}", file=sys.stderr, flush=True)
+    if rank == 0 or not stop.wait(10):
+        text = f"{error}" if rank == 0 else f"rank {rank}: {error}"
+        print(f"train_ddp: {text}", file=sys.stderr, flush=True)
+        mirror_status({"state": "refused", "reason": text})
     return REFUSED_EXIT_CODE
 
 

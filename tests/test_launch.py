@@ -191,11 +191,17 @@ def test_killed_as_its_ranks_begin_it_leaves_no_process(data_root: Path, tmp_pat
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a host of another name needs root")
-def test_a_host_whose_name_nobody_knows_trains(data_root: Path, tmp_path: Path) -> None:
+def test_a_host_whose_name_nobody_knows_trains_whatever_torchrun_finds_in_the_environment(
+    data_root: Path, tmp_path: Path
+) -> None:
     options = tiny(f"data.root={data_root}", f"run_dir={tmp_path}/run", "train.epochs=1")
     script = 'hostname no-such-host.invalid && exec "$@"'
     done = subprocess.run(
-        ["unshare", "--uts", "sh", "-c", script, "sh", LAUNCH, *options], capture_output=True, text=True, timeout=120
+        ["unshare", "--uts", "sh", "-c", script, "sh", LAUNCH, *options],
+        env=os.environ | {"PET_NNODES": "2", "PET_RDZV_ENDPOINT": "x:1", "WORLD_SIZE": "8", "MASTER_PORT": "tcp://x:1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert "finished: " in done.stdout

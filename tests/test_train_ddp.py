@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 import pytest
 
 import senet.run
 import train_ddp
-from senet.config import RunError
+from senet.config import ConfigError, RunError
+from senet.files import read_json
 from senet.preemption import StopFlag
 from tests.harness import tiny
 
@@ -19,8 +20,17 @@ LAUNCHED = {"WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MAST
     ("rank", "ended_by_the_launcher", "speaks"),
     [(0, False, True), (1, True, False), (1, False, True)],  # the last: rank 0 is stuck and cannot say it
 )
+@pytest.mark.parametrize(("kind", "state", "code"), [(RunError, "failed", 1), (ConfigError, "refused", 2)])
 def test_one_rank_says_why_and_another_where_that_one_cannot(
-    rank: int, ended_by_the_launcher: bool, speaks: bool, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    kind: type[Exception],
+    state: str,
+    code: int,
+    rank: int,
+    ended_by_the_launcher: bool,
+    speaks: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     class Stop(StopFlag):
         def wait(self, timeout_s: float) -> bool:
@@ -28,10 +38,14 @@ def test_one_rank_says_why_and_another_where_that_one_cannot(
             return ended_by_the_launcher
 
     def run(*_: object) -> None:
-        raise RunError("the ranks did not meet")
+        raise kind("the ranks did not meet")
 
     for name, value in (LAUNCHED | {"RANK": str(rank), "LOCAL_RANK": str(rank)}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(senet.run, "run", run)
-    assert train_ddp.main(tiny(), Stop()) == 1
-    assert capsys.readouterr().err == ("train_ddp: failed: the ranks did not meet\n" if speaks else "")
+    monkeypatch.setenv("SENET_STATUS_FILE", str(tmp_path / "status.json"))
+    assert train_ddp.main(tiny(), Stop()) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == speaks
+    assert all(line.startswith("train_ddp: ") and line.endswith("the ranks did not meet") for line in lines)
+    assert read_json(tmp_path / "status.json").get("state", "") == (state if speaks else "")

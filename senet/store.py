@@ -2,7 +2,8 @@
 
 A store is a folder ``<data.root>/stores/<key>`` with ``train.images.npy`` uint8 [N, H, W, 3], ``train.labels.npy``
 int64 [N], the same for ``test``, and ``meta.json`` (class names, sha256 of each file). All ranks of a node map
-the same files, so the pixels are in memory once.
+the same files, so the pixels are in memory once. A folder ``*.decoded`` holds the pixels of an image folder that was
+refused for its unreadable files, until these are repaired.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from senet.locks import StillHeld, lock, own_folder
 from senet.repro import cores
 from senet.sources import SOURCES, SPLITS, Unreadable, file_facts, fit_image, some
 
-_BLOCK = 16  # images per decoding task, at most
+_BLOCK = 128  # images per decoding task, at most
 _PATIENCE_S = 60.0  # with another process that builds and gives no sign of life
 log = logging.getLogger(__name__)
 
@@ -198,7 +199,7 @@ def _decode(
         return len(block)
 
     threads = config.decode_threads or cores()
-    size = min(_BLOCK, 1 + count // (4 * threads))  # all threads have work to the end, and the bar moves
+    size = min(_BLOCK, 1 + count // (16 * threads))  # all threads have work to the end, and the bar moves
     blocks = [range(start, min(start + size, count)) for start in range(0, count, size)]
     with (
         ThreadPoolExecutor(threads) as pool,

@@ -10,16 +10,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
 from senet import evaluate, predict
-from senet.config import REPOSITORY, ConfigError
-from senet.data import ImageData
-from senet.evaluate import _text, main
-from senet.evaluation import open_test_data
+from senet.config import REPOSITORY, ConfigError, DataConfig
+from senet.data import ImageData, Split
+from senet.evaluate import _predictions, _text, main
+from senet.evaluation import Evaluation, open_test_data
+from senet.metrics import Scores
 from senet.trained import load_trained
 from tests.conftest import Train
 
@@ -132,6 +134,17 @@ def test_of_many_classes_the_lowest_have_a_line() -> None:
     for count in (20, 21):
         lines = _text(report | {"flip_average": False, "classes": rows[1 : count + 1]}).splitlines()
         assert len(lines) == (4 + 20 if count == 20 else 4 + 10 + 1)
+
+
+def test_the_file_of_a_prediction_need_not_have_text_for_a_name(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"test/ant/caf\xe9.png")
+    path.parent.mkdir(parents=True)
+    path.touch()
+    split = Split(np.zeros((1, 16, 16, 3), np.uint8), np.zeros(1, np.int64))
+    result = Evaluation(Scores(1, 1.0, 100.0, None), np.zeros(1, np.int64), np.array([0.5]))
+    config = DataConfig(source="imagefolder", folder=str(tmp_path))
+    table = _predictions(result, ImageData(split, split, ("ant",), ""), config)
+    assert table.splitlines()[1] == b"0," + os.fsencode(path) + b",ant,ant,0.500000"
 
 
 def test_a_class_name_cannot_command_the_terminal() -> None:

@@ -182,7 +182,9 @@ def test_of_many_unreadable_files_some_are_named_and_all_are_counted(folder: Pat
     assert len(str(caught.value)) < 1000
 
 
-def test_a_small_folder_gives_work_to_all_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_folder_gives_work_to_all_threads_and_moves_the_bar(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fit_image, meeting, calls = module.fit_image, threading.Barrier(4, timeout=30), iter(range(1000))
 
     def meet(picture: Image.Image, size: int) -> np.ndarray:
@@ -190,8 +192,17 @@ def test_a_small_folder_gives_work_to_all_threads(folder: Path, monkeypatch: pyt
             meeting.wait()
         return fit_image(picture, size)
 
+    moves: list[int] = []
+
+    class Bar(module.tqdm):  # type: ignore[type-arg]
+        def update(self, n: float | None = 1) -> None:
+            moves.append(int(n or 0))
+
     monkeypatch.setattr(module, "fit_image", meet)
+    monkeypatch.setattr(module, "tqdm", Bar)
     assert len(open_data(folder_config(folder, decode_threads=4)).train) == 12
+    assert sum(moves) == 12 + 4
+    assert len(moves) >= 8  # it does not jump from 0 to 100
 
 
 def test_what_would_be_left_out_is_named(folder: Path) -> None:

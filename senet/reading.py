@@ -130,7 +130,7 @@ def as_type(value: Any, hint: Any) -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise ValueError("is no mapping; write {NAME: value}, or set one entry of it")
-        return {key: _entry(each, parts[1], f"{key}=") for key, each in value.items()}
+        return {str(key): _entry(each, parts[1], f"{key}=") for key, each in value.items()}
     if isinstance(value, dict | list):
         kind = "mapping" if isinstance(value, dict) else "list"
         raise ValueError(

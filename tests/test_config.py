@@ -97,7 +97,8 @@ def test_a_text_keeps_its_text_wherever_it_stands(tmp_path: Path, text: str) -> 
 def test_an_option_of_sbatch_is_a_text_or_a_flag(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("slurm: {sbatch: {begin: 16:00, nice: 010, exclusive: yes, 'hint': 'true'}}")
     expected = {"begin": "16:00", "nice": "010", "exclusive": True, "hint": "true"}
-    assert load_config([str(tmp_path / "a.yaml")]).slurm.sbatch == expected
+    read = load_config([str(tmp_path / "a.yaml")]).slurm.sbatch
+    assert (read, {type(key) for key in read}) == (expected, {str})
     typed = ("begin=16:00", "nice=010", "exclusive=True", "hint='true'")
     assert load_config([f"slurm.sbatch.{pair}" for pair in typed]).slurm.sbatch == expected
 

@@ -123,14 +123,14 @@ def verify(path: Path) -> Checkpoint:
     return Checkpoint(path, manifest, content)
 
 
-def unpickle(content: bytes) -> dict[str, Any]:
+def unpickle(content: bytes | io.BytesIO) -> dict[str, Any]:
     """The payload of verified bytes; tensors on the CPU, no code is run.
 
     Raises:
         CheckpointError: something else than tensors and plain values is in it.
     """
     try:
-        payload = load_tensors(io.BytesIO(content))
+        payload = load_tensors(content if isinstance(content, io.BytesIO) else io.BytesIO(content))
     except ValueError as error:
         raise CheckpointError(f"its content is no checkpoint and was not opened ({error})") from None
     assert isinstance(payload, dict)

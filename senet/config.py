@@ -186,7 +186,8 @@ class TrainConfig:
     """Updates between comparisons of all weights, bit by bit, over the ranks; also before each checkpoint. Ranks that
     have drifted apart (a broken GPU, a change on one rank) end the run. 0: off."""
     deterministic: bool = True
-    """Deterministic kernels, no cudnn.benchmark. The promise of equal bits on a GPU needs it."""
+    """Deterministic kernels, no cudnn.benchmark, no sums inside NVSwitch (NCCL_ALGO, unless it is set). The promise of
+    equal bits on a GPU needs it."""
     device: Literal["auto", "cpu", "cuda"] = option("auto", free=True)
     """auto: CUDA where a GPU is visible. A change on resume changes the numbers and is warned about."""
     threads_per_rank: int = option(0, low=0, high=1024, free=True)

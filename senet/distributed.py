@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -200,15 +202,22 @@ def broadcast_buffers(model: nn.Module) -> None:
         dist.broadcast(buffer, src=0)
 
 
-def broadcast_bytes(content: bytes | None, group: dist.ProcessGroup) -> bytes | None:
-    """Rank 0's bytes on every rank (over the CPU group)."""
+def broadcast_bytes(content: bytes | None, group: dist.ProcessGroup) -> io.BytesIO | None:
+    """Rank 0's bytes on every rank (over the CPU group), once in memory; rank 0's are not copied."""
     size = torch.tensor([-1 if content is None else len(content)])
     dist.broadcast(size, src=0, group=group)
     if size.item() < 0:
         return None
-    buffer = torch.frombuffer(bytearray(content or bytes(int(size.item()))), dtype=torch.uint8)
+    stream = io.BytesIO(content or b"")
+    if content is None:
+        stream.seek(int(size.item()) - 1)
+        stream.write(b"\0")
+        stream.seek(0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # rank 0 only reads it
+        buffer = torch.frombuffer(content or stream.getbuffer(), dtype=torch.uint8)
     dist.broadcast(buffer, src=0, group=group)
-    return buffer.numpy().tobytes()
+    return stream
 
 
 def sum_over_ranks(values: Tensor) -> list[int]:

@@ -51,6 +51,8 @@ def set_deterministic(deterministic: bool) -> None:
     """Choose deterministic kernels, or the fastest ones; TF32 in either. Call before the first CUDA call."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # what NVSwitch adds up has no fixed order; torch itself excludes NVLS alone, but several nodes have NVLSTree
+        os.environ.setdefault("NCCL_ALGO", "^NVLS,NVLSTree")
         # NaN-filling every new tensor costs time and guards against bugs we do not have
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # a network with an operation that has no deterministic form still trains; torch warns and names it

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -76,6 +78,9 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
     threads = set_threads(config.train.threads_per_rank, ranks.local_world_size)
     amp = _choose_amp(config.train.amp, ranks.device)
     facts = {"world_size": ranks.world_size, "threads_per_rank": threads, "amp": amp, "device": ranks.device.type}
+    if ranks.device.type == "cuda" and ranks.world_size > 1:
+        facts["nccl_algo"] = os.environ.get("NCCL_ALGO", "")
+        log.info("NCCL_ALGO=%s: the order in which gradients are added up", facts["nccl_algo"])
     run_dir = Path(config.run_dir)
     with ExitStack() as stack:
         store, (data, model, sampler, lease, checkpoints, checkpoint) = start_together(
@@ -86,6 +91,8 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
         data = keep_on_device(data, config.data.resident, ranks.device)
         content = broadcast_bytes(checkpoint.content if checkpoint else None, group)
         saved = unpickle(content) if content else None
+        checkpoint = replace(checkpoint, content=b"") if checkpoint else None
+        del content  # while it is restored there is one copy, in saved
         state = TrainState.from_state_dict(saved["state"]) if saved else TrainState()
         writer = _take_up(config, facts | provenance(argv), model, data, lease, state, checkpoint)
         stack.callback(writer.close)
@@ -118,7 +125,7 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
         if checkpoint:
             warn_of_changes(checkpoint, facts)
             trainer.progress.say(f"resumed from {checkpoint.path} at step {state.step}")
-        del checkpoint, content, saved  # as much memory as the run needs for its state
+        del saved  # as much memory as the run needs for its state
         trained = state.epochs_done < config.train.epochs
         summary = trainer.fit()
         if trained and summary.state == "finished":
@@ -252,7 +259,7 @@ def _to_device(
         replicas = replicate(
             compiled,
             ranks,
-            dummy_NCHW=_dummy(config, ranks.device),
+            dummy_NCHW=_micro_batch(config, ranks) if config.train.compile else _dummy(config, ranks.device),
             num_classes=num_classes,
             comm_hook=config.train.comm_hook,
         )
@@ -262,6 +269,13 @@ def _to_device(
 def _dummy(config: Config, device: torch.device) -> Tensor:
     """Two black images, for whatever has to see the network run."""
     return torch.zeros(2, 3, config.data.image_size, config.data.image_size, device=device)
+
+
+def _micro_batch(config: Config, ranks: Ranks) -> Tensor:
+    """Black images in the number and layout of training: whatever differs is compiled again, and for any number."""
+    count, size = config.train.global_batch_size // (ranks.world_size * config.train.accumulate), config.data.image_size
+    images_NHWC = torch.zeros(count, size, size, 3, dtype=torch.uint8, device=ranks.device)
+    return _preprocess(config, ranks.device).test(images_NHWC)
 
 
 def _preprocess(config: Config, device: torch.device) -> Preprocess:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import time
@@ -10,11 +11,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from senet.checkpoint import unpickle
 from senet.config import ConfigError, DistributedConfig, RunError, TrainConfig
 from senet.distributed import (
     broadcast_buffers,
@@ -112,7 +115,7 @@ def _everything_else() -> dict[str, Any]:
         return {
             "buffers": sorted({float(value) for buffer in model.buffers() for value in buffer.unique()}),
             "sum": sum_over_ranks(torch.tensor([ranks.rank, 2**40])),
-            "bytes": broadcast_bytes(b"from rank 0" if ranks.is_main else None, group),
+            "bytes": broadcast_bytes(b"from rank 0" if ranks.is_main else None, group).read(),  # type: ignore[union-attr]
             "nothing": broadcast_bytes(None, group),
         }
 
@@ -222,3 +225,27 @@ def _absent(address: str, port: int) -> str:
 def test_a_rank_that_never_comes_is_one_line(tmp_path: Path) -> None:
     [said] = run_ranks(1, _absent, "127.0.0.1", free_port(), tmp_path=tmp_path)
     assert said.startswith("0: rank 0 does not meet the others at 127.0.0.1:")
+
+
+def _copies(path: str) -> float:
+    """Copies of a checkpoint that restoring it adds to this process, at the most."""
+    content = Path(path).read_bytes() if os.environ["RANK"] == "0" else None
+    size = Path(path).stat().st_size
+
+    def restore(_: Ranks, group: dist.ProcessGroup) -> float:
+        before = psutil.Process().memory_info().rss - len(content or b"")
+        received = broadcast_bytes(content, group)
+        assert received is not None
+        payload = unpickle(received)
+        assert float(payload["weights"][-1]) == 1.0
+        return (1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / size
+
+    return with_group(restore)  # type: ignore[no-any-return]
+
+
+@pytest.mark.ranks
+def test_a_restore_holds_the_file_once_beside_what_is_in_it(tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint.pt"
+    torch.save({"weights": torch.ones(150_000_000)}, file)  # more than importing torch takes for a while
+    copies = run_ranks(2, _copies, str(file), tmp_path=tmp_path)
+    assert max(copies) < 2.2, copies

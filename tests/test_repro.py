@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from senet import repro
-from senet.repro import cores, set_threads
+from senet.repro import cores, set_deterministic, set_threads
 
 
 @pytest.fixture
@@ -50,3 +50,18 @@ def test_affinity_and_quotas_of_control_groups_limit_the_threads(
     assert set_threads(0, 1) == cores() == expected
     assert set_threads(0, 2) == max(1, expected // 2)
     assert set_threads(7, 2) == 7
+
+
+def test_deterministic_mode_leaves_out_what_nvswitch_adds_up_unless_somebody_chose(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("NCCL_ALGO", raising=False)
+    try:
+        set_deterministic(True)
+        # by their whole names: excluding NVLS alone leaves NVLSTree, which several nodes use
+        assert os.environ["NCCL_ALGO"] == "^NVLS,NVLSTree"
+        monkeypatch.setenv("NCCL_ALGO", "Ring")
+        set_deterministic(True)
+        assert os.environ["NCCL_ALGO"] == "Ring"
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -542,3 +542,20 @@ def test_what_a_run_directory_holds(train_here: Train, tmp_path: Path) -> None:
 def test_a_layer_that_forward_leaves_out_is_named(network: str, layer: str, train_here: Train, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"{layer} has no part in the output"):
         train_here(tmp_path, f"model.name=tests.networks:{network}")
+
+
+@pytest.mark.slow
+def test_a_network_is_compiled_for_the_batches_it_is_trained_on(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes, original = [], torch.compile
+
+    def record(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        shapes.extend(tuple(each.shape) for each in inputs if isinstance(each, Tensor) and each.ndim == 4)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda model: original(model, backend=record))
+    train_here(tmp_path, "train.compile=true", "train.accumulate=2", "train.epochs=1")
+    images = {shape for shape in shapes if shape[1:] == (3, 16, 16)}
+    assert images == {(32, 3, 16, 16)}
+    assert all(type(size) is int for shape in shapes for size in shape)  # none is free, as it is for a second size

@@ -57,6 +57,10 @@ class Predictions:
     """Mean gate [K, C] of each class and channel, by name of the block, in the network's order; {} without gates."""
     gate_shares: Floats
     """``class_share`` of each block."""
+    weights: str = ""
+    """"averaged" or "raw"; empty in a file of an older version."""
+    mistake_files: tuple[str, ...] = ()
+    """Paths below the folder of the images, in the order of ``mistakes``; () where images have none."""
 
     @property
     def predicted_N(self) -> Integers:
@@ -103,6 +107,8 @@ class Predictions:
             gates = {name.removeprefix(_GATE): arrays.pop(name) for name in list(arrays) if name.startswith(_GATE)}
             plain: dict[str, Any] = {name: str(arrays.pop(name)) for name in ("sha256", "checkpoint")}
             plain["other_images"] = bool(arrays.pop("other_images"))
+            plain["weights"] = str(arrays.pop("weights", ""))
+            plain["mistake_files"] = tuple(arrays.pop("mistake_files", np.array(())).tolist())
             return cls(**plain, classes=tuple(arrays.pop("classes").tolist()), gates=gates, **arrays)
         except FileNotFoundError:
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -13,11 +14,13 @@ from senet.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, label, s
 from senet.history import Run, judged
 
 _SIZE = (5.3, 3.8)  # inches
-_INTERRUPTIONS = {  # cause: colour, line, marker at its upper end
+_MARKS = {  # of what happened: colour, line, marker at its end
+    "interrupted": (ORANGE, "--", "s"),
     "preempted": (PURPLE, "--", "v"),
     "killed": (BLACK, "-.", "X"),
     "failed": (RED, ":", "d"),
     "unknown": ("#777777", "--", "o"),
+    "changed": (GREEN, "-", "P"),
 }
 _RUNS = [
     (BLUE, "o", "-"),
@@ -30,7 +33,7 @@ _RUNS = [
 
 
 def curves(run: Run) -> dict[str, Figure]:
-    """Loss, accuracy and learning rate over the epochs, with the interruptions marked."""
+    """Loss, accuracy and learning rate over the epochs, with interruptions and changed options marked."""
     return {
         "loss": _curve(run, "loss", "loss (nats per image)"),
         "accuracy": _curve(run, "top1", "top-1 accuracy (%)"),
@@ -55,18 +58,16 @@ def images(runs: Sequence[Run]) -> str:
 def _curve(run: Run, quantity: str, title: str) -> Figure:
     figure = Figure(_SIZE, layout="constrained")
     axes = figure.subplots()
-    axes.plot(
-        *_line(run, run.intervals, f"train_{quantity}"), color=SKY, linewidth=1, label="training, per log interval"
-    )
+    _draw(axes, run, run.intervals, f"train_{quantity}", color=SKY, linewidth=1, label="training, per log interval")
     for kind, colour, marker, text in (
         ("train", BLUE, "o", "training, epoch"),
         ("test", RED, "s", run.images),
         ("ema", GREEN, "^", f"{run.images}, averaged weights"),
     ):
-        x, y = _line(run, run.epochs, f"{kind}_{quantity}")
-        if y:
-            axes.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=1.5, label=text)
+        _draw(axes, run, run.epochs, f"{kind}_{quantity}", color=colour, marker=marker, linewidth=1.5, label=text)
     axes.set_ylabel(title)
+    if quantity == "loss":
+        _clip(axes)
     return _finish(figure, axes, run)
 
 
@@ -74,7 +75,9 @@ def _curve(run: Run, quantity: str, title: str) -> Figure:
 def _learning_rate(run: Run) -> Figure:
     figure = Figure(_SIZE, layout="constrained")
     axes = figure.subplots()
-    axes.plot(*_line(run, run.intervals or run.epochs, "lr"), color=BLUE, linewidth=1.5, label="learning rate")
+    by_step = {row["step"]: row for row in [*run.intervals, *run.epochs]}
+    rows = [by_step[step] for step in sorted(by_step)]
+    _draw(axes, run, rows, "lr", color=BLUE, linewidth=1.5, label="learning rate")
     axes.set(ylabel="learning rate", ylim=(0, None))
     return _finish(figure, axes, run)
 
@@ -85,32 +88,70 @@ def _compare(runs: Sequence[Run], titles: Sequence[str], quantity: str, title: s
     axes = figure.subplots()
     for index, (run, name) in enumerate(zip(runs, titles, strict=True)):
         colour, marker, line = _RUNS[index % len(_RUNS)]
-        x, y = _line(run, [row | {quantity: row[f"{judged(row)}_{quantity}"]} for row in run.epochs], quantity)
-        axes.plot(x, y, color=colour, marker=marker, linestyle=line, markersize=5, linewidth=1.5, label=label(name, 24))
+        look = {"color": colour, "marker": marker, "linestyle": line, "linewidth": 1.5}
+        if index // len(_RUNS) % 2:  # from the seventh on: hollow
+            look["markerfacecolor"] = "white"
+        rows = [row | {quantity: row[f"{judged(row)}_{quantity}"]} for row in run.epochs]
+        _draw(axes, run, rows, quantity, label=label(name, 24), **look)
     axes.set(xlabel="epoch", ylabel=title)
+    if quantity == "loss":
+        _clip(axes)
     _trim(figure, axes)
     return figure
 
 
-def _line(run: Run, rows: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
+def _draw(axes: Axes, run: Run, rows: Sequence[dict[str, Any]], key: str, **look: Any) -> None:
+    """A line over the epochs, nothing where no row has it; one or two points get markers, to be seen at all."""
     rows = [row for row in rows if key in row]
-    return [row["step"] / (run.steps_per_epoch or 1) for row in rows], [row[key] for row in rows]
+    if rows:
+        x = [row["step"] / (run.steps_per_epoch or 1) for row in rows]
+        marker = {"marker": "o"} if len(rows) <= 2 else {}
+        axes.plot(x, [row[key] for row in rows], markersize=5, **marker | look)
+
+
+def _clip(axes: Axes) -> None:
+    """End the axis below what lies ten times above the rest of its line (a quarter of it at most), and mark that."""
+    tops, lows = [], []
+    for line in axes.get_lines():
+        values = np.asarray(line.get_ydata(), float)
+        values = np.sort(values[np.isfinite(values)])[::-1]
+        most = min(max(1, len(values) // 4), len(values) - 1)
+        beyond = [n for n in range(1, most + 1) if values[n - 1] > 10 * values[n] > 0]
+        tops += values[max(beyond, default=0) :][:1].tolist()
+        lows += values[-1:].tolist()
+    points = [point for line in axes.get_lines() for point in np.asarray(line.get_xydata()).tolist()]
+    outside = [(x, y) for x, y in points if tops and max(tops) < y < np.inf]
+    if outside:
+        margin = 0.05 * (max(tops) - min(lows)) or 0.5
+        axes.set_ylim(min(lows) - margin, max(tops) + margin)
+        text = f"beyond the axis, up to {max(y for _, y in outside):,.0f}"
+        _mark(axes, [x for x, _ in outside], text, color=BLACK, linestyle="none", marker="^")
+
+
+def _mark(axes: Axes, at: Sequence[float], text: str, edge: int = 1, **look: Any) -> None:
+    """Markers on the upper edge or (0) on the lower one, with an entry in the legend."""
+    y, place = [edge] * len(at), axes.get_xaxis_transform()
+    axes.plot(at, y, transform=place, clip_on=False, markersize=6, label=text, **look)
 
 
 def _finish(figure: Figure, axes: Axes, run: Run) -> Figure:
-    """Mark where the run was interrupted, one entry in the legend for each cause, and name the axis."""
+    """Mark interruptions and changed options, with one entry in the legend for each kind, and name the axis."""
+    if not axes.get_lines():
+        axes.text(0.5, 0.5, "nothing logged yet", transform=axes.transAxes, ha="center")
+        axes.set_yticks([])
     steps: dict[str, list[int]] = {}
     for interruption in run.interruptions:
         steps.setdefault(interruption.cause, []).append(interruption.step)
-    upper_end = axes.get_xaxis_transform()
+    if run.changes:
+        steps["changed"] = list(run.changes)
     for cause, resumed_at in steps.items():
-        colour, line, marker = _INTERRUPTIONS[cause]
+        colour, line, marker = _MARKS[cause]
         at = [step / (run.steps_per_epoch or 1) for step in resumed_at]
         for x in sorted(set(at)):
-            axes.axvline(x, color=colour, linestyle=line, linewidth=1, zorder=1.5)
-        text = f"resumed after: {cause}" + (f" ({len(at)} times)" if len(at) > 1 else "")
-        marks: dict[str, Any] = {"color": colour, "linestyle": line, "marker": marker, "markersize": 6}
-        axes.plot(at, [1] * len(at), transform=upper_end, clip_on=False, label=text, **marks)
+            axes.axvline(x, color=colour, linestyle=line, linewidth=1, zorder=1.4 if cause == "changed" else 1.5)
+        text = "options changed" if cause == "changed" else f"resumed after: {cause}"
+        times = f" ({len(at)} times)" if len(at) > 1 else ""
+        _mark(axes, at, text + times, int(cause != "changed"), color=colour, linestyle=line, marker=marker)
     axes.set(xlabel="epoch" if run.epochs else "update", xlim=(0, None))
     _trim(figure, axes)
     return figure
@@ -119,5 +160,6 @@ def _finish(figure: Figure, axes: Axes, run: Run) -> Figure:
 def _trim(figure: Figure, axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid()
-    if axes.get_legend_handles_labels()[0]:
+    if entries := axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower center", ncols=2)
+        figure.set_figheight(_SIZE[1] + 0.2 * max(0, -(-len(entries) // 2) - 2))  # inches for each row but two

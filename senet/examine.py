@@ -18,6 +18,7 @@ from senet.data import Split
 from senet.evaluation import open_test_data
 from senet.model import SqueezeExcite
 from senet.repro import set_threads
+from senet.sources import image_paths
 from senet.trained import Trained, load_trained, open_checkpoint
 
 _BATCH = 256
@@ -46,21 +47,24 @@ def predictions_of(
     if stored and stored.sha256 == manifest["sha256"]:
         return stored, ""
     try:
-        data, _ = open_test_data(manifest, checkpoint.path, overrides)
+        data, options = open_test_data(manifest, checkpoint.path, overrides)
     except ConfigError as error:
         if overrides:
             raise
         return None, f"the test images are not here: {error}"
     other_images = not data.same_images(str(manifest.get("data")))
     set_threads(0, 1)
-    predictions = predict(load_trained(run_dir, model_name=model_name, device=device), data.test, other_images)
+    trained = load_trained(run_dir, model_name=model_name, device=device)
+    paths = image_paths(Path(options.folder), "test")[0] if options.source == "imagefolder" else []
+    files = [str(path.relative_to(options.folder)) for path in paths]
+    predictions = predict(trained, data.test, other_images, files)
     file.parent.mkdir(exist_ok=True)
     predictions.save(file)
     return predictions, ""
 
 
-def predict(trained: Trained, split: Split, other_images: bool = False) -> Predictions:
-    """One pass over the whole split in fp32, each image once."""
+def predict(trained: Trained, split: Split, other_images: bool = False, files: Sequence[str] = ()) -> Predictions:
+    """One pass over the whole split in fp32, each image once; ``files``: where each image comes from, if from files."""
     gates = {name: module for name, module in trained.model.named_modules() if isinstance(module, SqueezeExcite)}
     tallies = {name: GateTally(len(trained.classes)) for name in gates}
     now: dict[str, Tensor] = {}  # the gates of the batch in hand
@@ -93,6 +97,8 @@ def predict(trained: Trained, split: Split, other_images: bool = False) -> Predi
         mistake_images=_pictures(split, mistakes),
         gates={name: tally.means_KC().astype(np.float32) for name, tally in tallies.items()},
         gate_shares=np.array([tally.class_share() for tally in tallies.values()]),
+        weights=trained.manifest["weights"],
+        mistake_files=tuple(files[index] for index in mistakes) if files else (),
     )
 
 

@@ -6,12 +6,16 @@ import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
+from unicodedata import east_asian_width
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
+from matplotlib.text import Text
 
 from senet.analysis import Calibration, Floats, Integers
 
@@ -35,7 +39,8 @@ STYLE: dict[Any, Any] = {
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, RED, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 _RIGHT, _WRONG = "#1b7837", "#b2182b"
-_MOST_BARS = 50
+MOST_BARS = 50
+WORST = 20  # classes that are shown where there are more
 COLUMNS = 8  # of a grid of images
 
 
@@ -45,32 +50,59 @@ def styled() -> Iterator[None]:
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()  # not what a matplotlibrc says: the same bytes for everybody
         matplotlib.rcParams.update(STYLE)
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # a box, in a script that the font has not
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # measured as a box; see to_svg
         yield
 
 
 @styled()
 def to_svg(figure: Figure) -> bytes:
-    """The same figure gives the same bytes."""
-    with io.BytesIO() as file:
+    """The same figure gives the same bytes. Letters that the font has not are left to the viewer, as text."""
+    shown = {letter for text in figure.findobj(Text) for letter in text.get_text()}
+    with io.BytesIO() as file, matplotlib.rc_context():
+        if any(ord(letter) not in _letters() for letter in shown if letter != "\n"):
+            matplotlib.rcParams["svg.fonttype"] = "none"
         figure.savefig(file, format="svg", metadata={"Date": None})
         return file.getvalue()
 
 
+@cache
+def _letters() -> frozenset[int]:
+    """What DejaVu Sans can draw."""
+    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
+
+
 def label(name: str, length: int = 16) -> str:
-    """A name that fits and that every renderer can draw."""
+    """A name that fits, its middle left out if need be; a Chinese or Japanese letter is as wide as two others."""
     name = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
-    return name if len(name) <= length else f"{name[: length - 1]}…"
+    if sum(map(_width, name)) <= length:
+        return name
+    head, tail = name[: len(name) // 2], name[len(name) // 2 :]
+    while sum(map(_width, head + tail)) >= length:
+        head, tail = (head[:-1], tail) if len(head) > len(tail) else (head, tail[1:])
+    return f"{head}…{tail}"
+
+
+def _width(letter: str) -> int:
+    return 2 if east_asian_width(letter) in "WF" else 1
+
+
+def _at_an_axis(name: str, length: int = 16) -> str:
+    """A label that ends at an axis. Wide letters are drawn 1 em wide by the viewer, but measured as the font's box of
+    0.6 em: spaces of 0.32 em before them make up for that.
+    """
+    name = label(name, length)
+    wide = sum(_width(letter) == 2 and ord(letter) not in _letters() for letter in name)
+    return "\N{NO-BREAK SPACE}" * -(-wide * 40 // 32) + name
 
 
 @styled()
 def class_accuracy(accuracies_K: Floats, classes: Sequence[str], overall: float) -> Figure:
-    """Bars, the lowest at the top, in percent; of more than 50 classes the 50 lowest."""
-    order = np.argsort(accuracies_K, kind="stable")[:_MOST_BARS]
+    """Bars, the lowest at the top, in percent; of more than 50 classes the 20 lowest."""
+    order = np.argsort(accuracies_K, kind="stable")[: WORST if len(classes) > MOST_BARS else None]
     figure = Figure((5.4, 1.1 + 0.24 * len(order)), layout="constrained")
     axes = figure.subplots()
     axes.barh(range(len(order)), accuracies_K[order], color=SKY, height=0.72)
-    axes.set_yticks(range(len(order)), [label(classes[index]) for index in order])
+    axes.set_yticks(range(len(order)), [_at_an_axis(classes[index]) for index in order])
     _at_the_right(axes, [f"{accuracies_K[index]:.1f}" for index in order])
     axes.axvline(overall, color=BLACK, linewidth=1, linestyle="--", label=f"all classes: {overall:.2f} %")
     axes.invert_yaxis()
@@ -98,7 +130,7 @@ def confusion(counts_KK: Integers, classes: Sequence[str]) -> Figure:
                 colour = "white" if share > 55 else "black"
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
     if count <= 50:
-        names = [label(name, 12) for name in classes]
+        names = [_at_an_axis(name, 12) for name in classes]
         axes.set_xticks(range(count), names, rotation=45 if count <= 20 else 90, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(count), names)
     axes.tick_params(length=0, labelsize=8 if count <= 20 else 6)
@@ -186,7 +218,7 @@ def gates(means: Mapping[str, Floats], classes: Sequence[str]) -> Figure:
         right.set_title("class less mean", loc="left", fontsize=9)
         right.set_xticks([])
         if len(classes) <= 20:
-            right.set_yticks(range(len(classes)), [label(name) for name in classes], fontsize=6.5)
+            right.set_yticks(range(len(classes)), [_at_an_axis(name) for name in classes], fontsize=6.5)
         else:
             right.set_yticks([])
         right.tick_params(length=0)

@@ -13,6 +13,7 @@ from senet.config import ConfigError
 from senet.files import read_json, read_rows
 
 _CAUSES = {"stopped": "preempted", "running": "killed", "failed": "failed", "finished": "finished"}
+_BY_A_PERSON = ("SIGINT", "SIGHUP")  # Ctrl-C, a terminal that was closed
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class Run:
         ]
 
     @property
+    def changes(self) -> dict[int, list[str]]:
+        """By the updates done then: the options that a start changed, "optim.lr: 0.1 -> 0.03"."""
+        return {int(start["resumed_from"]): found for start in self.starts if (found := changed(start))}
+
+    @property
     def requeues(self) -> int:
         """How often SLURM took up the same job again, over all jobs of the run."""
         last: dict[str, int] = {}
@@ -98,10 +104,20 @@ def read_run(folder: Path) -> Run:
 
 
 def cause(start: Mapping[str, Any]) -> str:
-    """How the start before this one ended. preempted: saved and left after a signal. killed: ended without a word.
-    failed: by an error. finished. unknown: the files do not say (they are of an older version).
+    """How the start before this one ended. interrupted: saved and left after a signal of a person's terminal.
+    preempted: after another one. killed: ended without a word. failed: by an error. finished. unknown: the files do not
+    say (they are of an older version).
     """
-    return _CAUSES.get(start.get("after", {}).get("state", ""), "unknown")
+    after = start.get("after", {})
+    if after.get("state") == "stopped" and after.get("reason") in _BY_A_PERSON:
+        return "interrupted"
+    return _CAUSES.get(after.get("state", ""), "unknown")
+
+
+def changed(start: Mapping[str, Any]) -> list[str]:
+    """The options that a start changed, "optim.lr: 0.1 -> 0.03"."""
+    options = start.get("changed") or {}
+    return [f"{key}: {was} -> {now}" for key, (was, now) in options.items()]
 
 
 def judged(row: Mapping[str, Any]) -> str:

@@ -14,11 +14,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from senet.analysis import SMALL_RANGE, SMALL_SHARE, Predictions, calibration
 from senet.drawings import Drawing, class_accuracies, confusion_counts
-from senet.history import Run, cause, judged, names
+from senet.figures import MOST_BARS, WORST
+from senet.history import Run, cause, changed, judged, names
 
 _PIXELS_PER_INCH = 96
+_WEIGHTS = {"ema": "averaged", "test": "raw"}
 _NONE = "\N{EN DASH}"
 _ENDINGS = {
+    "interrupted": "interrupted by a person; saved and left",
     "preempted": "asked to stop; saved and left",
     "killed": "killed without a word",
     "failed": "failed",
@@ -99,7 +102,10 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     facts.append(("Images", str(run.options.get("data.source", "unknown"))))
     if run.epochs:
         last = run.epochs[-1]
-        facts.append((f"Best {run.images} accuracy", f"{last['best_top1']:.2f} % after epoch {last['best_epoch']}"))
+        best = next((row for row in run.epochs if row["epoch"] == last["best_epoch"]), last)
+        weights = f" ({_WEIGHTS[judged(best)]} weights)" if "ema_top1" in best else ""
+        after = f"after epoch {last['best_epoch']}{weights}"
+        facts.append((f"Best {run.images} accuracy", f"{last['best_top1']:.2f} % {after}"))
         titles = {"train": "training", "test": run.images, "ema": f"{run.images}, averaged weights"}
         for kind, title in titles.items():
             if f"{kind}_loss" in last:
@@ -123,16 +129,17 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 def _starts(run: Run) -> Table:
     """Each start of the run, and what had ended the one before."""
     rows = []
-    for index, start in enumerate(run.starts):
+    for index, start in enumerate(run.starts):  # numbered as they stand: generations also count refused starts
         after = start.get("after", {})
         ended = _ENDINGS[cause(start)] if index else ""
         reason = f" ({after['reason']})" if after.get("reason") else ""
         job = f"{after['job']}, restart {after['job_restarts']}" if after.get("job") else ""
         facts = [str(start.get(key, "")) for key in ("world_size", "device")]
         time = str(start.get("time", "")).replace("T", " ").removesuffix("+00:00")
-        cells = [str(start["generation"]), time, f"{start['resumed_from']:,}", ended + reason, job, *facts]
-        rows.append([*cells, str(start.get("commit", ""))[:10]])
-    header = ("start", "time (UTC)", "from update", "the one before", "its SLURM job", "ranks", "device", "commit")
+        cells = [str(index + 1), time, f"{start['resumed_from']:,}", ended + reason, job, *facts]
+        rows.append([*cells, str(start.get("commit", ""))[:10], ", ".join(changed(start))])
+    header = ["start", "time (UTC)", "from update", "the one before", "its SLURM job", "ranks", "device", "commit"]
+    header += ["changed options"]
     used = [column for column in range(len(header)) if any(row[column] for row in rows)]  # a job only under SLURM
     return Table([header[column] for column in used], [[row[column] for column in used] for row in rows])
 
@@ -169,6 +176,8 @@ def _seen(predictions: Predictions) -> dict[str, Any]:
         often = f"{classes[int(others.argmax())]} ({others.max()})" if others.max() else _NONE
         images = f"{counts_KK[index].sum():,}"
         rows.append([name, images, f"{recalls_K[index]:.2f}", f"{precisions_K[index]:.2f}", often])
+    worst = [rows[index] for index in np.argsort(recalls_K, kind="stable")[:WORST]]
+    header = ("class", "images", "accuracy %", "precision %", "most often taken for")
     gates = [
         [name, str(means_KC.shape[1]), f"{means_KC.mean():.3f}", f"{share:.3f}", f"{predictions.gate_ranges[name]:.3f}"]
         for (name, means_KC), share in zip(predictions.gates.items(), predictions.gate_shares, strict=True)
@@ -180,7 +189,10 @@ def _seen(predictions: Predictions) -> dict[str, Any]:
         "accuracy": f"{predictions.accuracy:.2f} %",
         "confidence": f"{100 * predictions.confidences_N.mean():.2f} %",
         "error": f"{calibration(predictions.confidences_N, right_N).error:.4f}",
-        "classes": Table(("class", "images", "accuracy %", "precision %", "most often taken for"), rows),
+        "classes": Table(header, rows),
+        "worst": Table(header, worst) if len(rows) > MOST_BARS else None,
+        "files": _mistake_files(predictions),
+        "weights": predictions.weights,
         "gates": Table(("block", "channels", "mean gate", "share of class", "range of class means"), gates),
         "blind": predictions.blind_blocks,
         "small_share": SMALL_SHARE,
@@ -188,6 +200,15 @@ def _seen(predictions: Predictions) -> dict[str, Any]:
         "chance": f"{(len(classes) - 1) / max(1, len(predictions.labels_N) - 1):.4f}",
         "mistakes": f"{np.count_nonzero(~right_N):,}",
     }
+
+
+def _mistake_files(predictions: Predictions) -> Table:
+    """The pictures of the mistakes, row by row of their figure, by the files they come from."""
+    rows = []
+    for number, (index, file) in enumerate(zip(predictions.mistakes, predictions.mistake_files, strict=False), start=1):
+        guess, sure = predictions.classes[predictions.predicted_N[index]], predictions.confidences_N[index]
+        rows.append([str(number), file, guess, f"{100 * sure:.1f}"])
+    return Table(("picture", "file", "taken for", "confidence %"), rows)
 
 
 def _command(argv: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from senet.config import REPOSITORY, ConfigError, DataConfig
 from senet.data import ImageData, Split
 from senet.evaluate import _predictions, _text, main
 from senet.evaluation import Evaluation, open_test_data
+from senet.examine import predictions_of
 from senet.metrics import Scores
 from senet.trained import load_trained
 from tests.conftest import Train
@@ -56,6 +57,15 @@ def images_run(train_here: Train, images: Path, folder: Path) -> Path:
         options = ("data.source=imagefolder", f"data.folder={images}", f"data.root={folder / 'data'}")
         train_here(run_dir, *options, "train.epochs=1", "train.amp=off", "train.global_batch_size=50")
     return run_dir
+
+
+def test_a_report_names_the_files_of_mistakes(images_run: Path, images: Path, tmp_path: Path) -> None:
+    made, _ = predictions_of(images_run, tmp_path / "new.npz", model_name=TINY, device="cpu")
+    assert made is not None
+    assert len(made.mistake_files) == len(made.mistakes) > 10
+    for index, name in zip(made.mistakes, made.mistake_files, strict=True):
+        assert (images / name).is_file()
+        assert Path(name).parts[:2] == ("test", made.classes[made.labels_N[index]])
 
 
 def arguments(run_dir: Path, *more: object) -> list[str]:

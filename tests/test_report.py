@@ -20,7 +20,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from senet import examine
+from senet import examine, figures
 from senet.analysis import GateTally, Predictions, calibration
 from senet.config import ConfigError
 from senet.curves import curves, images
@@ -340,6 +340,78 @@ def test_what_comes_from_files_is_escaped_and_the_jobs_environment_left_out(run_
         assert escaped in page
 
 
+@pytest.fixture
+def made_up() -> Predictions:
+    """Of 1,000 classes, 2 images of each, a third of them wrong."""
+    labels = np.arange(2000) % 1000
+    probabilities = np.full((2000, 1000), 1e-4, np.float32)
+    probabilities[np.arange(2000), np.where(labels % 3, labels, labels - 1)] = 0.9
+    names = tuple(f"class {number}" for number in range(1000))
+    some, pixels = np.arange(0, 30, 3), np.zeros((10, 8, 8, 3), np.uint8)
+    files = tuple(f"test/class {number}/<{number}>.png" for number in some)
+    return Predictions(
+        "0", "a.pt", False, names, probabilities, labels, some, pixels, some, pixels, {}, np.zeros(0), "raw", files
+    )
+
+
+def test_a_thousand_classes_show_the_worst_twenty_and_fold_the_rest(run_dir: Path, made_up: Predictions) -> None:
+    runs = [read_run(run_dir)]
+    page = render(runs, {}, {}, made_up, "").decode()
+    section = page[page.index('id="classes"') : page.index('id="calibration"')]
+    open_part, folded = section.split("<details>")
+    assert re.findall(r'<th scope="row">(.*?)</th>', open_part) == [f"class {number}" for number in range(0, 60, 3)]
+    assert folded.count('<th scope="row">') == 1000
+    assert draw(runs, made_up)["classes"].figure.get_figheight() < 8  # inches
+    few = render(runs, {}, {}, predictions_in(run_dir), "").decode()
+    assert "<details>" not in few[few.index('id="classes"') : few.index('id="calibration"')]
+
+
+def test_mistakes_are_named_by_their_files_and_the_network_by_its_weights(
+    run_dir: Path, made_up: Predictions, tmp_path: Path
+) -> None:
+    made_up.save(tmp_path / "new.npz")
+    again = Predictions.load(tmp_path / "new.npz")
+    assert again is not None
+    assert (again.mistake_files, again.weights) == (made_up.mistake_files, "raw")
+    page = render([read_run(run_dir)], {}, {}, again, "").decode()
+    assert "</code>, raw weights, in fp32" in page
+    assert "The files of these 10 mistakes" in page
+    assert '<th scope="row">2</th><td>test/class 3/&lt;3&gt;.png</td><td>class 2</td><td>90.0</td>' in page
+    assert predictions_in(run_dir).mistake_files == ()  # digits come from no files
+    with np.load(tmp_path / "new.npz") as file:  # as an older version wrote it
+        older = {name: file[name] for name in file.files if name not in ("mistake_files", "weights")}
+    np.savez(tmp_path / "old.npz", **older)
+    old = Predictions.load(tmp_path / "old.npz")
+    assert old is not None
+    page = render([read_run(run_dir)], {}, {}, old, "").decode()
+    assert "</code> in fp32" in page
+    assert "The files of these" not in page
+
+
+def test_letters_that_the_font_has_not_are_left_to_the_browser_as_text() -> None:
+    def drawn(*classes: str) -> str:
+        return to_svg(class_accuracy(np.array([50.0, 25.0]), classes, 37.5)).decode()
+
+    assert ">猫<" in re.sub(r"\N{NO-BREAK SPACE}", "", drawn("猫", "dog"))
+    assert drawn("猫", "dog") == drawn("猫", "dog")
+    assert "<text" not in drawn("chat", "Hündin")  # drawn, so the same in every browser
+    assert "<b>" not in drawn("猫<b>", "dog")
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "shown"),
+    [
+        ("short", 5, "short"),
+        ("a long name 12", 9, "a lo…e 12"),
+        ("日本語の名前", 12, "日本語の名前"),
+        ("日本語の長い名前", 12, "日本語…名前"),
+        ("a\nb\x01", 4, "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}"),
+    ],
+)
+def test_a_label_that_is_too_long_loses_its_middle(name: str, length: int, shown: str) -> None:
+    assert figures.label(name, length) == shown
+
+
 @pytest.mark.parametrize("path", ["nothing", "."])
 def test_what_is_no_run_directory_is_named(path: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=str(tmp_path)):
@@ -366,7 +438,13 @@ def test_a_browser_shows_the_page_without_complaint_on_a_desktop_and_on_a_phone(
     hostile = dataclasses.replace(predictions_in(run_dir), classes=HOSTILE)
     hostile.save(run_dir / "report" / "predictions.npz")
     shutil.rmtree(run_dir / "tensorboard")  # not looked at here
-    page = write_report([run_dir])
+    others = [shutil.copytree(run_dir, tmp_path / f"a run with a long name {number}") for number in range(6)]
+    for number, folder in enumerate(others):
+        options = (folder / "config.yaml").read_text()
+        for key, value in (("run_dir", f"runs/{folder.name}"), ("  lr", number / 8)):
+            options = re.sub(rf"^{key}: .*", f"{key}: {value}", options, flags=re.MULTILINE)
+        (folder / "config.yaml").write_text(options)
+    page = write_report([run_dir, *others])
     with browser(tmp_path / "profile") as driver:
         for width in (1280, 390):
             metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
@@ -377,10 +455,15 @@ def test_a_browser_shows_the_page_without_complaint_on_a_desktop_and_on_a_phone(
             assert driver.execute_script("return document.documentElement.scrollWidth") <= width
             images = "[...document.images].map(i => [i.alt, i.naturalWidth, i.getBoundingClientRect().width])"
             shown = driver.execute_script(f"return {images}")
-            assert len(shown) == len(FIGURES)
+            assert len(shown) == len(FIGURES) + 2
             assert all(alt and natural and drawn > 100 for alt, natural, drawn in shown)
             assert driver.execute_script("return document.querySelectorAll('svg:not([aria-label])').length") == 0
             assert driver.execute_script("return document.querySelectorAll('script, b, i, u').length") == 0
+            hints = "[...document.querySelectorAll('.hint')].map(hint => hint.offsetHeight > 0)"
+            assert driver.execute_script(f"return {hints}") == [width < 500] * 3  # two grids and the gates
+            tables = "[...document.querySelectorAll('.wrap .table')].map(t => t.scrollWidth <= t.clientWidth)"
+            assert len(fitting := driver.execute_script(f"return {tables}")) == 2
+            assert all(fitting) or width < 500  # the options of seven runs side by side
 
 
 @contextmanager

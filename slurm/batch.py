@@ -1,11 +1,11 @@
 """What the batch script does before and after srun, besides calling SLURM's commands: see batch.sh.
 
     python -m slurm.batch begin               a port, or a reason not to start
-    python -m slurm.batch end JOB             what becomes of the job
+    python -m slurm.batch end JOB LOST        what becomes of the job
 
-JOB is what ``scontrol show job --oneliner`` says. Reads and writes files in ``$SENET_RUN_DIR`` only. The outcome of
-this start is in ``$SENET_STATUS_FILE``, where rank 0 copies its status: never another start's, whatever
-``status.json`` says by then.
+JOB is what ``scontrol show job --oneliner`` says, LOST the job's hosts that do not answer. Reads and writes files in
+``$SENET_RUN_DIR`` only. The outcome of this start is in ``$SENET_STATUS_FILE``, where rank 0 copies its status: never
+another start's, whatever ``status.json`` says by then.
 """
 
 from __future__ import annotations
@@ -49,17 +49,20 @@ def begin(run_dir: Path, job_id: str, restarts: int, max_requeues: int) -> str:
     return ""
 
 
-def end(run_dir: Path, job_id: str, restarts: int, max_requeues: int, job: str, outcome: dict[str, Any]) -> str:
+def end(
+    run_dir: Path, job_id: str, restarts: int, max_requeues: int, job: str, outcome: dict[str, Any], lost: str = ""
+) -> str:
     """``finished``, ``requeue``, ``cancel`` (the person asked for the stop), or why the job has failed.
 
     Args:
         job: SLURM's own view, as ``Key=Value`` words.
         outcome: the last status of this start, {} where no rank wrote one.
+        lost: hosts of the job that do not answer: it is they that have failed, not the training.
     """
     state, reason = outcome.get("state", ""), str(outcome.get("reason", ""))
     if state == "finished":
         return "finished"
-    if state in ("refused", "failed", "port_taken"):
+    if state in ("refused", "port_taken") or (state == "failed" and not lost):
         return reason or state
     if stop_file(run_dir, job_id).exists():
         return "cancel"
@@ -67,13 +70,18 @@ def end(run_dir: Path, job_id: str, restarts: int, max_requeues: int, job: str, 
     running = _field(job, "JobState") in ("RUNNING", "SIGNALING")
     # killed before it could say so, in the first second of a start or with too short a grace
     preempted = _field(job, "PreemptTime") not in ("", "None", "Unknown")
-    if not (state == "stopped" or preempted):
+    if not (state == "stopped" or preempted or lost):
         return "a rank ended without a word: see the logs" if state else "rank 0 did not begin: see its log"
     if not running:
         return f"stopped, and not requeued: SLURM has the job as {_field(job, 'JobState') or 'unknown'}"
     if restarts >= max_requeues:
         return f"slurm.max_requeues={max_requeues} is used up; submit again to go on"
     return "requeue"
+
+
+def idle_steps(run_dir: Path, job_id: str, restarts: int) -> int:
+    """How many numbers of steps earlier starts may have used that have not said that they ended: three tries each."""
+    return 3 * sum(not read_json(_outcome_file(run_dir, job_id, start)).get("ended") for start in range(restarts))
 
 
 def newest_checkpoint(run_dir: Path) -> str:
@@ -136,6 +144,10 @@ def _starts(run_dir: Path, job_id: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+def _outcome_file(run_dir: Path, job_id: str, start: int) -> Path:
+    return run_dir / "slurm" / f"{job_id}.{start}.status.json"
+
+
 def _starts_file(run_dir: Path, job_id: str) -> Path:
     return run_dir / "slurm" / f"{job_id}.starts.jsonl"
 
@@ -149,7 +161,7 @@ def main(argv: list[str]) -> int:
     """Print for batch.sh: shell assignments, or one word; the exit code is that of the job."""
     run_dir, job_id = Path(os.environ["SENET_RUN_DIR"]), os.environ["SLURM_JOB_ID"]
     budget = int(os.environ.get("SLURM_RESTART_COUNT", "0")), int(os.environ["SENET_MAX_REQUEUES"])
-    outcome_file = Path(os.environ["SENET_STATUS_FILE"])
+    outcome_file = _outcome_file(run_dir, job_id, budget[0])
     if argv[0] == "begin":
         outcome_file.unlink(missing_ok=True)
         if stop_file(run_dir, job_id).exists():
@@ -157,10 +169,14 @@ def main(argv: list[str]) -> int:
         if reason := begin(run_dir, job_id, *budget):
             write_json(outcome_file, {"state": "failed", "reason": reason})
             return 1
-        print(f"export MASTER_PORT={free_port()}")
+        print(f"export MASTER_PORT={free_port()}; idle_steps={idle_steps(run_dir, job_id, budget[0])}")
         return 0
-    outcome = read_json(outcome_file)
-    verdict = end(run_dir, job_id, *budget, argv[1], outcome)
+    outcome, lost = read_json(outcome_file), ", ".join(argv[2].split())
+    write_json(outcome_file, outcome | {"ended": not lost})
+    verdict = end(run_dir, job_id, *budget, argv[1], outcome, lost)
+    if verdict == "requeue" and lost:
+        reason = f"no answer from {lost}; the job starts again when SLURM gives that up (SlurmdTimeout)"
+        explain(run_dir, job_id, budget[0], "stopped", reason)
     if verdict in ("finished", "requeue", "cancel"):
         print(verdict)
         return 0

@@ -33,22 +33,48 @@ if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS
 # In front of submitit's call of srun: a port for this start. Again, three times in all, if somebody took it in between,
 # or if not even rank 0 began: a node that has just come back may refuse the launch.
 srun() {
-    local assignments
+    local assignments idle_steps=0 made=0
     for pause_s in 5 15 0; do
         assignments=$(run_python -m slurm.batch begin) || return
         eval "$assignments"
-        command srun "$@"
+        # SLURM counts a job's steps from 0 again at each start, and takes what an older start that comes back says of its
+        # step for the younger's: so let that have a number of its own
+        for ((; made < idle_steps; made++)); do command srun --nodes=1 --ntasks=1 /bin/true; done
+        await_srun "$@"
         if [ -e "$SENET_STATUS_FILE" ] && ! grep -q '"state": "port_taken"' "$SENET_STATUS_FILE"; then return; fi
         sleep "$pause_s"
         look
     done
 }
 
+# srun, which waits for a host that is lost until SLURM gives it up (SlurmdTimeout, five minutes as a rule). Where the
+# training has failed and a host does not answer, it is not waited for: a job that is requeued by then starts sooner.
+await_srun() {
+    local pid timer seen=0
+    command srun "$@" &
+    pid=$!
+    while kill -0 "$pid" 2>/dev/null; do
+        sleep 10 &
+        timer=$!
+        wait -n # for the first of the two
+        if kill "$timer" 2>/dev/null; then continue; fi
+        if grep -q '"state": "failed"' "$SENET_STATUS_FILE" 2>/dev/null; then seen=$((seen + 1)); fi
+        if [ "$seen" -ge 3 ] && [ -n "$(lost_hosts)" ]; then kill -KILL "$pid"; fi
+    done
+    wait "$pid"
+}
+
+# Hosts of this job that SLURM does not reach.
+lost_hosts() {
+    scontrol show node --oneliner "$SLURM_JOB_NODELIST" | grep -E ' State=[^ ]*(\*|NOT_RESPONDING|DOWN)' |
+        grep -o '^NodeName=[^ ]*' | cut -d = -f 2
+}
+
 # After srun, whose exit code says nothing: end, or go back to the queue once.
 finish() {
     local verdict code
     look
-    verdict=$(run_python -m slurm.batch end "$job")
+    verdict=$(run_python -m slurm.batch end "$job" "$(lost_hosts)")
     code=$?
     case $verdict in
     requeue)

@@ -216,6 +216,34 @@ def test_what_becomes_of_a_job(run_dir: Path, outcome: str, job: str, restarts: 
         assert batch.end(run_dir, "7", restarts, 5, job, status) == "cancel"
 
 
+def test_a_failure_beside_a_lost_host_is_the_hosts(run_dir: Path) -> None:
+    failed = {"state": "failed", "reason": "rank 1 did not answer any more"}
+    assert batch.end(run_dir, "7", 0, 5, RUNNING, failed, "n2") == "requeue"
+    assert "used up" in batch.end(run_dir, "7", 5, 5, RUNNING, failed, "n2")
+    assert batch.end(run_dir, "7", 0, 5, RUNNING, {"state": "finished"}, "n2") == "finished"
+    batch.stop_file(run_dir, "7").touch()
+    assert batch.end(run_dir, "7", 0, 5, RUNNING, failed, "n2") == "cancel"
+
+
+def test_a_step_has_a_number_that_no_start_has_which_may_come_back(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SENET_RUN_DIR", str(run_dir))
+    monkeypatch.setenv("SENET_MAX_REQUEUES", "9")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    idle = []
+    for start, end in enumerate((None, "", "", "n2", "")):  # without a word; by itself; without one of its hosts
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(start))
+        publish(run_dir, start)
+        assert batch.main(["begin"]) == 0
+        idle.append(int(capsys.readouterr().out.rpartition("idle_steps=")[2]))
+        if end is not None:
+            write_json(run_dir / "slurm" / f"7.{start}.status.json", {"state": "stopped"})
+            assert batch.main(["end", RUNNING, end]) == 0
+            assert capsys.readouterr().out == "requeue\n"
+    assert idle == [0, 3, 3, 3, 6]  # srun is called three times at the most in a start
+
+
 def test_the_reason_reaches_the_status_of_the_newest_job_only(run_dir: Path) -> None:
     write_json(run_dir / "status.json", {"state": "running", "job": "7", "step": 3})
     batch.explain(run_dir, "7", 0, "failed", "why")
@@ -252,15 +280,23 @@ def test_a_port_that_is_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def run_batch_sh(
-    fake: Path, run_dir: Path, begin: str, srun: str, end: str, job: str = "echo JobId=7 Restarts=0 Batch=1"
+    fake: Path,
+    run_dir: Path,
+    begin: str,
+    srun: str,
+    end: str,
+    *,
+    job: str = "echo JobId=7 Restarts=0 Batch=1",
+    nodes: str = 'echo "NodeName=n1 NodeAddr=10.0.0.1 State=IDLE"',
+    sleep: str = "true",
 ) -> subprocess.CompletedProcess[str]:
     """The real batch.sh with stand-ins for SLURM's commands and the decisions; each logs its call."""
     log = fake / "log"
-    answers = f'hostnames) echo n1 ;; node) echo " NodeAddr=10.0.0.1 " ;; job) {job} ;;'
+    answers = f"hostnames) echo n1 ;; node) {nodes} ;; job) {job} ;;"
     install(fake, "scontrol", f'echo "scontrol $*" >>{log}; case $2 in {answers} esac')
     install(fake, "srun", f'echo "srun $MASTER_ADDR:$MASTER_PORT" >>{log}; {srun}')
     install(fake, "scancel", f'echo "scancel $*" >>{log}')
-    install(fake, "sleep", "true")
+    install(fake, "sleep", sleep)
     install(fake, "decide", f'case $3 in begin) {begin} ;; end) echo "end" >>{log}; {end} ;; esac')
     body = (
         f'run_python() {{ decide "$@"; }}\nexport SENET_RUN_DIR={run_dir} SENET_MAX_REQUEUES=1\n'
@@ -290,13 +326,43 @@ def test_an_end_is_one_end_and_a_requeue_one_requeue(fake: Path, run_dir: Path) 
     assert calls(fake) == ["srun 10.0.0.1:", "end", "scontrol requeue 7"]
 
 
+LOST = 'echo "NodeName=n1 NodeAddr=10.0.0.1 State=ALLOCATED"; echo "NodeName=n2 State=MIXED+NOT_RESPONDING Owner=N/A"'
+
+
+@pytest.mark.parametrize(
+    ("state", "nodes", "killed"),
+    [("failed", LOST, True), ("running", LOST, False), ("failed", LOST.replace("+NOT_RESPONDING", ""), False)],
+)
+def test_srun_is_not_waited_for_where_it_waits_for_a_lost_host(
+    fake: Path, run_dir: Path, state: str, nodes: str, killed: bool
+) -> None:
+    begun = (
+        f"""echo '{{"state": "{state}"}}' >"$SENET_STATUS_FILE"; exec {shutil.which("sleep", path="/usr/bin:/bin")} 3"""
+    )
+    began = time.monotonic()
+    run_batch_sh(fake, run_dir, "true", begun, f'echo "lost: $5" >>{fake}/log; echo requeue', nodes=nodes)
+    assert (time.monotonic() - began < 3) == killed
+    lost = "n2" if "NOT" in nodes else ""
+    assert calls(fake) == ["srun 10.0.0.1:", "end", f"lost: {lost}", "scontrol requeue 7"]
+
+
+def test_an_end_is_seen_at_once(fake: Path, run_dir: Path) -> None:
+    """Whoever has a few seconds of grace cannot wait for the next look."""
+    begun = """echo '{"state": "stopped"}' >"$SENET_STATUS_FILE"; exit 85"""
+    sleep = f'[ "$1" != 10 ] || exec {shutil.which("sleep", path="/usr/bin:/bin")} 10'
+    for _ in range(20):
+        began = time.monotonic()
+        run_batch_sh(fake, run_dir, "true", begun, "echo requeue", sleep=sleep)
+        assert time.monotonic() - began < 9
+
+
 def test_an_older_start_that_comes_back_does_nothing(fake: Path, run_dir: Path) -> None:
     """Cut off while its ranks ran, or before they had begun: the younger start has the same numbers of job and step."""
     replaced = f"if [ -e {fake}/away ]; then echo JobId=7 Restarts=1; else echo JobId=7 Restarts=0 Batch=1; fi"
     for begun in ("""echo '{"state": "running"}' >"$SENET_STATUS_FILE";""", ""):
         for verdict in ("echo requeue", "echo cancel", "echo failed; exit 1"):
             (fake / "away").unlink(missing_ok=True)
-            done = run_batch_sh(fake, run_dir, "true", f"touch {fake}/away; {begun} exit 1", verdict, replaced)
+            done = run_batch_sh(fake, run_dir, "true", f"touch {fake}/away; {begun} exit 1", verdict, job=replaced)
             assert done.returncode == 1
             assert "start 7.0 has been replaced by a younger one" in done.stderr
             assert calls(fake) == ["srun 10.0.0.1:"]
@@ -310,7 +376,7 @@ def test_a_controller_that_is_away_for_minutes_ends_no_job(fake: Path, run_dir: 
     begun = begun.replace("$0.asked", f"{fake}/asked")
     install(fake, "rm", f'exec {shutil.which("rm", path="/usr/bin:/bin")} "$@"')
     seen = """case $4 in *Restarts=0*) echo requeue ;; *) echo failed; exit 1 ;; esac"""
-    run_batch_sh(fake, run_dir, "true", begun, seen, away)
+    run_batch_sh(fake, run_dir, "true", begun, seen, job=away)
     assert calls(fake) == ["srun 10.0.0.1:", "end", "scontrol requeue 7"]
 
 

@@ -1,0 +1,33 @@
+"""A host that is cut off goes on with its start of a job that SLURM has started anew elsewhere, and then comes back."""
+
+from __future__ import annotations
+
+import time
+
+from senet.files import read_json
+from tests.harness import status, wait_until
+from tests.hosts.cluster import HostCluster
+from tests.hosts.test_hosts import Undisturbed, ends_with
+from tests.submitted import SLOW, Run
+
+LONG = ("train.epochs=26", "checkpoint.every_steps=40", "log.every_steps=5")
+
+
+def test_a_host_that_comes_back_leaves_the_younger_start_alone(
+    cluster: HostCluster, run: Run, undisturbed: Undisturbed
+) -> None:
+    run.submit(*LONG, SLOW, "slurm.nodes=1")
+    run.wait_for_steps(10, 0)
+    old = cluster.job(run.job)["NodeList"]
+    cluster.machines[old].cut()
+    try:
+        run.wait_for_steps(5, 1)
+    finally:
+        cluster.machines[old].mend()
+    replaced = f"start {run.job}.0 has been replaced by a younger one"
+    wait_until(lambda: replaced in run.log(), 120, "the end of the old start")
+    time.sleep(3)  # for what it may have set going
+    now = status(run.run_dir)
+    assert (now["state"], now["job_restarts"]) == ("running", 1)
+    ends_with(run, undisturbed(0, *LONG), restarts=1)
+    assert read_json(run.run_dir / "owner.json")["generation"] == 2

@@ -95,6 +95,7 @@ def _report(result: Evaluation, trained: Trained, data: ImageData) -> dict[str, 
     return {
         "checkpoint": str(trained.checkpoint),
         "step": trained.manifest["step"],
+        "weights": trained.manifest["weights"],
         "same_data": data.same_images(str(trained.manifest.get("data"))),
         "images": scores.num_images,
         "loss": scores.loss if math.isfinite(scores.loss) else None,
@@ -116,7 +117,7 @@ def _text(report: Mapping[str, Any]) -> str:
     loss = "not finite" if report["loss"] is None else f"{report['loss']:.4f}"
     top5 = "" if report["top5"] is None else f"   top-5 {report['top5']:.2f} %"
     lines = [
-        f"{report['checkpoint']} (step {report['step']}), {report['images']:,} test images"
+        f"{report['checkpoint']} (step {report['step']}, {report['weights']} weights), {report['images']:,} test images"
         + (", each with its mirror image" if report["flip_average"] else ""),
         f"top-1 {report['top1']:.2f} %{top5}   loss {loss}",
         "",

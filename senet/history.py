@@ -115,9 +115,12 @@ def cause(start: Mapping[str, Any]) -> str:
 
 
 def changed(start: Mapping[str, Any]) -> list[str]:
-    """The options that a start changed, "optim.lr: 0.1 -> 0.03"."""
+    """The options that a start changed, "optim.lr: 0.1 -> 0.03", and the learning rate where it jumped by that."""
     options = start.get("changed") or {}
-    return [f"{key}: {was} -> {now}" for key, (was, now) in options.items()]
+    found = [f"{key}: {was} -> {now}" for key, (was, now) in options.items()]
+    if jump := start.get("lr"):
+        found.append(f"the learning rate: {jump[0]:.4g} -> {jump[1]:.4g}")
+    return found
 
 
 def judged(row: Mapping[str, Any]) -> str:

@@ -108,7 +108,13 @@ STARTS: list[dict[str, Any]] = [
     {"generation": 2, "resumed_from": 10, "after": {"state": "stopped", "reason": "SIGINT"}},
     {"generation": 3, "resumed_from": 10, "after": {"state": "stopped", "reason": "SIGHUP"}},
     {"generation": 5, "resumed_from": 20, "after": {"state": "stopped", "reason": "SIGTERM"}},
-    {"generation": 8, "resumed_from": 30, "after": {"state": "finished"}, "changed": {"optim.lr": [0.1, 0.03]}},
+    {
+        "generation": 8,
+        "resumed_from": 30,
+        "after": {"state": "finished"},
+        "changed": {"optim.lr": [0.1, 0.03]},
+        "lr": [1e-4, 0.03],
+    },
 ]
 
 
@@ -124,8 +130,9 @@ def test_changed_options_are_marked_in_figures_and_page_and_starts_are_counted_a
         [mark] = [line for line in axes_of(figure).get_lines() if line.get_label() == "options changed"]
         assert list(mark.get_xdata()) == [3.0]
     page = render([changed], {}, {}, None, "").decode()
-    assert "After update 30: optim.lr: 0.1 -&gt; 0.03." in page
-    assert page.count("optim.lr: 0.1 -&gt; 0.03") == 2  # and in the table of the starts
+    text = "optim.lr: 0.1 -&gt; 0.03, the learning rate: 0.0001 -&gt; 0.03"
+    assert f"After update 30: {text}." in page
+    assert page.count(text) == 2  # and in the table of the starts
     for number in range(1, 6):
         assert f'<th scope="row">{number}</th>' in page
     assert '<th scope="row">8</th>' not in page

@@ -88,7 +88,7 @@ def test_the_scores_are_those_of_a_plain_loop(
         hits.append(order[0] == int(label))
         in_five += int(label) in order[:5]
     torch.set_num_threads(threads)
-    assert (report["images"], report["same_data"]) == (360, True)
+    assert (report["images"], report["same_data"], report["weights"]) == (360, True, "raw")
     assert report["top1"] == 100 * sum(hits) / 360
     assert report["top5"] == 100 * in_five / 360
     assert report["loss"] == pytest.approx(sum(losses) / 360, abs=1e-5)
@@ -137,7 +137,9 @@ def test_of_many_classes_the_lowest_have_a_line() -> None:
     ]
     rows[0]["top1"] = None
     report = {"checkpoint": "a", "step": 1, "images": 999, "loss": 1.0, "top1": 1.0, "top5": 1.0, "classes": rows}
+    report["weights"] = "raw"
     lines = _text(report | {"flip_average": False}).splitlines()
+    assert lines[0] == "a (step 1, raw weights), 999 test images"
     lowest = sorted(rows[1:], key=lambda row: row["top1"])[:10]
     assert [line.split()[0] for line in lines[4:-1]] == [row["class"] for row in lowest]
     assert lines[-1] == "these are the lowest; --json has the other 990 classes too"

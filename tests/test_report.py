@@ -173,7 +173,7 @@ def test_predictions_of_a_checkpoint_that_is_gone_are_used(run_dir: Path) -> Non
 def test_test_images_of_other_classes_are_refused(run_dir: Path, data_root: Path, tmp_path: Path) -> None:
     (run_dir / "report" / "predictions.npz").unlink()
     shutil.copytree(data_root, tmp_path / "data")
-    [meta] = (tmp_path / "data/stores").glob("*/meta.json")
+    meta = tmp_path / "data/stores/digits-16/meta.json"
     meta.write_text(meta.read_text().replace('"9"', '"nine"'))
     with pytest.raises(ConfigError, match=r"8, nine\) are not those of .*8, 9\)"):
         main([str(run_dir), "--data", f"data.root={tmp_path / 'data'}"])

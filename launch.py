@@ -6,6 +6,7 @@ from senet.preemption import STOP_SIGNALS, STOPPED_EXIT_CODE, StopFlag
 if __name__ == "__main__":
     stop = StopFlag.install()
 
+import importlib.util
 import io
 import logging
 import os
@@ -39,6 +40,7 @@ def main(argv: Sequence[str], stop: StopFlag) -> int:
         if not sort_arguments(argv)[0]:
             argv = [str(QUICKSTART), *argv]
         config = load_config(argv)
+        refuse_other_packages()
         ranks = choose_ranks(config.train)
         folder = tempfile.TemporaryDirectory(prefix="senet-")
     except ConfigError as error:
@@ -86,6 +88,23 @@ def choose_ranks(train: TrainConfig) -> int:
             f"over more; a multiple of {most * train.accumulate} can"
         )
     return ranks
+
+
+def refuse_other_packages() -> None:
+    """A module of a cluster or a profile may put packages of another Python in front of those of .venv.
+
+    Raises:
+        ConfigError: it does, for one of those that cannot be exchanged.
+    """
+    folders = [Path(folder).absolute() for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    for name in ("numpy", "torch", "torchvision"):
+        found = importlib.util.find_spec(name)
+        origin = Path(found.origin if found and found.origin else sys.prefix)
+        if not origin.is_relative_to(sys.prefix) and any(origin.is_relative_to(folder) for folder in folders):
+            raise ConfigError(
+                f"PYTHONPATH puts {origin.parent} in front of the {name} of {sys.prefix}; take that folder off "
+                f"PYTHONPATH (module unload, or unset it)"
+            )
 
 
 def torchrun(ranks: int, argv: Sequence[str], folder: str, words: io.StringIO, stop: StopFlag) -> str:

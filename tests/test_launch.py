@@ -78,6 +78,15 @@ def test_bad_input_ends_before_torchrun_with_one_line(args: list[str], env: dict
     assert expected in line
 
 
+def test_packages_of_another_python_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('of another Python')\n")
+    done = launch("train.epochs=1", PYTHONPATH=f"/nowhere:{tmp_path}")
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert f"PYTHONPATH puts {tmp_path}/torch in front of the torch of {sys.prefix}" in line
+
+
 def test_bad_input_that_only_a_rank_can_see_is_one_line_and_code_2_too(data_root: Path, tmp_path: Path) -> None:
     done = launch(*tiny(f"data.root={data_root}", f"run_dir={tmp_path}/run", "resume.mode=nothing.pt"))
     assert done.returncode == 2

@@ -12,6 +12,10 @@
 # PYTHON=python3.12 chooses the interpreter of a new .venv.
 set -eu
 
+# what is closed would be given to the next file that is opened
+for stream in 0 1 2; do
+    if ! [ -e "/proc/self/fd/$stream" ]; then eval "exec $stream<>/dev/null"; fi
+done
 unset PYTHONHOME # of another Python, with which that of .venv would not start
 here=$(dirname -- "$(readlink -f -- "$0")")
 venv=$here/.venv

@@ -71,7 +71,8 @@ def end(name: str, main: Callable[[Sequence[str]], int]) -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     try:
         code = main(sys.argv[1:])
-        sys.stdout.flush()  # here a full disk is still an error
+        if sys.stdout is not None:  # closed by whoever started this
+            sys.stdout.flush()  # here a full disk is still an error
     except BrokenPipeError:  # whoever read the output has seen enough
         code = FAILED_EXIT_CODE
     except (ConfigError, RunError, OSError) as error:
@@ -105,7 +106,8 @@ def record(error: BaseException) -> None:
 
 def leave(code: int) -> NoReturn:
     """End the process. No tearing down: with a peer gone, the destructors of the process groups can hang."""
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            if stream is not None:
+                stream.flush()
     os._exit(code)

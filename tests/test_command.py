@@ -100,3 +100,10 @@ def test_torchrun_is_told_why_a_rank_ends(tmp_path: Path, monkeypatch: pytest.Mo
         said[error] = message["extraInfo"]["py_callstack"]
     assert said["ConfigError('no such file')"] == "no such file"
     assert said["KeyError('x')"].startswith("Traceback")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_reason_to_fail(closed: str) -> None:
+    code = f"{START}prints('x'))"
+    done = subprocess.run(["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, code], cwd=REPOSITORY)
+    assert done.returncode == 0

@@ -237,6 +237,13 @@ def test_where_one_stands_and_how_one_calls_it_does_not_matter(tmp_path: Path) -
         assert "did you mean 'optim.lr'" in line, call
 
 
+def test_closed_streams_are_no_reason_to_fail(data_root: Path, tmp_path: Path) -> None:
+    options = " ".join(tiny(f"data.root={data_root}", "run_dir=run", "train.epochs=1"))
+    done = subprocess.run(f"exec {LAUNCH} {options} <&- >&- 2>&-", shell=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0
+    assert status(tmp_path / "run")["state"] == "finished"
+
+
 def test_slurm_is_the_command_of_that_name(tmp_path: Path) -> None:
     done = launch("slurm", "--dry-run", *tiny(f"run_dir={tmp_path}/run", "slurm.nodes=2"))
     assert done.returncode == 0, done.stderr

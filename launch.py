@@ -61,9 +61,9 @@ def main(argv: Sequence[str], stop: StopFlag) -> int:
     if stop and not state:
         _say(f"stopped by {stop.signal_name} before the ranks had begun")
         return STOPPED_EXIT_CODE
-    kept = _keep(words.getvalue(), Path(config.run_dir))
+    kept = _keep(words.getvalue(), Path(config.run_dir)) if words.getvalue() else ""
     if state not in ("failed", "stopped"):  # else a rank has said why
-        _say(f"failed: {cause}; {kept}")
+        _say(f"failed: {cause}{kept}")
     return _EXIT_CODES.get(state, FAILED_EXIT_CODE)
 
 
@@ -143,6 +143,8 @@ def torchrun(ranks: int, argv: Sequence[str], folder: str, words: io.StringIO, s
         rank, failure = error.get_first_failure()
         how = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
         return f"rank {rank} ended by {how}, without a word"
+    except OSError as error:
+        return f"torchrun: {error}"
     except Exception as error:
         words.write(traceback.format_exc())
         return f"torchrun: {' '.join(str(error).split())[:300]}"
@@ -166,9 +168,9 @@ def _keep(words: str, run_dir: Path) -> str:
     try:
         with (run_dir / "torchrun.log").open("a") as file:
             file.write(f"--- {datetime.now().isoformat(timespec='seconds')}\n{words}\n")
-    except OSError:
-        return f"torchrun says:\n{words}"
-    return f"torchrun's words are in {run_dir}/torchrun.log"
+    except OSError:  # nothing was begun there
+        return f"; torchrun says:\n{words}"
+    return f"; torchrun's words are in {run_dir}/torchrun.log"
 
 
 def _say(what: object) -> None:

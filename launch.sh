@@ -17,6 +17,7 @@ for stream in 0 1 2; do
     if ! [ -e "/proc/self/fd/$stream" ]; then eval "exec $stream<>/dev/null"; fi
 done
 unset PYTHONHOME # of another Python, with which that of .venv would not start
+unset PYTHONSAFEPATH # networks of one's own may lie in this folder
 here=$(dirname -- "$(readlink -f -- "$0")")
 venv=$here/.venv
 

@@ -230,7 +230,13 @@ def test_where_one_stands_and_how_one_calls_it_does_not_matter(tmp_path: Path) -
             capture_output=True,
             text=True,
             # nothing that a person, a cron job or another Python sets
-            env={"PATH": os.environ["PATH"], "CDPATH": "/tmp:/usr", "PYTHONPATH": ".", "PYTHONHOME": "/nowhere"},
+            env={
+                "PATH": os.environ["PATH"],
+                "CDPATH": "/tmp:/usr",
+                "PYTHONPATH": ".",
+                "PYTHONHOME": "/nowhere",
+                "PYTHONSAFEPATH": "1",
+            },
         )
         assert done.returncode == 2, call
         [line] = done.stderr.splitlines()

@@ -163,7 +163,7 @@ def test_a_class_name_cannot_command_the_terminal() -> None:
     row = {"class": "\x1b]0;x\x07red", "images": 1, "top1": 100.0}
     lines = _text(
         {"checkpoint": "a", "step": "\x1b", "images": 1, "loss": 1.0, "top1": 1.0, "top5": 1.0, "classes": [row]}
-        | {"flip_average": False}
+        | {"flip_average": False, "weights": "\x1b"}
     )
     table = predict._format("table", ["a.png"], [row["class"]])(predict.Prediction("a.png", ((row["class"], 0.5),)))
     assert lines.splitlines()[-1] == "?]0;x?red       1 100.00 %"

@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
-from senet.command import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, leave
+from senet.command import BUS_ERROR, FAILED_EXIT_CODE, REFUSED_EXIT_CODE, leave
 from senet.config import REPOSITORY, ConfigError, TrainConfig, check_split, help_text, load_config, sort_arguments
 from senet.devices import count_gpus
 from senet.environment import MALLOC
@@ -62,7 +62,7 @@ def main(argv: Sequence[str], stop: StopFlag) -> int:
         _say(f"stopped by {stop.signal_name} before the ranks had begun")
         return STOPPED_EXIT_CODE
     kept = _keep(words.getvalue(), Path(config.run_dir)) if words.getvalue() else ""
-    if state not in ("failed", "stopped"):  # else a rank has said why
+    if state not in ("failed", "stopped") or BUS_ERROR in cause:  # else a rank has said why
         _say(f"failed: {cause}{kept}")
     return _EXIT_CODES.get(state, FAILED_EXIT_CODE)
 
@@ -142,7 +142,8 @@ def torchrun(ranks: int, argv: Sequence[str], folder: str, words: io.StringIO, s
         words.write(f"{error}\n")
         rank, failure = error.get_first_failure()
         how = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
-        return f"rank {rank} ended by {how}, without a word"
+        why = f" ({BUS_ERROR})" if how == "SIGBUS" else ""
+        return f"rank {rank} ended by {how}{why}, without a word"
     except OSError as error:
         return f"torchrun: {error}"
     except Exception as error:

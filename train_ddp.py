@@ -9,7 +9,7 @@ import contextlib
 import sys
 import traceback
 
-from senet.command import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, leave, record
+from senet.command import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, leave, record, trace_crashes
 from senet.config import ConfigError, RunError, help_text, load_config
 from senet.environment import own_rank, read_place
 from senet.lease import mirror_status
@@ -57,4 +57,5 @@ def refuse(error: ConfigError, stop: StopFlag) -> int:
 
 
 if __name__ == "__main__":
+    trace_crashes()
     leave(main(sys.argv[1:], stop))

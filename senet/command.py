@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import io
 import json
 import os
@@ -17,6 +18,8 @@ from typing import NoReturn
 from senet.config import ConfigError, RunError, named_path
 from senet.environment import own_rank
 
+BUS_ERROR = "a page of a mapped file was not to be had: its file system does not answer, or is full"
+CRASH_VARIABLE = "SENET_CRASH_FILE"  # a launcher that cannot see by which signal a rank has ended names a file
 FAILED_EXIT_CODE = 1
 REFUSED_EXIT_CODE = 2
 
@@ -102,6 +105,15 @@ def record(error: BaseException) -> None:
         }
         with contextlib.suppress(OSError):  # whoever named it is gone, or its disk is full
             Path(path).write_text(json.dumps({"message": message}))
+
+
+def trace_crashes() -> None:
+    """Where SIGBUS, SIGSEGV or their kind end it, say in which line: on stderr, or in the launcher's file."""
+    if sys.stderr is not None:
+        faulthandler.enable(sys.stderr)
+    if path := os.environ.get(CRASH_VARIABLE):
+        with contextlib.suppress(OSError):  # then on stderr
+            faulthandler.enable(Path(path).open("a"))  # noqa: SIM115 # to the end of the process
 
 
 def leave(code: int) -> NoReturn:

@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from senet.files import read_json, write_json
+from senet.command import BUS_ERROR
+from senet.files import patiently, read_json, read_rows, replace_file, write_json
 from senet.preemption import STOPPED_EXIT_CODE
 
 STARTS_WITHOUT_PROGRESS = 3
@@ -93,8 +94,8 @@ def newest_checkpoint(run_dir: Path) -> str:
 def record_start(run_dir: Path, job_id: str, start: int) -> None:
     """Note what a start (0 is the first) begins from."""
     row = {"start": start, "time": time.time(), "host": socket.gethostname(), "checkpoint": newest_checkpoint(run_dir)}
-    with _starts_file(run_dir, job_id).open("a") as stream:
-        stream.write(json.dumps(row) + "\n")
+    file = _starts_file(run_dir, job_id)
+    replace_file(file, "".join(json.dumps(each) + "\n" for each in [*read_rows(file), row]).encode(), durable=True)
 
 
 def count_starts(run_dir: Path, job_id: str) -> int:
@@ -140,8 +141,7 @@ def explain(run_dir: Path, job_id: str, start: int, state: str, reason: str) -> 
 
 
 def _starts(run_dir: Path, job_id: str) -> list[dict[str, Any]]:
-    file = _starts_file(run_dir, job_id)
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [row for row in read_rows(_starts_file(run_dir, job_id)) if {"start", "checkpoint"} <= row.keys()]
 
 
 def _outcome_file(run_dir: Path, job_id: str, start: int) -> Path:
@@ -157,6 +157,20 @@ def _field(job: str, name: str) -> str:
     return found[1] if found else ""
 
 
+def _crash_file(run_dir: Path, job_id: str, start: int) -> Path:
+    return run_dir / "slurm" / f"{job_id}.{start}.crash"
+
+
+def _crash(file: Path) -> str:
+    """What a rank left that was ended by a signal from within; empty where none was."""
+    try:
+        first = file.read_text().partition("\n")[0].removeprefix("Fatal Python error: ")
+    except FileNotFoundError:
+        return ""
+    why = f" ({BUS_ERROR})" if first == "Bus error" else ""
+    return f"a rank was ended by the system: {first}{why}; where: {file}" if first else ""
+
+
 def main(argv: list[str]) -> int:
     """Print for batch.sh: shell assignments, or one word; the exit code is that of the job."""
     run_dir, job_id = Path(os.environ["SENET_RUN_DIR"]), os.environ["SLURM_JOB_ID"]
@@ -164,6 +178,7 @@ def main(argv: list[str]) -> int:
     outcome_file = _outcome_file(run_dir, job_id, budget[0])
     if argv[0] == "begin":
         outcome_file.unlink(missing_ok=True)
+        _crash_file(run_dir, job_id, budget[0]).unlink(missing_ok=True)
         if stop_file(run_dir, job_id).exists():
             return 1
         if reason := begin(run_dir, job_id, *budget):
@@ -180,6 +195,8 @@ def main(argv: list[str]) -> int:
     if verdict in ("finished", "requeue", "cancel"):
         print(verdict)
         return 0
+    if crash := _crash(_crash_file(run_dir, job_id, budget[0])):
+        verdict = f"{verdict}; {crash}"
     print("failed")
     print(f"slurm: job {job_id} ends here: {verdict}", file=sys.stderr)
     stopped = outcome.get("state") == "stopped"
@@ -188,4 +205,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(patiently(lambda: main(sys.argv[1:])))

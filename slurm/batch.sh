@@ -5,6 +5,7 @@
 
 export SENET_START=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
 export SENET_STATUS_FILE=$SENET_RUN_DIR/slurm/$SENET_START.status.json
+export SENET_CRASH_FILE=$SENET_RUN_DIR/slurm/$SENET_START.crash
 
 # SLURM's view of the job, into $job; empty where it does not answer for some eight minutes. A start that was cut off with
 # its host and comes back ends here: the younger one, which may run by then, has the same numbers of job and step.

@@ -10,7 +10,7 @@ from typing import Any
 import submitit
 
 import senet
-from senet.command import leave
+from senet.command import leave, trace_crashes
 from senet.config import ConfigError
 from senet.lease import mirror_status
 from senet.preemption import STOPPED_EXIT_CODE, StopFlag
@@ -45,6 +45,7 @@ class Job:
     def __call__(self) -> None:
         """Train. Returns when the training is finished, else ends the process with the code of ``train_ddp``."""
         stop: StopFlag = self.__dict__["stop"] if "stop" in self.__dict__ else StopFlag.install()
+        trace_crashes()
         task = submitit.JobEnvironment()
         os.environ |= {
             "RANK": str(task.global_rank),

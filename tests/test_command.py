@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from senet import evaluate, export, predict, report
+from senet.command import CRASH_VARIABLE
 from senet.config import REPOSITORY, ConfigError
 from slurm import control
 
@@ -107,3 +110,20 @@ def test_closed_streams_are_no_reason_to_fail(closed: str) -> None:
     code = f"{START}prints('x'))"
     done = subprocess.run(["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, code], cwd=REPOSITORY)
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_page_that_is_not_to_be_had_leaves_its_place_behind(named: bool, tmp_path: Path) -> None:
+    body = (
+        "import mmap; from senet.command import trace_crashes; trace_crashes(); "
+        "file = open('mapped', 'w+b'); file.write(b'1'); file.flush(); page = mmap.mmap(file.fileno(), 1); "
+        "file.truncate(0); page[0]"
+    )
+    place = {"PYTHONPATH": str(REPOSITORY)} | ({CRASH_VARIABLE: str(tmp_path / "crash")} if named else {})
+    done = subprocess.run(
+        [sys.executable, "-c", body], env=os.environ | place, cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    assert done.returncode == -signal.SIGBUS
+    text = (tmp_path / "crash").read_text() if named else done.stderr
+    assert text.startswith("Fatal Python error: Bus error\n")
+    assert 'File "<string>", line 1' in text

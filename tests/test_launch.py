@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,6 +173,17 @@ def test_ranks_that_all_die_are_told_of_by_the_launcher(data_root: Path, tmp_pat
     assert line.startswith("launch.sh: failed: rank ")
     assert line.endswith(" ended by SIGKILL, without a word; torchrun's words are in run/torchrun.log")
     assert "SIGKILL" in (tmp_path / "run" / "torchrun.log").read_text()
+
+
+def test_images_that_cannot_be_read_any_more_are_a_reason(data_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(data_root, tmp_path / "data")
+    with training(tmp_path / "data", tmp_path) as process:
+        [images] = (tmp_path / "data").glob("stores/*/train.images.npy")
+        os.truncate(images, 0)  # as if its file system had gone: the pages are mapped
+        assert process.wait(60) == 1
+    text = (tmp_path / "log").read_text()
+    assert "Fatal Python error: Bus error" in text
+    assert " ended by SIGBUS (a page of a mapped file was not to be had" in text
 
 
 def test_the_second_start_of_a_run_is_refused_with_one_line(data_root: Path, tmp_path: Path) -> None:

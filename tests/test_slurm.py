@@ -244,6 +244,35 @@ def test_a_step_has_a_number_that_no_start_has_which_may_come_back(
     assert idle == [0, 3, 3, 3, 6]  # srun is called three times at the most in a start
 
 
+def test_a_rank_that_the_system_has_ended_is_told_of(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("SENET_RUN_DIR", str(run_dir)), ("SENET_MAX_REQUEUES", "9"), ("SLURM_JOB_ID", "7")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SENET_STATUS_FILE", str(run_dir / "slurm" / "7.0.status.json"))
+    crash = run_dir / "slurm" / "7.0.crash"
+    for trace, expected in (("", False), ("Fatal Python error: Bus error\n\nCurrent thread ...", True)):
+        crash.write_text("of an earlier try")
+        assert batch.main(["begin"]) == 0
+        assert not crash.exists()
+        crash.write_text(trace)
+        write_json(run_dir / "slurm" / "7.0.status.json", {"state": "running"})
+        assert batch.main(["end", RUNNING, ""]) == 1
+        reason = read_json(run_dir / "status.json")["reason"]
+        assert "a rank ended without a word" in reason
+        told = "; a rank was ended by the system: Bus error (a page of a mapped file was not to be had"
+        assert (told in reason, f"; where: {crash}" in reason) == (expected, expected)
+    capsys.readouterr()
+
+
+def test_a_torn_line_of_a_killed_writer_stops_no_start(run_dir: Path) -> None:
+    batch.record_start(run_dir, "7", 0)
+    with (run_dir / "slurm" / "7.starts.jsonl").open("a") as file:
+        file.write('{"start": 1, "ti')
+    assert batch.begin(run_dir, "7", 1, 5) == ""
+    assert batch.count_starts(run_dir, "7") == 2
+
+
 def test_the_reason_reaches_the_status_of_the_newest_job_only(run_dir: Path) -> None:
     write_json(run_dir / "status.json", {"state": "running", "job": "7", "step": 3})
     batch.explain(run_dir, "7", 0, "failed", "why")

@@ -212,7 +212,8 @@ class _Boards:
         self._folder = folder
         self._flushed = self._step = step
         self._since: list[Callable[[Mapping[str, Any]], object]] = []
-        self.writers: dict[str, Any] = self._open()
+        self.writers: dict[str, Any] = {}
+        self._begin_anew()
 
     def show(self, action: Callable[[Mapping[str, Any]], object], step: int) -> None:
         if not self.writers:
@@ -222,14 +223,14 @@ class _Boards:
         try:
             action(self.writers)
         except OSError as error:
-            self._begin_anew(error)
+            self._begin_anew(after=error)
 
     def flush(self) -> None:
         try:
             for writer in self.writers.values():
                 writer.flush()
         except OSError as error:
-            self._begin_anew(error)
+            self._begin_anew(after=error)
         self._flushed, self._since = self._step, []
 
     def close(self) -> None:
@@ -243,7 +244,7 @@ class _Boards:
         parts = ("", *_CURVES.values())
         return {part: SummaryWriter(self._folder / part, purge_step=self._flushed + 1) for part in parts}
 
-    def _begin_anew(self, error: OSError) -> None:
+    def _begin_anew(self, after: OSError | None = None) -> None:
         def repeat() -> None:
             self.writers = self._open()
             for action in self._since:
@@ -252,11 +253,11 @@ class _Boards:
                 writer.flush()
 
         try:
-            if not may_pass(error):
-                raise error
+            if after is not None and not may_pass(after):
+                raise after
             patiently(repeat)
-        except OSError as last:
-            log.warning("no more TensorBoard: %s", last)
+        except OSError as error:
+            log.warning("no more TensorBoard: %s", error)
             self.writers = {}
 
 

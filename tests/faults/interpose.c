@@ -2,8 +2,10 @@
  *
  * FAULT_UNDER  the folder
  * FAULT_CALL   open (for writing), write, fsync, fsyncdir, rename, unlink; or "change": any of these
- * FAULT_AT     the first call of that kind to be hit, 1 and up; all after it are hit as well
- * FAULT_ERRNO  what it fails with, having done nothing; 0: the program is killed by SIGKILL, a write half done
+ * FAULT_AT     the first call of that kind to be hit, 1 and up
+ * FAULT_TIMES  how many are hit from there on, before the file system is back; 0: all
+ * FAULT_ERRNO  what it fails with; 0: the program is killed by SIGKILL, a write half done. A failed fsync has lost the
+ *              file's pages: it holds zeros, and the next fsync succeeds. Else nothing was done.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -28,7 +30,8 @@ static int is_hit(const char *call, const char *path)
         return 0;
     if (strcmp(wanted, call) != 0 && strcmp(wanted, "change") != 0)
         return 0;
-    return atomic_fetch_add(&calls, 1) + 1 >= atoi(getenv("FAULT_AT"));
+    int past = atomic_fetch_add(&calls, 1) + 1 - atoi(getenv("FAULT_AT")), times = atoi(getenv("FAULT_TIMES"));
+    return past >= 0 && (times == 0 || past < times);
 }
 
 static int fail(void)
@@ -90,7 +93,12 @@ int fsync(int descriptor)
     char path[4096];
     struct stat about;
     const char *call = fstat(descriptor, &about) == 0 && S_ISDIR(about.st_mode) ? "fsyncdir" : "fsync";
-    return is_hit(call, path_of(descriptor, path, sizeof path)) ? fail() : ORIGINAL(fsync)(descriptor);
+    if (!is_hit(call, path_of(descriptor, path, sizeof path)))
+        return ORIGINAL(fsync)(descriptor);
+    if (S_ISREG(about.st_mode) && atoi(getenv("FAULT_ERRNO")) && ftruncate(descriptor, 0) == 0)
+        if (ftruncate(descriptor, about.st_size) != 0)
+            abort();
+    return fail();
 }
 
 int rename(const char *from, const char *to)

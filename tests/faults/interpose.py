@@ -22,7 +22,9 @@ def _library() -> str:
     return str(library)
 
 
-def failing(call: str, under: Path, *, at: int = 1, errno: int = 0) -> dict[str, str]:
-    """Environment in which calls below a folder fail from the ``at``-th on; ``errno=0``: SIGKILL in that call."""
+def failing(call: str, under: Path, *, at: int = 1, times: int = 0, errno: int = 0) -> dict[str, str]:
+    """Environment in which calls below a folder fail from the ``at``-th on, ``times`` of them or all; ``errno=0``:
+    SIGKILL in that call."""
     faults = {"FAULT_CALL": call, "FAULT_UNDER": str(under), "FAULT_AT": str(at), "FAULT_ERRNO": str(errno)}
+    faults["FAULT_TIMES"] = str(times)
     return faults | {"LD_PRELOAD": _library()}

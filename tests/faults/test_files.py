@@ -28,14 +28,15 @@ from senet.files import read_json, write_json
 from senet.preemption import StopFlag
 from senet.trained import load_trained
 from tests.conftest import Train
-from tests.faults.conftest import Trial
+from tests.faults.conftest import Trial, Unbroken
 from tests.faults.interpose import failing, missing_compiler
-from tests.faults.runs import EVERY, last_step, options, recover
+from tests.faults.runs import EVERY, LAST, last_step, options, recover
 from tests.harness import (
     StopAt,
     checkpoints,
     differing,
     payload,
+    rows,
     started,
     status,
     tiny,
@@ -218,6 +219,37 @@ def test_a_run_directory_that_becomes_read_only_ends_the_run_with_its_reason(
     assert 'train_ddp.py", line' not in text
     assert read_json(mirror)["state"] == "failed"
     recover(trial, command, run_dir, tmp_path / "log2")
+
+
+AWAY = [
+    (errno.ENOTCONN, "change"),
+    (errno.ESTALE, "open"),
+    (errno.EIO, "fsync"),
+    (errno.ETIMEDOUT, "rename"),
+    (errno.EREMOTEIO, "write"),
+]
+
+
+@needs_compiler
+@pytest.mark.fault("file system away for a while, its pages lost", quick=5, full=50)
+def test_a_file_system_that_is_away_for_a_while_costs_its_time(
+    trial: Trial, data_root: Path, tmp_path: Path, unbroken: Unbroken
+) -> None:
+    number, call = AWAY[trial.number % len(AWAY)]
+    run_dir = tmp_path / "run"
+    command = train_command(0, options(data_root, run_dir, "log.tensorboard=true"))
+    fault = failing(call, run_dir, at=trial.random.randint(1, 60), times=trial.random.randint(1, 12), errno=number)
+    with started(command, tmp_path / "log", **fault) as process:
+        assert process.wait(120) == 0, (tmp_path / "log").read_text()
+    text = (tmp_path / "log").read_text()
+    assert os.strerror(number) in text
+    assert [row["step"] for row in rows(run_dir)] == list(range(1, LAST + 1))
+    assert [row["step"] for row in rows(run_dir, "epoch")] == [22, LAST]
+    for path in checkpoints(run_dir):
+        read_checkpoint(path)
+    assert differing(unbroken(1), without_clock(payload(run_dir))) == []
+    assert status(run_dir)["state"] == "finished"
+    assert not list(run_dir.rglob("*.tmp"))
 
 
 # ---------------------------------------------------------------- data

@@ -31,12 +31,26 @@ export MASTER_ADDR
 # since 22.05 srun no longer takes this over from sbatch by itself
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
 
+# What batch.py says. Again, for some four minutes, where not even Python can be read: its file system does not answer.
+decision() {
+    local said code
+    for pause_s in 5 15 30 60 120 0; do
+        said=$(run_python -m slurm.batch "$@")
+        code=$?
+        if [ "$code" -lt 126 ] && { [ -n "$said" ] || [ "$1" = begin ]; }; then break; fi
+        echo "slurm: job $SLURM_JOB_ID: Python ended with exit code $code, and did not say what to do at the $1" >&2
+        sleep "$pause_s"
+    done
+    echo "$said"
+    return "$code"
+}
+
 # In front of submitit's call of srun: a port for this start. Again, three times in all, if somebody took it in between,
 # or if not even rank 0 began: a node that has just come back may refuse the launch.
 srun() {
     local assignments idle_steps=0 made=0
     for pause_s in 5 15 0; do
-        assignments=$(run_python -m slurm.batch begin) || return
+        assignments=$(decision begin) || return
         eval "$assignments"
         # SLURM counts a job's steps from 0 again at each start, and takes what an older start that comes back says of its
         # step for the younger's: so let that have a number of its own
@@ -75,7 +89,7 @@ lost_hosts() {
 finish() {
     local verdict code
     look
-    verdict=$(run_python -m slurm.batch end "$job" "$(lost_hosts)")
+    verdict=$(decision end "$job" "$(lost_hosts)")
     code=$?
     case $verdict in
     requeue)

@@ -342,7 +342,7 @@ def calls(fake: Path) -> list[str]:
 def test_a_taken_port_is_tried_again_three_times_with_another(fake: Path, run_dir: Path) -> None:
     begin = 'echo "export MASTER_PORT=$$"'
     taken = 'echo "{\\"state\\": \\"port_taken\\"}" >"$SENET_STATUS_FILE"'
-    done = run_batch_sh(fake, run_dir, begin, taken, "exit 1")
+    done = run_batch_sh(fake, run_dir, begin, taken, "echo failed; exit 1")
     assert done.returncode == 1
     assert [call.partition(":")[0] for call in calls(fake)] == ["srun 10.0.0.1"] * 3 + ["end"]
     assert len(set(calls(fake))) == 4  # a port each
@@ -407,6 +407,19 @@ def test_a_controller_that_is_away_for_minutes_ends_no_job(fake: Path, run_dir: 
     seen = """case $4 in *Restarts=0*) echo requeue ;; *) echo failed; exit 1 ;; esac"""
     run_batch_sh(fake, run_dir, "true", begun, seen, job=away)
     assert calls(fake) == ["srun 10.0.0.1:", "end", "scontrol requeue 7"]
+
+
+def test_a_python_that_cannot_be_read_for_minutes_ends_no_job(fake: Path, run_dir: Path) -> None:
+    away = f"echo x >>{fake}/asked; [ $(grep -c x {fake}/asked) -gt 3 ] || exit"
+    begun = """echo '{"state": "stopped"}' >"$SENET_STATUS_FILE"; exit 85"""
+    for code in (126, 135, 1):  # no such file; a page of it is not to be had; one of its modules cannot be read
+        done = run_batch_sh(fake, run_dir, "true", begun, f"{away} {code}; echo requeue")
+        assert calls(fake) == ["srun 10.0.0.1:", *["end"] * 4, "scontrol requeue 7"]
+        assert f"Python ended with exit code {code}, and did not say what to do at the end" in done.stderr
+        for name in ("log", "asked"):
+            (fake / name).unlink()
+    done = run_batch_sh(fake, run_dir, "true", begun, "exit 126")
+    assert done.returncode == 126
 
 
 def test_a_start_that_must_not_begin_calls_no_srun(fake: Path, run_dir: Path) -> None:

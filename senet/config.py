@@ -278,8 +278,8 @@ class DistributedConfig:
     start_timeout_s: float = option(300.0, low=1, high=86_400, free=True)
     """Seconds that ranks wait for each other until the first update is done, data and compilation included."""
     step_timeout_s: float = option(120.0, low=1, high=86_400, free=True)
-    """The same while training: a rank that hangs ends the run after this long. Must exceed the longest step and the
-    longest checkpoint write."""
+    """The same while training: a rank that hangs ends the run after this long. Must exceed the longest step, and the
+    ten seconds that a save waits at most for the one before."""
     eval_timeout_s: float = option(600.0, low=1, high=86_400, free=True)
     """The same while evaluating, and for the checkpoint that ends an epoch or a run."""
 

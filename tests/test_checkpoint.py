@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import stat
 import threading
 import time
 from collections.abc import Mapping
@@ -293,6 +294,42 @@ def test_training_does_not_wait_for_a_disk_that_stands_still_and_the_newest_of_t
     assert [line.split(":")[0] for line in caplog.messages] == [
         f"a checkpoint gives its place to that of step {step}" for step in (3, 4)
     ]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_a_file_system_that_cannot_sync_a_folder_is_no_reason_not_to_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    original = os.fsync
+
+    def only_files(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        original(descriptor)
+
+    monkeypatch.setattr(files, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(os, "fsync", only_files)
+    with nullcontext() if number == errno.EINVAL else pytest.raises(CheckpointError, match="Input/output error"):
+        save(manager(tmp_path), 1)
+
+
+def test_a_checkpoint_is_read_back_from_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    advise, read = os.posix_fadvise, Path.read_bytes
+
+    def forget(descriptor: int, offset: int, length: int, advice: int) -> None:
+        assert (offset, length, advice) == (0, 0, os.POSIX_FADV_DONTNEED)
+        advise(descriptor, offset, length, advice)
+        calls.append(f"forget {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+
+    def note(path: Path) -> bytes:
+        calls.append(f"read {path.name}")
+        return read(path)
+
+    monkeypatch.setattr(os, "posix_fadvise", forget)
+    monkeypatch.setattr(Path, "read_bytes", note)
+    save(manager(tmp_path), 1)
+    assert calls == ["forget step_000000001.g0001.pt", "read step_000000001.g0001.pt"]
 
 
 def test_what_must_be_on_the_disk_before_a_checkpoint_is(tmp_path: Path) -> None:

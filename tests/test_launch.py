@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -42,7 +43,12 @@ def training(data_root: Path, tmp_path: Path, *, before: Sequence[str] = ()) -> 
 
 
 def ranks_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    return [child for child in psutil.Process(process.pid).children() if "-u" in child.cmdline()]
+    found = []
+    for child in psutil.Process(process.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # torch starts some as it is imported, and they end
+            if "-u" in child.cmdline():
+                found.append(child)
+    return found
 
 
 def said(tmp_path: Path) -> list[str]:

@@ -5,6 +5,7 @@ from senet.preemption import STOP_SIGNALS, STOPPED_EXIT_CODE, StopFlag
 
 if __name__ == "__main__":
     stop = StopFlag.install()
+    stop.hold()  # the ranks are told, and waited for
 
 import importlib.util
 import io

@@ -6,6 +6,7 @@ if __name__ == "__main__":
     stop = StopFlag.install()
 
 import contextlib
+import os
 import sys
 import traceback
 
@@ -21,6 +22,7 @@ def main(argv: list[str], stop: StopFlag) -> int:
         print(help_text())
         return 0
     die_with_launcher()
+    stop.before_leaving(say_why)
     try:
         config = load_config(argv, read_place().world_size)
         from senet.run import run  # takes seconds: torch
@@ -29,6 +31,7 @@ def main(argv: list[str], stop: StopFlag) -> int:
     except ConfigError as error:
         return refuse(error, stop)
     except RunError as error:
+        stop.hold()
         record(error)
         # what has spoken ends the others; if nothing does, it cannot
         if own_rank() == error.reporter or not stop.wait(10):
@@ -36,6 +39,7 @@ def main(argv: list[str], stop: StopFlag) -> int:
             mirror_status({"state": "failed", "reason": str(error), "guess": error.guess})
         return FAILED_EXIT_CODE
     except BaseException as error:
+        stop.hold()
         record(error)
         with contextlib.suppress(OSError):  # the terminal may be gone
             traceback.print_exc()
@@ -45,8 +49,23 @@ def main(argv: list[str], stop: StopFlag) -> int:
     return STOPPED_EXIT_CODE if summary.state == "stopped" else 0
 
 
+def say_why(code: int, reason: str) -> None:
+    """A process that is ended before its training has begun, from outside its main thread."""
+    if code != STOPPED_EXIT_CODE:
+        record(RunError(reason))
+        print(f"train_ddp: failed: {reason}", file=sys.stderr, flush=True)
+        mirror_status({"state": "failed", "reason": reason, "guess": True})
+    elif own_rank() == 0:
+        # torchrun and srun send SIGTERM too when another rank has died, and know better
+        if not (reason == "SIGTERM" and "TORCHELASTIC_RUN_ID" in os.environ):
+            print(f"train_ddp: stopped by {reason} before the first update", file=sys.stderr, flush=True)
+        if reason != "SIGTERM":
+            mirror_status({"state": "stopped", "reason": reason})
+
+
 def refuse(error: ConfigError, stop: StopFlag) -> int:
     """Print one line in all: rank 0's. The others wait until it has spoken, which makes the launcher end them."""
+    stop.hold()
     record(error)
     rank = own_rank()
     if rank == 0 or not stop.wait(10):

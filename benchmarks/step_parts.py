@@ -33,13 +33,17 @@ from common import arguments, lay_store, record, torchrun
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from senet.command import leave
 from senet.config import load_config
 from senet.data import ResumableSampler, load_batches, open_data
 from senet.distributed import process_groups
+from senet.environment import read_place
+from senet.meeting import meet
 from senet.optim import build_ema, build_optimizer
-from senet.ranks import Ranks, start_together
+from senet.ranks import Ranks
 from senet.repro import set_threads
 from senet.run import _choose_amp, _preprocess, _to_device
+from senet.watchdog import Watchdog
 from senet.zoo import build_model
 
 GLOBAL_BATCHES = (128, 512)
@@ -100,14 +104,21 @@ def measure(step: Step, *, pairs: int, steps: int) -> Seconds:
     return {part: statistics.median(each[part] for each in found) for part in PARTS}
 
 
+def _give_up(reason: str) -> None:
+    print(reason, file=sys.stderr)
+    leave(1)
+
+
 def be_a_rank(options: list[str], *, pairs: int, steps: int) -> None:
     """Measure; rank 0 prints the seconds of each part on every rank."""
     config = load_config(options)
     ranks = Ranks.from_environment(config.train)
     set_threads(config.train.threads_per_rank, ranks.local_world_size)
     with ExitStack() as stack:
-        store, data = start_together(ranks, 300, lambda: open_data(config.data, local_rank=ranks.local_rank))
-        stack.enter_context(process_groups(ranks, store, config.distributed))
+        watchdog = stack.enter_context(Watchdog(read_place(), config.distributed.start_timeout_s, end=_give_up))
+        store, data = meet(ranks, watchdog, {}, lambda: open_data(config.data, local_rank=ranks.local_rank))
+        stack.enter_context(process_groups(ranks, store, config.distributed, watchdog))
+        watchdog.close()
         torch.manual_seed(config.seed)
         network = build_model(config.model.name, num_classes=len(data.classes), reduction=config.model.reduction)
         model, ddp, mixed = _to_device(config, ranks, network, _choose_amp(config.train.amp, ranks.device))

@@ -1,7 +1,8 @@
-"""Which commit this code is. No torch."""
+"""Which code this is. No torch."""
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 
 from senet.config import REPOSITORY
@@ -18,3 +19,11 @@ def commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def code_hash() -> str:
+    """Of the files of the trainer itself: two changed checkouts have one commit, and git may not be there."""
+    digest = hashlib.sha256()
+    for path in (REPOSITORY / "train_ddp.py", *sorted((REPOSITORY / "senet").glob("*.py"))):
+        digest.update(f"{path.name}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -276,7 +276,8 @@ class DistributedConfig:
     """How long ranks wait for each other."""
 
     start_timeout_s: float = option(300.0, low=1, high=86_400, free=True)
-    """Seconds that ranks wait for each other until the first update is done, data and compilation included."""
+    """Seconds without progress on any rank (a phase of the start that begins; images that are decoded) after which a
+    start is given up, until its first update is done. Must exceed the longest compilation."""
     step_timeout_s: float = option(120.0, low=1, high=86_400, free=True)
     """The same while training: a rank that hangs ends the run after this long. Must exceed the longest step, and the
     ten seconds that a save waits at most for the one before."""

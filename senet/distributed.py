@@ -21,6 +21,7 @@ from senet.config import ConfigError, DistributedConfig, RunError
 from senet.network import choose_interface, describe_interface
 from senet.ranks import Ranks
 from senet.rollcall import RollCall
+from senet.watchdog import Watchdog
 
 _NCCL_LATER_S = 60.0
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -31,7 +32,9 @@ class RanksDiffer(RunError):
 
 
 @contextmanager
-def process_groups(ranks: Ranks, store: Store, config: DistributedConfig) -> Iterator[dist.ProcessGroup]:
+def process_groups(
+    ranks: Ranks, store: Store, config: DistributedConfig, watchdog: Watchdog
+) -> Iterator[dist.ProcessGroup]:
     """The default group (nccl on CUDA, else gloo) for gradients, and a gloo group on the CPU, which is yielded.
 
     On an error the groups are left to the end of the process: tearing them down while a peer hangs can hang too. An
@@ -41,6 +44,7 @@ def process_groups(ranks: Ranks, store: Store, config: DistributedConfig) -> Ite
         PeerFailed: another rank failed, or does not answer any more: names it.
     """
     on_gpu = ranks.device.type == "cuda"
+    watchdog.phase("making the process groups")
     timeout = timedelta(seconds=config.start_timeout_s)
     roll_call = RollCall(PrefixStore("end", store), ranks)
     advice = ""
@@ -224,6 +228,11 @@ def sum_over_ranks(values: Tensor) -> list[int]:
     """Sum integers on the device over all ranks. A sync point: the host waits for the device."""
     dist.all_reduce(values)
     return values.tolist()
+
+
+def wait_for_all(group: dist.ProcessGroup) -> None:
+    """Until every rank is here, at most the group's time limit."""
+    dist.barrier(group)
 
 
 def leave_together(group: dist.ProcessGroup, timeout_s: float = 30.0) -> None:

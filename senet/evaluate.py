@@ -10,13 +10,16 @@ import io
 import json
 import logging
 import math
+import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from senet.command import Parser, end, path_argument, printable
+from senet.command import FAILED_EXIT_CODE, Parser, end, leave, path_argument, printable
 from senet.config import ConfigError, DataConfig, DistributedConfig, TrainConfig
+from senet.environment import read_place
 from senet.files import replace_file
 
 _MOST_CLASSES, _LOWEST_CLASSES = 20, 10  # that many have a line each; of more, so many of the lowest accuracy
@@ -37,19 +40,32 @@ def main(argv: Sequence[str]) -> int:
 
     from senet.distributed import leave_together, process_groups  # takes seconds: torch
     from senet.evaluation import evaluate
-    from senet.ranks import Ranks, start_together
+    from senet.meeting import meet, must_be_equal
+    from senet.ranks import Ranks
     from senet.repro import set_threads
+    from senet.watchdog import Watchdog
 
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda, but no GPU is visible; use --device cpu or auto")
     logging.basicConfig(format="evaluate: %(message)s")
-    ranks = Ranks.from_environment(TrainConfig(device=arguments.device))
-    set_threads(0, ranks.local_world_size)
     config = DistributedConfig()
-    store, (trained, data, data_config) = start_together(
-        ranks, config.start_timeout_s, lambda: _prepare(arguments, ranks)
-    )
-    with process_groups(ranks, store, config) as group:
+    with ExitStack() as stack:
+        watchdog = stack.enter_context(Watchdog(read_place(), config.start_timeout_s, end=_give_up))
+        ranks = Ranks.from_environment(TrainConfig(device=arguments.device))
+        set_threads(0, ranks.local_world_size)
+        store, (trained, data, data_config) = meet(
+            ranks,
+            watchdog,
+            must_be_equal(ranks, {"batch_size": arguments.batch_size, "flip_average": arguments.flip_average}),
+            lambda: _prepare(arguments, ranks),
+            # a run that still trains may have another best checkpoint a moment later
+            lambda found: {
+                "checkpoint": found[0].manifest["sha256"],
+                "fingerprint of the images": found[1].fingerprint,
+            },
+        )
+        group = stack.enter_context(process_groups(ranks, store, config, watchdog))
+        watchdog.close()
         result = evaluate(trained, data, ranks, batch_size=arguments.batch_size, flip_average=arguments.flip_average)
         if ranks.is_main:
             report = _report(result, trained, data) | {"flip_average": arguments.flip_average}
@@ -58,6 +74,11 @@ def main(argv: Sequence[str]) -> int:
                 replace_file(arguments.predictions, _predictions(result, data, data_config))
         leave_together(group)  # the first exit ends the others
     return 0
+
+
+def _give_up(reason: str) -> None:
+    print(f"evaluate: {reason}", file=sys.stderr)
+    leave(FAILED_EXIT_CODE)
 
 
 def _prepare(arguments: Namespace, ranks: Ranks) -> tuple[Trained, ImageData, DataConfig]:

@@ -1,34 +1,81 @@
-"""Signals: a handler only sets a flag. No torch, so that it can be installed in a program's first lines."""
+"""Signals: before the training has begun they end the process, then a handler only sets a flag. No torch, so that it
+can be installed in a program's first lines."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
+import threading
 import time
+from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
 
 STOPPED_EXIT_CODE = 85  # reserved: stopped by a signal, checkpoint published, can go on
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP, signal.SIGQUIT)
 LAUNCHER_VARIABLE = "SENET_LAUNCHER"  # its process id, from the launcher itself
 _PR_SET_PDEATHSIG = 1
+_LEAVING_S = 5.0
 
 
 class StopFlag:
-    """Set by the first stop signal; further ones change nothing. The trainer reads it at step boundaries."""
+    """Set by the first stop signal; further ones change nothing. The trainer reads it at step boundaries.
+
+    Until ``hold`` there is nothing to save, and the main thread may wait in C++ for a rank that is gone: a thread ends
+    the process at once.
+    """
 
     def __init__(self) -> None:
         self.signal_name = ""
+        self._held = False
+        self._lock = threading.RLock()  # whoever has it ends the process, or sees to it that nobody does
+        self._acts: list[Callable[[int, str], None]] = []
 
     @classmethod
     def install(cls) -> StopFlag:
         """Handle the stop signals from now to the end of the process; main thread only."""
         flag = cls()
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # written to even while no Python code runs
+        threading.Thread(target=flag._leave_at_a_signal, args=(reader,), name="stop", daemon=True).start()
         for number in STOP_SIGNALS:
             # nohup asks for exactly this one to be ignored
             if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN):
                 signal.signal(number, flag._handle)
         return flag
+
+    def hold(self) -> None:
+        """From now on a signal only sets the flag, since others count on this process."""
+        with self._lock:
+            self._held = True
+
+    def before_leaving(self, act: Callable[[int, str], None]) -> None:
+        """Have this called, with exit code and reason, when ``leave`` ends the process; what is named last is first."""
+        self._acts.insert(0, act)
+
+    def leave(self, code: int, reason: str) -> NoReturn:
+        """End the process from any thread, within seconds: what is called before may hang."""
+
+        def act() -> None:
+            for each in self._acts:
+                each(code, reason)
+
+        with self._lock:
+            thread = threading.Thread(target=act, name="leaving", daemon=True)
+            thread.start()
+            thread.join(_LEAVING_S)
+            os._exit(code)
+
+    def _leave_at_a_signal(self, reader: int) -> None:
+        number = 0
+        while number not in STOP_SIGNALS:
+            [number] = os.read(reader, 1)
+        with self._lock:
+            if not self._held:
+                self.signal_name = signal.Signals(number).name
+                self.leave(STOPPED_EXIT_CODE, self.signal_name)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         # no lock of any kind: a second signal may run this while the first is still in it

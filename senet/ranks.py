@@ -1,14 +1,11 @@
-"""Who this rank is, and how the ranks meet: through the store, before there are process groups. No collectives."""
+"""Who this rank is, and the store in which ranks leave words for each other. No collectives."""
 
 from __future__ import annotations
 
-import json
 import os
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,11 +13,9 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from senet.config import ConfigError, RunError, TrainConfig
-from senet.devices import choose_device, refuse_shared_gpu
+from senet.devices import choose_device
 from senet.environment import read_place
 from senet.lease import mirror_status
-
-T = TypeVar("T")
 
 
 class PeerFailed(RunError):
@@ -56,40 +51,8 @@ class Ranks:
         return cls(*place, device)
 
 
-def start_together(ranks: Ranks, timeout_s: float, prepare: Callable[[], T]) -> tuple[Store, T]:
-    """Run ``prepare`` on every rank, before any process group, and go on only if it succeeded on all.
-
-    Raises:
-        ConfigError: its own, or that of the first rank with one.
-        PeerFailed: ``prepare`` failed elsewhere for another reason, or a rank did not arrive in time.
-    """
-    store = _rendezvous(ranks, timeout_s)
-    failure: Exception | None = None
-    try:
-        refuse_shared_gpu(ranks.device, ranks.rank, store)
-        result = prepare()
-    except Exception as error:
-        failure = error
-    kind = "" if failure is None else "refused" if isinstance(failure, ConfigError) else "failed"
-    store.set(f"start/{ranks.rank}", json.dumps([kind, str(failure or "")]))
-    if ranks.is_main:
-        outcomes = [_wait_for(store, f"start/{rank}", ranks, timeout_s) for rank in range(ranks.world_size)]
-        bad = [(rank, *outcome) for rank, outcome in enumerate(outcomes) if outcome[0]]
-        store.set("start/all", json.dumps(bad[0] if bad else [0, "", ""]))
-    else:
-        bad = [outcome] if (outcome := _wait_for(store, "start/all", ranks, timeout_s))[1] else []
-    if failure is not None and not isinstance(failure, ConfigError):
-        raise failure
-    if bad:
-        rank, kind, message = bad[0]
-        if kind == "refused":
-            raise ConfigError(message if rank == 0 else f"rank {rank}: {message}")
-        raise PeerFailed(f"rank {rank} could not start: {message}")
-    return store, result
-
-
-def _rendezvous(ranks: Ranks, timeout_s: float) -> Store:
-    """Where the ranks leave words for each other.
+def open_store(ranks: Ranks, timeout_s: float) -> Store:
+    """Where the ranks leave words for each other; under torchrun it holds those of earlier starts too.
 
     Raises:
         RunError: MASTER_ADDR or MASTER_PORT is of no use, or a rank did not come in time. Each rank says its own.
@@ -112,7 +75,8 @@ def _rendezvous(ranks: Ranks, timeout_s: float) -> Store:
         mirror_status({"state": "port_taken", "reason": reason})  # a launcher that chose it can choose another
         raise _of(ranks, f"{reason}; start again with another one") from None
     # whoever mistook this store for his own must not speak to these ranks
-    return PrefixStore(os.environ.get("SENET_START", "start"), store)
+    launch = os.environ.get("SENET_START") or os.environ.get("TORCHELASTIC_RUN_ID", "start")
+    return PrefixStore(launch, store)
 
 
 def _of(ranks: Ranks, text: str) -> RunError:
@@ -120,13 +84,3 @@ def _of(ranks: Ranks, text: str) -> RunError:
     error = RunError(text)
     error.reporter = ranks.rank
     return error
-
-
-def _wait_for(store: Store, key: str, ranks: Ranks, timeout_s: float) -> Any:
-    """The JSON under a key, as soon as somebody has set it."""
-    try:
-        store.wait([key], timedelta(seconds=timeout_s))
-    except RuntimeError:
-        late = "the word of rank 0" if key == "start/all" else f"rank {key.rpartition('/')[2]}"
-        raise _of(ranks, f"{late} did not arrive within distributed.start_timeout_s={timeout_s:g}") from None
-    return json.loads(store.get(key))

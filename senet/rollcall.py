@@ -8,15 +8,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
-from pathlib import Path
-from types import FrameType
 from typing import NamedTuple
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
 from senet.ranks import PeerFailed, Ranks
+from senet.watchdog import name as _name
+from senet.watchdog import place as _place
 
 
 class Finding(NamedTuple):
@@ -154,16 +153,3 @@ def _judge(words: dict[int, tuple[str, str]], world_size: int, own_rank: int) ->
         places.setdefault(words[rank][1], []).append(rank)
     where = "; ".join(f"{_name(group)} at {place}" for place, group in sorted(places.items(), key=lambda p: len(p[1])))
     return Finding(f"the ranks waited too long for each other: {where}", False, reporter, answered)
-
-
-def _place(frames: Sequence[FrameType]) -> str:
-    """Where a program is, outside of torch: file, line and function of the innermost of these frames."""
-    own = [frame for frame in frames if "torch" not in Path(frame.f_code.co_filename).parts]
-    if not own:
-        return "an unknown place"
-    code = own[-1].f_code
-    return f"{'/'.join(Path(code.co_filename).parts[-2:])}:{own[-1].f_lineno} {code.co_name}"
-
-
-def _name(ranks: Sequence[int]) -> str:
-    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"

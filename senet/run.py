@@ -18,11 +18,13 @@ import torch
 import torchinfo
 from torch import Tensor, nn
 from torch.amp import GradScaler, autocast
+from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 
 from senet.agreement import Agreement
 from senet.augment import Preprocess
 from senet.checkpoint import Checkpoint, unpickle
+from senet.command import FAILED_EXIT_CODE
 from senet.config import NETWORKS, Config, ConfigError, RunError, changed_options, to_flat, to_yaml
 from senet.data import ImageData, ResumableSampler, keep_on_device, open_data
 from senet.distributed import (
@@ -31,21 +33,25 @@ from senet.distributed import (
     process_groups,
     replicate,
     sync_batch_norms,
+    wait_for_all,
 )
+from senet.environment import read_place
 from senet.files import read_json, read_rows
 from senet.history import judged
 from senet.journal import Writer
 from senet.lease import Lease
+from senet.meeting import meet, must_be_equal, options_of
 from senet.metrics import Progress
 from senet.optim import WeightAverage, build_ema, build_optimizer
 from senet.owner import nothing_left_if_refused
-from senet.preemption import StopFlag
-from senet.ranks import Ranks, start_together
+from senet.preemption import STOPPED_EXIT_CODE, StopFlag
+from senet.ranks import Ranks
 from senet.repro import provenance, seed_everything, set_deterministic, set_threads
-from senet.resume import check_fits, choose_checkpoint, identity, rate_jump, warn_of_changes
+from senet.resume import check_fits, choose_checkpoint, identity, rate_jump, steps_per_epoch, warn_of_changes
 from senet.saving import CheckpointManager
 from senet.state import TrainState
 from senet.trainer import Summary, Trainer
+from senet.watchdog import Watchdog
 from senet.weights import lay_out, whiten_first_layer
 from senet.zoo import build_model, refuse_other_images, trains_on_one_image
 
@@ -73,20 +79,29 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
     """
     _log_to_stderr(visible=True)
     set_deterministic(config.train.deterministic)
-    ranks = Ranks.from_environment(config.train)
-    _log_to_stderr(visible=ranks.is_main)
-    threads = set_threads(config.train.threads_per_rank, ranks.local_world_size)
-    amp = _choose_amp(config.train.amp, ranks.device)
-    facts = {"world_size": ranks.world_size, "threads_per_rank": threads, "amp": amp, "device": ranks.device.type}
-    if ranks.device.type == "cuda" and ranks.world_size > 1:
-        facts["nccl_algo"] = os.environ.get("NCCL_ALGO", "")
-        log.info("NCCL_ALGO=%s: the order in which gradients are added up", facts["nccl_algo"])
-    run_dir = Path(config.run_dir)
+    run_dir, limit_s = Path(config.run_dir), config.distributed.start_timeout_s
     with ExitStack() as stack:
-        store, (data, model, sampler, lease, checkpoints, checkpoint) = start_together(
-            ranks, config.distributed.start_timeout_s, lambda: _prepare(config, ranks, run_dir, stack)
+        watchdog = stack.enter_context(Watchdog(read_place(), limit_s, end=partial(stop.leave, FAILED_EXIT_CODE)))
+        ranks = Ranks.from_environment(config.train)
+        _log_to_stderr(visible=ranks.is_main)
+        threads = set_threads(config.train.threads_per_rank, ranks.local_world_size)
+        amp = _choose_amp(config.train.amp, ranks.device)
+        facts = {"world_size": ranks.world_size, "threads_per_rank": threads, "amp": amp, "device": ranks.device.type}
+        if ranks.device.type == "cuda" and ranks.world_size > 1:
+            facts["nccl_algo"] = os.environ.get("NCCL_ALGO", "")
+            log.info("NCCL_ALGO=%s: the order in which gradients are added up", facts["nccl_algo"])
+        store, (data, model, sampler, lease, checkpoints, checkpoint) = meet(
+            ranks,
+            watchdog,
+            must_be_equal(ranks, {**options_of(config), "precision": amp}),
+            lambda: _prepare(config, ranks, run_dir, stack, stop),
+            lambda prepared: {
+                "fingerprint of the images": prepared.data.fingerprint,
+                "updates per epoch": steps_per_epoch(config, prepared.data),
+            },
         )
-        group = stack.enter_context(process_groups(ranks, store, config.distributed))
+        group = stack.enter_context(process_groups(ranks, store, config.distributed, watchdog))
+        watchdog.phase("running the network for the first time")
         model, ema, replicas, mixed = _to_device(config, ranks, model, amp, len(data.classes))
         data = keep_on_device(data, config.data.resident, ranks.device)
         content = broadcast_bytes(checkpoint.content if checkpoint else None, group)
@@ -94,6 +109,8 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
         checkpoint = replace(checkpoint, content=b"") if checkpoint else None
         del content  # while it is restored there is one copy, in saved
         state = TrainState.from_state_dict(saved["state"]) if saved else TrainState()
+        watchdog.phase("the first update")
+        _begin(stop, group)
         writer = _take_up(config, facts | provenance(argv), model, data, lease, state, checkpoint)
         stack.callback(writer.close)
         trainer = Trainer(
@@ -113,6 +130,7 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
             agreement=Agreement(group),
             group=group,
             stop=stop,
+            watchdog=watchdog,
             lease=lease,
             writer=writer,
             progress=Progress(ranks.is_main),
@@ -140,13 +158,25 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
     return summary
 
 
-def _prepare(config: Config, ranks: Ranks, run_dir: Path, stack: ExitStack) -> Prepared:
+def _begin(stop: StopFlag, group: ProcessGroup) -> None:
+    """From here on a stop is agreed on and costs a save; a rank that was told before has left at once."""
+    stop.hold()
+    try:
+        wait_for_all(group)
+    except RuntimeError:
+        if stop:  # this rank was told too, a moment too late for that
+            stop.leave(STOPPED_EXIT_CODE, stop.signal_name)
+        raise
+
+
+def _prepare(config: Config, ranks: Ranks, run_dir: Path, stack: ExitStack, stop: StopFlag) -> Prepared:
     """Everything that can be refused, before the ranks meet."""
     lease, checkpoint = None, None
     checkpoints = CheckpointManager(None, keep=1, generation=0, resumed_from={})
     if ranks.is_main:
         stack.enter_context(nothing_left_if_refused(run_dir))
         lease = stack.enter_context(Lease.acquire(run_dir))
+        stop.before_leaving(partial(_give_up, lease))
         checkpoints = CheckpointManager(
             run_dir / "checkpoints",
             keep=config.checkpoint.keep,
@@ -227,6 +257,11 @@ def _take_up(
         )
     except OSError as error:
         raise RunError(f"run_dir={lease.run_dir} cannot be written: {error}") from error
+
+
+def _give_up(lease: Lease, _code: int, reason: str) -> None:
+    lease.update(state="failed", reason=reason)  # published only where it has begun
+    lease.close()
 
 
 def _choose_amp(wanted: str, device: torch.device) -> str:

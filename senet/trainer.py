@@ -41,6 +41,7 @@ from senet.saving import CheckpointManager
 from senet.schedule import lr_at
 from senet.state import TrainState
 from senet.timing import OwnTime, Stopwatch
+from senet.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class Trainer:
     agreement: Agreement
     group: dist.ProcessGroup  # on the CPU
     stop: StopFlag
+    watchdog: Watchdog
     lease: Lease | None
     writer: Writer
     progress: Progress
@@ -125,6 +127,7 @@ class Trainer:
             step = self.state.step
             if step == first + 1:  # that one may compile, and has the time of a start
                 set_time_limit(self.group, self.config.distributed.step_timeout_s)
+                self.watchdog.close()
             is_last = step == (epoch + 1) * self.steps_per_epoch
             if step % self.config.log.every_steps == 0:
                 self.log()
@@ -212,6 +215,7 @@ class Trainer:
         """Evaluate, judge the plateau, write the epoch's row, and save."""
         state, config = self.state, self.config
         set_time_limit(self.group, config.distributed.eval_timeout_s)
+        self.watchdog.close()
         with self.training:  # a GPU may still be at work on the last step
             self._collect()
         self._lap()

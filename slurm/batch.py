@@ -71,10 +71,10 @@ def end(
     running = _field(job, "JobState") in ("RUNNING", "SIGNALING")
     # killed before it could say so, in the first second of a start or with too short a grace
     preempted = _field(job, "PreemptTime") not in ("", "None", "Unknown")
-    if not (state == "stopped" or preempted or lost):
-        return "a rank ended without a word: see the logs" if state else "rank 0 did not begin: see its log"
     if not running:
         return f"stopped, and not requeued: SLURM has the job as {_field(job, 'JobState') or 'unknown'}"
+    if not (state == "stopped" or preempted or lost):
+        return "a rank ended without a word: see the logs" if state else "rank 0 did not begin: see its log"
     if restarts >= max_requeues:
         return f"slurm.max_requeues={max_requeues} is used up; submit again to go on"
     return "requeue"

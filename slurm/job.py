@@ -55,6 +55,8 @@ class Job:
         }
         if task.global_rank == 0:
             mirror_status({"state": "starting"})  # whatever happens from here on is not SLURM's fault
+        if task.cluster == "local" and task.global_rank == 0:  # also where a signal ends it before the training
+            stop.before_leaving(lambda code, _: os._exit(self._end_of_local_start(task.job_id, code)))
         code = self._train(stop)
         if task.cluster == "local" and task.global_rank == 0:
             code = self._end_of_local_start(task.job_id, code)

@@ -22,7 +22,9 @@ import torch.multiprocessing as mp
 
 from senet.checkpoint import read_checkpoint, unpickle
 from senet.config import REPOSITORY, Config, load_config
+from senet.environment import read_place
 from senet.preemption import StopFlag
+from senet.watchdog import Watchdog
 
 CLOCKS = {"train_s", "epoch_s", "logged_s", "images_per_s"}
 
@@ -53,6 +55,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def idle_watchdog(limit_s: float = 30) -> Watchdog:
+    """One that watches nothing: the tests have limits of their own."""
+    return Watchdog(read_place(), limit_s, end=print)
 
 
 def run_ranks(
@@ -104,11 +111,12 @@ def _rank_main(
     os._exit(0)
 
 
-def train_command(ranks: int, args: Sequence[str]) -> list[str]:
+def train_command(ranks: int, args: Sequence[str], *, restarts: int = 0) -> list[str]:
     script = str(REPOSITORY / "train_ddp.py")
     if ranks == 0:  # no torchrun at all
         return [sys.executable, script, *args]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    torchrun.append(f"--max-restarts={restarts}")
     return [*torchrun, "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2", script, *args]
 
 

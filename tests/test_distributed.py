@@ -29,8 +29,9 @@ from senet.distributed import (
     sum_over_ranks,
 )
 from senet.files import read_json
-from senet.ranks import PeerFailed, Ranks, start_together
-from tests.harness import free_port, run_ranks, wait_until
+from senet.meeting import meet
+from senet.ranks import PeerFailed, Ranks
+from tests.harness import free_port, idle_watchdog, run_ranks, wait_until
 from tests.networks import counts_its_passes, tiny_senet
 
 
@@ -41,8 +42,8 @@ def ranks_here() -> Ranks:
 def with_group(function: Any) -> Any:
     """Call ``function(ranks, group)`` between the start and the end of the groups."""
     ranks = ranks_here()
-    store, _ = start_together(ranks, 30, lambda: None)
-    with process_groups(ranks, store, DistributedConfig(start_timeout_s=30)) as group:
+    store, _ = meet(ranks, idle_watchdog(), {}, lambda: None)
+    with process_groups(ranks, store, DistributedConfig(start_timeout_s=30), idle_watchdog()) as group:
         result = function(ranks, group)
         leave_together(group)
     return result
@@ -55,7 +56,7 @@ def _meets_at(address: str, port: int) -> str:
         if os.environ["RANK"] != "0":
             return ""  # whoever listens there may never answer; the launcher ends this rank when rank 0 has failed
     try:
-        start_together(ranks_here(), 5, lambda: None)
+        meet(ranks_here(), idle_watchdog(5), {}, lambda: None)
     except RunError as error:
         return str(error)
     return ""
@@ -137,7 +138,7 @@ def _start(bad_rank: int, kind: str) -> list[Any]:
 
     begun = time.monotonic()
     try:
-        start_together(ranks, 20, prepare)
+        meet(ranks, idle_watchdog(), {}, prepare)
     except (ConfigError, PeerFailed, OSError) as error:
         if ranks.is_main:  # it holds the store: leave last
             time.sleep(1)
@@ -184,9 +185,9 @@ def _lost_host(folder: str) -> str:
     """Rank 0, which hosts the store, stops in the middle; what the others are told. Rank 1 lets it go on at the end,
     when nobody asks any more."""
     ranks, pid_file = ranks_here(), Path(folder) / "pid"
-    store, _ = start_together(ranks, 30, lambda: None)
+    store, _ = meet(ranks, idle_watchdog(), {}, lambda: None)
     try:
-        with process_groups(ranks, store, DistributedConfig(start_timeout_s=30)) as group:
+        with process_groups(ranks, store, DistributedConfig(start_timeout_s=30), idle_watchdog()) as group:
             dist.barrier(group)
             set_time_limit(group, 3)
             if ranks.rank == 0:
@@ -215,7 +216,7 @@ def test_a_stopped_rank_that_hosts_the_store_is_the_one_named(tmp_path: Path) ->
 def _absent(address: str, port: int) -> str:
     os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     try:
-        start_together(ranks_here(), 2, lambda: None)
+        meet(ranks_here(), idle_watchdog(2), {}, lambda: None)
     except RunError as error:
         return f"{error.reporter}: {error}"
     return ""

@@ -13,12 +13,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from senet import network
+from senet import meeting, network
 from senet.config import REPOSITORY, DistributedConfig
 from senet.distributed import leave_together, process_groups, sum_over_ranks
 from senet.network import choose_interface
-from senet.ranks import Ranks, start_together
-from tests.harness import free_port
+from senet.ranks import Ranks
+from tests.harness import free_port, idle_watchdog
 
 CPU = torch.device("cpu")
 FIRST = Ranks(0, 4, 0, 2, CPU)  # the first of four ranks on two hosts
@@ -79,8 +79,8 @@ def test_interfaces_are_those_of_this_host() -> None:
 def meet() -> None:
     """What a rank on one of the two hosts runs."""
     ranks = Ranks(int(os.environ["RANK"]), 2, 0, 1, CPU)
-    store, _ = start_together(ranks, 30, lambda: None)
-    with process_groups(ranks, store, DistributedConfig(start_timeout_s=30)) as group:
+    store, _ = meeting.meet(ranks, idle_watchdog(), {}, lambda: None)
+    with process_groups(ranks, store, DistributedConfig(start_timeout_s=30), idle_watchdog()) as group:
         total = sum_over_ranks(torch.tensor([ranks.rank + 1]))
         leave_together(group)
     print(os.environ.get("GLOO_SOCKET_IFNAME"), total, flush=True)

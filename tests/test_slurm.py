@@ -201,6 +201,7 @@ def test_a_start_beyond_the_budget_does_not_begin(run_dir: Path) -> None:
         ("running", PREEMPTED, 0, "requeue"),
         ("starting", RUNNING, 0, "ended without a word"),
         ("starting", PREEMPTED, 0, "requeue"),
+        ("starting", RUNNING.replace("RUNNING", "CANCELLED"), 0, "stopped, and not requeued: SLURM has the job as"),
         ("", RUNNING, 0, "rank 0 did not begin"),
         ("", PREEMPTED, 0, "requeue"),
         ("failed", PREEMPTED, 0, "why"),
@@ -870,7 +871,7 @@ def test_in_a_task_our_handlers_stand_and_those_of_submitit_are_never_set(tmp_pa
         "environment._handle_signals(environment.paths, delayed);"  # as submitit.core.submission.process_job does
         "print(*(signal.getsignal(n).__qualname__ for n in (signal.SIGTERM, signal.SIGUSR2)));"
         "print(signal.getsignal(signal.SIGCONT) == signal.SIG_DFL);"
-        "signal.raise_signal(signal.SIGUSR2); print(delayed.function.stop.signal_name)"
+        "delayed.function.stop.hold(); signal.raise_signal(signal.SIGUSR2); print(delayed.function.stop.signal_name)"
     )
     environment = os.environ | {"SUBMITIT_EXECUTOR": "slurm", "SUBMITIT_FOLDER": str(tmp_path), "SLURM_JOB_ID": "7"}
     environment["PYTHONPATH"] = str(REPOSITORY)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR2 in each phase of a run, once, twice, thrice: one save, one stop."""
+"""SIGTERM and SIGUSR2 in each phase of a run, once, twice, thrice: one save, one stop; before it trains, the end."""
 
 from __future__ import annotations
 
@@ -79,6 +79,12 @@ def test_a_signal_anywhere_is_one_save_and_one_stop(
         trial.recovered(time.monotonic() - began)
     log = (tmp_path / "log").read_text()
     assert 'train_ddp.py", line' not in log, log  # no traceback of ours
+    if not (run_dir / "status.json").exists():  # the training had not begun
+        assert phase in ("import", "rendezvous", "data")
+        assert code == (1 if ranks else STOPPED_EXIT_CODE)
+        assert newest_step(run_dir) == 0
+        assert ranks or f"stopped by {kind.name} before the first update" in log
+        return
     ended = status(run_dir)
     if phase == "end" and ended["state"] == "finished":
         assert (code, newest_step(run_dir)) == (0, LAST)

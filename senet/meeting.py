@@ -1,0 +1,158 @@
+"""How the ranks meet, through the store and before there are process groups: each start under a name of its own,
+everything equal that must be, and all or none. No collectives."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from senet.commit import code_hash
+from senet.config import Config, ConfigError, to_flat
+from senet.devices import refuse_shared_gpu
+from senet.ranks import PeerFailed, Ranks, open_store
+from senet.watchdog import Watchdog, name
+
+T = TypeVar("T")
+Facts = Mapping[str, Any]  # plain values, as in JSON
+_PLACES = {"run_dir", "data.root", "data.folder"}  # hosts may know one place by several names
+_FOR_EVER = timedelta(days=365)  # the watchdog ends it
+_HEARD = timedelta(seconds=3)
+
+
+def meet(
+    ranks: Ranks,
+    watchdog: Watchdog,
+    facts: Facts,
+    prepare: Callable[[], T],
+    facts_of: Callable[[T], Facts] = lambda _: {},
+) -> tuple[Store, T]:
+    """Run ``prepare`` on every rank, and go on only if it succeeded on all and all are equal.
+
+    Args:
+        facts: what must be equal, and is known before ``prepare``.
+        facts_of: of what it returned.
+
+    Returns:
+        A store in which no other start has written, and what was prepared.
+
+    Raises:
+        ConfigError: its own, or that of the first rank with one; or the ranks are not equal.
+        PeerFailed: ``prepare`` failed elsewhere for another reason.
+        RunError: there is no store at MASTER_ADDR and MASTER_PORT.
+    """
+    watchdog.phase("meeting the other ranks")
+    store = open_store(ranks, watchdog.limit_s)
+    if ranks.world_size > 1:
+        store = _of_this_start(store, ranks, watchdog)
+        watchdog.share(store)
+    _raise(_verdict(store, "here", ranks, ["", "", facts]))
+    watchdog.phase("preparing data and network", alone=True)
+    failure: Exception | None = None
+    try:
+        refuse_shared_gpu(ranks.device, ranks.rank, store)
+        result = prepare()
+        outcome = ["", "", facts_of(result)]
+    except Exception as error:
+        failure = error
+        outcome = ["refused" if isinstance(error, ConfigError) else "failed", str(error), {}]
+    watchdog.phase("waiting until all ranks are prepared")
+    verdict = _verdict(store, "prepared", ranks, outcome)
+    if failure is not None and not isinstance(failure, ConfigError):
+        raise failure
+    _raise(verdict)
+    return store, result
+
+
+def must_be_equal(ranks: Ranks, options: Facts) -> Facts:
+    """What has to be the same on all ranks before they prepare anything: options, versions, kind of device."""
+    return {
+        **options,
+        "number of ranks": ranks.world_size,
+        "kind of device": ranks.device.type,
+        "torch": torch.__version__,
+        "code of the project": code_hash(),
+    }
+
+
+def options_of(config: Config) -> Facts:
+    """All but where things lie; those too that may change on resume, since some of them steer collectives."""
+    return {key: value for key, value in to_flat(config).items() if key not in _PLACES}
+
+
+def _of_this_start(store: Store, ranks: Ranks, watchdog: Watchdog) -> Store:
+    """The store, with rank 0's random name for this start before each key.
+
+    torchrun's store outlives its restarts, and the environment does not tell these apart: each agent counts its own. So
+    every rank asks with a random word, and rank 0 answers under that word. Words of earlier starts may still lie there:
+    they are answered too, and nobody listens.
+    """
+    if not ranks.is_main:
+        word = secrets.token_hex(8)
+        store.set(f"asks/{ranks.rank}", word)
+        store.wait([f"answer/{word}"], _FOR_EVER)
+        return PrefixStore(store.get(f"answer/{word}").decode(), store)
+    start = secrets.token_hex(8)
+    own = PrefixStore(start, store)
+    missing, answered = set(range(1, ranks.world_size)), set()
+    while missing:
+        for rank in sorted(missing):
+            if own.check([f"here/{rank}"]):
+                missing.discard(rank)
+                watchdog.phase(f"meeting {name(missing)}" if missing else "comparing the ranks")
+            elif store.check([f"asks/{rank}"]) and (word := store.get(f"asks/{rank}").decode()) not in answered:
+                store.set(f"answer/{word}", start)
+                answered.add(word)
+        time.sleep(0.02)
+    return own
+
+
+def _verdict(store: Store, key: str, ranks: Ranks, mine: Sequence[Any]) -> tuple[str, str]:
+    """Tell rank 0 [kind of failure or "", message, facts]; it decides for all. ("", "") is good."""
+    store.set(f"{key}/{ranks.rank}", json.dumps(mine))
+    if ranks.is_main:
+        keys = [f"{key}/{rank}" for rank in range(ranks.world_size)]
+        for each in keys:
+            store.wait([each], _FOR_EVER)
+        kind, message = _judge([json.loads(store.get(each)) for each in keys])
+        store.set(f"{key}/all", json.dumps([kind, message]))
+        if kind:  # this process may be the host of the store, and end before the others have read it
+            with contextlib.suppress(RuntimeError):
+                store.wait([f"{key}/heard/{rank}" for rank in range(1, ranks.world_size)], _HEARD)
+    else:
+        store.wait([f"{key}/all"], _FOR_EVER)
+        kind, message = json.loads(store.get(f"{key}/all"))
+        store.set(f"{key}/heard/{ranks.rank}", "")
+    return kind, message
+
+
+def _judge(words: Sequence[Sequence[Any]]) -> tuple[str, str]:
+    """By rank: the first failure, else the first rank that is not as rank 0."""
+    for rank, (kind, message, _) in enumerate(words):
+        if kind == "refused":
+            return kind, message if rank == 0 else f"rank {rank}: {message}"
+        if kind:
+            return kind, f"rank {rank} could not start: {message}"
+    ours = words[0][2]
+    for rank, (_, _, theirs) in enumerate(words):
+        unlike = [key for key in (*ours, *(theirs.keys() - ours.keys())) if ours.get(key) != theirs.get(key)]
+        if unlike:
+            text = "; ".join(f"{key}={theirs.get(key)}, on rank 0 {ours.get(key)}" for key in unlike[:5])
+            more = f"; and {len(unlike) - 5} more" * (len(unlike) > 5)
+            return "refused", (
+                f"rank {rank} has {text}{more}: start all ranks with the same options, code, versions and data"
+            )
+    return "", ""
+
+
+def _raise(verdict: tuple[str, str]) -> None:
+    kind, message = verdict
+    if kind:
+        raise ConfigError(message) if kind == "refused" else PeerFailed(message)

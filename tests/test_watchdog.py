@@ -1,0 +1,89 @@
+"""What counts as progress, and what is said when there is none."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from senet import watchdog
+from senet.environment import Place
+from senet.watchdog import Watchdog
+
+LIMIT_S = 0.3  # it ends twice as late, which leaves time for others to say more
+
+
+@pytest.fixture(autouse=True)
+def _short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "_ANSWERS_S", 0.5)
+
+
+@contextmanager
+def watched(place: Place) -> Iterator[tuple[Watchdog, list[str], threading.Event]]:
+    said: list[str] = []
+    ended = threading.Event()
+
+    def end(reason: str) -> None:
+        said.append(reason)
+        ended.set()
+        dog.close()
+
+    with Watchdog(place, LIMIT_S, end) as dog:
+        yield dog, said, ended
+
+
+def test_a_start_without_progress_is_ended_naming_phase_and_place() -> None:
+    with watched(Place()) as (dog, said, ended):
+        dog.phase("making the process groups")
+        assert ended.wait(30)
+    [reason] = said
+    assert reason.startswith("the start did not get on for distributed.start_timeout_s=0.3: rank 0: making the process")
+    assert "threading.py" in reason or "test_watchdog.py" in reason  # where the main thread waits
+
+
+def test_phases_that_begin_are_progress() -> None:
+    with watched(Place()) as (dog, said, ended):
+        for number in range(30):
+            dog.phase(f"phase {number}")
+            assert not ended.wait(0.05), said
+
+
+def test_a_rank_that_computes_gets_on_only_where_it_does_not_wait_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "_WORK", (0.02, 2**40))
+    for alone in (True, False):
+        with watched(Place()) as (dog, said, ended):
+            dog.phase("at work", alone=alone)
+            until = time.monotonic() + (2 if alone else 30)
+            while time.monotonic() < until and not ended.is_set():
+                sum(range(1000))
+            assert ended.is_set() != alone, said
+
+
+def test_a_rank_that_reads_gets_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "_WORK", (1e9, 1000))
+    with watched(Place()) as (dog, said, ended), Path("/dev/zero").open("rb", buffering=0) as file:
+        dog.phase("reading", alone=True)
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            file.read(1000)
+            assert not ended.wait(0.02), said
+
+
+def test_progress_of_another_rank_counts_and_rank_0_says_where_all_stand() -> None:
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    with watched(Place(0, 3)) as (main, said, ended), watched(Place(1, 3)) as (other, _, _):
+        main.phase("waiting until all ranks are prepared")
+        for dog in (main, other):
+            dog.share(store)
+        for number in range(5):
+            other.phase(f"file {number}")
+            assert not ended.wait(0.5), said
+        assert ended.wait(30)
+    assert "rank 0: waiting until all ranks are prepared, at " in said[0]
+    assert "rank 1: file 4, at " in said[0]
+    assert "rank 2: does not answer, killed or stopped" in said[0]

@@ -94,7 +94,7 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
             ranks,
             watchdog,
             must_be_equal(ranks, {**options_of(config), "precision": amp}),
-            lambda: _prepare(config, ranks, run_dir, stack, stop),
+            lambda: _prepare(config, ranks, run_dir, stack, stop, watchdog),
             lambda prepared: {
                 "fingerprint of the images": prepared.data.fingerprint,
                 "updates per epoch": steps_per_epoch(config, prepared.data),
@@ -169,13 +169,17 @@ def _begin(stop: StopFlag, group: ProcessGroup) -> None:
         raise
 
 
-def _prepare(config: Config, ranks: Ranks, run_dir: Path, stack: ExitStack, stop: StopFlag) -> Prepared:
+def _prepare(
+    config: Config, ranks: Ranks, run_dir: Path, stack: ExitStack, stop: StopFlag, watchdog: Watchdog
+) -> Prepared:
     """Everything that can be refused, before the ranks meet."""
     lease, checkpoint = None, None
     checkpoints = CheckpointManager(None, keep=1, generation=0, resumed_from={})
     if ranks.is_main:
         stack.enter_context(nothing_left_if_refused(run_dir))
-        lease = stack.enter_context(Lease.acquire(run_dir))
+        watching = partial(watchdog.phase, "watching whether the last holder of run_dir lives", alone=True)
+        lease = stack.enter_context(Lease.acquire(run_dir, watching))  # each look is progress
+        watchdog.phase("preparing data and network", alone=True)
         stop.before_leaving(partial(_give_up, lease))
         checkpoints = CheckpointManager(
             run_dir / "checkpoints",

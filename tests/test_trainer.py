@@ -23,11 +23,13 @@ from senet.checkpoint import CheckpointError
 from senet.config import REPOSITORY, ConfigError
 from senet.data import ImageData, ResumableSampler
 from senet.files import read_json, write_json
+from senet.lease import Lease
 from senet.optim import build_ema, build_optimizer
 from senet.repro import seed_everything
 from senet.saving import CheckpointManager
 from senet.schedule import lr_at
 from senet.trainer import Trainer
+from senet.watchdog import Watchdog
 from senet.zoo import build_model
 from tests import networks
 from tests.conftest import Train
@@ -559,3 +561,18 @@ def test_a_network_is_compiled_for_the_batches_it_is_trained_on(
     images = {shape for shape in shapes if shape[1:] == (3, 16, 16)}
     assert images == {(32, 3, 16, 16)}
     assert all(type(size) is int for shape in shapes for size in shape)  # none is free, as it is for a second size
+
+
+def test_while_the_last_holder_is_watched_no_rank_takes_the_start_for_stuck(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("senet.owner.WATCH_S", 0.3)
+    monkeypatch.setattr("senet.owner.POLL_S", 0.02)
+    monkeypatch.setattr("senet.lease.POLL_S", 0.02)
+    Lease.acquire(tmp_path).close()
+    owner = read_json(tmp_path / "owner.json")
+    write_json(tmp_path / "owner.json", owner | {"released": False, "host": "elsewhere"})
+    phases: list[str] = []
+    monkeypatch.setattr(Watchdog, "phase", lambda _, name, alone=False: phases.append(f"{name} {alone}"))
+    train_here(tmp_path, "train.epochs=1")
+    assert phases.count("watching whether the last holder of run_dir lives True") > 5

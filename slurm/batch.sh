@@ -10,6 +10,7 @@ export SENET_CRASH_FILE=$SENET_RUN_DIR/slurm/$SENET_START.crash
 # SLURM's view of the job, into $job; empty where it does not answer for some eight minutes. A start that was cut off with
 # its host and comes back ends here: the younger one, which may run by then, has the same numbers of job and step.
 look() {
+    local pause_s
     for pause_s in 1 5 15 30 60 120 240 0; do
         if job=$(scontrol show job --oneliner "$SLURM_JOB_ID"); then break; fi
         sleep "$pause_s"

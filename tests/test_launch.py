@@ -75,7 +75,6 @@ def test_finished_and_again(data_root: Path, tmp_path: Path) -> None:
         (["optim.lrr=1"], {}, "did you mean 'optim.lr'"),
         (["train.global_batch_size=64"], {"NPROC": "3"}, "use a multiple of 3"),
         ([], {"NPROC": "two"}, "NPROC=two"),
-        (["data.folder=some.yml", "data.source=x"], {}, "data.source"),  # an option that ends as a file does
     ],
 )
 def test_bad_input_ends_before_torchrun_with_one_line(args: list[str], env: dict[str, str], expected: str) -> None:

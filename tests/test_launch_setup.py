@@ -11,6 +11,7 @@ import pytest
 
 import launch
 from senet.config import REPOSITORY, ConfigError, TrainConfig
+from senet.preemption import StopFlag
 
 # Makes a virtual environment of itself, "installs" torch into it, and says what else it is asked to run
 PYTHON = """\
@@ -155,3 +156,19 @@ def test_nproc_is_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("NPROC", wrong)
         with pytest.raises(ConfigError, match=f"NPROC={wrong} is not a number of ranks"):
             launch.choose_ranks(TrainConfig())
+
+
+def test_an_option_that_ends_as_a_file_does_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[list[str]] = []
+
+    def torchrun(_ranks: int, argv: list[str], *_: object) -> str:
+        started.append(list(argv))
+        return "nothing was begun"
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # it sets what the ranks inherit
+    monkeypatch.setattr(launch, "torchrun", torchrun)
+    (tmp_path / "own.yml").write_text("train: {epochs: 1}\n")
+    for arguments in (["data.folder=own.yml"], [], [str(tmp_path / "own.yml")]):
+        assert launch.main(arguments, StopFlag()) == 1
+    quickstart = str(REPOSITORY / "configs" / "quickstart.yaml")
+    assert started == [[quickstart, "data.folder=own.yml"], [quickstart], [str(tmp_path / "own.yml")]]

@@ -83,7 +83,8 @@ def test_a_signal_anywhere_is_one_save_and_one_stop(
         assert phase in ("import", "rendezvous", "data")
         assert code == (1 if ranks else STOPPED_EXIT_CODE)
         assert newest_step(run_dir) == 0
-        assert ranks or f"stopped by {kind.name} before the first update" in log
+        # in the first tenths of a second nobody is there yet who could say it
+        assert ranks or phase == "import" or f"stopped by {kind.name} before the first update" in log
         return
     ended = status(run_dir)
     if phase == "end" and ended["state"] == "finished":

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from senet import meeting, network
 from senet.config import REPOSITORY, DistributedConfig
 from senet.distributed import leave_together, process_groups, sum_over_ranks
+from senet.environment import read_place
 from senet.network import choose_interface
 from senet.ranks import Ranks
 from tests.harness import free_port, idle_watchdog
@@ -78,7 +79,7 @@ def test_interfaces_are_those_of_this_host() -> None:
 
 def meet() -> None:
     """What a rank on one of the two hosts runs."""
-    ranks = Ranks(int(os.environ["RANK"]), 2, 0, 1, CPU)
+    ranks = Ranks(*read_place(), CPU)
     store, _ = meeting.meet(ranks, idle_watchdog(), {}, lambda: None)
     with process_groups(ranks, store, DistributedConfig(start_timeout_s=30), idle_watchdog()) as group:
         total = sum_over_ranks(torch.tensor([ranks.rank + 1]))
@@ -120,7 +121,8 @@ def two_hosts(tmp_path: Path) -> Iterator[list[list[str]]]:
 @pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 @pytest.mark.parametrize("master", ["10.77.0.1", "host-0"])
 def test_two_hosts_whose_names_are_127_0_1_1_meet(two_hosts: list[list[str]], master: str) -> None:
-    environment = os.environ | {"MASTER_ADDR": master, "MASTER_PORT": str(free_port())}
+    one_rank_each = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    environment = os.environ | one_rank_each | {"MASTER_ADDR": master, "MASTER_PORT": str(free_port())}
     environment.pop("GLOO_SOCKET_IFNAME", None)
     processes = [
         subprocess.Popen(
@@ -134,9 +136,8 @@ def test_two_hosts_whose_names_are_127_0_1_1_meet(two_hosts: list[list[str]], ma
         for rank, host in enumerate(two_hosts)
     ]
     try:
-        for process in processes:
-            out, err = process.communicate(timeout=120)
-            assert out == "eth0 [3]\n", err
+        said = [process.communicate(timeout=120) for process in processes]
+        assert [out for out, _ in said] == ["eth0 [3]\n"] * 2, said
     finally:
         for process in processes:
             process.kill()

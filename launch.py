@@ -54,6 +54,8 @@ def main(argv: Sequence[str], stop: StopFlag) -> int:
         status = Path(folder.name) / "status.json"
         os.environ |= MALLOC | os.environ | {MIRROR_VARIABLE: str(status), LAUNCHER_VARIABLE: str(os.getpid())}
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # the trainer sets train.threads_per_rank itself
+        # what the last save may take; torchrun would end the ranks after 30 s
+        os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", f"{config.distributed.eval_timeout_s:.0f}")
         words = io.StringIO()
         cause = torchrun(ranks, argv, folder.name, words, stop)
         state = read_json(status).get("state", "")
@@ -137,7 +139,7 @@ def torchrun(ranks: int, argv: Sequence[str], folder: str, words: io.StringIO, s
         if not stop:
             torch_run.run(torch_run.parse_args([*where, *options, str(REPOSITORY / "train_ddp.py"), *argv]))
     except api.SignalException:
-        limit_s = os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")
+        limit_s = os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]
         return f"{stop.signal_name}, and ranks that had not saved within TORCH_ELASTIC_SHUTDOWN_TIMEOUT={limit_s} s"
     except ChildFailedError as error:
         words.write(f"{error}\n")

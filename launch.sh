@@ -41,7 +41,10 @@ setup() {
     if is_up_to_date; then return; fi
     if ! [ -w "$here" ]; then refuse "$venv is not set up, and $here cannot be written; copy it to a folder of your own"; fi
     exec 9>"$here/.venv.lock"
-    if command -v flock >/dev/null; then flock 9 || true; fi # two first starts at once: the second waits
+    if command -v flock >/dev/null && ! flock -n 9; then # two first starts at once
+        echo "launch.sh: waiting for another start that installs into $venv" >&2
+        flock 9 || true
+    fi
     if ! is_up_to_date; then
         echo "launch.sh: installing into $venv (once; torch is large)" >&2
         if ! is_whole; then make_venv; fi

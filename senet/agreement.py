@@ -9,9 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from senet.config import RunError
-
-_RANKS_PER_STEP = 16
-_MOST_STEPS = 16
+from senet.preemption import steps_between_votes
 
 
 class StopRequested(Exception):
@@ -20,11 +18,6 @@ class StopRequested(Exception):
 
 class NonFiniteLoss(RunError):
     """The loss of a step was NaN or infinite on at least one rank."""
-
-
-def steps_between_votes(world_size: int) -> int:
-    """A vote is a ring of gloo, 2 (ranks - 1) messages one after another: among many it takes longer than a step."""
-    return min(-(-world_size // _RANKS_PER_STEP), _MOST_STEPS)
 
 
 class Agreement:
@@ -96,12 +89,15 @@ class Agreement:
         self.settle()
 
     def _vote(self, *, newest: bool = False) -> None:
-        """Issue a vote. On a GPU the host waits for the forward of the step before, whose backward may still run;
-        with ``newest`` for that of the last step, to which all ranks must have come."""
-        while len(self._unread) > (0 if newest else 1):
-            step, total, copied = self._unread.pop(0)
-            if copied is not None:
+        """Issue a vote on the losses that are known by now; a forward may wait for the buffers of a rank that is gone.
+        With ``newest`` on all of them, when all ranks have come this far: there the host waits for the last forward."""
+        while self._unread:
+            step, total, copied = self._unread[0]
+            if copied is not None and newest:
                 copied.synchronize()
+            elif copied is not None and not copied.query():
+                break
+            del self._unread[0]
             if not self._first_bad and not math.isfinite(total.item()):
                 self._first_bad = step
         self._unvoted = 0

@@ -46,7 +46,8 @@ def process_groups(
     on_gpu = ranks.device.type == "cuda"
     watchdog.phase("making the process groups")
     timeout = timedelta(seconds=config.start_timeout_s)
-    roll_call = RollCall(PrefixStore("end", store), ranks)
+    # a connection of its own: the main thread may be waiting in the other one
+    roll_call = RollCall(PrefixStore("end", store.clone() if ranks.world_size > 1 else store), ranks)
     advice = ""
     try:
         choose_interface(ranks, store, config.start_timeout_s)

@@ -78,10 +78,10 @@ def write_temporary(final: Path, content: bytes | memoryview, *, durable: bool) 
     return temporary
 
 
-def replace_file(path: Path, content: bytes, *, durable: bool = False) -> None:
+def replace_file(path: Path, content: bytes, *, durable: bool = False, limit_s: float | None = None) -> None:
     """Replace ``path``: a reader sees the old content or the new. ``durable`` also survives a power cut.
 
-    Waits while the file system does not answer.
+    Waits while the file system does not answer, for so long.
     """
 
     def replace() -> None:
@@ -95,7 +95,7 @@ def replace_file(path: Path, content: bytes, *, durable: bool = False) -> None:
         if durable:
             fsync_directory(path.parent)
 
-    patiently(replace)
+    patiently(replace, limit_s=limit_s)
 
 
 def fsync_directory(path: Path) -> None:
@@ -116,9 +116,9 @@ def forget_cached(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def write_json(path: Path, content: Any, *, durable: bool = False) -> None:
+def write_json(path: Path, content: Any, *, durable: bool = False, limit_s: float | None = None) -> None:
     """``replace_file`` with JSON."""
-    replace_file(path, (json.dumps(content, indent=1) + "\n").encode(), durable=durable)
+    replace_file(path, (json.dumps(content, indent=1) + "\n").encode(), durable=durable, limit_s=limit_s)
 
 
 def read_json(path: Path) -> dict[str, Any]:

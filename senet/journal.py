@@ -55,7 +55,9 @@ class Writer:
         kept = [
             _line(row)
             for row in read_rows(path)
-            if row["step"] <= resumed_step and (row["kind"] != "epoch" or row["epoch"] <= epochs_done)
+            if isinstance(row.get("step"), int)  # a person may have put in a line
+            and row["step"] <= resumed_step
+            and (row.get("kind") != "epoch" or row.get("epoch", 0) <= epochs_done)
         ]
         self._rows = _Rows(path, kept, is_held)
         if tensorboard:

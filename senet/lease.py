@@ -177,13 +177,13 @@ class Lease:
         if self._thread.is_alive():  # this process is about to end, which frees the directory as well
             log.warning("%s not released: the file system does not answer", self.run_dir)
 
-    def _ask(self) -> None:
-        if not patiently(self.is_held):
+    def _ask(self, limit_s: float | None = None) -> None:
+        if not patiently(self.is_held, limit_s=limit_s):
             raise LeaseLost(f"run_dir={self.run_dir} was taken over by another start")
 
-    def _replace(self, name: str, content: dict[str, Any]) -> None:
-        self._ask()
-        write_json(self.run_dir / name, content, durable=True)  # after a power cut it is not empty
+    def _replace(self, name: str, content: dict[str, Any], *, limit_s: float | None = None) -> None:
+        self._ask(limit_s)
+        write_json(self.run_dir / name, content, durable=True, limit_s=limit_s)  # after a power cut it is not empty
 
     def _beat(self) -> None:
         closing = False
@@ -191,33 +191,36 @@ class Lease:
             with self._facts:
                 self._facts.wait_for(lambda: self._closing or self._wanted > self._published, HEARTBEAT_S)
                 status, wanted, closing = dict(self._status), self._wanted, self._closing
+                started = self._started and "state" in status
             try:
-                self._publish(status, release=closing)
+                self._publish(status, started=started, release=closing)
             except LeaseLost:
                 pass  # for the training to find out, before it publishes anything
-            except OSError as error:  # a full disk must not end the training, nor hide why it ended
+            except Exception as error:  # a full disk must not end the training, nor hide why it ended
                 log.warning("heartbeat and status in %s not written: %s", self.run_dir, error)
-                if may_pass(error) and not closing:
+                if isinstance(error, OSError) and may_pass(error) and not closing:
                     continue  # whoever waits for it goes on waiting
             with self._facts:
                 self._published = wanted
                 self._facts.notify_all()
 
-    def _publish(self, status: dict[str, Any], *, release: bool) -> None:
-        now = time.time()
+    def _publish(self, status: dict[str, Any], *, started: bool, release: bool) -> None:
+        """Each file once: the next beat tries again. Only at the end there is no next one."""
+        now, limit_s = time.time(), _PUBLISH_S / 4 if release else 0.0
         status["heartbeat"] = now
-        if self._started:
-            mirror_status(status)
+        if started:
+            mirror_status(status, limit_s=limit_s)
         with self._files:
             self._owner["heartbeat"] = now
             try:
-                if self._started:
-                    self._replace("status.json", status)
+                if started:
+                    self._replace("status.json", status, limit_s=limit_s)
             finally:
-                self._replace("owner.json", self._owner | ({"released": True} if release else {}))
+                released = {"released": True} if release else {}
+                self._replace("owner.json", self._owner | released, limit_s=limit_s)
 
 
-def mirror_status(status: dict[str, Any]) -> None:
+def mirror_status(status: dict[str, Any], *, limit_s: float | None = None) -> None:
     """Copy a status to the file that the launcher named, if it named one; said where that cannot be.
 
     The first end that is written there stays, whichever rank it is of; but a ``guess`` at what became of another rank
@@ -226,9 +229,10 @@ def mirror_status(status: dict[str, Any]) -> None:
     if path := os.environ.get(MIRROR_VARIABLE):
         try:
             there = read_json(Path(path))
-            if {there.get("state"), status["state"]} <= _ENDS and (status.get("guess") or not there.get("guess")):
+            ended, ends = there.get("state") in _ENDS, status["state"] in _ENDS
+            if ended and not (ends and there.get("guess") and not status.get("guess")):
                 return
-            write_json(Path(path), status, durable=True)
+            write_json(Path(path), status, durable=True, limit_s=limit_s)
         except OSError as error:
             log.warning("status in %s not written: %s", path, error)
 

@@ -105,7 +105,7 @@ def _remove_abandoned(parent: Path) -> None:
     """Call after a change in ``parent``: its time is now, by the clock that stamps the others' beats."""
     now = parent.stat().st_mtime
     for folder in parent.glob(".*.tmp"):
-        with suppress(FileNotFoundError):  # whose it is removes it too
+        with suppress(OSError):  # gone meanwhile, somebody else's, or no folder of ours at all
             if has_ended(read_json(folder / _BUILDER)) or now - folder.stat().st_mtime > _ABANDONED_S:
                 rmtree(folder, ignore_errors=True)
 

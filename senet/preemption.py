@@ -16,7 +16,17 @@ STOPPED_EXIT_CODE = 85  # reserved: stopped by a signal, checkpoint published, c
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP, signal.SIGQUIT)
 LAUNCHER_VARIABLE = "SENET_LAUNCHER"  # its process id, from the launcher itself
 _PR_SET_PDEATHSIG = 1
-_LEAVING_S = 5.0
+_LEAVING_S = 3.0  # for each act before the end
+_RANKS_PER_STEP = 16
+_MOST_STEPS = 16
+
+
+def steps_between_votes(world_size: int) -> int:
+    """How often ranks vote on a stop, which takes place twice as many steps later at the most.
+
+    A vote is a ring of gloo, 2 (ranks - 1) messages one after another: among many it takes longer than a step.
+    """
+    return min(-(-world_size // _RANKS_PER_STEP), _MOST_STEPS)
 
 
 class StopFlag:
@@ -58,14 +68,11 @@ class StopFlag:
     def leave(self, code: int, reason: str) -> NoReturn:
         """End the process from any thread, within seconds: what is called before may hang."""
 
-        def act() -> None:
-            for each in self._acts:
-                each(code, reason)
-
         with self._lock:
-            thread = threading.Thread(target=act, name="leaving", daemon=True)
-            thread.start()
-            thread.join(_LEAVING_S)
+            for act in self._acts:  # one that hangs keeps no other from its turn
+                thread = threading.Thread(target=act, args=(code, reason), name="leaving", daemon=True)
+                thread.start()
+                thread.join(_LEAVING_S)
             os._exit(code)
 
     def _leave_at_a_signal(self, reader: int) -> None:

@@ -127,7 +127,7 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
             sampler=sampler,
             checkpoints=checkpoints,
             manifest=identity(config, data) | {"facts": facts},
-            agreement=Agreement(group),
+            agreement=Agreement(group, every=1 if amp == "fp16" else None),  # its scaler waits for the device each step
             group=group,
             stop=stop,
             watchdog=watchdog,

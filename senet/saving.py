@@ -62,7 +62,7 @@ class CheckpointManager:
         self._resumed_from = resumed_from
         self._is_held = is_held
         self._lock = threading.Lock()  # of the next two
-        self._next: Callable[[], None] | None = None
+        self._line: list[tuple[bool, Callable[[], None]]] = []
         self._thread: threading.Thread | None = None
         self._failures = 0  # in a row
         self._error: Exception | None = None  # of the last write
@@ -109,7 +109,7 @@ class CheckpointManager:
         """Copy ``payload`` to the CPU now, and publish it in the background.
 
         One is written at a time. Training waits ten seconds at most for the one before; after that this one stands in
-        line, and gives its place to a newer one.
+        line, and gives its place to a newer one; the best does so only to a better one.
 
         Args:
             payload: a tree of dicts, lists, numbers, strings and tensors. The copy is complete on return.
@@ -134,9 +134,10 @@ class CheckpointManager:
             self._write(snapshot, facts, first)
 
         with self._lock:
-            if self._next is not None:
+            kept = [(best, other) for best, other in self._line if best and not facts["best"]]
+            if len(kept) < len(self._line):
                 log.warning("a checkpoint gives its place to that of step %d: the file system is slow", facts["step"])
-            self._next = write
+            self._line = [*kept, (facts["best"], write)]
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="checkpoint", daemon=True)
                 self._thread.start()
@@ -165,10 +166,10 @@ class CheckpointManager:
     def _work(self) -> None:
         while True:
             with self._lock:
-                write, self._next = self._next, None
-                if write is None:
+                if not self._line:
                     self._thread = None
                     return
+                _, write = self._line.pop(0)
             write()
 
     def _write(self, snapshot: dict[str, Any], manifest: dict[str, Any], first: Callable[[], None]) -> None:

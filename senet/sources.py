@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +157,10 @@ def _other_name(folder: Path) -> str:
     """What to do where somebody calls the test split by another of its names."""
     names = ("val", "valid", "validation", "dev") if folder.name == "test" else ()
     found = next((name for name in names if (folder.parent / name).is_dir()), "")
-    return found and f"there is {folder.parent / found}: rename it, or link to it with ln -s {found} {folder}"
+    return (
+        found
+        and f"there is {folder.parent / found}: rename it, or link to it with ln -s {found} {shlex.quote(str(folder))}"
+    )
 
 
 def file_facts(root: Path, split: str) -> list[str]:

@@ -165,7 +165,6 @@ class Trainer:
         if not self._checked:
             refuse_unused(self.raw_model)
             self._checked = True
-        # sync point: every step, but the host waits for the forward of the step before only
         self.agreement.exchange(stop=bool(self.stop))
         if self.scaler.is_enabled():
             self.agreement.settle()

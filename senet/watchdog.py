@@ -18,7 +18,7 @@ from senet.environment import Place
 _TICK_S = 1.0
 _SLACK_S = 10.0  # the limits of the store and the groups come first, since their errors say more
 _ANSWERS_S = 2.0
-_WORK = (1.0, 2**20)  # seconds of the processor, bytes: more than waiting takes in minutes
+_WORK = (0.05, 2**16)  # seconds of the processor, bytes, per second: far more than waiting takes
 
 
 class Watchdog:
@@ -63,14 +63,17 @@ class Watchdog:
 
     def _watch(self) -> None:
         seen, used, since = (0, 0), _used(), time.monotonic()
+        looked = since
         while not self._closing.wait(self._tick_s):
             # where C++ code keeps the interpreter's lock this thread does not run either, and C code ends the process
             faulthandler.dump_traceback_later(self.limit_s + 2 * _SLACK_S, exit=True, file=2)
-            if self._alone and any(now - then > work for now, then, work in zip(_used(), used, _WORK, strict=True)):
+            before, used, seconds = used, _used(), time.monotonic() - looked
+            looked += seconds
+            if self._alone and any(n - b > work * seconds for n, b, work in zip(used, before, _WORK, strict=True)):
                 self._progress += 1
             if seen != (now := (self._progress, self._progress_anywhere)):
-                seen, used, since = now, _used(), time.monotonic()
-            elif time.monotonic() - since > self.limit_s + min(self.limit_s, _SLACK_S):
+                seen, since = now, looked
+            elif looked - since > self.limit_s + min(self.limit_s, _SLACK_S):
                 self._expired.set()
                 # rank 0 speaks for all who answer; the others follow if it cannot
                 if not self._closing.wait(_ANSWERS_S * (1 if self._rank == 0 else 2)):

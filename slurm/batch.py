@@ -17,6 +17,7 @@ import re
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from senet.preemption import STOPPED_EXIT_CODE
 
 STARTS_WITHOUT_PROGRESS = 3
 _PORTS_BELOW_EPHEMERAL = 12_000
+_MAY_COME_BACK = 8  # starts
 
 
 def begin(run_dir: Path, job_id: str, restarts: int, max_requeues: int) -> str:
@@ -81,8 +83,10 @@ def end(
 
 
 def idle_steps(run_dir: Path, job_id: str, restarts: int) -> int:
-    """How many numbers of steps earlier starts may have used that have not said that they ended: three tries each."""
-    return 3 * sum(not read_json(_outcome_file(run_dir, job_id, start)).get("ended") for start in range(restarts))
+    """How many numbers of steps earlier starts may have used that have not said that they ended: three tries each. They
+    begin again after so many starts: by then the first have long been given up, and each number costs a second."""
+    silent = sum(not read_json(_outcome_file(run_dir, job_id, start)).get("ended") for start in range(restarts))
+    return 3 * (silent % _MAY_COME_BACK)
 
 
 def newest_checkpoint(run_dir: Path) -> str:
@@ -187,7 +191,8 @@ def main(argv: list[str]) -> int:
         print(f"export MASTER_PORT={free_port()}; idle_steps={idle_steps(run_dir, job_id, budget[0])}")
         return 0
     outcome, lost = read_json(outcome_file), ", ".join(argv[2].split())
-    write_json(outcome_file, outcome | {"ended": not lost})
+    with suppress(OSError):  # a note for later starts; what becomes of the job does not hang on it
+        write_json(outcome_file, outcome | {"ended": not lost}, limit_s=10)
     verdict = end(run_dir, job_id, *budget, argv[1], outcome, lost)
     if verdict == "requeue" and lost:
         reason = f"no answer from {lost}; the job starts again when SLURM gives that up (SlurmdTimeout)"

@@ -26,15 +26,15 @@ look() {
 
 look # also waits for a controller that is away
 # the name under which SLURM itself reaches the node of rank 0; each rank resolves it
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-MASTER_ADDR=$(scontrol show node --oneliner "$MASTER_ADDR" | grep -o ' NodeAddr=[^ ]*' | cut -d = -f 2)
-export MASTER_ADDR
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) # asks nobody
+MASTER_ADDR=$(scontrol show node --oneliner "$first" | grep -o ' NodeAddr=[^ ]*' | cut -d = -f 2)
+export MASTER_ADDR=${MASTER_ADDR:-$first}
 # since 22.05 srun no longer takes this over from sbatch by itself
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
 
 # What batch.py says. Again, for some four minutes, where not even Python can be read: its file system does not answer.
 decision() {
-    local said code
+    local said code pause_s
     for pause_s in 5 15 30 60 120 0; do
         said=$(run_python -m slurm.batch "$@")
         code=$?
@@ -49,7 +49,7 @@ decision() {
 # In front of submitit's call of srun: a port for this start. Again, three times in all, if somebody took it in between,
 # or if not even rank 0 began: a node that has just come back may refuse the launch.
 srun() {
-    local assignments idle_steps=0 made=0
+    local assignments pause_s idle_steps=0 made=0
     for pause_s in 5 15 0; do
         assignments=$(decision begin) || return
         eval "$assignments"
@@ -88,7 +88,7 @@ lost_hosts() {
 
 # After srun, whose exit code says nothing: end, or go back to the queue once.
 finish() {
-    local verdict code
+    local verdict code pause_s
     look
     verdict=$(decision end "$job" "$(lost_hosts)")
     code=$?

@@ -12,6 +12,7 @@ from pathlib import Path
 from senet.config import Config, ConfigError, SlurmConfig, check_split
 from senet.files import read_json
 from senet.owner import holder, refuse_links
+from senet.preemption import steps_between_votes
 from slurm import cluster
 from slurm.gpus import gpu_findings, ranks_per_node
 from slurm.sbatch import make_slurm_executor, minutes, sbatch_environment
@@ -94,7 +95,8 @@ def _stop_s(config: Config, run_dir: Path) -> float:
     if not status.get("images_per_s"):
         return 0.0
     step_s = config.train.global_batch_size / float(status["images_per_s"])
-    return 2 * step_s + float(status.get("save_s", 0)) + _LEAVING_S
+    steps = 2 * steps_between_votes(config.slurm.nodes * ranks_per_node(config.slurm))
+    return steps * step_s + float(status.get("save_s", 0)) + _LEAVING_S
 
 
 def _directory(config: Config, run_dir: Path) -> Iterator[Finding]:

@@ -57,7 +57,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def idle_watchdog(limit_s: float = 30) -> Watchdog:
+def idle_watchdog(limit_s: float = 60) -> Watchdog:
     """One that watches nothing: the tests have limits of their own."""
     return Watchdog(read_place(), limit_s, end=print)
 

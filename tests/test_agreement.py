@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch.amp import GradScaler
 
 import senet.trainer
-from senet.agreement import Agreement, NonFiniteLoss, steps_between_votes
+from senet.agreement import Agreement, NonFiniteLoss
+from senet.preemption import steps_between_votes
 from senet.ranks import PeerFailed, Ranks
 from senet.run import run
 from tests.harness import StopAt, run_ranks, tiny, tiny_config
@@ -76,7 +77,29 @@ def test_a_loss_that_is_not_finite_ends_all_ranks_before_anything_is_published(e
 
 def test_one_rank_alone_stops_within_a_step(tmp_path: Path) -> None:
     [[[how, step, saved, _]]] = run_ranks(1, _agree, 1, [(0, {0: 6}, 0)], tmp_path=tmp_path)
-    assert (how, step, saved) == ("not finite", 7, False)
+    assert (how, step, saved) == ("not finite", 6, False)
+
+
+def test_no_vote_waits_for_the_device_until_all_have_come_this_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forward:
+        """Of a step that waits for a rank which is gone."""
+
+        waited_for = False
+
+        def query(self) -> bool:
+            return False
+
+        def synchronize(self) -> None:
+            self.waited_for = True
+
+    monkeypatch.setattr(dist, "get_world_size", lambda _: 1)
+    agreement, forwards = Agreement(cast(dist.ProcessGroup, None), every=2), [Forward() for _ in range(4)]
+    for step, forward in enumerate(forwards, start=1):
+        agreement._unread.append((step, torch.tensor(1.0), cast(torch.cuda.Event, forward)))
+        agreement.exchange(stop=False)
+    assert not any(forward.waited_for for forward in forwards)
+    agreement.conclude()
+    assert all(forward.waited_for for forward in forwards)
 
 
 def test_few_ranks_vote_at_each_step_and_many_at_some() -> None:

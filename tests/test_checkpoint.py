@@ -296,6 +296,23 @@ def test_training_does_not_wait_for_a_disk_that_stands_still_and_the_newest_of_t
     ]
 
 
+def test_the_best_checkpoint_keeps_its_place_in_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on, original = threading.Event(), os.fsync
+
+    def hang(descriptor: int) -> None:
+        goes_on.wait(30)
+        original(descriptor)
+
+    monkeypatch.setattr(saving, "_IN_LINE_S", 0.05)
+    monkeypatch.setattr(os, "fsync", hang)
+    checkpoints = manager(tmp_path)
+    for step in (1, 2, 3, 4, 5):
+        checkpoints.save(PAYLOAD, {"step": step, "best": step in (2, 3)})
+    goes_on.set()
+    checkpoints.finish()
+    assert steps(tmp_path) == [1, 3, 5]
+
+
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
 def test_a_file_system_that_cannot_sync_a_folder_is_no_reason_not_to_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int

@@ -38,6 +38,7 @@ def test_rows_past_the_resumed_step_are_cut(tmp_path: Path) -> None:
     writer.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')  # a kill in the middle of a row
+        file.write('\n{"note": "restarted by hand"}\n{"kind": "epoch", "step": "4"}\n')
     writer = Writer(tmp_path, resumed_step=4, epochs_done=0, tensorboard=False)  # stopped in the first evaluation
     writer.write("train", 5, loss=2.0)
     writer.close()

@@ -365,12 +365,29 @@ def test_what_a_rank_knows_of_itself_beats_a_guess_whoever_writes_first(
     cause = {"state": "failed", "reason": "No space left on device"}
     guess = {"state": "failed", "reason": "rank 0 did not answer any more", "guess": True}
     for first, second in ((cause, guess), (guess, cause)):
-        lease.mirror_status({"state": "running"})
-        lease.mirror_status(first)
-        lease.mirror_status(second)
+        mirror.unlink(missing_ok=True)
+        for status in ({"state": "running"}, first, second, {"state": "running"}):  # a heart that still beats
+            lease.mirror_status(status)
         assert read_json(mirror) == cause
     lease.mirror_status({"state": "failed", "reason": "it came later, and may have followed"})
     assert read_json(mirror) == cause
+
+
+def test_nothing_stops_the_heart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.02)
+    replace, failed = Lease._replace, []
+
+    def stumble(self: Lease, name: str, content: dict[str, Any], **more: Any) -> None:
+        if name == "status.json" and not failed:
+            failed.append(name)
+            raise KeyError("a fault of the program")
+        replace(self, name, content, **more)
+
+    monkeypatch.setattr(Lease, "_replace", stumble)
+    with Lease.acquire(tmp_path / "run") as held:
+        held.start(3)
+        wait_until(lambda: read_json(tmp_path / "run/status.json").get("step") == 3, 30)
+    assert failed
 
 
 def test_a_guess_of_the_holder_gives_way_to_what_another_rank_said_of_itself(

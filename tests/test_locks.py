@@ -20,7 +20,7 @@ import pytest
 from senet import locks
 from senet.config import REPOSITORY
 from senet.lease import Lease
-from senet.locks import StillHeld, has_ended, lock, this_process
+from senet.locks import StillHeld, has_ended, lock, own_folder, this_process
 from slurm import submit
 from tests.harness import tiny, wait_until
 
@@ -158,3 +158,10 @@ def test_a_lock_ends_with_the_process_that_holds_it(tmp_path: Path) -> None:
         assert has_ended(holder)
     assert not has_ended(holder | {"host": "elsewhere"})
     assert not has_ended({})
+
+
+def test_what_others_have_put_beside_it_is_no_reason_to_fail(tmp_path: Path) -> None:
+    (tmp_path / ".somebodys.tmp").write_text("no folder")
+    with own_folder(tmp_path, "mine") as own:
+        (own / "made").touch()
+    assert [path.name for path in tmp_path.iterdir()] == [".somebodys.tmp"]

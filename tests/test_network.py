@@ -81,7 +81,7 @@ def meet() -> None:
     """What a rank on one of the two hosts runs."""
     ranks = Ranks(*read_place(), CPU)
     store, _ = meeting.meet(ranks, idle_watchdog(), {}, lambda: None)
-    with process_groups(ranks, store, DistributedConfig(start_timeout_s=30), idle_watchdog()) as group:
+    with process_groups(ranks, store, DistributedConfig(start_timeout_s=60), idle_watchdog()) as group:
         total = sum_over_ranks(torch.tensor([ranks.rank + 1]))
         leave_together(group)
     print(os.environ.get("GLOO_SOCKET_IFNAME"), total, flush=True)

@@ -12,11 +12,12 @@ from senet.preemption import STOPPED_EXIT_CODE
 
 # the main thread waits where no signal handler of Python runs, as in C++ that waits for another rank
 PROGRAM = """
-import ctypes, sys
+import ctypes, sys, threading
 from senet.preemption import StopFlag
 
 stop = StopFlag.install()
 stop.before_leaving(lambda code, reason: print("first named", code, reason, flush=True))
+stop.before_leaving(lambda code, reason: threading.Event().wait())
 stop.before_leaving(lambda code, reason: print("last named", flush=True))
 if sys.argv[1] == "held":
     stop.hold()
@@ -45,6 +46,7 @@ def told(how: str, number: signal.Signals) -> tuple[int, list[str]]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_before_the_training_a_signal_ends_a_process_that_waits_in_foreign_code(number: signal.Signals) -> None:
+    """Each of the acts before has its turn, though the one in the middle hangs."""
     assert told("waiting", number) == (STOPPED_EXIT_CODE, ["last named", f"first named 85 {number.name}"])
 
 

@@ -54,7 +54,7 @@ def test_phases_that_begin_are_progress() -> None:
 
 
 def test_a_rank_that_computes_gets_on_only_where_it_does_not_wait_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchdog, "_WORK", (0.02, 2**40))
+    monkeypatch.setattr(watchdog, "_WORK", (0.05, 2**40))
     for alone in (True, False):
         with watched(Place()) as (dog, said, ended):
             dog.phase("at work", alone=alone)
@@ -72,6 +72,16 @@ def test_a_rank_that_reads_gets_on(monkeypatch: pytest.MonkeyPatch) -> None:
         while time.monotonic() < until:
             file.read(1000)
             assert not ended.wait(0.02), said
+
+
+def test_waiting_is_no_work_however_long_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "_TICK_S", 0.05)
+    with Watchdog(Place(), 1000, end=lambda _: None) as dog:
+        dog.phase("hung", alone=True)
+        time.sleep(0.5)
+        assert dog._progress <= 2  # the phase, and what the test did before
+        time.sleep(2)  # an absolute limit would be reached some day
+        assert dog._progress <= 2
 
 
 def test_progress_of_another_rank_counts_and_rank_0_says_where_all_stand() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -118,7 +119,9 @@ def two_hosts(tmp_path: Path) -> Iterator[list[list[str]]]:
 
 
 @pytest.mark.ranks
-@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("ip") is None, reason="network namespaces need root and Debian's iproute2"
+)
 @pytest.mark.parametrize("master", ["10.77.0.1", "host-0"])
 def test_two_hosts_whose_names_are_127_0_1_1_meet(two_hosts: list[list[str]], master: str) -> None:
     one_rank_each = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}

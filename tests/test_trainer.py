@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import math
+import os
 import shutil
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -372,11 +375,14 @@ def test_allowed_changes_of_the_optimizer_take_effect(train_here: Train, tmp_pat
 def test_a_terminal_or_disk_that_goes_away_does_not_end_the_run(
     train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def gone(*_: Any, **__: Any) -> None:
-        raise OSError(5, "Input/output error")
+    def fails(number: int) -> Callable[..., None]:
+        def fail(*_: Any, **__: Any) -> None:
+            raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("builtins.print", gone)
-    monkeypatch.setattr("senet.lease.mirror_status", gone)
+        return fail
+
+    monkeypatch.setattr("builtins.print", fails(errno.EIO))
+    monkeypatch.setattr("senet.lease.mirror_status", fails(errno.ENOSPC))
     assert train_here(tmp_path).state == "finished"
 
 

@@ -54,8 +54,8 @@ def main(argv: Sequence[str], stop: StopFlag) -> int:
         status = Path(folder.name) / "status.json"
         os.environ |= MALLOC | os.environ | {MIRROR_VARIABLE: str(status), LAUNCHER_VARIABLE: str(os.getpid())}
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # the trainer sets train.threads_per_rank itself
-        # what the last save may take; torchrun would end the ranks after 30 s
-        os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", f"{config.distributed.eval_timeout_s:.0f}")
+        # for a last step and save; torchrun would end the ranks after 30 s, and waits as long for one that hangs
+        os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", f"{max(30, config.distributed.step_timeout_s):.0f}")
         words = io.StringIO()
         cause = torchrun(ranks, argv, folder.name, words, stop)
         state = read_json(status).get("state", "")

@@ -48,7 +48,7 @@ class Slow(_Senet):
     """A device that takes its time."""
 
     def fault(self, logits: Tensor, here: bool) -> Tensor:
-        time.sleep(0.1 if here else 0)
+        time.sleep(0.4 if here else 0)
         return logits
 
 

@@ -68,7 +68,7 @@ def test_a_weight_that_changes_on_one_rank_is_found_and_named(trial: Trial, data
 @pytest.mark.fault("a slow rank", quick=1, full=2)
 def test_a_slow_rank_is_named_with_its_share_of_the_step(trial: Trial, data_root: Path, tmp_path: Path) -> None:
     every, faulty = 10, trial.number
-    slow = (f"distributed.step_timeout_s={60 + trial.number}", "train.epochs=2", f"log.every_steps={every}")
+    slow = (NETWORK + "slow", "train.accumulate=1", "train.epochs=2", f"log.every_steps={every}")
     command = train_command(2, options(data_root, tmp_path / "run", *slow))
     with started(command, tmp_path / "log", FAULTY_RANK=str(faulty)) as process:
         assert process.wait(120) == 0, (tmp_path / "log").read_text()

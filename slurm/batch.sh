@@ -39,6 +39,8 @@ decision() {
         said=$(run_python -m slurm.batch "$@")
         code=$?
         if [ "$code" -lt 126 ] && { [ -n "$said" ] || [ "$1" = begin ]; }; then break; fi
+        # never there: a wrong slurm.python, not a file system that is away
+        if [ "$code" -eq 127 ] && [ -z "${python_ran:-}" ]; then break; fi
         echo "slurm: job $SLURM_JOB_ID: Python ended with exit code $code, and did not say what to do at the $1" >&2
         sleep "$pause_s"
     done
@@ -52,6 +54,7 @@ srun() {
     local assignments pause_s idle_steps=0 made=0
     for pause_s in 5 15 0; do
         assignments=$(decision begin) || return
+        python_ran=yes
         eval "$assignments"
         # SLURM counts a job's steps from 0 again at each start, and takes what an older start that comes back says of its
         # step for the younger's: so let that have a number of its own

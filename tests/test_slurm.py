@@ -413,7 +413,8 @@ def test_a_controller_that_is_away_for_minutes_ends_no_job(fake: Path, run_dir: 
 def test_a_python_that_cannot_be_read_for_minutes_ends_no_job(fake: Path, run_dir: Path) -> None:
     away = f"echo x >>{fake}/asked; [ $(grep -c x {fake}/asked) -gt 3 ] || exit"
     begun = """echo '{"state": "stopped"}' >"$SENET_STATUS_FILE"; exit 85"""
-    for code in (126, 135, 1):  # no such file; a page of it is not to be had; one of its modules cannot be read
+    # it cannot be read; is not there; a page of it is not to be had; one of its modules cannot be read
+    for code in (126, 127, 135, 1):
         done = run_batch_sh(fake, run_dir, "true", begun, f"{away} {code}; echo requeue")
         assert calls(fake) == ["srun 10.0.0.1:", *["end"] * 4, "scontrol requeue 7"]
         assert f"Python ended with exit code {code}, and did not say what to do at the end" in done.stderr

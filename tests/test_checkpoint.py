@@ -272,9 +272,9 @@ def test_a_file_system_that_stays_away_ends_with_its_reason(tmp_path: Path, monk
     assert names(tmp_path) == []
 
 
-def test_training_does_not_wait_for_a_disk_that_stands_still_and_the_newest_of_those_in_line_is_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.fixture
+def disk_goes_on(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """The disk stands still until this is set, and a save waits hardly any time for the one before."""
     goes_on, original = threading.Event(), os.fsync
 
     def hang(descriptor: int) -> None:
@@ -283,12 +283,18 @@ def test_training_does_not_wait_for_a_disk_that_stands_still_and_the_newest_of_t
 
     monkeypatch.setattr(saving, "_IN_LINE_S", 0.05)
     monkeypatch.setattr(os, "fsync", hang)
+    return goes_on
+
+
+def test_training_does_not_wait_for_a_disk_that_stands_still_and_the_newest_of_those_in_line_is_saved(
+    tmp_path: Path, disk_goes_on: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
     checkpoints = manager(tmp_path)
     began = time.monotonic()
     for step in (1, 2, 3, 4):
         checkpoints.save(PAYLOAD, {"step": step, "best": False})
     assert time.monotonic() - began < 5
-    goes_on.set()
+    disk_goes_on.set()
     checkpoints.finish()
     assert steps(tmp_path) == [1, 4]
     assert [line.split(":")[0] for line in caplog.messages] == [
@@ -296,19 +302,11 @@ def test_training_does_not_wait_for_a_disk_that_stands_still_and_the_newest_of_t
     ]
 
 
-def test_the_best_checkpoint_keeps_its_place_in_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    goes_on, original = threading.Event(), os.fsync
-
-    def hang(descriptor: int) -> None:
-        goes_on.wait(30)
-        original(descriptor)
-
-    monkeypatch.setattr(saving, "_IN_LINE_S", 0.05)
-    monkeypatch.setattr(os, "fsync", hang)
+def test_the_best_checkpoint_keeps_its_place_in_line(tmp_path: Path, disk_goes_on: threading.Event) -> None:
     checkpoints = manager(tmp_path)
     for step in (1, 2, 3, 4, 5):
         checkpoints.save(PAYLOAD, {"step": step, "best": step in (2, 3)})
-    goes_on.set()
+    disk_goes_on.set()
     checkpoints.finish()
     assert steps(tmp_path) == [1, 3, 5]
 

@@ -77,6 +77,6 @@ slurm)
     ;;
 *)
     setup ""
-    exec "$venv/bin/python" "$here/launch.py" "$@"
+    exec "$venv/bin/python" -P -m senet.launch "$@"
     ;;
 esac

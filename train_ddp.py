@@ -1,6 +1,7 @@
 """Train a network: ``torchrun --nproc_per_node=4 train_ddp.py [FILE.yaml ...] [key=value ...]``."""
 
-from senet.preemption import STOPPED_EXIT_CODE, StopFlag, die_with_launcher
+from senet.distributed.preemption import StopFlag, die_with_launcher
+from senet.errors import STOPPED_EXIT_CODE
 
 if __name__ == "__main__":
     stop = StopFlag.install()
@@ -10,10 +11,12 @@ import os
 import sys
 import traceback
 
-from senet.command import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, leave, record, trace_crashes
-from senet.config import ConfigError, RunError, help_text, load_config
-from senet.environment import own_rank, read_place
-from senet.lease import mirror_status
+from senet.command import leave, record, trace_crashes
+from senet.config.load import load_config
+from senet.config.manual import help_text
+from senet.distributed.environment import own_rank, read_place
+from senet.errors import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError, RunError
+from senet.rundir.lease import mirror_status
 
 
 def main(argv: list[str], stop: StopFlag) -> int:
@@ -25,7 +28,7 @@ def main(argv: list[str], stop: StopFlag) -> int:
     stop.before_leaving(say_why)
     try:
         config = load_config(argv, read_place().world_size)
-        from senet.run import run  # takes seconds: torch
+        from senet.training.run import run  # takes seconds: torch
 
         summary = run(config, argv, stop)
     except ConfigError as error:

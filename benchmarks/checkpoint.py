@@ -40,12 +40,12 @@ import torch
 import torch.distributed as dist
 from common import arguments, lay_store, record, spread, torchrun, train
 
-from senet.checkpoint import unpickle
-from senet.config import load_config
-from senet.preemption import StopFlag
-from senet.run import run
-from senet.saving import CheckpointManager
-from senet.trainer import Trainer
+from senet.config.load import load_config
+from senet.distributed.preemption import StopFlag
+from senet.rundir.checkpoint import unpickle
+from senet.rundir.saving import CheckpointManager
+from senet.training.run import run
+from senet.training.trainer import Trainer
 
 OWN, PLAIN, DURABLE = VARIANTS = ("the trainer's", "torch.save", "torch.save, fsync")
 MAIN = ["trainer.Trainer._collect", "trainer.get_total_norm", "trainer.check_in_sync", "checkpoint._to_cpu"]

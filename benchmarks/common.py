@@ -68,7 +68,7 @@ def record(benchmark: str, what: str, result: str, n: str, note: str = "") -> No
     """Append a row to RESULTS.md, with machine, versions and date; ``note`` is added to ``what``."""
     import torch  # seconds, which --help does without
 
-    from senet.commit import commit
+    from senet.rundir.commit import commit
 
     what = "; ".join(filter(None, [what, note]))
     capabilities = torch.cpu.get_capabilities()

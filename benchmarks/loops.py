@@ -35,10 +35,10 @@ class Task:
     def __init__(self, model: str, batch: int, data_root: str, steps: int) -> None:
         import torch
 
-        from senet.config import AugmentConfig, DataConfig
-        from senet.data import open_data
-        from senet.repro import seed_everything
-        from senet.zoo import build_model
+        from senet.config.options import AugmentConfig, DataConfig
+        from senet.data.samplers import open_data
+        from senet.models.zoo import build_model
+        from senet.training.seeds import seed_everything
 
         config = DataConfig(source="digits", root=data_root)
         self.data, self.batch = open_data(config), batch
@@ -52,7 +52,7 @@ class Task:
         """The trainer's: shuffled uint8 images in memory, cropped, flipped and cut out a batch at a time."""
         import torch
 
-        from senet.augment import Preprocess
+        from senet.data.augment import Preprocess
 
         preprocess = Preprocess(self.augment, mean=self.mean, std=self.std, seed=0, device=torch.device("cpu"))
         order = torch.randperm(len(self.data.train))
@@ -188,7 +188,7 @@ def main() -> None:
     args = parser.parse_args()
     import torch
 
-    from senet.repro import set_threads
+    from senet.distributed.devices import set_threads
 
     if args.loop != "baseline":
         set_threads(0, 1)  # as the trainer does

@@ -55,7 +55,7 @@ def parts(data_root: str) -> dict[str, float]:
 def sync_points() -> list[str]:
     """What the code says of the places where the host waits."""
     found = []
-    for path in sorted((REPOSITORY / "senet").glob("*.py")):
+    for path in sorted((REPOSITORY / "senet").rglob("*.py")):
         for number, line in enumerate(path.read_text().splitlines(), start=1):
             if "sync point" in line.lower():
                 found.append(f"{path.name}:{number}: {line.strip()}")

@@ -53,21 +53,21 @@ def watch_all(clock: Clock) -> None:
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
-    import senet.trainer
-    from senet.agreement import Agreement
-    from senet.augment import Preprocess
-    from senet.data import Split
-    from senet.metrics import Tally
-    from senet.optim import Muon, WeightAverage
-    from senet.trainer import Trainer
+    from senet.data.augment import Preprocess
+    from senet.data.samplers import Split
+    from senet.distributed.agreement import Agreement
+    from senet.training import trainer
+    from senet.training.optim import Muon, WeightAverage
+    from senet.training.scores import Tally
+    from senet.training.trainer import Trainer
 
     for owner, name, label in (
         (Split, "__getitem__", "batch from the store"),
-        (senet.trainer, "seed_everything", "seeds"),
-        (senet.trainer, "lr_at", "learning rate"),
+        (trainer, "seed_everything", "seeds"),
+        (trainer, "lr_at", "learning rate"),
         (Preprocess, "train", "augmentation and normalisation"),
         (DistributedDataParallel, "forward", "forward"),
-        (senet.trainer.F, "cross_entropy", "loss"),
+        (trainer.F, "cross_entropy", "loss"),
         (torch.Tensor, "backward", "backward"),
         (Tally, "add", "sums for metrics"),
         (torch.optim.SGD, "step", "optimizer"),
@@ -79,7 +79,7 @@ def watch_all(clock: Clock) -> None:
         (Agreement, "settle", "agreement"),
         (Agreement, "conclude", "agreement"),
         (Trainer, "log", "log rows"),
-        (senet.trainer, "check_in_sync", "comparison of ranks"),
+        (trainer, "check_in_sync", "comparison of ranks"),
         (Trainer, "save", "checkpoints"),
         (Trainer, "train_epoch", "rest"),
     ):
@@ -88,10 +88,10 @@ def watch_all(clock: Clock) -> None:
 
 def parts_ms(options: list[str]) -> dict[str, float]:
     """Train once; milliseconds a step of each part, the largest first, of what is in none, and of the whole."""
-    from senet.config import load_config
-    from senet.preemption import StopFlag
-    from senet.run import run
-    from senet.trainer import Trainer
+    from senet.config.load import load_config
+    from senet.distributed.preemption import StopFlag
+    from senet.training.run import run
+    from senet.training.trainer import Trainer
 
     clock, epoch_s = Clock(), Counter[str]()
     watch_all(clock)

@@ -31,8 +31,8 @@ import torch
 import torch.distributed as dist
 from common import record, torchrun
 
-from senet.model import SENet18
-from senet.repro import set_threads
+from senet.distributed.devices import set_threads
+from senet.models.senet import SENet18
 
 SIZES = [4 << (10 + 2 * power) for power in range(8)]  # bytes: 4 KB, 16 KB, ... 64 MB
 GPUS = [8, 16, 32, 64, 128, 256, 512, 1024]

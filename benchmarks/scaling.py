@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from common import arguments, images_per_s, lay_store, ratios, record, spread, train
 
-from senet.repro import cores
+from senet.distributed.devices import cores
 
 SHARED = ["configs/cifar10.yaml", "train.epochs=1", "log.every_steps=1", "log.tensorboard=false"]
 UNSAVED = ["checkpoint.every_steps=1000000", "train.desync_check_every=0"]

@@ -35,8 +35,8 @@ def train(network: str, seed: int, options: list[str], runs: Path) -> Result:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from senet.history import judged
-    from senet.trained import load_trained
+    from senet.inference.network import load_trained
+    from senet.rundir.history import judged
 
     run_dir = runs / f"{network}-{seed}"
     rows = run(run_dir, *options, f"model.name={network}", f"seed={seed}")

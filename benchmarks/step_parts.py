@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/step_parts.py [--pairs 10] [--ranks 1,2,4] [--note TEXT]
 
-The parts of the trainer on SENet18 by configs/cifar10.yaml, put together as senet.run does, on random 32x32 images,
+The parts of the trainer on SENet18 by configs/cifar10.yaml, put together as in training, on random 32x32 images,
 with global batches of 128 and 512; the cores are shared among the ranks. Steps come in blocks, alternately with DDP's
 all-reduce and under ``no_sync``; all ranks meet before the forward pass of each step, and the first step of a block is
 left out, as DDP sends BatchNorm's statistics one step late. Forward and backward are those under ``no_sync``; exposed
@@ -34,17 +34,17 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from senet.command import leave
-from senet.config import load_config
-from senet.data import ResumableSampler, load_batches, open_data
-from senet.distributed import process_groups
-from senet.environment import read_place
-from senet.meeting import meet
-from senet.optim import build_ema, build_optimizer
-from senet.ranks import Ranks
-from senet.repro import set_threads
-from senet.run import _choose_amp, _preprocess, _to_device
-from senet.watchdog import Watchdog
-from senet.zoo import build_model
+from senet.config.load import load_config
+from senet.data.samplers import ResumableSampler, load_batches, open_data
+from senet.distributed.devices import set_threads
+from senet.distributed.environment import read_place
+from senet.distributed.groups import process_groups
+from senet.distributed.meeting import meet
+from senet.distributed.ranks import Ranks
+from senet.distributed.watchdog import Watchdog
+from senet.models.zoo import build_model
+from senet.training.optim import build_ema, build_optimizer
+from senet.training.run import _choose_amp, _preprocess, _to_device
 
 GLOBAL_BATCHES = (128, 512)
 PARTS = ("data", "forward", "backward", "exposed", "optimizer")

@@ -73,7 +73,7 @@ def main() -> None:
 
 def report(speeds: dict[str, list[float]], products: list[float], model: str, batch: int, note: str) -> None:
     """The table, and the row."""
-    from senet.zoo import build_model
+    from senet.models.zoo import build_model
 
     gflop = gflop_per_image(build_model(model, num_classes=10), 32)
     print(f"\n{'':12} {'images/s':28} {'GFLOP/s':28} ours / this")

@@ -26,9 +26,10 @@ from common import REPOSITORY, gflop_per_image, record, train
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from senet.config import Config, load_config
-from senet.optim import build_optimizer
-from senet.zoo import build_model
+from senet.config.load import load_config
+from senet.config.options import Config
+from senet.models.zoo import build_model
+from senet.training.optim import build_optimizer
 
 Row = dict[str, Any]  # of metrics.jsonl
 
@@ -154,7 +155,7 @@ def main() -> None:
 
 def build_model_of(config: Config, run_dir: Path) -> nn.Module:
     """The network that was trained, with new weights."""
-    from senet.trained import open_checkpoint
+    from senet.inference.network import open_checkpoint
 
     model = config.model
     return build_model(

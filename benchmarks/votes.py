@@ -4,8 +4,9 @@
 
 The ranks are stubs on this machine, forked after torch was imported: a step sleeps, then votes over gloo as a trainer
 does. Reported: milliseconds a step beyond the sleep of rank 0, with a vote in each step and every few of them
-(senet.preemption.steps_between_votes), in turn; then the last rank is killed, and all others say who it was. Far more
-ranks than cores: they wait for the cores as much as for each other. Appends a row to RESULTS.md per number of ranks.
+(senet.distributed.preemption.steps_between_votes), in turn; then the last rank is killed, and all others say who it
+was. Far more ranks than cores: they wait for the cores as much as for each other. Appends a row to RESULTS.md per
+number of ranks.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ def stub(rank: int, world_size: int, port: int, steps: int, step_s: float, answe
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore
 
-    from senet.agreement import Agreement
-    from senet.preemption import steps_between_votes
-    from senet.ranks import PeerFailed, Ranks
-    from senet.rollcall import RollCall
+    from senet.distributed.agreement import Agreement
+    from senet.distributed.preemption import steps_between_votes
+    from senet.distributed.ranks import PeerFailed, Ranks
+    from senet.distributed.rollcall import RollCall
 
     torch.set_num_threads(1)
     limit = timedelta(seconds=300)

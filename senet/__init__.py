@@ -1,1 +1,6 @@
-"""SENet18 trained by DistributedDataParallel. Importing this package imports nothing heavy."""
+"""SENet18 and its kin, trained by DistributedDataParallel."""
+
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+"""The checkout."""

@@ -15,13 +15,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from senet.config import ConfigError, RunError, named_path
-from senet.environment import own_rank
+from senet.config.load import named_path
+from senet.distributed.environment import own_rank
+from senet.errors import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError, RunError
 
 BUS_ERROR = "a page of a mapped file was not to be had: its file system does not answer, or is full"
 CRASH_VARIABLE = "SENET_CRASH_FILE"  # a launcher that cannot see by which signal a rank has ended names a file
-FAILED_EXIT_CODE = 1
-REFUSED_EXIT_CODE = 2
 
 
 def path_argument(text: str) -> Path:

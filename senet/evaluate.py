@@ -17,18 +17,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from senet.command import FAILED_EXIT_CODE, Parser, end, leave, path_argument, printable
-from senet.config import ConfigError, DataConfig, DistributedConfig, TrainConfig
-from senet.environment import read_place
-from senet.files import replace_file
+from senet.command import Parser, end, leave, path_argument, printable
+from senet.config.options import DataConfig, DistributedConfig, TrainConfig
+from senet.distributed.environment import read_place
+from senet.errors import FAILED_EXIT_CODE, ConfigError
+from senet.rundir.files import replace_file
 
 _MOST_CLASSES, _LOWEST_CLASSES = 20, 10  # that many have a line each; of more, so many of the lowest accuracy
 
 if TYPE_CHECKING:
-    from senet.data import ImageData
-    from senet.evaluation import Evaluation
-    from senet.ranks import Ranks
-    from senet.trained import Trained
+    from senet.data.samplers import ImageData
+    from senet.distributed.ranks import Ranks
+    from senet.inference.network import Trained
+    from senet.inference.scoring import Evaluation
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,12 +39,12 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"--batch-size {arguments.batch_size} must be 1 or more")
     import torch
 
-    from senet.distributed import leave_together, process_groups  # takes seconds: torch
-    from senet.evaluation import evaluate
-    from senet.meeting import meet, must_be_equal
-    from senet.ranks import Ranks
-    from senet.repro import set_threads
-    from senet.watchdog import Watchdog
+    from senet.distributed.devices import set_threads
+    from senet.distributed.groups import leave_together, process_groups  # takes seconds: torch
+    from senet.distributed.meeting import meet, must_be_equal
+    from senet.distributed.ranks import Ranks
+    from senet.distributed.watchdog import Watchdog
+    from senet.inference.scoring import evaluate
 
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda, but no GPU is visible; use --device cpu or auto")
@@ -85,8 +86,8 @@ def _prepare(arguments: Namespace, ranks: Ranks) -> tuple[Trained, ImageData, Da
     """Everything that can be refused, before the ranks meet."""
     import torch
 
-    from senet.evaluation import open_test_data
-    from senet.trained import load_trained
+    from senet.inference.network import load_trained
+    from senet.inference.scoring import open_test_data
 
     if arguments.predictions and not arguments.predictions.absolute().parent.is_dir():
         raise ConfigError(f"--predictions {arguments.predictions}: no such folder")
@@ -154,7 +155,7 @@ def _text(report: Mapping[str, Any]) -> str:
 
 def _predictions(result: Evaluation, data: ImageData, config: DataConfig) -> bytes:
     """A CSV row for each test image: its number, its file (of an image folder), label, prediction, probability."""
-    from senet.sources import image_paths
+    from senet.data.sources import image_paths
 
     paths = map(str, image_paths(Path(config.folder), "test")[0]) if config.source == "imagefolder" else None
     labels = data.test.labels.tolist()

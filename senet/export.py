@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from senet.command import Parser, end, path_argument, printable
-from senet.config import ConfigError
+from senet.errors import ConfigError
 
 
 def main(argv: Sequence[str]) -> int:
     """Export as the command line says; print what was written and how far it is from the checkpoint."""
     arguments = _parser().parse_intermixed_args(argv)
-    from senet.exported import CHECKED_IMAGES, SUFFIXES, export  # takes seconds: torch
-    from senet.repro import set_threads
-    from senet.trained import load_trained
+    from senet.distributed.devices import set_threads
+    from senet.inference.formats import CHECKED_IMAGES, SUFFIXES, export  # takes seconds: torch
+    from senet.inference.network import load_trained
 
     set_threads(0, 1)
     trained = load_trained(arguments.network, model_name=arguments.model, device="cpu")

@@ -1,7 +1,8 @@
 """What ``launch.sh`` runs once ``.venv`` is there: the options checked, the ranks counted, torchrun, one line on how it
 ended. torchrun runs in this process, so that the ranks die with it, however it dies."""
 
-from senet.preemption import STOP_SIGNALS, STOPPED_EXIT_CODE, StopFlag
+from senet.distributed.preemption import STOP_SIGNALS, StopFlag
+from senet.errors import STOPPED_EXIT_CODE
 
 if __name__ == "__main__":
     stop = StopFlag.install()
@@ -20,13 +21,18 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
-from senet.command import BUS_ERROR, FAILED_EXIT_CODE, REFUSED_EXIT_CODE, leave
-from senet.config import REPOSITORY, ConfigError, TrainConfig, check_split, help_text, load_config, sort_arguments
-from senet.devices import count_gpus
-from senet.environment import MALLOC
-from senet.files import read_json
-from senet.lease import MIRROR_VARIABLE
-from senet.preemption import LAUNCHER_VARIABLE
+from senet import REPOSITORY
+from senet.command import BUS_ERROR, leave
+from senet.config.checks import check_split
+from senet.config.load import load_config, sort_arguments
+from senet.config.manual import help_text
+from senet.config.options import TrainConfig
+from senet.distributed.devices import count_gpus
+from senet.distributed.environment import MALLOC
+from senet.distributed.preemption import LAUNCHER_VARIABLE
+from senet.errors import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError
+from senet.rundir.files import read_json
+from senet.rundir.lease import MIRROR_VARIABLE
 
 QUICKSTART = REPOSITORY / "configs" / "quickstart.yaml"
 _EXIT_CODES = {"finished": 0, "refused": REFUSED_EXIT_CODE, "stopped": STOPPED_EXIT_CODE}

@@ -19,14 +19,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from senet.command import FAILED_EXIT_CODE, Parser, end, printable
-from senet.config import ConfigError
+from senet.command import Parser, end, printable
+from senet.errors import FAILED_EXIT_CODE, ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from senet.fetch import Limits
-    from senet.trained import Network
+    from senet.inference.fetch import Limits
+    from senet.inference.network import Network
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _THREADS = 8  # that read: what comes from the web is waited for
@@ -56,9 +56,9 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("--top and --batch-size must be 1 or more, --timeout more than 0 and at most 3600")
     from tqdm import tqdm
 
-    from senet.exported import open_network  # takes seconds: torch
-    from senet.fetch import Limits
-    from senet.repro import set_threads
+    from senet.distributed.devices import set_threads
+    from senet.inference.fetch import Limits
+    from senet.inference.formats import open_network  # takes seconds: torch
 
     set_threads(0, 1)
     network = open_network(
@@ -140,8 +140,8 @@ def load(name: str, *, size: int, limits: Limits) -> np.ndarray | str:
     """The pixels of a file or URL as training would store them, uint8 [size, size, 3]; or why there are none."""
     import PIL
 
-    from senet.fetch import FetchError, fetch
-    from senet.sources import fit_image, read_image
+    from senet.data.sources import fit_image, read_image
+    from senet.inference.fetch import FetchError, fetch
 
     try:
         if _URL.match(name):

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from senet.command import BUS_ERROR
-from senet.files import patiently, read_json, read_rows, replace_file, write_json
-from senet.preemption import STOPPED_EXIT_CODE
+from senet.errors import STOPPED_EXIT_CODE
+from senet.rundir.files import patiently, read_json, read_rows, replace_file, write_json
 
 STARTS_WITHOUT_PROGRESS = 3
 _PORTS_BELOW_EPHEMERAL = 12_000

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from senet.config import ConfigError, named_path
-from senet.files import read_json
+from senet.config.load import named_path
+from senet.errors import ConfigError
+from senet.rundir.files import read_json
 from slurm import cluster
 from slurm.batch import stop_file
 

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from senet.config import ConfigError, SlurmConfig
+from senet.config.options import SlurmConfig
+from senet.errors import ConfigError
 
 
 def gpus_per_node(slurm: SlurmConfig) -> int:

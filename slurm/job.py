@@ -11,9 +11,9 @@ import submitit
 
 import senet
 from senet.command import leave, trace_crashes
-from senet.config import ConfigError
-from senet.lease import mirror_status
-from senet.preemption import STOPPED_EXIT_CODE, StopFlag
+from senet.distributed.preemption import StopFlag
+from senet.errors import STOPPED_EXIT_CODE, ConfigError
+from senet.rundir.lease import mirror_status
 from slurm import batch
 from train_ddp import main, refuse
 

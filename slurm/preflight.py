@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from senet.config import Config, ConfigError, SlurmConfig, check_split
-from senet.files import read_json
-from senet.owner import holder, refuse_links
-from senet.preemption import steps_between_votes
+from senet.config.checks import check_split
+from senet.config.options import Config, SlurmConfig
+from senet.distributed.preemption import steps_between_votes
+from senet.errors import ConfigError
+from senet.rundir.files import read_json
+from senet.rundir.owner import holder, refuse_links
 from slurm import cluster
 from slurm.gpus import gpu_findings, ranks_per_node
 from slurm.sbatch import make_slurm_executor, minutes, sbatch_environment

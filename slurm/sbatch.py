@@ -16,8 +16,10 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError
 
-from senet.config import REPOSITORY, Config, ConfigError, SlurmConfig
-from senet.environment import MALLOC
+from senet import REPOSITORY
+from senet.config.options import Config, SlurmConfig
+from senet.distributed.environment import MALLOC
+from senet.errors import ConfigError
 from slurm.batch import free_port
 from slurm.gpus import binding, gpus_per_node, ranks_per_node
 from slurm.job import Job

@@ -9,8 +9,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from senet.commit import COMMIT_FILE, commit
-from senet.config import REPOSITORY, ConfigError
+from senet import REPOSITORY
+from senet.errors import ConfigError
+from senet.rundir.commit import COMMIT_FILE, commit
 
 MAX_BYTES = 256 * 2**20
 _NOT_CODE = (".*", "data", "runs", "__pycache__", "*.egg-info")  # for a copy without git, which would know

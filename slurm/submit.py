@@ -16,9 +16,13 @@ import shutil
 import socket
 import time
 
-from senet.config import REPOSITORY, Config, ConfigError, RunError, SlurmConfig, group_help, load_config, to_yaml
-from senet.files import replace_file, write_json
-from senet.locks import StillHeld, lock
+from senet import REPOSITORY
+from senet.config.load import load_config, to_yaml
+from senet.config.manual import group_help
+from senet.config.options import Config, SlurmConfig
+from senet.errors import ConfigError, RunError
+from senet.rundir.files import replace_file, write_json
+from senet.rundir.locks import StillHeld, lock
 from slurm.control import status, stop
 from slurm.gpus import ranks_per_node
 from slurm.job import Job

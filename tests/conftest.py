@@ -20,11 +20,11 @@ import torch
 import torch.distributed as dist
 import torchvision
 
-from senet.config import DataConfig
-from senet.data import ImageData, open_data
-from senet.preemption import StopFlag
-from senet.run import run
-from senet.trainer import Summary
+from senet.config.options import DataConfig
+from senet.data.samplers import ImageData, open_data
+from senet.distributed.preemption import StopFlag
+from senet.training.run import run
+from senet.training.trainer import Summary
 from tests.harness import payload, tiny, tiny_config, train, without_clock
 
 Train = Callable[..., Summary]
@@ -136,7 +136,7 @@ def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     monkeypatch.setattr(dataset, "train_list", train)
     monkeypatch.setattr(dataset, "test_list", test)
     monkeypatch.setattr(dataset, "meta", {"filename": name, "key": "label_names", "md5": digest})
-    monkeypatch.setattr("senet.download.time.sleep", lambda _: None)
+    monkeypatch.setattr("senet.data.download.time.sleep", lambda _: None)
     yield archive
     server.shutdown()
     server.server_close()

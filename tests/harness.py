@@ -20,11 +20,13 @@ import psutil
 import torch
 import torch.multiprocessing as mp
 
-from senet.checkpoint import read_checkpoint, unpickle
-from senet.config import REPOSITORY, Config, load_config
-from senet.environment import read_place
-from senet.preemption import StopFlag
-from senet.watchdog import Watchdog
+from senet import REPOSITORY
+from senet.config.load import load_config
+from senet.config.options import Config
+from senet.distributed.environment import read_place
+from senet.distributed.preemption import StopFlag
+from senet.distributed.watchdog import Watchdog
+from senet.rundir.checkpoint import read_checkpoint, unpickle
 
 CLOCKS = {"train_s", "epoch_s", "logged_s", "images_per_s"}
 

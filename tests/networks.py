@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from senet.model import PreActBlock, SENet
+from senet.models.senet import PreActBlock, SENet
 
 
 def tiny_senet(num_classes: int) -> SENet:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from senet.config import REPOSITORY
-from senet.files import read_json
+from senet import REPOSITORY
+from senet.rundir.files import read_json
 from tests.cluster import Cluster
 from tests.harness import rows, tiny, wait_until
 

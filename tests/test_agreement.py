@@ -14,11 +14,11 @@ import torch
 import torch.distributed as dist
 from torch.amp import GradScaler
 
-import senet.trainer
-from senet.agreement import Agreement, NonFiniteLoss
-from senet.preemption import steps_between_votes
-from senet.ranks import PeerFailed, Ranks
-from senet.run import run
+from senet.distributed.agreement import Agreement, NonFiniteLoss
+from senet.distributed.preemption import steps_between_votes
+from senet.distributed.ranks import PeerFailed, Ranks
+from senet.training import trainer
+from senet.training.run import run
 from tests.harness import StopAt, run_ranks, tiny, tiny_config
 from tests.test_distributed import with_group
 
@@ -118,7 +118,7 @@ def _lost(wait: str, folder: str, options: list[str]) -> None:
             exchange(self, stop=stop)
 
         Agreement.exchange = die  # type: ignore[method-assign]
-    owner, name = {"fp16": (GradScaler, "step")}.get(wait, (senet.trainer, wait))
+    owner, name = {"fp16": (GradScaler, "step")}.get(wait, (trainer, wait))
     original, calls = getattr(owner, name), []
 
     def device(*args: Any) -> Any:

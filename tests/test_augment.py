@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from senet.augment import Preprocess, _below, _random
-from senet.config import AugmentConfig
-from senet.repro import mix
+from senet.config.options import AugmentConfig
+from senet.data.augment import Preprocess, _below, _random
+from senet.data.draws import mix
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 CPU = torch.device("cpu")

@@ -11,9 +11,9 @@ import time_to_accuracy
 import torch
 from common import gflop_per_image, lay_store
 
-from senet.config import load_config
-from senet.data import open_data
-from senet.model import SENet18
+from senet.config.load import load_config
+from senet.data.samplers import open_data
+from senet.models.senet import SENet18
 
 MB = 1_000_000
 

@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 import torch
 
-from senet import files, saving
-from senet.checkpoint import CheckpointError, read_checkpoint, unpickle
-from senet.config import ConfigError
-from senet.lease import LeaseLost
-from senet.resume import read_named
-from senet.saving import CheckpointManager
+from senet.errors import ConfigError
+from senet.rundir import files, saving
+from senet.rundir.checkpoint import CheckpointError, read_checkpoint, unpickle
+from senet.rundir.lease import LeaseLost
+from senet.rundir.saving import CheckpointManager
+from senet.training.resume import read_named
 from tests.harness import differing
 
 PAYLOAD = {"model": {"w": torch.arange(1000.0)}, "state": {"step": 1, "sums": [1, 2]}, "empty": {}}

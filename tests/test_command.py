@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from senet import evaluate, export, predict, report
+from senet import REPOSITORY, evaluate, export, predict
 from senet.command import CRASH_VARIABLE
-from senet.config import REPOSITORY, ConfigError
+from senet.errors import ConfigError
+from senet.report import __main__ as report
 from slurm import control
 
 START = """

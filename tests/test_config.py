@@ -11,20 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from senet.config import (
-    REPOSITORY,
-    Config,
-    ConfigError,
-    DataConfig,
-    SlurmConfig,
-    changed_options,
-    help_text,
-    load_config,
-    main,
-    restore_data,
-    to_flat,
-    to_yaml,
-)
+from senet import REPOSITORY
+from senet.config.__main__ import main
+from senet.config.load import changed_options, load_config, restore_data, to_flat, to_yaml
+from senet.config.manual import help_text
+from senet.config.options import Config, DataConfig, SlurmConfig
+from senet.errors import ConfigError
 
 
 def test_later_files_and_overrides_win(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from senet.curves import comparison, curves
-from senet.history import Run, cause
-from senet.page import render
+from senet.report.curves import comparison, curves
+from senet.report.page import render
+from senet.rundir.history import Run, cause
 
 
 def run(*, epochs: int = 0, intervals: int = 0, starts: list[dict[str, Any]] | None = None, **losses: float) -> Run:

@@ -16,10 +16,11 @@ import torch
 import torchvision
 from PIL import Image
 
-from senet.config import ConfigError, DataConfig
-from senet.data import ImageData, ResumableSampler, ShardSampler, Split, load_batches, open_data
-from senet.files import read_json, write_json
-from senet.sources import read_image
+from senet.config.options import DataConfig
+from senet.data.samplers import ImageData, ResumableSampler, ShardSampler, Split, load_batches, open_data
+from senet.data.sources import read_image
+from senet.errors import ConfigError
+from senet.rundir.files import read_json, write_json
 from tests.harness import run_ranks
 
 
@@ -234,7 +235,7 @@ def test_a_file_with_another_hash_is_named_and_left_alone(small_cifar: Path, tmp
 def test_a_failed_download_of_several_files_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = torchvision.datasets.FashionMNIST
     monkeypatch.setattr(dataset, "mirrors", ["http://127.0.0.1:9/", "http://127.0.0.1:9/other/"])
-    monkeypatch.setattr("senet.download.time.sleep", lambda _: None)
+    monkeypatch.setattr("senet.data.download.time.sleep", lambda _: None)
     raw = tmp_path / "downloads/FashionMNIST/raw"
     raw.mkdir(parents=True)
     for name, _ in dataset.resources:

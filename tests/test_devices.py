@@ -10,10 +10,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from senet.config import ConfigError, TrainConfig
-from senet.devices import choose_device, count_gpus, refuse_shared_gpu
-from senet.meeting import meet
-from senet.ranks import Ranks
+from senet.config.options import TrainConfig
+from senet.distributed.devices import choose_device, count_gpus, refuse_shared_gpu
+from senet.distributed.meeting import meet
+from senet.distributed.ranks import Ranks
+from senet.errors import ConfigError
 from tests.harness import idle_watchdog
 
 PROPERTIES = SimpleNamespace(name="A100", pci_domain_id=0, pci_bus_id=7, pci_device_id=0)
@@ -123,6 +124,6 @@ def test_two_ranks_with_one_gpu_are_named_when_they_meet(monkeypatch: pytest.Mon
 
 def test_that_is_asked_before_anything_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr("senet.meeting.refuse_shared_gpu", lambda _device, rank, _store: asked.append(rank))
+    monkeypatch.setattr("senet.distributed.meeting.refuse_shared_gpu", lambda _device, rank, _store: asked.append(rank))
     _, prepared = meet(Ranks(0, 1, 0, 1, torch.device("cuda", 0)), idle_watchdog(), {}, lambda: list(asked))
     assert prepared == [0]

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from senet.config import REPOSITORY, ConfigError
-from senet.environment import Place, own_rank, read_place
+from senet import REPOSITORY
+from senet.distributed.environment import Place, own_rank, read_place
+from senet.errors import ConfigError
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TORCHRUN = dict(zip(NAMES, ("3", "4", "1", "2", "node-1", "29500"), strict=True))

@@ -16,14 +16,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from senet import evaluate, predict
-from senet.config import REPOSITORY, ConfigError, DataConfig
-from senet.data import ImageData, Split
+from senet import REPOSITORY, evaluate, predict
+from senet.config.options import DataConfig
+from senet.data.samplers import ImageData, Split
+from senet.errors import ConfigError
 from senet.evaluate import _predictions, _text, main
-from senet.evaluation import Evaluation, open_test_data
-from senet.examine import predictions_of
-from senet.metrics import Scores
-from senet.trained import load_trained
+from senet.inference.network import load_trained
+from senet.inference.scoring import Evaluation, open_test_data
+from senet.report.examine import predictions_of
+from senet.training.scores import Scores
 from tests.conftest import Train
 
 TINY = "tests.networks:tiny_senet"

@@ -21,12 +21,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from senet import export as command
-from senet import exported, predict
-from senet.config import ConfigError, RunError
-from senet.data import ImageData
-from senet.exported import SUFFIXES, export, open_network
-from senet.model import SENet18
-from senet.trained import Trained, assemble, load_trained
+from senet import predict
+from senet.data.samplers import ImageData
+from senet.errors import ConfigError, RunError
+from senet.inference import formats as exported
+from senet.inference.formats import SUFFIXES, export, open_network
+from senet.inference.network import Trained, assemble, load_trained
+from senet.models.senet import SENet18
 from tests.harness import checkpoints
 
 TINY = "tests.networks:tiny_senet"

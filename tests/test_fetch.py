@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from senet.fetch import FetchError, IpAddress, Limits, _read, fetch, is_public
+from senet.inference.fetch import FetchError, IpAddress, Limits, _read, fetch, is_public
 
 ANYONE = Limits(may_connect=lambda _address: True, time_s=10)
 BIG = 50_000_000

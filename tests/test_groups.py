@@ -17,9 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from senet.checkpoint import unpickle
-from senet.config import ConfigError, DistributedConfig, RunError, TrainConfig
-from senet.distributed import (
+from senet.config.options import DistributedConfig, TrainConfig
+from senet.distributed.groups import (
     broadcast_buffers,
     broadcast_bytes,
     leave_together,
@@ -28,9 +27,11 @@ from senet.distributed import (
     set_time_limit,
     sum_over_ranks,
 )
-from senet.files import read_json
-from senet.meeting import meet
-from senet.ranks import PeerFailed, Ranks
+from senet.distributed.meeting import meet
+from senet.distributed.ranks import PeerFailed, Ranks
+from senet.errors import ConfigError, RunError
+from senet.rundir.checkpoint import unpickle
+from senet.rundir.files import read_json
 from tests.harness import free_port, idle_watchdog, run_ranks, wait_until
 from tests.networks import counts_its_passes, tiny_senet
 

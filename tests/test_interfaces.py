@@ -14,12 +14,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from senet import meeting, network
-from senet.config import REPOSITORY, DistributedConfig
-from senet.distributed import leave_together, process_groups, sum_over_ranks
-from senet.environment import read_place
-from senet.network import choose_interface
-from senet.ranks import Ranks
+from senet import REPOSITORY
+from senet.config.options import DistributedConfig
+from senet.distributed import interfaces as network
+from senet.distributed import meeting
+from senet.distributed.environment import read_place
+from senet.distributed.groups import leave_together, process_groups, sum_over_ranks
+from senet.distributed.interfaces import choose_interface
+from senet.distributed.ranks import Ranks
 from tests.harness import free_port, idle_watchdog
 
 CPU = torch.device("cpu")

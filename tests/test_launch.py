@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from senet.config import REPOSITORY
+from senet import REPOSITORY
 from tests.harness import checkpoints, descendants, rows, started, status, survivors, tiny, wait_until
 
 pytestmark = [
@@ -135,7 +135,7 @@ def test_signals_stop_it_once_with_one_line_and_code_85(names: list[str], data_r
 def test_a_signal_before_the_ranks_have_begun_is_code_85(data_root: Path, tmp_path: Path) -> None:
     options = tiny(f"data.root={data_root}", f"run_dir={tmp_path}/run")
     with started([LAUNCH, *options], tmp_path / "log", NPROC="2") as process:
-        wait_until(lambda: any("launch.py" in part for part in psutil.Process(process.pid).cmdline()))
+        wait_until(lambda: any("senet.launch" in part for part in psutil.Process(process.pid).cmdline()))
         wait_until(lambda: _handles(process.pid, signal.SIGTERM))
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 85

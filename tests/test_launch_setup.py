@@ -1,4 +1,4 @@
-"""What ``launch.sh`` does about ``.venv``, with a stand-in for Python; and how many ranks ``launch.py`` takes."""
+"""What ``launch.sh`` does about ``.venv``, with a stand-in for Python; and how many ranks ``senet/launch.py`` takes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import launch
-from senet.config import REPOSITORY, ConfigError, TrainConfig
-from senet.preemption import StopFlag
+from senet import REPOSITORY, launch
+from senet.config.options import TrainConfig
+from senet.distributed.preemption import StopFlag
+from senet.errors import ConfigError
 
 # Makes a virtual environment of itself, "installs" torch into it, and says what else it is asked to run
 PYTHON = """\
@@ -64,7 +65,7 @@ def installs(checkout: Path) -> list[str]:
 
 def test_it_installs_once_and_again_when_the_list_of_packages_has_changed(checkout: Path) -> None:
     done = start(checkout, "train.epochs=1")
-    assert (done.returncode, done.stdout) == (0, f"{checkout}/launch.py train.epochs=1\n")
+    assert (done.returncode, done.stdout) == (0, "-P -m senet.launch train.epochs=1\n")
     assert installs(checkout) == ["--clear", "pip"]
     assert start(checkout, "train.epochs=1").stderr == ""
     assert start(checkout, "slurm", "status").stdout == f"{checkout}/slurm/submit.py status\n"
@@ -104,7 +105,7 @@ def test_a_checkout_that_cannot_be_written_is_used_as_it_is_or_refused_in_one_li
     assert line.startswith(f"launch.sh: {checkout}/.venv is not set up, and {checkout} cannot be written; ")
     start(checkout)
     done = start(checkout, before=read_only)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{checkout}/launch.py\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "-P -m senet.launch\n", "")
 
 
 def test_an_extra_that_does_not_exist_is_refused(checkout: Path) -> None:

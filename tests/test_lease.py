@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from senet import files, lease, owner
-from senet.config import REPOSITORY, ConfigError, RunError
-from senet.files import read_json, write_json
-from senet.lease import Lease, LeaseLost
-from senet.owner import Watch, holder, nothing_left_if_refused
+from senet import REPOSITORY
+from senet.errors import ConfigError, RunError
+from senet.rundir import files, lease, owner
+from senet.rundir.files import read_json, write_json
+from senet.rundir.lease import Lease, LeaseLost
+from senet.rundir.owner import Watch, holder, nothing_left_if_refused
 from tests.harness import wait_until
 
 
@@ -36,10 +37,9 @@ def test_a_second_run_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
 
 
 def test_a_holder_that_was_killed_here_is_succeeded_at_once(tmp_path: Path) -> None:
-    code = (
-        "import os, sys, pathlib; from senet.lease import Lease; Lease.acquire(pathlib.Path(sys.argv[1])); os._exit(9)"
-    )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY).returncode == 9
+    code = "import os; from pathlib import Path; from senet.rundir.lease import Lease; "
+    code += f"Lease.acquire(Path({str(tmp_path)!r})); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 9
     assert not read_json(tmp_path / "owner.json").get("released")
     with Lease.acquire(tmp_path) as after:
         assert after.generation == 2

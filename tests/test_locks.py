@@ -17,10 +17,10 @@ from typing import Any, NoReturn
 
 import pytest
 
-from senet import locks
-from senet.config import REPOSITORY
-from senet.lease import Lease
-from senet.locks import StillHeld, has_ended, lock, own_folder, this_process
+from senet import REPOSITORY
+from senet.rundir import locks
+from senet.rundir.lease import Lease
+from senet.rundir.locks import StillHeld, has_ended, lock, own_folder, this_process
 from slurm import submit
 from tests.harness import tiny, wait_until
 
@@ -141,7 +141,7 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
 @pytest.mark.ranks
 def test_a_lock_ends_with_the_process_that_holds_it(tmp_path: Path) -> None:
     code = (
-        "import sys, time, pathlib; from senet.locks import lock\n"
+        "import sys, time, pathlib; from senet.rundir.locks import lock\n"
         "with lock(pathlib.Path(sys.argv[1]), patience_s=60): print('held', flush=True); time.sleep(600)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "lock")]

@@ -11,9 +11,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from senet.config import Config, ConfigError
-from senet.meeting import _judge, _of_this_start, _raise, _verdict, meet, must_be_equal, options_of
-from senet.ranks import Ranks
+from senet.config.options import Config
+from senet.distributed.meeting import _judge, _of_this_start, _raise, _verdict, meet, must_be_equal, options_of
+from senet.distributed.ranks import Ranks
+from senet.errors import ConfigError
 from tests.harness import free_port, idle_watchdog, run_ranks, started, tiny, train_command
 
 

@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from senet.config import REPOSITORY, ConfigError, to_flat
-from senet.data import ImageData
-from senet.exported import FORMAT, open_network, to_strings
-from senet.history import judged
-from senet.resume import read_named
-from senet.trained import Trained, check_facts, load_trained, open_checkpoint
+from senet import REPOSITORY
+from senet.config.load import to_flat
+from senet.data.samplers import ImageData
+from senet.errors import ConfigError
+from senet.inference.formats import FORMAT, open_network, to_strings
+from senet.inference.network import Trained, check_facts, load_trained, open_checkpoint
+from senet.rundir.history import judged
+from senet.training.resume import read_named
 from tests.conftest import Train
 from tests.harness import checkpoints, edit_manifest, rows, status, tiny_config
 

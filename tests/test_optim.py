@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from senet.optim import build_optimizer, load_optimizer
+from senet.training.optim import build_optimizer, load_optimizer
 from tests.harness import tiny_config
 
 

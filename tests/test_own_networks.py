@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from senet.config import ConfigError, RunError
-from senet.data import ImageData
-from senet.distributed import sync_batch_norms
-from senet.exported import export
-from senet.history import judged
-from senet.trained import load_trained
+from senet.data.samplers import ImageData
+from senet.distributed.groups import sync_batch_norms
+from senet.errors import ConfigError, RunError
+from senet.inference.formats import export
+from senet.inference.network import load_trained
+from senet.rundir.history import judged
 from tests import networks
 from tests.conftest import Train
 from tests.harness import StopAt, checkpoints, differing, payload, rows, tiny, train
@@ -82,7 +82,7 @@ def test_a_network_without_a_logit_for_each_class_is_refused(
 def test_a_network_of_other_images_is_refused_before_the_ranks_meet(
     train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str, found: str
 ) -> None:
-    monkeypatch.setattr("senet.run.process_groups", None)
+    monkeypatch.setattr("senet.training.run.process_groups", None)
     with pytest.raises(ConfigError, match=found):
         train_here(tmp_path, *f"model.name=tests.networks:{network}".split())
 

@@ -20,11 +20,13 @@ import pytest
 import torch
 from PIL import Image
 
-from senet.config import REPOSITORY, ConfigError, DataConfig
-from senet.data import ImageData, open_data
-from senet.fetch import Limits
+from senet import REPOSITORY
+from senet.config.options import DataConfig
+from senet.data.samplers import ImageData, open_data
+from senet.errors import ConfigError
+from senet.inference.fetch import Limits
+from senet.inference.network import load_trained
 from senet.predict import expand, load, main
-from senet.trained import load_trained
 
 TINY = "tests.networks:tiny_senet"
 Predict = Callable[..., int]

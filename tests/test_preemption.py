@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from senet.preemption import STOPPED_EXIT_CODE
+from senet.errors import STOPPED_EXIT_CODE
 
 # the main thread waits where no signal handler of Python runs, as in C++ that waits for another rank
 PROGRAM = """
 import ctypes, sys, threading
-from senet.preemption import StopFlag
+from senet.distributed.preemption import StopFlag
 
 stop = StopFlag.install()
 stop.before_leaving(lambda code, reason: print("first named", code, reason, flush=True))

@@ -20,17 +20,17 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from senet import examine, figures
-from senet.analysis import GateTally, Predictions, calibration
-from senet.config import ConfigError
-from senet.curves import curves, images
-from senet.data import ImageData, Split
-from senet.drawings import confusion_counts, draw
-from senet.figures import class_accuracy, to_svg
-from senet.history import Run, names, read_run
-from senet.page import render
-from senet.report import main, to_tensorboard, write_report
-from senet.trained import load_trained
+from senet.data.samplers import ImageData, Split
+from senet.errors import ConfigError
+from senet.inference.network import load_trained
+from senet.report import examine, figures
+from senet.report.__main__ import main, to_tensorboard, write_report
+from senet.report.analysis import GateTally, Predictions, calibration
+from senet.report.curves import curves, images
+from senet.report.drawings import confusion_counts, draw
+from senet.report.figures import class_accuracy, to_svg
+from senet.report.page import render
+from senet.rundir.history import Run, names, read_run
 from tests.conftest import Train
 from tests.harness import StopAt, rows
 

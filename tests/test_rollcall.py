@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from senet.ranks import PeerFailed, Ranks
-from senet.rollcall import RollCall
+from senet.distributed.ranks import PeerFailed, Ranks
+from senet.distributed.rollcall import RollCall
 
 LOST = RuntimeError("[/gloo/transport/tcp/pair.cc:547] Connection closed by peer")
 

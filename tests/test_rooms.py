@@ -1,67 +1,95 @@
-"""The order of modules: each imports only from those above it."""
+"""The order of packages, and of the modules inside each: a module imports only from those above it."""
 
 from __future__ import annotations
 
 import ast
+from pathlib import Path
 
-from senet.config import REPOSITORY
+import pytest
 
-FLOORS = [
-    {"reading"},
-    {"config", "preemption", "files"},
-    {"environment", "locks"},
-    {"schedule", "owner", "commit", "watchdog", "command", "fetch", "history", "analysis"},
-    {"lease"},
-    {"devices", "download"},
-    {"repro", "ranks", "state", "metrics", "journal", "timing", "model", "optim", "sources", "augment", "checkpoint"},
-    {"store", "rollcall", "meeting", "agreement", "network", "weights"},
-    {"data", "distributed", "saving", "zoo"},
-    {"resume", "trained"},
-    {"trainer", "exported", "evaluation"},
-    {"run", "predict", "evaluate", "export"},
-    {"examine", "figures"},  # below training, which does not wait for matplotlib
-    {"curves"},
-    {"drawings"},
-    {"page"},
-    {"report"},
-]
-SLURM = ["cluster", "batch", "snapshot", "job", "gpus", "sbatch", "preflight", "control", "submit"]
-ONE_FLOOR = {("augment", "repro")}  # neighbours that may know each other
+from senet import REPOSITORY
 
+ROOMS = {
+    "senet": "errors config rundir distributed command models data training inference report predict evaluate export "
+    "launch",
+    "senet/config": "reading options checks load manual __main__",
+    "senet/rundir": "files locks owner lease commit history checkpoint saving",
+    "senet/distributed": "environment preemption watchdog devices ranks interfaces rollcall meeting agreement groups "
+    "timing",
+    "senet/models": "senet weights zoo",
+    "senet/data": "draws download sources store samplers augment",
+    "senet/training": "schedule state seeds optim scores writer resume trainer run",
+    "senet/inference": "network formats scoring fetch",
+    "senet/report": "analysis examine figures curves drawings page __main__",
+    "slurm": "cluster batch snapshot job gpus sbatch preflight control submit",
+}
+"""Each folder's modules and packages, in the order of the map in CONTRIBUTING.md."""
 
-def imports(importer: str, package: str) -> set[str]:
-    """Modules of a package that a file, named as ``package/module``, imports."""
-    tree = ast.parse((REPOSITORY / f"{importer}.py").read_text())
-    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
-    modules = {f"{node.module}.{alias.name}" for node in froms for alias in node.names}
-    modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    found = {module.split(".")[1] for module in modules if module.startswith(f"{package}.")}
-    return found & modules_of(package)
+WITHOUT_TORCH = {"senet/errors", "senet/command", "senet/launch", "senet/predict", "senet/evaluate", "senet/export"}
+WITHOUT_TORCH |= {f"senet/config/{name}" for name in ROOMS["senet/config"].split()}
+WITHOUT_TORCH |= {f"senet/rundir/{name}" for name in ("files", "locks", "owner", "lease", "commit", "history")}
+WITHOUT_TORCH |= {f"senet/distributed/{name}" for name in ("environment", "preemption", "watchdog", "devices")}
+WITHOUT_TORCH |= {"senet/inference/fetch", "senet/training/schedule", "senet/report/analysis", "senet/report/__main__"}
+WITHOUT_TORCH |= {f"slurm/{name}" for name in ROOMS["slurm"].split()}
+"""What a launcher or ``--help`` waits for; importing torch takes seconds."""
 
 
-def modules_of(package: str) -> set[str]:
-    return {path.stem for path in (REPOSITORY / package).glob("*.py")} - {"__init__"}
+def modules(folder: str) -> set[str]:
+    """Names of the modules and packages of a folder."""
+    inside = [
+        path for path in (REPOSITORY / folder).iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    ]
+    return {path.stem for path in inside} - {"__init__"}
 
 
-def test_every_module_imports_only_from_floors_above() -> None:
-    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
-    assert modules_of("senet") == floor.keys()
-    for name in floor:
-        for other in imports(f"senet/{name}", "senet"):
-            assert floor[other] < floor[name] or (name, other) in ONE_FLOOR, f"{name} imports {other}"
+def imported(path: Path, *, at_start: bool = False) -> set[str]:
+    """Full names of what a file imports, in functions too unless only what counts at its start is asked for."""
+    tree = ast.parse(path.read_text())
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+    only_for_types = [n for n in tree.body if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
+    later = [n for n in tree.body if isinstance(n, kinds)] + only_for_types if at_start else []
+    left_out = {id(inner) for node in later for inner in ast.walk(node)}
+    names = set()
+    for node in ast.walk(tree):
+        if id(node) in left_out:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
 
 
-def test_only_config_knows_omegaconf_and_the_first_floors_do_not_know_torch() -> None:
-    for path in (REPOSITORY / "senet").glob("*.py"):
-        text = path.read_text()
-        assert path.stem == "config" or "omegaconf" not in text.lower().replace("knows omegaconf", "")
-        assert path.stem not in set().union(*FLOORS[:5]) or "import torch" not in text
+@pytest.mark.parametrize("folder", ROOMS)
+def test_a_module_imports_only_from_those_above_it(folder: str) -> None:
+    order = ROOMS[folder].split()
+    assert modules(folder) == set(order)
+    prefix = folder.replace("/", ".") + "."
+    for number, name in enumerate(order):
+        place = REPOSITORY / folder / name
+        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]:
+            found = {full.removeprefix(prefix).split(".")[0] for full in imported(file) if full.startswith(prefix)}
+            wrong = (found & set(order)) - set(order[: number + place.is_dir()])
+            assert not wrong, f"{file.relative_to(REPOSITORY)} imports {wrong}"
 
 
 def test_slurm_imports_senet_and_never_the_other_way() -> None:
-    assert modules_of("slurm") == set(SLURM)
-    for name in SLURM:
-        for other in imports(f"slurm/{name}", "slurm"):
-            assert SLURM.index(other) < SLURM.index(name), f"{name} imports {other}"
-        assert "import torch" not in (REPOSITORY / "slurm" / f"{name}.py").read_text()
-    assert not [name for name in modules_of("senet") if imports(f"senet/{name}", "slurm")]
+    for file in (REPOSITORY / "senet").rglob("*.py"):
+        assert not [name for name in imported(file) if name.split(".")[0] == "slurm"]
+
+
+def test_what_a_launcher_waits_for_does_not_import_torch() -> None:
+    for name in WITHOUT_TORCH:
+        assert not [
+            n for n in imported(REPOSITORY / f"{name}.py", at_start=True) if n.split(".")[0].startswith("torch")
+        ]
+        for other in imported(REPOSITORY / f"{name}.py", at_start=True):
+            inner = "/".join(other.split(".")[:-1] if other.startswith("senet.") else [])
+            if (REPOSITORY / f"{inner}.py").exists():
+                assert inner in WITHOUT_TORCH, f"{name} imports {inner}"
+
+
+def test_only_one_module_knows_omegaconf() -> None:
+    files = (REPOSITORY / "senet").rglob("*.py")
+    knowing = [path.stem for path in files if any(name.startswith("omegaconf") for name in imported(path))]
+    assert knowing == ["load"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from senet.config import ScheduleConfig
-from senet.schedule import Plateau, lr_at
+from senet.config.options import ScheduleConfig
+from senet.training.schedule import Plateau, lr_at
 
 
 def rates(schedule: ScheduleConfig, epochs: int, lr: float = 1.0, steps_per_epoch: int = 2) -> list[float]:

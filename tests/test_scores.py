@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from senet.metrics import Scores, Tally
+from senet.training.scores import Scores, Tally
 
 CPU = torch.device("cpu")
 

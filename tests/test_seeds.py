@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from senet import repro
-from senet.repro import cores, set_deterministic, set_threads
+from senet.distributed.devices import cores, set_threads
+from senet.training import seeds as repro
+from senet.training.seeds import set_deterministic
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from senet.config import ConfigError
-from senet.model import BasicBlock, PreActBlock, SENet, SENet18, SqueezeExcite
-from senet.weights import whiten_first_layer
-from senet.zoo import build_model
+from senet.errors import ConfigError
+from senet.models.senet import BasicBlock, PreActBlock, SENet, SENet18, SqueezeExcite
+from senet.models.weights import whiten_first_layer
+from senet.models.zoo import build_model
 
 STRIDES = {1: 1, 2: 2, 3: 2, 4: 2}
 

@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 import submitit
 
-from senet import commit as commit_module
-from senet.config import REPOSITORY, ConfigError, load_config, to_flat
-from senet.files import read_json, write_json
-from senet.lease import Lease
+from senet import REPOSITORY
+from senet.config.load import load_config, to_flat
+from senet.errors import ConfigError
+from senet.rundir import commit as commit_module
+from senet.rundir.files import read_json, write_json
+from senet.rundir.lease import Lease
 from slurm import batch, cluster, control, preflight, sbatch, snapshot
 from slurm.gpus import gpus_per_node, ranks_per_node
 from slurm.job import Job

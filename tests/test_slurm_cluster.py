@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from senet.config import REPOSITORY
+from senet import REPOSITORY
 from tests.cluster import Cluster, missing_packages, private_cluster
 from tests.harness import differing, payload, rows, status, tiny, wait_until, without_clock
 from tests.submitted import SLOW, Run

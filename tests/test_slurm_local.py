@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from senet.config import REPOSITORY
-from senet.files import read_json
+from senet import REPOSITORY
+from senet.rundir.files import read_json
 from tests.harness import differing, payload, rows, status, tiny, train, wait_until, without_clock
 
 pytestmark = pytest.mark.slurm

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from senet import store as module
-from senet.config import ConfigError, DataConfig
-from senet.data import open_data
-from senet.locks import this_process
+from senet.config.options import DataConfig
+from senet.data import store as module
+from senet.data.samplers import open_data
+from senet.errors import ConfigError
+from senet.rundir.locks import this_process
 from tests.harness import run_ranks
 from tests.test_locks import NO_LOCKS, failing, held_elsewhere
 
@@ -168,7 +169,7 @@ def test_all_unreadable_files_are_named_and_the_rest_is_decoded_once(
     (folder / "train/bee/labels.csv").unlink()
     read: list[Path] = []
     read_image = module.SOURCES["imagefolder"].__globals__["read_image"]
-    monkeypatch.setattr("senet.sources.read_image", lambda path: read.append(path) or read_image(path))
+    monkeypatch.setattr("senet.data.sources.read_image", lambda path: read.append(path) or read_image(path))
     assert open_data(folder_config(folder)).fingerprint == expected
     assert sorted(read) == sorted(good)
     assert len(names(folder.parent / "data")) == 1

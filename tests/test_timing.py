@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from senet.trainer import Trainer
+from senet.training.trainer import Trainer
 from tests.conftest import Train
 from tests.harness import StopAt, payload, rows
 
@@ -20,7 +20,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 1000.0
-        monkeypatch.setattr("senet.timing.time", SimpleNamespace(perf_counter=lambda: self.now_s))
+        monkeypatch.setattr("senet.distributed.timing.time", SimpleNamespace(perf_counter=lambda: self.now_s))
         for name, seconds in (("train_step", 1.0), ("evaluate", 100.0)):
             monkeypatch.setattr(Trainer, name, self._taking(seconds, getattr(Trainer, name)))
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-import senet.run
 import train_ddp
-from senet.config import ConfigError, RunError
-from senet.files import read_json
-from senet.preemption import StopFlag
+from senet.distributed.preemption import StopFlag
+from senet.errors import ConfigError, RunError
+from senet.rundir.files import read_json
+from senet.training import run as run_module
 from tests.harness import tiny
 
 LAUNCHED = {"WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
@@ -42,7 +42,7 @@ def test_one_rank_says_why_and_another_where_that_one_cannot(
 
     for name, value in (LAUNCHED | {"RANK": str(rank), "LOCAL_RANK": str(rank)}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(senet.run, "run", run)
+    monkeypatch.setattr(run_module, "run", run)
     monkeypatch.setenv("SENET_STATUS_FILE", str(tmp_path / "status.json"))
     assert train_ddp.main(tiny(), Stop()) == code
     lines = capsys.readouterr().err.splitlines()

@@ -20,20 +20,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from senet.agreement import NonFiniteLoss
-from senet.augment import Preprocess
-from senet.checkpoint import CheckpointError
-from senet.config import REPOSITORY, ConfigError
-from senet.data import ImageData, ResumableSampler
-from senet.files import read_json, write_json
-from senet.lease import Lease
-from senet.optim import build_ema, build_optimizer
-from senet.repro import seed_everything
-from senet.saving import CheckpointManager
-from senet.schedule import lr_at
-from senet.trainer import Trainer
-from senet.watchdog import Watchdog
-from senet.zoo import build_model
+from senet import REPOSITORY
+from senet.data.augment import Preprocess
+from senet.data.samplers import ImageData, ResumableSampler
+from senet.distributed.agreement import NonFiniteLoss
+from senet.distributed.watchdog import Watchdog
+from senet.errors import ConfigError
+from senet.models.zoo import build_model
+from senet.rundir.checkpoint import CheckpointError
+from senet.rundir.files import read_json, write_json
+from senet.rundir.lease import Lease
+from senet.rundir.saving import CheckpointManager
+from senet.training.optim import build_ema, build_optimizer
+from senet.training.schedule import lr_at
+from senet.training.seeds import seed_everything
+from senet.training.trainer import Trainer
 from tests import networks
 from tests.conftest import Train
 from tests.harness import CLOCKS, StopAt, checkpoints, differing, payload, rows, status, tiny_config, without_clock
@@ -382,7 +383,7 @@ def test_a_terminal_or_disk_that_goes_away_does_not_end_the_run(
         return fail
 
     monkeypatch.setattr("builtins.print", fails(errno.EIO))
-    monkeypatch.setattr("senet.lease.mirror_status", fails(errno.ENOSPC))
+    monkeypatch.setattr("senet.rundir.lease.mirror_status", fails(errno.ENOSPC))
     assert train_here(tmp_path).state == "finished"
 
 
@@ -572,9 +573,9 @@ def test_a_network_is_compiled_for_the_batches_it_is_trained_on(
 def test_while_the_last_holder_is_watched_no_rank_takes_the_start_for_stuck(
     train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("senet.owner.WATCH_S", 0.3)
-    monkeypatch.setattr("senet.owner.POLL_S", 0.02)
-    monkeypatch.setattr("senet.lease.POLL_S", 0.02)
+    monkeypatch.setattr("senet.rundir.owner.WATCH_S", 0.3)
+    monkeypatch.setattr("senet.rundir.owner.POLL_S", 0.02)
+    monkeypatch.setattr("senet.rundir.lease.POLL_S", 0.02)
     Lease.acquire(tmp_path).close()
     owner = read_json(tmp_path / "owner.json")
     write_json(tmp_path / "owner.json", owner | {"released": False, "host": "elsewhere"})

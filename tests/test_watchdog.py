@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch.distributed as dist
 
-from senet import watchdog
-from senet.environment import Place
-from senet.watchdog import Watchdog
+from senet.distributed import watchdog
+from senet.distributed.environment import Place
+from senet.distributed.watchdog import Watchdog
 
 LIMIT_S = 0.3  # it ends twice as late, which leaves time for others to say more
 

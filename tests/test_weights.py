@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from senet.config import ConfigError
-from senet.model import insert_se
-from senet.zoo import build_model
+from senet.errors import ConfigError
+from senet.models.senet import insert_se
+from senet.models.zoo import build_model
 from tests.conftest import Train
 from tests.harness import checkpoints, payload, rows
 

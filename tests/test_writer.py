@@ -15,9 +15,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from senet import files
-from senet.journal import Writer
-from senet.lease import LeaseLost
+from senet.rundir import files
+from senet.rundir.lease import LeaseLost
+from senet.training.writer import Writer
 from tests.harness import rows
 
 

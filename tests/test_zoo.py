@@ -13,12 +13,14 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from senet.config import CIFAR_RESNETS, NETWORKS, ConfigError, help_text
-from senet.data import ImageData
-from senet.history import judged
-from senet.model import SENet, SENet18, SqueezeExcite, insert_se
-from senet.trained import load_trained
-from senet.zoo import build_model, trains_on_one_image
+from senet.config.manual import help_text
+from senet.config.options import CIFAR_RESNETS, NETWORKS
+from senet.data.samplers import ImageData
+from senet.errors import ConfigError
+from senet.inference.network import load_trained
+from senet.models.senet import SENet, SENet18, SqueezeExcite, insert_se
+from senet.models.zoo import build_model, trains_on_one_image
+from senet.rundir.history import judged
 from tests.conftest import Train
 from tests.harness import checkpoints, edit_manifest, rows
 

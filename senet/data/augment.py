@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from senet.config import AugmentConfig
-from senet.repro import GAMMA, MIX_1, MIX_2, mix
+from senet.config.options import AugmentConfig
+from senet.data.draws import GAMMA, MIX_1, MIX_2, mix
 
 
 class Preprocess:

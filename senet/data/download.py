@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from senet.locks import own_folder
+from senet.rundir.locks import own_folder
 
 _TRIES = 3
 _SILENCE_S = 60.0  # of a server, after which it has failed

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from senet.config import ConfigError, DataConfig
-from senet.repro import mix
-from senet.store import open_store
+from senet.config.options import DataConfig
+from senet.data.draws import mix
+from senet.data.store import open_store
+from senet.errors import ConfigError
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images uint8 [N, H, W, 3], labels int64 [N], sample indices int64 [N]
 _BLOCK = 512  # images copied to a device at once

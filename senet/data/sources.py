@@ -11,8 +11,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from senet.config import ConfigError, DataConfig
-from senet.download import damaged, download
+from senet.config.options import DataConfig
+from senet.data.download import damaged, download
+from senet.errors import ConfigError
 
 SPLITS = ("train", "test")
 # Others are refused: Pillow hands EPS to Ghostscript, which is a programming language

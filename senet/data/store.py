@@ -22,11 +22,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from senet.config import ConfigError, DataConfig
-from senet.files import fsync_directory, read_json, write_json
-from senet.locks import StillHeld, lock, own_folder
-from senet.repro import cores
-from senet.sources import SOURCES, SPLITS, Unreadable, file_facts, fit_image, some
+from senet.config.options import DataConfig
+from senet.data.sources import SOURCES, SPLITS, Unreadable, file_facts, fit_image, some
+from senet.distributed.devices import cores
+from senet.errors import ConfigError
+from senet.rundir.files import fsync_directory, read_json, write_json
+from senet.rundir.locks import StillHeld, lock, own_folder
 
 _BLOCK = 128  # images per decoding task, at most
 _PATIENCE_S = 60.0  # with another process that builds and gives no sign of life

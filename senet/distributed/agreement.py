@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from senet.config import RunError
-from senet.preemption import steps_between_votes
+from senet.distributed.preemption import steps_between_votes
+from senet.errors import RunError
 
 
 class StopRequested(Exception):

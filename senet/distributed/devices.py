@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from senet.config import ConfigError
+from senet.errors import ConfigError
 
 if TYPE_CHECKING:  # importing torch takes seconds, and a launcher only counts
     import torch
     from torch.distributed.distributed_c10d import Store
 
 _NO_DEVICE, _STUB_LIBRARY = 100, 34  # of CUresult
+_CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def count_gpus() -> int:
@@ -96,3 +98,41 @@ def refuse_shared_gpu(device: torch.device, rank: int, store: Store) -> None:
             f"NCCL needs one for each (MIG instances of one GPU count as one); start no more ranks on a host than it "
             f"has GPUs, or set train.device=cpu"
         )
+
+
+def cores() -> int:
+    """How many CPU cores this process may keep busy: by its affinity, and by the quota of its control groups, which
+    ``docker --cpus`` and batch systems set.
+    """
+    found = [len(os.sched_getaffinity(0))]
+    for line in _OWN_CGROUPS.read_text().splitlines():
+        _, controllers, own = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = _CGROUPS / ("cpu" if controllers else "")  # version 1 or 2
+        group = top / own.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(top):
+                found += _quota(folder)
+    return max(1, min(found))
+
+
+def _quota(group: Path) -> list[int]:
+    """Cores, rounded up; nothing where the group sets no limit."""
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return [math.ceil(int(quota) / int(period))] if int(quota) > 0 else []
+    except (OSError, ValueError):  # no such file; "max"
+        return []
+
+
+def set_threads(wanted: int, local_world_size: int) -> int:
+    """Set torch's CPU threads; 0: this process's cores shared by the ranks on the node. Returns the number set."""
+    import torch
+
+    threads = wanted or max(1, cores() // local_world_size)
+    torch.set_num_threads(threads)
+    return threads

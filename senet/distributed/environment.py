@@ -6,7 +6,7 @@ import os
 import socket
 from typing import NamedTuple
 
-from senet.config import ConfigError
+from senet.errors import ConfigError
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 """Fewer page faults: freed activations stay with the process (GNU malloc)."""

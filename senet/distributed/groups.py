@@ -17,11 +17,12 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from senet.config import ConfigError, DistributedConfig, RunError
-from senet.network import choose_interface, describe_interface
-from senet.ranks import Ranks
-from senet.rollcall import RollCall
-from senet.watchdog import Watchdog
+from senet.config.options import DistributedConfig
+from senet.distributed.interfaces import choose_interface, describe_interface
+from senet.distributed.ranks import Ranks
+from senet.distributed.rollcall import RollCall
+from senet.distributed.watchdog import Watchdog
+from senet.errors import ConfigError, RunError
 
 _NCCL_LATER_S = 60.0
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

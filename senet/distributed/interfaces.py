@@ -14,9 +14,9 @@ from pathlib import Path
 
 from torch.distributed.distributed_c10d import Store
 
-from senet.config import RunError
-from senet.environment import GLOO_INTERFACE
-from senet.ranks import Ranks
+from senet.distributed.environment import GLOO_INTERFACE
+from senet.distributed.ranks import Ranks
+from senet.errors import RunError
 
 _SIOCGIFCONF = 0x8912
 

@@ -14,11 +14,13 @@ from typing import Any, TypeVar
 import torch
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from senet.commit import code_hash
-from senet.config import Config, ConfigError, to_flat
-from senet.devices import refuse_shared_gpu
-from senet.ranks import PeerFailed, Ranks, open_store
-from senet.watchdog import Watchdog, name
+from senet.config.load import to_flat
+from senet.config.options import Config
+from senet.distributed.devices import refuse_shared_gpu
+from senet.distributed.ranks import PeerFailed, Ranks, open_store
+from senet.distributed.watchdog import Watchdog, name
+from senet.errors import ConfigError
+from senet.rundir.commit import code_hash
 
 T = TypeVar("T")
 Facts = Mapping[str, Any]  # plain values, as in JSON

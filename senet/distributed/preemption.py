@@ -12,7 +12,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-STOPPED_EXIT_CODE = 85  # reserved: stopped by a signal, checkpoint published, can go on
+from senet.errors import STOPPED_EXIT_CODE
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP, signal.SIGQUIT)
 LAUNCHER_VARIABLE = "SENET_LAUNCHER"  # its process id, from the launcher itself
 _PR_SET_PDEATHSIG = 1

@@ -12,10 +12,11 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from senet.config import ConfigError, RunError, TrainConfig
-from senet.devices import choose_device
-from senet.environment import read_place
-from senet.lease import mirror_status
+from senet.config.options import TrainConfig
+from senet.distributed.devices import choose_device
+from senet.distributed.environment import read_place
+from senet.errors import ConfigError, RunError
+from senet.rundir.lease import mirror_status
 
 
 class PeerFailed(RunError):

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
-from senet.ranks import PeerFailed, Ranks
-from senet.watchdog import name as _name
-from senet.watchdog import place as _place
+from senet.distributed.ranks import PeerFailed, Ranks
+from senet.distributed.watchdog import name as _name
+from senet.distributed.watchdog import place as _place
 
 
 class Finding(NamedTuple):

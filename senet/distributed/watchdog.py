@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from senet.environment import Place
+from senet.distributed.environment import Place
 
 _TICK_S = 1.0
 _SLACK_S = 10.0  # the limits of the store and the groups come first, since their errors say more

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from senet.augment import Preprocess
-from senet.config import ConfigError, RunError
-from senet.files import fsync_directory
-from senet.trained import Network, Trained, assemble, check_facts, check_logits, load_trained, preprocess_of
+from senet.data.augment import Preprocess
+from senet.errors import ConfigError, RunError
+from senet.inference.network import Network, Trained, assemble, check_facts, check_logits, load_trained, preprocess_of
+from senet.rundir.files import fsync_directory
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch_export": ".pt2"}
 FACTS = ("format", "classes", "config", "step", "checkpoint_sha256", "with_preprocessing")

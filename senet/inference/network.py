@@ -11,12 +11,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from senet.augment import Preprocess
-from senet.checkpoint import Checkpoint, CheckpointError, find_checkpoint, read_checkpoint, unpickle
-from senet.config import NETWORKS, AugmentConfig, Config, ConfigError, ModelConfig, restore_data
-from senet.repro import seed_everything
-from senet.weights import lay_out
-from senet.zoo import build_model
+from senet.config.load import restore_data
+from senet.config.options import NETWORKS, AugmentConfig, Config, ModelConfig
+from senet.data.augment import Preprocess
+from senet.errors import ConfigError
+from senet.models.weights import lay_out
+from senet.models.zoo import build_model
+from senet.rundir.checkpoint import Checkpoint, CheckpointError, find_checkpoint, read_checkpoint, unpickle
+from senet.training.seeds import seed_everything
 
 _NEEDED = {"model.name", "data.image_size", "data.mean", "data.std", "train.channels_last"}
 

@@ -14,12 +14,14 @@ import torch
 import torch.nn.functional as F
 
 from senet.command import printable
-from senet.config import ConfigError, DataConfig, restore_data
-from senet.data import ImageData, ShardSampler, load_batches, open_data
-from senet.distributed import sum_over_ranks
-from senet.metrics import Progress, Scores, Tally
-from senet.ranks import Ranks
-from senet.trained import Trained
+from senet.config.load import restore_data
+from senet.config.options import DataConfig
+from senet.data.samplers import ImageData, ShardSampler, load_batches, open_data
+from senet.distributed.groups import sum_over_ranks
+from senet.distributed.ranks import Ranks
+from senet.errors import ConfigError
+from senet.inference.network import Trained
+from senet.training.scores import Progress, Scores, Tally
 
 log = logging.getLogger(__name__)
 _DATA_OPTIONS = ("data.source", "data.root", "data.folder", "data.decode_threads")  # the network fixes the others

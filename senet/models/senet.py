@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from senet.config import ConfigError
+from senet.errors import ConfigError
 
 
 class SqueezeExcite(nn.Module):

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from senet.checkpoint import CheckpointError, find_checkpoint, load_tensors, read_checkpoint, unpickle
-from senet.config import ConfigError
-from senet.model import SqueezeExcite
+from senet.errors import ConfigError
+from senet.models.senet import SqueezeExcite
+from senet.rundir.checkpoint import CheckpointError, find_checkpoint, load_tensors, read_checkpoint, unpickle
 
 log = logging.getLogger(__name__)
 _CONTAINERS = (

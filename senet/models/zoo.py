@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from senet.config import CIFAR_RESNETS, NETWORKS, TORCHVISION_RESNETS, ConfigError
-from senet.model import PaddedBlock, SENet, SENet18, insert_se
-from senet.weights import init_from as load_weights
+from senet.config.options import CIFAR_RESNETS, NETWORKS, TORCHVISION_RESNETS
+from senet.errors import ConfigError
+from senet.models.senet import PaddedBlock, SENet, SENet18, insert_se
+from senet.models.weights import init_from as load_weights
 
 
 def build_model(

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from senet.command import Parser, end, path_argument
-from senet.config import ConfigError
-from senet.files import replace_file
-from senet.history import Run, read_run
+from senet.errors import ConfigError
+from senet.rundir.files import replace_file
+from senet.rundir.history import Run, read_run
 
 if TYPE_CHECKING:
-    from senet.drawings import Drawing
+    from senet.report.drawings import Drawing
 
 
 def write_report(
@@ -32,10 +32,10 @@ def write_report(
     """
     runs = [read_run(folder) for folder in folders]
     try:
-        from senet.drawings import draw  # matplotlib and torch take seconds
-        from senet.examine import predictions_of
-        from senet.figures import to_svg
-        from senet.page import render
+        from senet.report.drawings import draw  # matplotlib and torch take seconds
+        from senet.report.examine import predictions_of
+        from senet.report.figures import to_svg
+        from senet.report.page import render
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         if package not in ("matplotlib", "jinja2"):
@@ -72,7 +72,7 @@ def to_tensorboard(run: Run, drawings: dict[str, Drawing]) -> None:
         return
     from torch.utils.tensorboard import SummaryWriter
 
-    from senet.figures import styled
+    from senet.report.figures import styled
 
     folder = run.folder / "tensorboard" / "report"
     for old in folder.glob("events.out.tfevents.*"):

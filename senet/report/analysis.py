@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from senet.files import replace_file
+from senet.rundir.files import replace_file
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from senet.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, label, styled
-from senet.history import Run, judged
+from senet.report.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, label, styled
+from senet.rundir.history import Run, judged
 
 _SIZE = (5.3, 3.8)  # inches
 _MARKS = {  # of what happened: colour, line, marker at its end

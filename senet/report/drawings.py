@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
 
-from senet import curves, figures
-from senet.analysis import Integers, Predictions, calibration
-from senet.history import Run, names
+from senet.report import curves, figures
+from senet.report.analysis import Integers, Predictions, calibration
+from senet.rundir.history import Run, names
 
 
 @dataclass(frozen=True)

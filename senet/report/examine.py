@@ -12,14 +12,14 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from senet.analysis import GRID, GateTally, Integers, Predictions, confident_mistakes
-from senet.config import ConfigError
-from senet.data import Split
-from senet.evaluation import open_test_data
-from senet.model import SqueezeExcite
-from senet.repro import set_threads
-from senet.sources import image_paths
-from senet.trained import Trained, load_trained, open_checkpoint
+from senet.data.samplers import Split
+from senet.data.sources import image_paths
+from senet.distributed.devices import set_threads
+from senet.errors import ConfigError
+from senet.inference.network import Trained, load_trained, open_checkpoint
+from senet.inference.scoring import open_test_data
+from senet.models.senet import SqueezeExcite
+from senet.report.analysis import GRID, GateTally, Integers, Predictions, confident_mistakes
 
 _BATCH = 256
 _LARGEST_PICTURE = 96  # pixels; larger images are scaled down for the grids

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.text import Text
 
-from senet.analysis import Calibration, Floats, Integers
+from senet.report.analysis import Calibration, Floats, Integers
 
 STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from senet.analysis import SMALL_RANGE, SMALL_SHARE, Predictions, calibration
-from senet.drawings import Drawing, class_accuracies, confusion_counts
-from senet.figures import MOST_BARS, WORST
-from senet.history import Run, cause, changed, judged, names
+from senet.report.analysis import SMALL_RANGE, SMALL_SHARE, Predictions, calibration
+from senet.report.drawings import Drawing, class_accuracies, confusion_counts
+from senet.report.figures import MOST_BARS, WORST
+from senet.rundir.history import Run, cause, changed, judged, names
 
 _PIXELS_PER_INCH = 96
 _WEIGHTS = {"ema": "averaged", "test": "raw"}

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from senet.config import ConfigError, RunError
-from senet.files import patiently, read_json
+from senet.errors import ConfigError, RunError
+from senet.rundir.files import patiently, read_json
 
 _NAME = re.compile(r"step_(\d{9})\.g(\d{4})\.pt")
 

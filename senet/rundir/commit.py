@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 
-from senet.config import REPOSITORY
+from senet import REPOSITORY
 
 COMMIT_FILE = REPOSITORY / ".commit"  # written into a copy of the code that a job runs from
 
@@ -24,6 +24,6 @@ def commit() -> str:
 def code_hash() -> str:
     """Of the files of the trainer itself: two changed checkouts have one commit, and git may not be there."""
     digest = hashlib.sha256()
-    for path in (REPOSITORY / "train_ddp.py", *sorted((REPOSITORY / "senet").glob("*.py"))):
-        digest.update(f"{path.name}\0".encode() + path.read_bytes())
+    for path in (REPOSITORY / "train_ddp.py", *sorted((REPOSITORY / "senet").rglob("*.py"))):
+        digest.update(f"{path.relative_to(REPOSITORY)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]

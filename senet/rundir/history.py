@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from senet.config import ConfigError
-from senet.files import read_json, read_rows
+from senet.errors import ConfigError
+from senet.rundir.files import read_json, read_rows
 
 _CAUSES = {"stopped": "preempted", "running": "killed", "failed": "failed", "finished": "finished"}
 _BY_A_PERSON = ("SIGINT", "SIGHUP")  # Ctrl-C, a terminal that was closed

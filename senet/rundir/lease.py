@@ -11,10 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from senet.config import ConfigError, RunError
-from senet.files import may_pass, patiently, read_json, replace_file, write_json
-from senet.locks import StillHeld, lock
-from senet.owner import (
+from senet.errors import ConfigError, RunError
+from senet.rundir.files import may_pass, patiently, read_json, replace_file, write_json
+from senet.rundir.locks import StillHeld, lock
+from senet.rundir.owner import (
     HEARTBEAT_S,
     POLL_S,
     WATCH_S,

@@ -20,8 +20,8 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-from senet.config import RunError
-from senet.files import read_json, write_json
+from senet.errors import RunError
+from senet.rundir.files import read_json, write_json
 
 BEAT_S = 5.0
 _ABANDONED_S = 180.0  # without a beat; what other hosts tell of a folder may be a minute old

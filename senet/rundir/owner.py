@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from senet.config import ConfigError
-from senet.files import read_json, read_rows, write_temporary
-from senet.locks import StillHeld, boot, has_ended, lock, this_process
+from senet.errors import ConfigError
+from senet.rundir.files import read_json, read_rows, write_temporary
+from senet.rundir.locks import StillHeld, boot, has_ended, lock, this_process
 
 HEARTBEAT_S = 5.0
 # Without a heartbeat a holder on another host is dead after this long: a network file system may show for a minute

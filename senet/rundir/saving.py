@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from senet.checkpoint import (
+from senet.rundir.checkpoint import (
     Checkpoint,
     CheckpointError,
     file_name,
@@ -27,8 +27,8 @@ from senet.checkpoint import (
     read_checkpoint,
     verify,
 )
-from senet.files import PATIENCE_S, forget_cached, fsync_directory, patiently, write_temporary
-from senet.lease import LeaseLost
+from senet.rundir.files import PATIENCE_S, forget_cached, fsync_directory, patiently, write_temporary
+from senet.rundir.lease import LeaseLost
 
 _FAILURES_TOLERATED = 2
 _IN_LINE_S = 10.0

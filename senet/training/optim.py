@@ -17,7 +17,7 @@ from torch.optim._muon import (  # torch.optim.Muon itself takes nothing but mat
 from torch.optim.sgd import sgd
 from torch.optim.swa_utils import AveragedModel
 
-from senet.config import OptimConfig
+from senet.config.options import OptimConfig
 
 
 class Muon(torch.optim.Optimizer):

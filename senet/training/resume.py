@@ -11,12 +11,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from senet.checkpoint import Checkpoint, CheckpointError, published_files, read_checkpoint, unpickle
-from senet.config import Config, ConfigError, ScheduleConfig, changed_options, to_flat
-from senet.data import ImageData
-from senet.saving import CheckpointManager
-from senet.schedule import lr_at
-from senet.state import TrainState
+from senet.config.load import changed_options, to_flat
+from senet.config.options import Config, ScheduleConfig
+from senet.data.samplers import ImageData
+from senet.errors import ConfigError
+from senet.rundir.checkpoint import Checkpoint, CheckpointError, published_files, read_checkpoint, unpickle
+from senet.rundir.saving import CheckpointManager
+from senet.training.schedule import lr_at
+from senet.training.state import TrainState
 
 FORMAT = 1  # of a checkpoint's manifest and payload
 log = logging.getLogger(__name__)

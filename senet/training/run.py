@@ -21,13 +21,14 @@ from torch.amp import GradScaler, autocast
 from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 
-from senet.agreement import Agreement
-from senet.augment import Preprocess
-from senet.checkpoint import Checkpoint, unpickle
-from senet.command import FAILED_EXIT_CODE
-from senet.config import NETWORKS, Config, ConfigError, RunError, changed_options, to_flat, to_yaml
-from senet.data import ImageData, ResumableSampler, keep_on_device, open_data
-from senet.distributed import (
+from senet.config.load import changed_options, to_flat, to_yaml
+from senet.config.options import NETWORKS, Config
+from senet.data.augment import Preprocess
+from senet.data.samplers import ImageData, ResumableSampler, keep_on_device, open_data
+from senet.distributed.agreement import Agreement
+from senet.distributed.devices import set_threads
+from senet.distributed.environment import read_place
+from senet.distributed.groups import (
     broadcast_bytes,
     leave_together,
     process_groups,
@@ -35,25 +36,26 @@ from senet.distributed import (
     sync_batch_norms,
     wait_for_all,
 )
-from senet.environment import read_place
-from senet.files import read_json, read_rows
-from senet.history import judged
-from senet.journal import Writer
-from senet.lease import Lease
-from senet.meeting import meet, must_be_equal, options_of
-from senet.metrics import Progress
-from senet.optim import WeightAverage, build_ema, build_optimizer
-from senet.owner import nothing_left_if_refused
-from senet.preemption import STOPPED_EXIT_CODE, StopFlag
-from senet.ranks import Ranks
-from senet.repro import provenance, seed_everything, set_deterministic, set_threads
-from senet.resume import check_fits, choose_checkpoint, identity, rate_jump, steps_per_epoch, warn_of_changes
-from senet.saving import CheckpointManager
-from senet.state import TrainState
-from senet.trainer import Summary, Trainer
-from senet.watchdog import Watchdog
-from senet.weights import lay_out, whiten_first_layer
-from senet.zoo import build_model, refuse_other_images, trains_on_one_image
+from senet.distributed.meeting import meet, must_be_equal, options_of
+from senet.distributed.preemption import StopFlag
+from senet.distributed.ranks import Ranks
+from senet.distributed.watchdog import Watchdog
+from senet.errors import FAILED_EXIT_CODE, STOPPED_EXIT_CODE, ConfigError, RunError
+from senet.models.weights import lay_out, whiten_first_layer
+from senet.models.zoo import build_model, refuse_other_images, trains_on_one_image
+from senet.rundir.checkpoint import Checkpoint, unpickle
+from senet.rundir.files import read_json, read_rows
+from senet.rundir.history import judged
+from senet.rundir.lease import Lease
+from senet.rundir.owner import nothing_left_if_refused
+from senet.rundir.saving import CheckpointManager
+from senet.training.optim import WeightAverage, build_ema, build_optimizer
+from senet.training.resume import check_fits, choose_checkpoint, identity, rate_jump, steps_per_epoch, warn_of_changes
+from senet.training.scores import Progress
+from senet.training.seeds import provenance, seed_everything, set_deterministic
+from senet.training.state import TrainState
+from senet.training.trainer import Summary, Trainer
+from senet.training.writer import Writer
 
 _LAST_WORDS = ("state", "reason", "step", "job", "job_restarts", "heartbeat")  # of a start, kept by the next
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from senet.config import ScheduleConfig
+from senet.config.options import ScheduleConfig
 
 PLATEAU_THRESHOLD = 1e-4  # relative, as in torch.optim.lr_scheduler.ReduceLROnPlateau
 

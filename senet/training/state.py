@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from senet.schedule import Plateau
+from senet.training.schedule import Plateau
 
 
 @dataclass

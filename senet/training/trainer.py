@@ -16,11 +16,11 @@ from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
-from senet.agreement import Agreement, NonFiniteLoss, StopRequested
-from senet.augment import Preprocess
-from senet.config import Config
-from senet.data import ImageData, ResumableSampler, ShardSampler, load_batches
-from senet.distributed import (
+from senet.config.options import Config
+from senet.data.augment import Preprocess
+from senet.data.samplers import ImageData, ResumableSampler, ShardSampler, load_batches
+from senet.distributed.agreement import Agreement, NonFiniteLoss, StopRequested
+from senet.distributed.groups import (
     broadcast_buffers,
     check_in_sync,
     gather,
@@ -29,19 +29,19 @@ from senet.distributed import (
     set_time_limit,
     sum_over_ranks,
 )
-from senet.history import judged
-from senet.journal import Writer
-from senet.lease import Lease
-from senet.metrics import Progress, Scores, Tally
-from senet.optim import WeightAverage, load_optimizer
-from senet.preemption import StopFlag
-from senet.ranks import Ranks
-from senet.repro import seed_everything
-from senet.saving import CheckpointManager
-from senet.schedule import lr_at
-from senet.state import TrainState
-from senet.timing import OwnTime, Stopwatch
-from senet.watchdog import Watchdog
+from senet.distributed.preemption import StopFlag
+from senet.distributed.ranks import Ranks
+from senet.distributed.timing import OwnTime, Stopwatch
+from senet.distributed.watchdog import Watchdog
+from senet.rundir.history import judged
+from senet.rundir.lease import Lease
+from senet.rundir.saving import CheckpointManager
+from senet.training.optim import WeightAverage, load_optimizer
+from senet.training.schedule import lr_at
+from senet.training.scores import Progress, Scores, Tally
+from senet.training.seeds import seed_everything
+from senet.training.state import TrainState
+from senet.training.writer import Writer
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from senet.files import PATIENCE_S, may_pass, patiently, read_rows, replace_file
-from senet.lease import LeaseLost
+from senet.rundir.files import PATIENCE_S, may_pass, patiently, read_rows, replace_file
+from senet.rundir.lease import LeaseLost
 
 log = logging.getLogger(__name__)
 _CURVES = {  # kind of row, prefix: folder of TensorBoard, which draws one name in several folders into one chart

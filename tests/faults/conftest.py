@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from senet.commit import commit
+from senet.rundir.commit import commit
 from tests.faults.runs import options
 from tests.harness import payload, train, without_clock
 

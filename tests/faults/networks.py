@@ -6,7 +6,7 @@ import time
 import torch
 from torch import Tensor
 
-from senet.model import PreActBlock, SENet
+from senet.models.senet import PreActBlock, SENet
 
 FAULTY_RANK = int(os.environ.get("FAULTY_RANK", "1"))
 AT = 12  # forward pass in training, 1 is the first

@@ -21,12 +21,13 @@ import pytest
 import torchvision
 from PIL import Image
 
-from senet.checkpoint import CheckpointError, manifest_hash, read_checkpoint
-from senet.config import ConfigError, DataConfig
-from senet.data import open_data
-from senet.files import read_json, write_json
-from senet.preemption import StopFlag
-from senet.trained import load_trained
+from senet.config.options import DataConfig
+from senet.data.samplers import open_data
+from senet.distributed.preemption import StopFlag
+from senet.errors import ConfigError
+from senet.inference.network import load_trained
+from senet.rundir.checkpoint import CheckpointError, manifest_hash, read_checkpoint
+from senet.rundir.files import read_json, write_json
 from tests.conftest import Train
 from tests.faults.conftest import Trial, Unbroken
 from tests.faults.interpose import failing, missing_compiler
@@ -376,7 +377,7 @@ def test_what_is_hostile_runs_nothing_and_is_named(
         for name, _ in torchvision.datasets.CIFAR10.train_list + torchvision.datasets.CIFAR10.test_list:
             (folder / name).write_bytes(pickle.dumps(Trap()))
         monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/none.tar.gz")
-        monkeypatch.setattr("senet.download.time.sleep", lambda _: None)
+        monkeypatch.setattr("senet.data.download.time.sleep", lambda _: None)
         assert "data.source=cifar10 cannot be downloaded" in told("data.source=cifar10", f"data.root={data}")
     elif hostile == "store":
         open_data(DataConfig(source="digits", image_size=16, root=str(data)))
@@ -391,7 +392,7 @@ def test_what_is_hostile_runs_nothing_and_is_named(
         with tarfile.open(data / "downloads/cifar-10-python.tar.gz", "w:gz") as tar:
             tar.add(trap, arcname="../../sprung")
         monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/none.tar.gz")
-        monkeypatch.setattr("senet.download.time.sleep", lambda _: None)
+        monkeypatch.setattr("senet.data.download.time.sleep", lambda _: None)
         assert "cifar-10-python.tar.gz" in told("data.source=cifar10", f"data.root={data}")
     elif hostile == "link":
         for name in ("config.yaml", "metrics.jsonl", "status.json", ".owner.lock", "checkpoints", "tensorboard"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from senet.checkpoint import read_checkpoint
+from senet.rundir.checkpoint import read_checkpoint
 from tests.faults.conftest import FULL, Trial, Unbroken
 from tests.faults.interpose import failing, missing_compiler
 from tests.faults.networks import AT

@@ -12,7 +12,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from senet.config import REPOSITORY, Config, ConfigError, load_config, to_flat, to_yaml
+from senet import REPOSITORY
+from senet.config.load import load_config, to_flat, to_yaml
+from senet.config.options import Config
+from senet.errors import ConfigError
 from tests.faults.conftest import FULL, Trial
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))

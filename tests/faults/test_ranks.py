@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from senet.files import read_json, write_json
-from senet.owner import OLD_S
+from senet.rundir.files import read_json, write_json
+from senet.rundir.owner import OLD_S
 from tests.faults.conftest import FULL, Trial
 from tests.faults.interpose import failing, missing_compiler
 from tests.faults.networks import AT

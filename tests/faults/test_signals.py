@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from senet.preemption import STOPPED_EXIT_CODE
+from senet.errors import STOPPED_EXIT_CODE
 from tests.faults.conftest import FULL, Trial, Unbroken
 from tests.faults.runs import EVERY, LAST, last_step, newest_step, options, ranks_of, recover
 from tests.harness import differing, payload, rows, started, status, train_command, without_clock

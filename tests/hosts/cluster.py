@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from senet.config import REPOSITORY
+from senet import REPOSITORY
 from tests.cluster import NODES, PROGRAMS, Cluster
 from tests.hosts import machines
 

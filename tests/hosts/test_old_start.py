@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from senet.files import read_json
+from senet.rundir.files import read_json
 from tests.harness import status, wait_until
 from tests.hosts.cluster import HostCluster
 from tests.hosts.test_hosts import Undisturbed, ends_with

@@ -1,0 +1,125 @@
+"""Ranges, and which options go together. Each refusal names the value, the rule and the remedy."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from senet.config.options import (
+    NETWORKS,
+    TORCHVISION_RESNETS,
+    Config,
+    ModelConfig,
+    TrainConfig,
+    flat_values,
+    options,
+    range_text,
+)
+from senet.errors import ConfigError, did_you_mean
+
+
+def check_split(train: TrainConfig, world_size: int) -> None:
+    """Raise ConfigError unless the global batch can be shared equally by ranks and micro-batches."""
+    unit = world_size * train.accumulate
+    if train.global_batch_size % unit:
+        nearest = max(unit, round(train.global_batch_size / unit) * unit)
+        raise ConfigError(
+            f"train.global_batch_size={train.global_batch_size} cannot be split over {_count(world_size, 'rank')} x "
+            f"{_count(train.accumulate, 'micro-batch')}; use a multiple of {unit}, e.g. {nearest}"
+        )
+
+
+def check_ranges(config: Config) -> None:
+    flat = flat_values(config)
+    for key, spec in options():
+        rule = range_text(spec).lstrip(", ")
+        for value in flat[key] if isinstance(flat[key], list) else [flat[key]]:
+            if isinstance(value, str) and not value.replace("\t", " ").isprintable():
+                raise ConfigError(f"{key}={value!r} has characters that cannot be printed; leave them out")
+            if isinstance(value, bool | str | dict):
+                continue
+            low, high, above = (spec.metadata.get(name) for name in ("low", "high", "above"))
+            fits = (
+                (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
+            )
+            if not (fits and math.isfinite(value)):
+                raise ConfigError(f"{key}={flat[key]} is out of range: it must be {rule or 'finite'}")
+
+
+def check_together(config: Config) -> None:
+    if config.optim.name == "sgd" and config.optim.nesterov and config.optim.momentum == 0:
+        raise ConfigError("optim.nesterov=true needs optim.momentum > 0; set optim.nesterov=false")
+    if config.schedule.name == "multistep" and not config.schedule.milestones:
+        raise ConfigError("schedule.name=multistep needs schedule.milestones, e.g. schedule.milestones=[10,20]")
+    if list(config.schedule.milestones) != sorted(set(config.schedule.milestones)):
+        raise ConfigError(f"schedule.milestones={list(config.schedule.milestones)} must rise, each epoch once")
+    if config.schedule.warmup_epochs >= config.train.epochs:
+        raise ConfigError(
+            f"schedule.warmup_epochs={config.schedule.warmup_epochs} must be below train.epochs={config.train.epochs}"
+        )
+    if config.augment.small_epochs:
+        _check_small(config)
+    if config.optim.bias_lr and config.optim.decay_norms_and_biases:
+        raise ConfigError(
+            f"optim.bias_lr={config.optim.bias_lr} is for norms and biases that do not decay; set "
+            f"optim.decay_norms_and_biases=false"
+        )
+    if config.model.whiten and config.model.init_from:
+        raise ConfigError(
+            f"model.whiten=true would replace the first layer of model.init_from={config.model.init_from}; "
+            f"set model.whiten=false"
+        )
+    if config.data.source == "imagefolder" and not config.data.folder:
+        raise ConfigError("data.source=imagefolder needs data.folder=<folder with train/<class>/* and test/<class>/*>")
+    if not config.data.root:
+        raise ConfigError("data.root= is empty; name a folder, e.g. data.root=data")
+    if config.train.sync_bn and config.train.device == "cpu":
+        raise ConfigError("train.sync_bn=true needs CUDA, but train.device=cpu; set train.sync_bn=false")
+    _check_mapping("slurm.environment", config.slurm.environment, r"[A-Za-z_]\w*", (str,))
+    _check_mapping("slurm.sbatch", config.slurm.sbatch, r"[a-z][a-z0-9_-]*", (str, int, float))
+    _check_model(config.model, config.data.image_size)
+
+
+def _check_small(config: Config) -> None:
+    small, size = config.augment, config.data.image_size
+    if small.small_size >= size:
+        raise ConfigError(f"augment.small_size={small.small_size} must be below data.image_size={size}")
+    if small.small_epochs >= config.train.epochs:
+        raise ConfigError(f"augment.small_epochs={small.small_epochs} must be below train.epochs={config.train.epochs}")
+    if config.train.compile:
+        raise ConfigError("augment.small_epochs with train.compile=true would not resume bit for bit; choose one")
+    if config.model.name.removeprefix("se_") == "inception_v3" and small.small_size < 75:
+        raise ConfigError(f"augment.small_size={small.small_size}: {config.model.name} needs 75 pixels or more")
+
+
+def _check_model(model: ModelConfig, image_size: int) -> None:
+    name, plain_name = model.name, model.name.removeprefix("se_")
+    if ":" not in name and name not in NETWORKS:
+        hint = did_you_mean(name.lower(), NETWORKS) or "--help lists them"
+        raise ConfigError(f"model.name={name!r} is neither a network here nor package.module:function; {hint}")
+    if ":" in name and ("/" in name or name.partition(":")[0].endswith(".py")):
+        raise ConfigError(f"model.name={name} names a file; write package.module:function, e.g. my.networks:build")
+    if model.reduction != ModelConfig.reduction and (":" in name or not name.startswith(("senet18", "se_"))):
+        raise ConfigError(f"model.reduction={model.reduction} is of senet18 and se_ networks, not of model.name={name}")
+    if model.small_stem and plain_name not in TORCHVISION_RESNETS:
+        raise ConfigError(
+            f"model.small_stem=true is of torchvision's residual networks (resnet18, ...), not of model.name={name}; "
+            f"set model.small_stem=false"
+        )
+    if plain_name == "inception_v3" and image_size < 75:
+        raise ConfigError(f"model.name={name} needs images of 75 pixels or more; set data.image_size=75")
+
+
+def _check_mapping(name: str, values: Mapping[str, Any], key_rule: str, kinds: tuple[type, ...]) -> None:
+    for key, value in values.items():
+        if not re.fullmatch(key_rule, key) or not isinstance(value, kinds) or "\n" in str(value):
+            raise ConfigError(
+                f"{name}.{key}={value!r}: a name that matches {key_rule}, and one line of text or a number"
+            )
+
+
+def _count(number: int, noun: str) -> str:
+    plural = {"rank": "ranks", "micro-batch": "micro-batches"}[noun]
+    return f"{number} {noun if number == 1 else plural}"

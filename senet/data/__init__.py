@@ -1,0 +1,1 @@
+"""Images, their order and their random changes."""

@@ -1,0 +1,29 @@
+"""The two kinds of known errors, and the exit codes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+FINISHED_EXIT_CODE = 0
+FAILED_EXIT_CODE = 1
+REFUSED_EXIT_CODE = 2
+STOPPED_EXIT_CODE = 85  # reserved: stopped by a signal, checkpoint published, can go on
+
+
+class ConfigError(ValueError):
+    """A user's mistake: one line that names the value, the rule and the remedy. Ends in exit code 2."""
+
+
+class RunError(RuntimeError):
+    """A known reason why a run cannot go on: one line, exit code 1."""
+
+    reporter = 0
+    """The rank that prints it."""
+    guess = False
+    """Whether it is only what ranks think of another: what that one knows of itself comes before it."""
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,1 @@
+"""A trained network: opened, exported, scored."""

@@ -1,0 +1,1 @@
+"""``python -m senet.report``: a page about one run or several."""

@@ -20,7 +20,7 @@ from senet.distributed.ranks import PeerFailed, Ranks
 from senet.training import trainer
 from senet.training.run import run
 from tests.harness import StopAt, run_ranks, tiny, tiny_config
-from tests.test_distributed import with_group
+from tests.test_groups import with_group
 
 pytestmark = pytest.mark.ranks
 

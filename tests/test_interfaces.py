@@ -131,7 +131,7 @@ def test_two_hosts_whose_names_are_127_0_1_1_meet(two_hosts: list[list[str]], ma
     environment.pop("GLOO_SOCKET_IFNAME", None)
     processes = [
         subprocess.Popen(
-            [*host, sys.executable, "-c", "from tests.test_network import meet; meet()"],
+            [*host, sys.executable, "-c", "from tests.test_interfaces import meet; meet()"],
             env=environment | {"RANK": str(rank)},
             cwd=REPOSITORY,
             stdout=subprocess.PIPE,

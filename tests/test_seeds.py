@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from senet.distributed import devices
 from senet.distributed.devices import cores, set_threads
-from senet.training import seeds as repro
 from senet.training.seeds import set_deterministic
 
 
@@ -19,8 +19,8 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A host of 16 cores, whose control groups are a folder of files."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(repro, "_CGROUPS", tmp_path)
-    monkeypatch.setattr(repro, "_OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(devices, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(devices, "_OWN_CGROUPS", tmp_path / "own")
     threads = torch.get_num_threads()
     yield tmp_path
     torch.set_num_threads(threads)

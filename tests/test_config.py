@@ -375,7 +375,8 @@ def test_the_manual_describes_every_option() -> None:
 
 
 def test_help_and_check_import_neither_torch_nor_numpy() -> None:
-    code = "import sys; from senet.config.__main__ import main; main(sys.argv[1:]); print({'torch', 'numpy'} & set(sys.modules))"
+    code = "import sys; from senet.config.__main__ import main; main(sys.argv[1:]); "
+    code += "print({'torch', 'numpy'} & set(sys.modules))"
     for argument in ("--help", "configs/quickstart.yaml"):
         done = subprocess.run([sys.executable, "-c", code, argument], cwd=REPOSITORY, capture_output=True, text=True)
         assert done.stdout.splitlines()[-1] == "set()", done.stderr

@@ -18,7 +18,7 @@ The share of training time at a checkpoint every 100 updates (wanted: at most 0.
 so it is found from what one save costs, in two ways: by 3, the difference divided by the number of saves, whose spread
 shows the noise; by 1, blocked seconds and the thread's seconds of a core, as if training lost all of both, which is a
 bound from above unless memory bandwidth or the disk slow the steps down besides. Prints tables and appends rows to
-RESULTS.md. Nothing else should run meanwhile.
+results.jsonl. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -52,6 +52,15 @@ MAIN = ["trainer.Trainer._collect", "trainer.get_total_norm", "trainer.check_in_
 THREAD = ["checkpoint.torch.save", "checkpoint.write_temporary", "checkpoint.fsync_directory"]
 THREAD += ["checkpoint.read_checkpoint", "checkpoint.hashlib.sha256"]
 BEHIND = "checkpoint.CheckpointManager._write"
+ROWS = {
+    "training waits for a save": OWN,
+    "training waits for torch.save": PLAIN,
+    "training waits for torch.save and fsync": DURABLE,
+    "writer's thread, on the clock": BEHIND,
+    "writer's thread, of a core": f"{BEHIND} (core)",
+    "restoring": "restore",
+    "torch.load": "torch.load",
+}
 BATCH = 128
 FIXED = ["train.epochs=1", "log.tensorboard=false", f"train.global_batch_size={BATCH}"]
 Times = dict[str, list[float]]
@@ -198,24 +207,25 @@ def main() -> None:
         show_saves(times)
         recipe += lay_store(Path(folder) / "pairs", BATCH * args.updates)
         costs, step_s = compare_runs(recipe, pairs=args.pairs, ranks=args.ranks, updates=args.updates)
-    blocked_s, thread_s = statistics.median(times[OWN]), statistics.median(times[f"{BEHIND} (core)"])
-    bound = 100 * (blocked_s + thread_s) / (100 * step_s)
-    shares = [100 * cost / (100 * step_s) for cost in costs]
-    milliseconds = {name: spread([1000 * value for value in times[name]], 0) for name in (*VARIANTS, "restore", BEHIND)}
-    name = " ".join(args.options) or "SENet18"
-    say = {
-        "blocked by a save": f"{milliseconds[OWN]} ms; torch.save in the loop {milliseconds[PLAIN]} ms, with fsync "
-        f"{milliseconds[DURABLE]} ms; on the disk after {milliseconds[BEHIND]} ms, restored in "
-        f"{milliseconds['restore']} ms; {times['MB'][0]:.1f} MB",
-        "share of a save every 100 updates": f"measured {spread(shares)} %; bound from blocked "
-        f"{1000 * blocked_s:.0f} ms and the writer's {1000 * thread_s:.0f} ms of a core: {bound:.2f} %; an update "
-        f"takes {1000 * step_s:.0f} ms",
-    }
-    for what, line in say.items():
-        print(f"{what}: {line}")
-        whole = f"{what}, {name} with momentum and averaged weights, batch {BATCH}, {args.ranks} ranks"
-        record("checkpoint.py", whole, line, f"{args.pairs} pairs", args.note)
+    keep(times, costs, step_s, args)
     return None
+
+
+def keep(times: Times, costs: list[float], step_s: float, args: argparse.Namespace) -> None:
+    """The rows."""
+    special = [*args.options, *([f"{args.ranks} ranks"] if args.ranks != 2 else [])]
+
+    def row(what: str, values: list[float], unit: str, **more: Any) -> None:
+        record("checkpoint.py", ", ".join([what, *special]), values, unit, note=args.note, **more)
+
+    for what, key in ROWS.items():
+        row(what, [1000 * value for value in times[key]], "ms", of="saves", digits=0)
+    row("a checkpoint", times["MB"][:1], "MB", of="saves", digits=0)
+    row("cost of a save, whole runs", [1000 * cost for cost in costs], "ms", digits=0)
+    row("seconds an update", [step_s], "s", n=args.pairs, digits=3)
+    row("share of training, a save each 100 steps", [cost / step_s for cost in costs], "%", wanted="<= 0.5")
+    bound_s = statistics.median(times[OWN]) + statistics.median(times[f"{BEHIND} (core)"])
+    row("share of training, bound from above", [bound_s / step_s], "%", n=args.pairs, of="saves")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the trainer in a process of its own, the median of pairs, a row of RESULTS.md."""
+"""What the benchmarks share: the trainer in a process of its own, the median of pairs, a row of results.jsonl."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
+import results
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,22 +66,61 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{middle} ({low} to {high})"
 
 
-def record(benchmark: str, what: str, result: str, n: str, note: str = "") -> None:
-    """Append a row to RESULTS.md, with machine, versions and date; ``note`` is added to ``what``."""
+def record(
+    benchmark: str,
+    what: str,
+    values: Sequence[float],
+    unit: str,
+    *,
+    of: str = "pairs",
+    n: int | None = None,
+    digits: int = 2,
+    **more: Any,
+) -> None:
+    """Append a measurement to results.jsonl, with command, machine, versions and date; print it.
+
+    Args:
+        values: each repetition, or the one number that came of ``n`` of them.
+        more: ``wanted``, ``note``, ``images_per_s``, ``parts``, see ``results.Row``.
+    """
     import torch  # seconds, which --help does without
 
     from senet.rundir.commit import commit
 
-    what = "; ".join(filter(None, [what, note]))
-    capabilities = torch.cpu.get_capabilities()
     # one name is given to several generations
-    known = re.findall(r"^(?:cpu )?(family|model)\s*: (\d+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[:2]
-    details = [*(" ".join(pair) for pair in known), f"{'with' if capabilities.get('amx_bf16') else 'without'} AMX"]
-    machine = f"{psutil.cpu_count()} cores, {capabilities['cpu_name']} ({', '.join(details)})"
-    versions = f"torch {torch.__version__}, Python {platform.python_version()}, commit {commit()[:9]}"
-    row = f"| {benchmark} | {what} | {result} | {n} | {machine} | {versions} | {datetime.now(UTC):%Y-%m-%d} |\n"
-    with (REPOSITORY / "benchmarks" / "RESULTS.md").open("a") as file:
-        file.write(row)
+    known = re.findall(r"^(?:cpu )?(?:family|model)\s*: (\d+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[:2]
+    capabilities = torch.cpu.get_capabilities()
+    row = results.Row(
+        date=f"{datetime.now(UTC):%Y-%m-%d}",
+        benchmark=benchmark,
+        command=_command(benchmark, sys.argv[1:]),
+        what=what,
+        **results.middle_and_ends(values, digits),
+        unit=unit,
+        n=n or len(values),
+        of=of,
+        cpu=" ".join(filter(None, [capabilities["cpu_name"], "/".join(known)])),
+        amx=bool(capabilities.get("amx_bf16")),
+        cores=psutil.cpu_count() or 1,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        commit=commit()[:9],
+        **more,
+    )
+    results.append(row)
+    print(f"recorded: {what}: {row.measured}", file=sys.stderr)
+
+
+def _command(benchmark: str, words: Sequence[str]) -> str:
+    """Without what a row says elsewhere, and without folders of this machine."""
+    kept, rest = [f"benchmarks/{benchmark}"], iter(words)
+    for word in rest:
+        name, is_whole, _ = word.partition("=")
+        if name in ("--note", "--pairs", "--runs") and not is_whole:
+            next(rest, "")  # its value
+        elif name not in ("--note", "--pairs", "--runs", "data.folder", "data.root"):
+            kept.append(word)
+    return shlex.join(kept)
 
 
 def torchrun(script: str, *options: str, ranks: int) -> Any:
@@ -112,13 +153,18 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
     """A benchmark's command line, with what all of them take; ``doc`` is its module's docstring."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=10, help="repetitions, the variants in turn")
-    parser.add_argument("--note", default="", help="for the row: what else ran, what was special")
+    parser.add_argument("--note", default="", help="for the rows: what else ran, what was special")
     return parser
 
 
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
     """Pair by pair: what drifts from pair to pair cancels."""
     return [a / b for a, b in zip(numerators, denominators, strict=True)]
+
+
+def medians(*speeds: Sequence[float]) -> list[int]:
+    """Of each variant, for the row of their ratio."""
+    return [round(statistics.median(values)) for values in speeds]
 
 
 def measured(file: str, *options: str, tuned: bool = True) -> dict[str, Any]:

@@ -4,16 +4,16 @@
 
 SENet18 on the digits at 32x32, batch 128, one rank with all cores, one epoch of 11 updates; the two variants alternate,
 because machines drift. images/s of a run is the median over its updates, the first two left out; the ratio is taken
-pair by pair. Prints a table and appends a row to RESULTS.md. Nothing else should run meanwhile.
+pair by pair. Prints a table and appends a row to results.jsonl. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from pathlib import Path
 
-from common import arguments, images_per_s, ratios, record, spread, train
+from common import arguments, images_per_s, medians, ratios, record, spread, train
+from results import RATIO
 
 SHARED = [
     "configs/quickstart.yaml", "train.epochs=1", "train.global_batch_size=128", "log.every_steps=1",
@@ -41,13 +41,8 @@ def main() -> None:
     for name, values in speeds.items():
         print(f"{name:22} {spread(values, 1)} images/s")
     print(f"{'ratio':22} {spread(gains)}")
-    record(
-        "precision.py",
-        "bf16 + channels_last over fp32 + contiguous, whole trainer, batch 128, 1 rank",
-        f"{spread(gains)}; medians {statistics.median(slow):.0f} and {statistics.median(fast):.0f} images/s",
-        f"{args.pairs} pairs",
-        args.note,
-    )
+    what = "bf16, channels_last over fp32, contiguous"
+    record("precision.py", what, gains, RATIO, images_per_s=medians(fast, slow), note=args.note)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 Measured: the time of ``dist.all_reduce`` of 4 KB to 64 MB of fp32 over processes of this machine, the median of
 --repeats, the sizes in turn. Fitted to it, with the least sum of squared relative errors: a ring of W ranks (Patarasuk
-and Yuan, 2009), t = 2 (W - 1) latency + 2 (W - 1) / W bytes / bandwidth. Appends a row to RESULTS.md per number of
+and Yuan, 2009), t = 2 (W - 1) latency + 2 (W - 1) / W bytes / bandwidth. Appends rows to results.jsonl per number of
 ranks.
 
 Not measured, and no promise: the second table. It puts ASSUMED figures of other hardware, all of them options, into
@@ -95,13 +95,20 @@ def measure(ranks: int, repeats: int, note: str) -> None:
     print(f"{'KB':>8} {'ms':>10} {'fitted ms':>10} {'off':>7}")
     for size, measured_s, fitted_s, wrong in zip(SIZES, seconds, fitted, off, strict=True):
         print(f"{size >> 10:8} {1000 * measured_s:10.3f} {1000 * fitted_s:10.3f} {wrong:+7.0%}")
-    line = (
-        f"{1e6 * ring.latency_s:.0f} us a hop, {ring.bandwidth / 1e9:.2f} GB/s; the fit is off by at most "
-        f"{max(map(abs, off)):.0%}; {SIZES[-1] >> 20} MB take {1000 * seconds[-1]:.0f} ms"
+    what = f"all-reduce, {ranks} ranks"
+    for unit, value, digits in (("us a hop", 1e6 * ring.latency_s, 0), ("GB/s", ring.bandwidth / 1e9, 2)):
+        record("ring.py", f"{what}, fitted", [value], unit, n=repeats, of="repeats", digits=digits, note=note)
+    parts = {f"{size >> 10} KB": round(1000 * value, 3) for size, value in zip(SIZES, seconds, strict=True)}
+    record(
+        "ring.py",
+        f"{what} of {SIZES[-1] >> 20} MB",
+        [1000 * seconds[-1]],
+        "ms",
+        n=repeats,
+        of="repeats",
+        parts=parts,
+        note=note,
     )
-    print(f"{line}\n", flush=True)
-    what = f"gloo all-reduce of {SIZES[0] >> 10} KB to {SIZES[-1] >> 20} MB, {ranks} ranks of one machine"
-    record("ring.py", what, line, f"{repeats} each", note)
 
 
 def project(ring: Ring, gpu_images_per_s: float) -> None:

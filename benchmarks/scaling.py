@@ -7,19 +7,19 @@ fixed batch per rank (128). A round runs every case once, each in processes of i
 because machines drift; cases of more ranks than cores only in the first --crowded rounds. images/s of a run is the
 median over its updates, the first one of 512 images or two of 128 left out; the ratio to one rank is taken round by
 round. A second rank adds no cores here: a ratio of 1 says that sharing the work gains as much as summing the gradients
-costs. Options of the trainer may follow (model.name=..., for a try). Prints a table and appends a row to RESULTS.md per
-comparison. Nothing else should run meanwhile. Where the time goes: step_parts.py. More machines than one: ring.py.
+costs. Options of the trainer may follow (model.name=..., for a try). Prints a table and appends a row to results.jsonl
+per comparison. Nothing else should run meanwhile. Where the time goes: step_parts.py. More machines than one: ring.py.
 """
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from common import arguments, images_per_s, lay_store, ratios, record, spread, train
+from common import arguments, images_per_s, lay_store, medians, ratios, record, spread, train
+from results import RATIO
 
 from senet.distributed.devices import cores
 
@@ -27,6 +27,7 @@ SHARED = ["configs/cifar10.yaml", "train.epochs=1", "log.every_steps=1", "log.te
 UNSAVED = ["checkpoint.every_steps=1000000", "train.desync_check_every=0"]
 GLOBAL_BATCHES = (128, 512)
 PER_RANK = 128
+WANTED = {"2 ranks over 1, global batch 128": ">= 0.97", "2 ranks over 1, global batch 512": ">= 1.05"}
 
 
 class Case(NamedTuple):
@@ -72,7 +73,6 @@ def main() -> None:
         parser.error(f"--images={args.images} leaves no second update of {max(GLOBAL_BATCHES)}; use 1024 or more")
     compared = comparisons([int(count) for count in args.ranks.split(",")])
     cases = list(dict.fromkeys(case for group in compared.values() for case in group))
-    network = " ".join(args.options) or "SENet18"
     speeds = measure(cases, args.options, rounds=args.pairs, crowded=args.crowded, images=args.images)
     print(f"\n{'compared':20} {'ranks':>5} {'n':>3} {'images/s':>26} {'ratio to the first':>26}")
     for name, (first, *others) in compared.items():
@@ -81,17 +81,11 @@ def main() -> None:
             if not speeds[case]:
                 continue
             n = len(speeds[case])
-            gain = spread(ratios(speeds[case], speeds[first][:n]))
-            print(f"{name:20} {case.ranks:5} {n:3} {spread(speeds[case], 1):>26} {gain:>26}", flush=True)
-            medians = [statistics.median(values) for values in (speeds[first][:n], speeds[case])]
-            what = f"{case.ranks} ranks over {first.ranks}, whole trainer, {network}, {name}"
-            record(
-                "scaling.py",
-                what,
-                f"{gain}; medians {medians[0]:.0f} and {medians[1]:.0f} images/s",
-                f"{n} pair{'s' * (n > 1)}",
-                args.note,
-            )
+            gains = ratios(speeds[case], speeds[first][:n])
+            print(f"{name:20} {case.ranks:5} {n:3} {spread(speeds[case], 1):>26} {spread(gains):>26}", flush=True)
+            what = ", ".join([f"{case.ranks} ranks over {first.ranks}", name, *args.options])
+            both = medians(speeds[case], speeds[first][:n])
+            record("scaling.py", what, gains, RATIO, wanted=WANTED.get(what), images_per_s=both, note=args.note)
 
 
 if __name__ == "__main__":

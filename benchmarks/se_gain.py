@@ -6,13 +6,12 @@
 Trains resnet20 and se_resnet20 (or another --plain) in turn, one process at a time, with the files and options given. A
 pair begins with the same weights but for the gates, and sees the same images in the same order. Accuracy is that of the
 last epoch, of the weights that count as its result; seconds are those of training, without evaluation. Prints a
-table and appends a row to RESULTS.md. Typed again after an interruption it goes on with the runs in --runs.
+table and appends rows to results.jsonl. Typed again after an interruption it goes on with the runs in --runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,18 +51,21 @@ def train(network: str, seed: int, options: list[str], runs: Path) -> Result:
     )
 
 
-def report(plain: list[Result], gated: list[Result]) -> str:
-    """The figures of all pairs in one line."""
+def keep(plain: list[Result], gated: list[Result], name: str, note: str) -> None:
+    """The rows."""
+    of = f"{name} and se_{name}"
     gains = [g.top1 - p.top1 for p, g in zip(plain, gated, strict=True)]
     times = [g.train_s / p.train_s for p, g in zip(plain, gated, strict=True)]
-    spread = f" (each {', '.join(f'{gain:+.2f}' for gain in gains)})" if len(gains) > 1 else ""
-    around = f" ({min(times):.2f} to {max(times):.2f})" if len(times) > 1 else ""
-    return (
-        f"{statistics.mean(gains):+.2f} points top-1{spread}, "
-        f"{statistics.mean(r.top1 for r in plain):.2f} to {statistics.mean(r.top1 for r in gated):.2f} %; "
-        f"parameters {plain[0].parameters:,} to {gated[0].parameters:,}; MFLOP an image {plain[0].mflop:.2f} to "
-        f"{gated[0].mflop:.2f}; training time x {statistics.mean(times):.2f}{around}"
-    )
+    record("se_gain.py", f"top-1, {name}", [r.top1 for r in plain], "%", note=note)
+    record("se_gain.py", f"top-1, se_{name}", [r.top1 for r in gated], "%", note=note)
+    record("se_gain.py", f"gain of the gates, {of}", gains, "points", note=note)
+    record("se_gain.py", f"training time over {name}'s", times, "times", note=note)
+    for what, unit, of_plain, of_gated in (
+        ("size", "parameters", plain[0].parameters, gated[0].parameters),
+        ("forward pass of an image", "MFLOP", plain[0].mflop, gated[0].mflop),
+    ):
+        parts = {name: round(of_plain, 2)}
+        record("se_gain.py", f"{what}, se_{name}", [of_gated], unit, n=len(plain), parts=parts, note=note)
 
 
 def main() -> None:
@@ -87,11 +89,7 @@ def main() -> None:
                 f"{result.mflop:9.2f}",
                 flush=True,
             )
-    line = report(*results.values())
-    print(line)
-    shown = " ".join(option for option in args.options if not option.startswith(("data.folder=", "data.root=")))
-    what = f"`se_{args.plain}` against `{args.plain}`, `{shown}`"
-    record("se_gain.py", what, line, f"{args.seeds} pair{'s' * (args.seeds > 1)}", args.note)
+    keep(*results.values(), args.plain, args.note)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ left out, as DDP sends BatchNorm's statistics one step late. Forward and backwar
 communication is what both take longer with the all-reduce, block by block, so what is hidden behind the backward pass
 is not in it, and the wait for a slower rank is. Each number is the median over the blocks. Not in the step: reading the
 loss, logging, the votes to stop. One rank by itself reduces nothing in training: what is exposed there is what it would
-cost. Prints a table with a row for each rank and appends a row to RESULTS.md per number of ranks and batch, of the
+cost. Prints a table with a row for each rank and appends a row to results.jsonl per number of ranks and batch, of the
 means over the ranks. Options of the trainer may follow (model.name=..., for a try). Nothing else should run meanwhile.
 """
 
@@ -154,16 +154,12 @@ def be_a_rank(options: list[str], *, pairs: int, steps: int) -> None:
         dist.barrier()
 
 
-def show(ranks: int, batch: int, found: list[Seconds]) -> str:
-    """A line per rank; the means over the ranks in one, returned."""
+def show(ranks: int, batch: int, found: list[Seconds]) -> dict[str, float]:
+    """A line per rank; returns the means over the ranks in milliseconds."""
     for rank, seconds in enumerate(found):
         shown = "".join(f"{1000 * seconds[part]:11.1f}" for part in PARTS)
         print(f"{ranks:5} {batch:6} {rank:5}{shown}{1000 * sum(seconds.values()):11.1f}", flush=True)
-    means = {part: statistics.fmean(seconds[part] for seconds in found) for part in PARTS}
-    total = sum(means.values())
-    return f"{1000 * total:.0f} ms: " + ", ".join(
-        f"{part} {1000 * means[part]:.1f} ({means[part] / total:.1%})" for part in PARTS
-    )
+    return {part: round(1000 * statistics.fmean(seconds[part] for seconds in found), 1) for part in PARTS}
 
 
 def main() -> None:
@@ -177,7 +173,6 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     if args.rank:
         return be_a_rank(args.options, pairs=args.pairs, steps=args.steps)
-    network = " ".join(args.options) or "SENet18"
     head = "".join(f"{part:>11}" for part in (*PARTS, "step"))
     print(f"{'ranks':>5} {'batch':>6} {'rank':>5}{head}   (milliseconds)")
     with tempfile.TemporaryDirectory() as data_root:
@@ -186,11 +181,10 @@ def main() -> None:
             for ranks in map(int, args.ranks.split(",")):
                 options = ["configs/cifar10.yaml", *args.options, *stored, f"train.global_batch_size={batch}"]
                 counts = [f"--pairs={args.pairs}", f"--steps={args.steps}"]
-                line = show(ranks, batch, torchrun("step_parts.py", *counts, "--rank", *options, ranks=ranks))
-                what = (
-                    f"a step of {network}, {ranks} rank{'s' * (ranks > 1)}, global batch {batch}, mean over the ranks"
-                )
-                record("step_parts.py", what, line, f"{args.pairs} pairs", args.note)
+                parts = show(ranks, batch, torchrun("step_parts.py", *counts, "--rank", *options, ranks=ranks))
+                what = ", ".join([f"a step, {ranks} rank{'s' * (ranks > 1)}, global batch {batch}", *args.options])
+                whole, n = [sum(parts.values())], args.pairs
+                record("step_parts.py", what, whole, "ms", n=n, digits=0, parts=parts, note=args.note)
     return None
 
 

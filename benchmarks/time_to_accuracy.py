@@ -7,7 +7,7 @@ Trains the files and options given with seeds 0, 1, ..., one process (or --ranks
 for each epoch: PFLOP and seconds of training so far, top-1 of the raw and of the averaged weights, as mean and standard
 deviation over the seeds. PFLOP are those of forward and backward pass of every image trained on, a multiplication and
 an addition counted as two, by torch.utils.flop_counter: convolutions and matrix products, nothing else (those of Muon
-are told besides); seconds are without evaluation. The row for RESULTS.md is of the last epoch, never of the best one.
+are told besides); seconds are without evaluation. The rows for results.jsonl are of the last epoch, never of the best.
 Typed again after an interruption it goes on with the runs in --runs; another recipe needs another folder there.
 """
 
@@ -138,19 +138,25 @@ def main() -> None:
     trained = build_model_of(config, runs_dir / "seed-0")
     sizes = images_by_size(config, runs[0])
     found = points(config, runs, {size: gflop_per_image(trained, size) for size in sizes})
-    images, n = evaluated_on(config), f"{args.seeds} seed{'s' * (args.seeds > 1)}"
     show(found, args.seeds, [value.strip() for value in args.curve.split(",") if value.strip()])
-    last = found[-1]
     own_pflop = runs[0][-1]["step"] * flop_of_an_update(trained, config) / 1e15
-    optimizer = f" (and {own_pflop:.2g} of the optimizer)" if own_pflop else ""
-    averaged = f", averaged weights {percent(last.ema_top1, args.seeds)} %" if last.ema_top1 else ""
-    line = (
-        f"last epoch: {percent(last.test_top1, args.seeds)} % top-1{averaged}, {images}; "
-        f"{last.pflop:.3g} PFLOP{optimizer}; {last.train_s[0]:.0f} s of training"
-    )
-    print(f"{line}; n = {n}")
-    shown = " ".join(option for option in args.options if not option.startswith(("data.folder=", "data.root=")))
-    record("time_to_accuracy.py", f"`{shown}`, {args.ranks} rank{'s' * (args.ranks > 1)}", line, n, args.note)
+    note = "; ".join(filter(None, [f"last epoch, {evaluated_on(config)}", args.note]))
+    recipe = next((Path(each).name for each in args.options if each.endswith(".yaml")), "defaults")
+    keep(f"{recipe}, {config.train.epochs} epochs", [run[-1] for run in runs], found[-1].pflop, own_pflop, note)
+
+
+def keep(name: str, last: Sequence[Row], pflop: float, own_pflop: float, note: str) -> None:
+    """The rows; ``last`` are those of metrics.jsonl, a seed each."""
+
+    def row(what: str, values: list[float], unit: str, **more: Any) -> None:
+        record("time_to_accuracy.py", f"{what}, {name}", values, unit, of="seeds", **more)
+
+    row("top-1", [each["test_top1"] for each in last], "%", note=note)
+    if "ema_top1" in last[0]:
+        row("top-1 of averaged weights", [each["ema_top1"] for each in last], "%", note=note)
+    parts = {"more by the optimizer": round(own_pflop, 2)}
+    row("forward and backward passes", [pflop], "PFLOP", n=len(last), digits=3, parts=parts)
+    row("seconds of training", [each["train_s"] for each in last], "s", digits=0, note=note)
 
 
 def build_model_of(config: Config, run_dir: Path) -> nn.Module:

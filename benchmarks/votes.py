@@ -5,7 +5,7 @@
 The ranks are stubs on this machine, forked after torch was imported: a step sleeps, then votes over gloo as a trainer
 does. Reported: milliseconds a step beyond the sleep of rank 0, with a vote in each step and every few of them
 (senet.distributed.preemption.steps_between_votes), in turn; then the last rank is killed, and all others say who it
-was. Far more ranks than cores: they wait for the cores as much as for each other. Appends a row to RESULTS.md per
+was. Far more ranks than cores: they wait for the cores as much as for each other. Appends rows to results.jsonl per
 number of ranks.
 """
 
@@ -15,8 +15,6 @@ import argparse
 import json
 import os
 import signal
-import statistics
-import sys
 import time
 from datetime import timedelta
 
@@ -103,14 +101,12 @@ def main() -> None:
     options = parser.parse_args()
     for world_size in map(int, options.ranks.split(",")):
         by_every, seconds, named = measure(world_size, options.steps, options.step_ms / 1000)
-        costs = "; ".join(
-            f"a vote every {every} step(s): {statistics.median(ms):.2f} ms a step ({min(ms):.2f} to {max(ms):.2f})"
-            for every, ms in by_every.items()
-        )
-        called = f"a rank killed: named by {named} of {world_size - 1} within {max(seconds):.1f} s"
-        what = f"{world_size} stub ranks, steps of {options.step_ms:g} ms asleep"
-        print(f"{what}: {costs}; {called}", file=sys.stderr)
-        record("votes.py", what, f"{costs}; {called}", f"{REPEATS} x {options.steps} steps", options.note)
+        note = "; ".join(filter(None, [f"stub ranks, steps of {options.step_ms:g} ms asleep", options.note]))
+        for every, ms in by_every.items():
+            what = f"{world_size} ranks, a vote every {every} step{'s' * (every > 1)}"
+            record("votes.py", what, ms, "ms a step", of="blocks", note=note)
+        what = f"{world_size} ranks, one killed, named by {named} of {world_size - 1}"
+        record("votes.py", what, [max(seconds)], "s", of="kills", digits=1, note="the slowest of them")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from results import Row
 
 from benchmarks import common
 from tests.harness import REPOSITORY
@@ -39,11 +41,23 @@ def test_speed_is_the_median_over_the_updates_after_the_first() -> None:
     assert common.images_per_s([*rows, {"kind": "epoch", "step": 5, "images_per_s": 7}], skip=2) == 40
 
 
-def test_a_row_has_as_many_cells_as_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "benchmarks").mkdir()
-    monkeypatch.setattr(common, "REPOSITORY", tmp_path)
-    common.record("x.py", "what", "1.00 (1.00 to 1.00)", "1 pair", "a note")
-    row = (tmp_path / "benchmarks" / "RESULTS.md").read_text()
-    head = next(line for line in (REPOSITORY / "benchmarks" / "RESULTS.md").read_text().splitlines() if "|" in line)
-    assert row.count("|") == head.count("|")
-    assert row.startswith("| x.py | what; a note | 1.00 (1.00 to 1.00) | 1 pair |")
+def test_a_measurement_is_kept_with_its_command_and_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Row] = []
+    monkeypatch.setattr(common.results, "append", kept.append)
+    monkeypatch.setattr(
+        sys, "argv", ["x.py", "--pairs=3", "--note", "a note", "model.name=se_resnet20", "data.root=/d"]
+    )
+    common.record("x.py", "what", [3.0, 1.0, 2.254], "x", wanted=">= 2", note="a note")
+    [row] = kept
+    assert (row.value, row.low, row.high, row.n, row.of) == (2.25, 1, 3, 3, "pairs")
+    assert row.command == "benchmarks/x.py model.name=se_resnet20"
+    assert (row.wanted, row.note, row.torch) == (">= 2", "a note", torch.__version__)
+    assert row.cores > 0
+    assert row.cpu
+
+
+def test_one_number_of_several_repetitions_has_no_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Row] = []
+    monkeypatch.setattr(common.results, "append", kept.append)
+    common.record("x.py", "what", [1190.4], "ms", n=3, digits=0, parts={"forward": 355.3})
+    assert (kept[0].measured, kept[0].n, kept[0].parts) == ("1,190 ms", 3, {"forward": 355.3})

@@ -48,10 +48,11 @@ from senet.training.run import run
 from senet.training.trainer import Trainer
 
 OWN, PLAIN, DURABLE = VARIANTS = ("the trainer's", "torch.save", "torch.save, fsync")
-MAIN = ["trainer.Trainer._collect", "trainer.get_total_norm", "trainer.check_in_sync", "checkpoint._to_cpu"]
-THREAD = ["checkpoint.torch.save", "checkpoint.write_temporary", "checkpoint.fsync_directory"]
-THREAD += ["checkpoint.read_checkpoint", "checkpoint.hashlib.sha256"]
-BEHIND = "checkpoint.CheckpointManager._write"
+MAIN = ["training.trainer:Trainer._collect", "training.trainer:get_total_norm", "training.trainer:check_in_sync"]
+MAIN += ["rundir.saving:_to_cpu"]
+THREAD = ["rundir.saving:torch.save", "rundir.saving:write_temporary", "rundir.saving:fsync_directory"]
+THREAD += ["rundir.saving:verify", "rundir.saving:hashlib.sha256"]
+BEHIND = "rundir.saving:CheckpointManager._write"
 ROWS = {
     "training waits for a save": OWN,
     "training waits for torch.save": PLAIN,
@@ -81,11 +82,12 @@ class Measured:
             self._watch(name)
         Trainer.save = lambda trainer, **how: self._save(trainer, **how)  # type: ignore[method-assign]
         CheckpointManager.save = (  # type: ignore[method-assign]
-            lambda manager, payload, manifest, *, wait=False: self._pass_on(manager, payload, manifest, wait=wait)
+            lambda manager, payload, manifest, **how: self._pass_on(manager, payload, manifest, **how)
         )
 
     def _watch(self, name: str) -> None:
-        module, *path, last = name.split(".")
+        module, _, attribute = name.partition(":")
+        *path, last = attribute.split(".")
         owner: Any = importlib.import_module(f"senet.{module}")
         for each in path:
             owner = getattr(owner, each)
@@ -116,9 +118,9 @@ class Measured:
         if not wait:
             self.times[self._variant].append(time.perf_counter() - began)
 
-    def _pass_on(self, manager: CheckpointManager, payload: Any, manifest: Any, *, wait: bool) -> None:
+    def _pass_on(self, manager: CheckpointManager, payload: Any, manifest: Any, **how: Any) -> None:
         if self._variant == OWN:
-            self._publish(manager, payload, manifest, wait=wait)
+            self._publish(manager, payload, manifest, **how)
         elif manager.directory is not None:
             with self._plain.open("wb") as file:
                 torch.save(payload, file)
@@ -159,7 +161,7 @@ def show_saves(times: Times) -> None:
         print(f"{name:36} {spread([1000 * value for value in times[key]], 1):>28} {note}", flush=True)
 
     def part(name: str, mean_s: float) -> None:
-        print(f"  {name:34} {1000 * mean_s:7.1f} (mean of a save)", flush=True)
+        print(f"  {name.partition(':')[2]:34} {1000 * mean_s:7.1f} (mean of a save)", flush=True)
 
     print(f"\n{'milliseconds':36} {'median (smallest to largest)':>28}")
     for variant in VARIANTS:

@@ -21,12 +21,11 @@ import numpy as np
 import psutil
 import results
 
+from senet import REPOSITORY
+from senet.distributed.environment import MALLOC
+
 if TYPE_CHECKING:
     from torch import nn
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY))  # for the modules that import this one, too
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}  # as launch.sh
 
 
 def train(run_dir: Path, *options: str, ranks: int = 1) -> list[dict[str, Any]]:
@@ -37,7 +36,7 @@ def train(run_dir: Path, *options: str, ranks: int = 1) -> list[dict[str, Any]]:
     """
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
     command = [sys.executable, *torchrun, "train_ddp.py", *options, f"run_dir={run_dir}"]
-    done = subprocess.run(command, cwd=REPOSITORY, env=os.environ | ALLOCATOR, stdout=subprocess.DEVNULL, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, env=os.environ | MALLOC, stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)} ended with {done.returncode}")
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -128,7 +127,7 @@ def torchrun(script: str, *options: str, ranks: int) -> Any:
     printed last."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     command = [*launcher, str(REPOSITORY / "benchmarks" / script), *options]
-    environment = os.environ | ALLOCATOR | {"OMP_NUM_THREADS": "1"}  # a rank sets its threads itself
+    environment = os.environ | MALLOC | {"OMP_NUM_THREADS": "1"}  # a rank sets its threads itself
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)} ended with {done.returncode}")
@@ -174,8 +173,8 @@ def measured(file: str, *options: str, tuned: bool = True) -> dict[str, Any]:
         tuned: with the allocator as ``launch.sh`` sets it.
     """
     command = [sys.executable, str(REPOSITORY / "benchmarks" / file), *options]
-    untuned = {key: value for key, value in os.environ.items() if key not in ALLOCATOR}
-    environment = untuned | (ALLOCATOR if tuned else {})
+    untuned = {key: value for key, value in os.environ.items() if key not in MALLOC}
+    environment = untuned | (MALLOC if tuned else {})
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{done.stderr}\n{' '.join(command)} ended with {done.returncode}")

@@ -24,7 +24,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from common import REPOSITORY
+from senet import REPOSITORY
 
 WORKERS = 2  # of the baseline's DataLoader
 

@@ -17,7 +17,9 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from common import REPOSITORY, arguments, lay_store, measured, record, spread, train
+from common import arguments, lay_store, measured, record, spread, train
+
+from senet import REPOSITORY
 
 BAR = "<= 0.7"  # ms
 NETWORK = "benchmarks.networks:linear"

@@ -18,10 +18,6 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from common import REPOSITORY
-
-sys.path.insert(0, str(REPOSITORY))
-
 
 class Clock:
     """Seconds that each label's calls have taken, without those of other labels' within them."""

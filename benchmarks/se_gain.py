@@ -15,8 +15,10 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import REPOSITORY, record
+from common import record
 from common import train as run
+
+from senet import REPOSITORY
 
 
 @dataclass(frozen=True)

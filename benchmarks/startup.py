@@ -20,7 +20,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ALLOCATOR, REPOSITORY, arguments, record, train
+from common import arguments, record, train
+
+from senet import REPOSITORY
+from senet.distributed.environment import MALLOC
 
 MORE_BAR, HELP_BAR = "<= 3", "<= 1"  # seconds
 LIMIT_S = 600.0
@@ -51,7 +54,7 @@ def start_s(run_dir: Path, options: list[str], beyond: int) -> float:
     command = [sys.executable, "train_ddp.py", *options, f"run_dir={run_dir}"]
     began = time.perf_counter()
     with subprocess.Popen(
-        command, cwd=REPOSITORY, env=os.environ | ALLOCATOR, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        command, cwd=REPOSITORY, env=os.environ | MALLOC, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as process:
         while last_step(run_dir) <= beyond:
             if process.poll() is not None or time.perf_counter() - began > LIMIT_S:

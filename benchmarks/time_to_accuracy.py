@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import REPOSITORY, gflop_per_image, record, train
+from common import gflop_per_image, record, train
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from senet import REPOSITORY
 from senet.config.load import load_config
 from senet.config.options import Config
 from senet.models.zoo import build_model

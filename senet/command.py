@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from senet.config.load import named_path
 from senet.distributed.environment import own_rank
-from senet.errors import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError, RunError
+from senet.errors import FAILED_EXIT_CODE, INTERRUPTED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError, RunError
 
 BUS_ERROR = "a page of a mapped file was not to be had: its file system does not answer, or is full"
 CRASH_VARIABLE = "SENET_CRASH_FILE"  # a launcher that cannot see by which signal a rank has ended names a file
@@ -85,7 +85,7 @@ def end(name: str, main: Callable[[Sequence[str]], int]) -> NoReturn:
         with contextlib.suppress(OSError):  # the terminal may be gone
             print(printable(f"{name}: {' '.join(str(error).split())}"), file=sys.stderr)
     except KeyboardInterrupt:
-        code = 130
+        code = INTERRUPTED_EXIT_CODE
     except Exception as error:
         record(error)
         traceback.print_exc()

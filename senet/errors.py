@@ -8,7 +8,8 @@ from collections.abc import Sequence
 FINISHED_EXIT_CODE = 0
 FAILED_EXIT_CODE = 1
 REFUSED_EXIT_CODE = 2
-STOPPED_EXIT_CODE = 85  # reserved: stopped by a signal, checkpoint published, can go on
+STOPPED_EXIT_CODE = 85  # stopped by a signal, checkpoint published, can be resumed
+INTERRUPTED_EXIT_CODE = 130  # Ctrl-C in a command that has nothing to save, as shells have it
 
 
 class ConfigError(ValueError):

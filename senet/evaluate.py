@@ -37,7 +37,6 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_intermixed_args(argv)
     if arguments.batch_size < 1:
         raise ConfigError(f"--batch-size {arguments.batch_size} must be 1 or more")
-    import torch
 
     from senet.distributed.devices import set_threads
     from senet.distributed.groups import leave_together, process_groups  # takes seconds: torch
@@ -46,13 +45,11 @@ def main(argv: Sequence[str]) -> int:
     from senet.distributed.watchdog import Watchdog
     from senet.inference.scoring import evaluate
 
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda, but no GPU is visible; use --device cpu or auto")
     logging.basicConfig(format="evaluate: %(message)s")
     config = DistributedConfig()
     with ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(read_place(), config.start_timeout_s, end=_give_up))
-        ranks = Ranks.from_environment(TrainConfig(device=arguments.device))
+        ranks = Ranks.from_environment(TrainConfig(device=arguments.device), option="--device")
         set_threads(0, ranks.local_world_size)
         store, (trained, data, data_config) = meet(
             ranks,

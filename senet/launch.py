@@ -119,19 +119,21 @@ def refuse_other_packages() -> None:
 def torchrun(ranks: int, argv: Sequence[str], folder: str, words: io.StringIO, stop: StopFlag) -> str:
     """Run the ranks to their end; torchrun's own messages go into ``words``. Returns what it knows of a failure."""
     import torch.distributed.run as torch_run  # takes seconds
-    from torch.distributed.elastic.multiprocessing import api
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    from senet.compat import set_torchrun_signal_handler
 
     def handle(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
         if not stop:  # a second one would make torchrun leave its ranks in the middle of their save
             stop.signal_name = signal.Signals(signum).name
-            raise api.SignalException(f"got {stop.signal_name}", signal.Signals(signum))
+            raise SignalException(f"got {stop.signal_name}", signal.Signals(signum))
 
     _log_into(words)
     for name in [name for name in os.environ if name.startswith("PET_")]:
         del os.environ[name]  # torchrun's options, as Kubeflow sets them for a job of its own
     signals = [each for each in STOP_SIGNALS if signal.getsignal(each) != signal.SIG_IGN]  # nohup ignores one
-    api._terminate_process_handler = handle  # torchrun sets it again when it starts the ranks
+    set_torchrun_signal_handler(handle)  # torchrun installs it again when it starts the ranks
     # no name of this host is needed, and nothing stays in the folder for temporary files
     where = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--rdzv-conf=is_host=1", "--local-addr=127.0.0.1"]
     options = [
@@ -144,7 +146,7 @@ def torchrun(ranks: int, argv: Sequence[str], folder: str, words: io.StringIO, s
             signal.signal(each, handle)
         if not stop:
             torch_run.run(torch_run.parse_args([*where, *options, str(REPOSITORY / "train_ddp.py"), *argv]))
-    except api.SignalException:
+    except SignalException:
         limit_s = os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]
         return f"{stop.signal_name}, and ranks that had not saved within TORCH_ELASTIC_SHUTDOWN_TIMEOUT={limit_s} s"
     except ChildFailedError as error:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from senet.command import BUS_ERROR
-from senet.errors import STOPPED_EXIT_CODE
+from senet.errors import FAILED_EXIT_CODE, STOPPED_EXIT_CODE
 from senet.rundir.files import patiently, read_json, read_rows, replace_file, write_json
 
 STARTS_WITHOUT_PROGRESS = 3
@@ -184,10 +184,10 @@ def main(argv: list[str]) -> int:
         outcome_file.unlink(missing_ok=True)
         _crash_file(run_dir, job_id, budget[0]).unlink(missing_ok=True)
         if stop_file(run_dir, job_id).exists():
-            return 1
+            return FAILED_EXIT_CODE
         if reason := begin(run_dir, job_id, *budget):
             write_json(outcome_file, {"state": "failed", "reason": reason})
-            return 1
+            return FAILED_EXIT_CODE
         print(f"export MASTER_PORT={free_port()}; idle_steps={idle_steps(run_dir, job_id, budget[0])}")
         return 0
     outcome, lost = read_json(outcome_file), ", ".join(argv[2].split())
@@ -206,7 +206,7 @@ def main(argv: list[str]) -> int:
     print(f"slurm: job {job_id} ends here: {verdict}", file=sys.stderr)
     stopped = outcome.get("state") == "stopped"
     explain(run_dir, job_id, budget[0], "stopped" if stopped else "failed", verdict)
-    return STOPPED_EXIT_CODE if stopped else 1
+    return STOPPED_EXIT_CODE if stopped else FAILED_EXIT_CODE
 
 
 if __name__ == "__main__":

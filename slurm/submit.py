@@ -20,7 +20,7 @@ from senet import REPOSITORY
 from senet.config.load import load_config, to_yaml
 from senet.config.manual import group_help
 from senet.config.options import Config, SlurmConfig
-from senet.errors import ConfigError, RunError
+from senet.errors import REFUSED_EXIT_CODE, ConfigError, RunError
 from senet.rundir.files import replace_file, write_json
 from senet.rundir.locks import StillHeld, lock
 from slurm.control import status, stop
@@ -165,7 +165,7 @@ def main(argv: list[str]) -> int:
             submit([arg for arg in argv if arg != "--dry-run"], dry_run="--dry-run" in argv)
     except (ConfigError, RunError, OSError) as error:
         print(f"slurm: {error}", file=sys.stderr)
-        return 2
+        return REFUSED_EXIT_CODE
     return 0
 
 

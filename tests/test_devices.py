@@ -105,6 +105,8 @@ def test_a_gpu_that_does_not_work_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 def test_cuda_where_there_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"train\.device=cuda, but no GPU"):
         choose_device("cuda", 0)
+    with pytest.raises(ConfigError, match=r"^--device=cuda, but no GPU is visible; set --device=cpu or --device=auto$"):
+        choose_device("cuda", option="--device")
     with pytest.raises(ConfigError, match=r"train\.sync_bn=true needs CUDA"):
         Ranks.from_environment(TrainConfig(sync_bn=True))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ import pytest
 from senet import REPOSITORY
 
 ROOMS = {
-    "senet": "errors config rundir distributed command models data training inference report predict evaluate export "
-    "launch",
+    "senet": "errors compat config rundir distributed command models data training inference report predict "
+    "evaluate export launch",
     "senet/config": "reading options checks load manual __main__",
     "senet/rundir": "files locks owner lease commit history checkpoint saving",
     "senet/distributed": "environment preemption watchdog devices ranks interfaces rollcall meeting agreement groups "
@@ -93,3 +94,11 @@ def test_only_one_module_knows_omegaconf() -> None:
     files = (REPOSITORY / "senet").rglob("*.py")
     knowing = [path.stem for path in files if any(name.startswith("omegaconf") for name in imported(path))]
     assert knowing == ["load"]
+
+
+def test_private_names_of_torch_are_used_in_compat_alone() -> None:
+    private = re.compile(
+        r"\btorch(\.\w+)*\._[a-z]|\bfrom torch[\w.]*\._|^from torch.* import .*\b_\w+|_metadata\b|\bapi\._", re.M
+    )
+    files = {*(REPOSITORY / "senet").rglob("*.py"), *(REPOSITORY / "slurm").glob("*.py"), REPOSITORY / "train_ddp.py"}
+    assert [path.stem for path in files if private.search(path.read_text())] == ["compat"]

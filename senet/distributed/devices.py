@@ -46,11 +46,15 @@ def count_gpus() -> int:
     return count.value
 
 
-def choose_device(wanted: str, local_rank: int) -> torch.device:
+def choose_device(wanted: str, local_rank: int | None = None, *, option: str = "train.device") -> torch.device:
     """The GPU of this rank, made torch's current one after a kernel has run on it, or the CPU.
 
     Where all ranks of a host see all its GPUs (torchrun, SLURM's --gpus-per-node), each takes that of its local rank;
     where each sees its own alone (--gpus-per-task, --gpu-bind), that.
+
+    Args:
+        local_rank: None keeps torch's current GPU.
+        option: what a refusal calls ``wanted``.
 
     Raises:
         ConfigError: CUDA is wanted where no GPU is visible, or does not work.
@@ -62,17 +66,17 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
     gpus = count_gpus() if torch.version.cuda else torch.cuda.device_count()  # of a torch for AMD, or for CPUs
     if gpus == 0:
         if wanted == "cuda":
-            raise ConfigError("train.device=cuda, but no GPU is visible; set train.device=cpu or auto")
+            raise ConfigError(f"{option}=cuda, but no GPU is visible; set {option}=cpu or {option}=auto")
         return torch.device("cpu")
-    device = torch.device("cuda", local_rank % gpus)
     try:
+        device = torch.device("cuda", torch.cuda.current_device() if local_rank is None else local_rank % gpus)
         torch.cuda.set_device(device)
         torch.ones(1, device=device).item()
     except RuntimeError as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
-            f"{device} of the {gpus} visible here cannot be used ({reason}); free or mend it, choose others with "
-            f"CUDA_VISIBLE_DEVICES, or set train.device=cpu"
+            f"cuda:{(local_rank or 0) % gpus} of the {gpus} visible here cannot be used ({reason}); free or mend it, "
+            f"choose others with CUDA_VISIBLE_DEVICES, or set {option}=cpu"
         ) from None
     return device
 

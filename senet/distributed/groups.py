@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from senet.compat import BatchNorm
 from senet.config.options import DistributedConfig
 from senet.distributed.interfaces import choose_interface, describe_interface
 from senet.distributed.ranks import Ranks
@@ -157,7 +157,7 @@ def sync_batch_norms(model: nn.Module) -> nn.Module:
     """
     plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and type(module) not in plain:
+        if isinstance(module, BatchNorm) and type(module) not in plain:
             raise ConfigError(
                 f"train.sync_bn=true would make a plain SyncBatchNorm of {name}, a {type(module).__name__}; set it to "
                 f"false, or build the network of BatchNorm2d and separate layers"

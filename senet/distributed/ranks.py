@@ -39,14 +39,14 @@ class Ranks:
         return self.rank == 0
 
     @classmethod
-    def from_environment(cls, train: TrainConfig) -> Ranks:
+    def from_environment(cls, train: TrainConfig, *, option: str = "train.device") -> Ranks:
         """Read what torchrun set; one rank where it set nothing.
 
         Raises:
             ConfigError: variables that cannot be, or CUDA or ``train.sync_bn`` wanted where there is none.
         """
         place = read_place()
-        device = choose_device(train.device, place.local_rank)
+        device = choose_device(train.device, place.local_rank, option=option)
         if train.sync_bn and device.type != "cuda":
             raise ConfigError("train.sync_bn=true needs CUDA, and no GPU is used here; set train.sync_bn=false")
         return cls(*place, device)

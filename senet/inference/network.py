@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from senet.compat import module_versions, with_module_versions
 from senet.config.load import restore_data
 from senet.config.options import NETWORKS, AugmentConfig, Config, ModelConfig
 from senet.data.augment import Preprocess
+from senet.distributed.devices import choose_device
 from senet.errors import ConfigError
 from senet.models.weights import lay_out
 from senet.models.zoo import build_model
@@ -123,17 +124,13 @@ def assemble(
         small_stem=config.get("model.small_stem", ModelConfig.small_stem),
     )
     # the version of each module; a file that does not hold it (safetensors) is taken to be of the present ones
-    present = getattr(model.state_dict(), "_metadata", None)
+    versions = module_versions(weights) or module_versions(model.state_dict())
     try:
-        state = OrderedDict(weights)
-        state._metadata = getattr(weights, "_metadata", present)  # type: ignore[attr-defined]
-        model.load_state_dict(state)
+        model.load_state_dict(with_module_versions(weights, versions))
     except (RuntimeError, TypeError, AttributeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"{origin} does not fit model.name={name} of this version: {reason}") from None
-    chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    if device == "cuda" and chosen.type != "cuda":
-        raise ConfigError("--device cuda, but no GPU is visible; use --device cpu or auto")
+    chosen = choose_device(device, option="--device")
     model.eval()
     model.float().requires_grad_(False).to(chosen)
     lay_out(model, channels_last=config["train.channels_last"])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from senet.compat import module_versions, with_module_versions
 from senet.errors import ConfigError
 from senet.models.senet import SqueezeExcite
 from senet.rundir.checkpoint import CheckpointError, find_checkpoint, load_tensors, read_checkpoint, unpickle
@@ -94,8 +95,7 @@ def _read_state(path: str) -> OrderedDict[str, Any]:
             f"model.init_from={path} holds no state dict (but {found}); expected tensors by name, alone or as one of "
             f"{', '.join(_CONTAINERS)}"
         )
-    state._metadata = OrderedDict(getattr(content, "_metadata", {}))  # type: ignore[attr-defined]  # module versions
-    return state
+    return with_module_versions(state, module_versions(content) or {})
 
 
 def _get(content: Any, name: str) -> Any:
@@ -119,10 +119,9 @@ def _match_names(state: OrderedDict[str, Any], model: nn.Module) -> OrderedDict[
         if len(front) != 1 or not all("." in key for key in state):
             break
         consume_prefix_in_state_dict_if_present(state, f"{front.pop()}.")
-    matched = OrderedDict((renamed(key), value) for key, value in state.items())
-    versions = state._metadata  # type: ignore[attr-defined]
-    matched._metadata = versions | {renamed(key): value for key, value in versions.items()}  # type: ignore[attr-defined]
-    return matched
+    matched = {renamed(key): value for key, value in state.items()}
+    versions = module_versions(state) or {}
+    return with_module_versions(matched, versions | {renamed(key): value for key, value in versions.items()})
 
 
 def _gates(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -8,7 +8,6 @@ import json
 import logging
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from senet.compat import module_versions, with_module_versions
 from senet.rundir.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -256,11 +256,8 @@ def _copy_tree(tree: Any) -> Any:
         return tree.detach().to("cpu", copy=True, non_blocking=tree.is_cuda)
     if isinstance(tree, Mapping):
         copied = {key: _copy_tree(value) for key, value in tree.items()}
-        if not hasattr(tree, "_metadata"):
-            return copied
-        state_dict = OrderedDict(copied)
-        state_dict._metadata = tree._metadata  # type: ignore[attr-defined]  # the version of each module
-        return state_dict
+        versions = module_versions(tree)
+        return copied if versions is None else with_module_versions(copied, versions)
     if isinstance(tree, list | tuple):
         return [_copy_tree(value) for value in tree]
     return tree

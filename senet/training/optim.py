@@ -7,16 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim._muon import (  # torch.optim.Muon itself takes nothing but matrices
-    DEFAULT_A,
-    DEFAULT_B,
-    DEFAULT_C,
-    EPS,
-    muon,
-)
 from torch.optim.sgd import sgd
 from torch.optim.swa_utils import AveragedModel
 
+from senet.compat import copy_, lerp_, muon_
 from senet.config.options import OptimConfig
 
 
@@ -44,10 +38,7 @@ class Muon(torch.optim.Optimizer):
             options = {name: group[name] for name in ("lr", "momentum", "nesterov", "weight_decay")}
             if group["muon"]:
                 matrices = ([_as_matrix(t) for t in tensors] for tensors in (parameters, gradients, buffers))
-                muon(
-                    *matrices, **options, ns_coefficients=(DEFAULT_A, DEFAULT_B, DEFAULT_C), ns_steps=group["ns_steps"],
-                    eps=EPS, adjust_lr_fn=None, has_complex=False,
-                )  # fmt: skip
+                muon_(*matrices, **options, ns_steps=group["ns_steps"])
             else:
                 sgd(parameters, gradients, buffers, **options, dampening=0.0, maximize=False)
 
@@ -145,9 +136,9 @@ class WeightAverage(AveragedModel):
         keep = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
         averaged, current = _saved_tensors(self.module), _saved_tensors(model)
         smooth, others = self._smooth, [not smooth for smooth in self._smooth]
-        torch._foreach_lerp_(list(compress(averaged, smooth)), list(compress(current, smooth)), 1 - keep)
+        lerp_(list(compress(averaged, smooth)), list(compress(current, smooth)), 1 - keep)
         if any(others):
-            torch._foreach_copy_(list(compress(averaged, others)), list(compress(current, others)))
+            copy_(list(compress(averaged, others)), list(compress(current, others)))
         for name in self._extra:
             self.module.get_submodule(name).set_extra_state(model.get_submodule(name).get_extra_state())
         self.n_averaged += 1

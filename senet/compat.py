@@ -1,0 +1,73 @@
+"""The private names of torch that the project needs. They are those of torch 2.14: before another version is allowed in
+pyproject.toml, look at each."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.optim import _muon
+
+__all__ = [
+    "BatchNorm",
+    "copy_",
+    "lerp_",
+    "module_versions",
+    "muon_",
+    "set_torchrun_signal_handler",
+    "with_module_versions",
+]
+
+
+def muon_(
+    matrices: list[Tensor],
+    gradients: list[Tensor],
+    buffers: list[Tensor],
+    *,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    ns_steps: int,
+) -> None:
+    """One update by the arithmetic of ``torch.optim.Muon``, which itself refuses parameters that are no matrices."""
+    _muon.muon(
+        matrices, gradients, buffers, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay,
+        ns_coefficients=(_muon.DEFAULT_A, _muon.DEFAULT_B, _muon.DEFAULT_C), ns_steps=ns_steps, eps=_muon.EPS,
+        adjust_lr_fn=None, has_complex=False,
+    )  # fmt: skip
+
+
+def lerp_(targets: Sequence[Tensor], sources: Sequence[Tensor], weight: float) -> None:
+    """``target.lerp_(source, weight)`` for each pair, in a few kernels instead of one per tensor."""
+    torch._foreach_lerp_(list(targets), list(sources), weight)
+
+
+def copy_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """``target.copy_(source)`` for each pair, likewise."""
+    torch._foreach_copy_(list(targets), list(sources))
+
+
+def module_versions(state_dict: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What ``Module.state_dict`` notes of the version of each module, by which ``load_state_dict`` converts old ones;
+    None where the mapping holds no such notes."""
+    return getattr(state_dict, "_metadata", None)
+
+
+def with_module_versions(tensors: Mapping[str, Any], versions: Mapping[str, Any] | None) -> OrderedDict[str, Any]:
+    """A state dict of these tensors with these notes."""
+    state_dict = OrderedDict(tensors)
+    if versions is not None:
+        state_dict._metadata = OrderedDict(versions)  # type: ignore[attr-defined]
+    return state_dict
+
+
+def set_torchrun_signal_handler(handler: Callable[..., None]) -> None:
+    """Let torchrun call this one at a signal instead of its own, which leaves the ranks at a second signal."""
+    from torch.distributed.elastic.multiprocessing import api
+
+    api._terminate_process_handler = handler

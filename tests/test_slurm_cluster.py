@@ -224,7 +224,7 @@ def test_what_runs_is_what_was_submitted(cluster: Cluster, tmp_path: Path, data_
     for snapshot, run in runs.items():
         run.checkout = checkout
         run.submit("train.epochs=1", f"slurm.snapshot={snapshot}", "slurm.sbatch.hold=true")
-    network = checkout / "senet" / "trainer.py"
+    network = checkout / "senet" / "training" / "trainer.py"
     network.write_text("raise RuntimeError('edited since')\n")
     for run in runs.values():
         cluster.run("scontrol", "release", run.job)

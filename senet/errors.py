@@ -8,7 +8,7 @@ from collections.abc import Sequence
 FINISHED_EXIT_CODE = 0
 FAILED_EXIT_CODE = 1
 REFUSED_EXIT_CODE = 2
-STOPPED_EXIT_CODE = 85  # stopped by a signal, checkpoint published, can be resumed
+STOPPED_EXIT_CODE = 85  # stopped by a signal, checkpoint published: the same command resumes
 INTERRUPTED_EXIT_CODE = 130  # Ctrl-C in a command that has nothing to save, as shells have it
 
 
@@ -22,7 +22,7 @@ class RunError(RuntimeError):
     reporter = 0
     """The rank that prints it."""
     guess = False
-    """Whether it is only what ranks think of another: what that one knows of itself comes before it."""
+    """Whether it is deduced from another rank's silence; an error that a rank reports of itself takes precedence."""
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:

@@ -226,7 +226,7 @@ def _absent(address: str, port: int) -> str:
 @pytest.mark.ranks
 def test_a_rank_that_never_comes_is_one_line(tmp_path: Path) -> None:
     [said] = run_ranks(1, _absent, "127.0.0.1", free_port(), tmp_path=tmp_path)
-    assert said.startswith("0: rank 0 does not meet the others at 127.0.0.1:")
+    assert said.startswith("0: rank 0 cannot connect to the others at 127.0.0.1:")
 
 
 def _copies(path: str) -> float:

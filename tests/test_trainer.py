@@ -549,7 +549,7 @@ def test_what_a_run_directory_holds(train_here: Train, tmp_path: Path) -> None:
     ("network", "layer"), [("with_a_spare_layer", "spare.weight"), ("spares_a_layer_in_training", "linear.weight")]
 )
 def test_a_layer_that_forward_leaves_out_is_named(network: str, layer: str, train_here: Train, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"{layer} has no part in the output"):
+    with pytest.raises(ConfigError, match=rf"{layer} gets no gradient"):
         train_here(tmp_path, f"model.name=tests.networks:{network}")
 
 

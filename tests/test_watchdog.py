@@ -43,7 +43,7 @@ def test_a_start_without_progress_is_ended_naming_phase_and_place() -> None:
         dog.phase("making the process groups")
         assert ended.wait(30)
     [reason] = said
-    assert reason.startswith("the start did not get on for distributed.start_timeout_s=0.3: rank 0: making the process")
+    assert reason.startswith("the start made no progress for distributed.start_timeout_s=0.3: rank 0: making the ")
     assert "threading.py" in reason or "test_watchdog.py" in reason  # where the main thread waits
 
 

@@ -1,1 +1,1 @@
-"""Ranks: where they are, how they meet, what they tell each other, how they stop."""
+"""Ranks: devices, rendezvous, collectives, signals, and what happens when one fails."""

@@ -21,11 +21,10 @@ class NonFiniteLoss(RunError):
 
 
 class Agreement:
-    """Votes of all ranks, over the CPU group, so that neither the device nor the gradients' collectives are held up: a
-    sum of [stop wanted, a loss was not finite], issued in one step and read in the next that votes.
+    """Votes of all ranks: a sum of [stop wanted, a loss was not finite], issued in one step, read at the next vote.
 
-    Votes come first, waits for the device after: a rank that is lost fails a vote, which ends and names it, while a
-    wait for the device cannot be left.
+    Over the CPU group, so that neither the device nor the gradients' collectives wait for it. A vote is waited for
+    before the device is: a lost rank makes the vote fail with its name, but a wait for the device never ends.
     """
 
     def __init__(self, group: dist.ProcessGroup, every: int | None = None) -> None:
@@ -34,7 +33,7 @@ class Agreement:
         self._every = every or steps_between_votes(self._world_size)
         self._unvoted = 0  # steps since the last vote
         self._unread: list[tuple[int, Tensor, torch.cuda.Event | None]] = []
-        self._first_bad = 0  # this rank's first step with a loss that was not finite, 0: none
+        self._first_bad = 0  # this rank's first step with a loss that was not finite; 0: none
         self._votes: Tensor | None = None
         self._work: dist.Work | None = None
         self._stop_here = self._stop_anywhere = False
@@ -42,7 +41,7 @@ class Agreement:
         """Whether all ranks stop after this step. The same on all of them."""
 
     def observe(self, step: int, total: Tensor) -> None:
-        """The sum of a step's losses, after its last forward; a copy follows it from a GPU, and nobody waits here."""
+        """Note the sum of a step's losses, after its last forward. From a GPU it is copied asynchronously."""
         copied = None
         if total.is_cuda:
             total, copied = total.to("cpu", non_blocking=True), torch.cuda.Event()
@@ -50,7 +49,7 @@ class Agreement:
         self._unread.append((step, total, copied))
 
     def exchange(self, *, stop: bool) -> None:
-        """At each step, when its work has been issued: read the last vote, and issue the next one where it is due.
+        """Call at each step, after issuing its work: reads the last vote and issues the next, if one is due.
 
         Raises:
             NonFiniteLoss: on some rank, in a step before the last vote.
@@ -63,7 +62,7 @@ class Agreement:
             self._vote()
 
     def settle(self) -> None:
-        """Wait for the vote in flight, if there is one: all ranks have come this far. Raises as ``exchange``."""
+        """Wait for the vote in flight, if there is one. Raises as ``exchange``."""
         if self._votes is None:
             return
         if self._work is not None:
@@ -75,8 +74,8 @@ class Agreement:
             raise self._non_finite()
 
     def conclude(self) -> None:
-        """All ranks are here, and all losses up to here are finite: before the host waits for the device, and before
-        anything is published. A sync point: the host waits for the last forward.
+        """Make sure that all ranks are here, and all losses so far finite. Call before the host waits for the device,
+        and before anything is published. A sync point: the host waits for the last forward.
 
         Raises:
             NonFiniteLoss: on some rank.
@@ -89,8 +88,8 @@ class Agreement:
         self.settle()
 
     def _vote(self, *, newest: bool = False) -> None:
-        """Issue a vote on the losses that are known by now; a forward may wait for the buffers of a rank that is gone.
-        With ``newest`` on all of them, when all ranks have come this far: there the host waits for the last forward."""
+        """Issue a vote on the losses that have arrived. The host waits for the others only with ``newest``, after a
+        vote has shown that all ranks are here: a forward may itself wait for the buffers of a rank that is gone."""
         while self._unread:
             step, total, copied = self._unread[0]
             if copied is not None and newest:
@@ -108,7 +107,7 @@ class Agreement:
             self.settle()
 
     def _non_finite(self) -> NonFiniteLoss:
-        """Which step was the first, and on how many ranks. All ranks have read the same vote, so all are here."""
+        """The error, with the first such step and number of ranks. All ranks call this: they read the same vote."""
         first = torch.tensor(self._first_bad or torch.iinfo(torch.int64).max)
         dist.all_reduce(first, dist.ReduceOp.MIN, group=self._group)
         count = torch.tensor(int(self._first_bad == first))

@@ -1,4 +1,4 @@
-"""Which device a rank computes on: counted, chosen and tried before the ranks meet, compared when they do."""
+"""Device and CPU threads of a rank: GPUs and cores are counted, the device chosen and tried, shared GPUs refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from senet.errors import ConfigError
 
-if TYPE_CHECKING:  # importing torch takes seconds, and a launcher only counts
+if TYPE_CHECKING:  # importing torch takes seconds; a launcher only counts GPUs
     import torch
     from torch.distributed.distributed_c10d import Store
 
@@ -24,7 +24,7 @@ def count_gpus() -> int:
     MIG instances, -1), and whatever SLURM, a cgroup or a container leaves visible. Needs no torch.
 
     Raises:
-        ConfigError: there is a driver, but it does not start, or knows none of the devices that are asked for.
+        ConfigError: the driver does not start, or CUDA_VISIBLE_DEVICES names no GPU that it finds.
     """
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
@@ -35,7 +35,7 @@ def count_gpus() -> int:
         code = cuda.cuDeviceGetCount(ctypes.byref(count))
     if code not in (0, _NO_DEVICE, _STUB_LIBRARY):
         raise ConfigError(
-            f"CUDA does not start (error {code} of the driver; nvidia-smi may say more); mend it, or set "
+            f"CUDA does not start (error {code} of the driver; nvidia-smi may say more); repair the driver, or set "
             f"train.device=cpu"
         )
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -47,10 +47,10 @@ def count_gpus() -> int:
 
 
 def choose_device(wanted: str, local_rank: int | None = None, *, option: str = "train.device") -> torch.device:
-    """The GPU of this rank, made torch's current one after a kernel has run on it, or the CPU.
+    """The GPU of this rank, set as torch's current device and tried with a kernel; or the CPU.
 
-    Where all ranks of a host see all its GPUs (torchrun, SLURM's --gpus-per-node), each takes that of its local rank;
-    where each sees its own alone (--gpus-per-task, --gpu-bind), that.
+    Where all ranks of a host see all its GPUs (torchrun, SLURM's --gpus-per-node), each takes the one with the number
+    of its local rank; where a rank sees only its own GPU (--gpus-per-task, --gpu-bind), it takes that.
 
     Args:
         local_rank: None keeps torch's current GPU.
@@ -63,7 +63,7 @@ def choose_device(wanted: str, local_rank: int | None = None, *, option: str = "
 
     if wanted == "cpu":
         return torch.device("cpu")
-    gpus = count_gpus() if torch.version.cuda else torch.cuda.device_count()  # of a torch for AMD, or for CPUs
+    gpus = count_gpus() if torch.version.cuda else torch.cuda.device_count()  # torch may be built for AMD, or CPUs
     if gpus == 0:
         if wanted == "cuda":
             raise ConfigError(f"{option}=cuda, but no GPU is visible; set {option}=cpu or {option}=auto")
@@ -75,24 +75,24 @@ def choose_device(wanted: str, local_rank: int | None = None, *, option: str = "
     except RuntimeError as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
-            f"cuda:{(local_rank or 0) % gpus} of the {gpus} visible here cannot be used ({reason}); free or mend it, "
+            f"cuda:{(local_rank or 0) % gpus} of the {gpus} visible here cannot be used ({reason}); free or repair it, "
             f"choose others with CUDA_VISIBLE_DEVICES, or set {option}=cpu"
         ) from None
     return device
 
 
 def refuse_shared_gpu(device: torch.device, rank: int, store: Store) -> None:
-    """Among all ranks, through the store: NCCL needs a GPU for each, and would fail without a name.
+    """Compare with all other ranks, through the store: NCCL needs one GPU per rank, and its own error names none.
 
     Raises:
-        ConfigError: another rank was here first.
+        ConfigError: another rank has this GPU.
     """
     if device.type != "cuda":
         return
     import torch
 
     gpu: Any = torch.cuda.get_device_properties(device)
-    # what NCCL compares as well
+    # the PCI address, which NCCL compares as well
     where = f"{gpu.pci_domain_id:04x}:{gpu.pci_bus_id:02x}:{gpu.pci_device_id:02x}"
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     first = store.compare_set(f"gpu/{boot}/{where}", "", str(rank)).decode()
@@ -129,7 +129,7 @@ def _quota(group: Path) -> list[int]:
         else:
             quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
         return [math.ceil(int(quota) / int(period))] if int(quota) > 0 else []
-    except (OSError, ValueError):  # no such file; "max"
+    except (OSError, ValueError):  # no such file, or "max": no limit
         return []
 
 

@@ -1,4 +1,4 @@
-"""What a launcher says through environment variables, and what it gives to the ranks. No torch."""
+"""Environment variables through which a launcher tells each process its rank. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import NamedTuple
 from senet.errors import ConfigError
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
-"""Fewer page faults: freed activations stay with the process (GNU malloc)."""
+"""For GNU malloc: the process keeps freed activations, which saves page faults."""
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
 class Place(NamedTuple):
-    """This process among the ranks."""
+    """The rank of this process, and the number of ranks; both of all hosts, and of this host."""
 
     rank: int = 0
     world_size: int = 1
@@ -23,11 +23,11 @@ class Place(NamedTuple):
 
 
 def read_place() -> Place:
-    """What torchrun set, or another launcher in its way; one rank where nothing is set. Empty counts as not set.
+    """Read the four variables as torchrun sets them; one rank if none is set. Empty counts as not set.
 
     Raises:
-        ConfigError: variables that contradict each other or cannot be, as they are left over in a shell, or set by
-            Kubernetes for a service that is named "master".
+        ConfigError: invalid or contradicting variables, e.g. left over in a shell, or set by Kubernetes for a service
+            named "master".
     """
     given = {field: os.environ.get(field.upper(), "") for field in Place._fields}
     what = ", ".join(f"{field.upper()}={text}" for field, text in given.items() if text)
@@ -46,7 +46,7 @@ def read_place() -> Place:
 
 
 def own_rank() -> int:
-    """The rank of this process; 0 where the variables make no sense, so that somebody says so."""
+    """The rank of this process; 0 if the variables are invalid, so that the error is printed."""
     try:
         return read_place().rank
     except ConfigError:
@@ -56,11 +56,11 @@ def own_rank() -> int:
 def _check_meeting_point() -> None:
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     if not address:
-        raise ConfigError("MASTER_ADDR is not set, where rank 0 is reached; torchrun sets it")
+        raise ConfigError("MASTER_ADDR is not set (the host of rank 0); torchrun sets it")
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
         raise ConfigError(
             f"MASTER_PORT={port} is not a port; set a number from 1 to 65535, or let torchrun do it (Kubernetes sets "
-            f"tcp://... where a service is named master)"
+            f"it to tcp://... for a service named master)"
         )
     names = [name for _, name in socket.if_nameindex()]
     for wanted in filter(None, os.environ.get(GLOO_INTERFACE, "").split(",")):

@@ -1,4 +1,4 @@
-"""The start and end of the process groups, and every collective of the trainer."""
+"""Start and end of the process groups, and all collectives but the votes of ``agreement``."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def process_groups(
 ) -> Iterator[dist.ProcessGroup]:
     """The default group (nccl on CUDA, else gloo) for gradients, and a gloo group on the CPU, which is yielded.
 
-    On an error the groups are left to the end of the process: tearing them down while a peer hangs can hang too. An
-    error on any rank makes the others fail as well, in a collective; they find out who was the first.
+    After an error they are not destroyed: that can hang while another rank hangs. An error on any rank makes a
+    collective fail on the others; a roll call then finds the rank that failed first.
 
     Raises:
-        PeerFailed: another rank failed, or does not answer any more: names it.
+        PeerFailed: another rank failed, or does not answer any more; names it.
     """
     on_gpu = ranks.device.type == "cuda"
     watchdog.phase("making the process groups")
     timeout = timedelta(seconds=config.start_timeout_s)
-    # a connection of its own: the main thread may be waiting in the other one
+    # its own connection: the main thread may block on the other one
     roll_call = RollCall(PrefixStore("end", store.clone() if ranks.world_size > 1 else store), ranks)
     advice = ""
     try:
@@ -74,8 +74,8 @@ def process_groups(
 
 
 def set_time_limit(group: dist.ProcessGroup, timeout_s: float) -> None:
-    """How long a rank waits in each collective from now on, on both groups. Call on every rank."""
-    # NCCL ends the process when its time is over: later than the CPU group, which names the rank that is missing
+    """Set the timeout of each later collective, on both groups. Call on every rank."""
+    # NCCL's timeout ends the process: it comes after that of the CPU group, whose error names the missing rank
     later_s = _NCCL_LATER_S if dist.get_backend() == "nccl" else 0.0
     dist.set_timeout(timedelta(seconds=timeout_s + later_s), dist.group.WORLD)
     dist.set_timeout(timedelta(seconds=timeout_s), group)
@@ -89,15 +89,15 @@ def replicate(
     num_classes: int,
     comm_hook: Literal["none", "bf16", "fp16"],
 ) -> DistributedDataParallel:
-    """Wrap in DDP and let it lay its gradient buckets now.
+    """Wrap in DDP, and have it build its final gradient buckets now.
 
-    A fresh DDP reduces in one bucket, then lays its buckets by the order in which the gradients arrived, which
-    changes the order of the sums from three ranks on. One dummy step in evaluation mode, before anything is restored,
-    gives an unbroken and a resumed run the same buckets from their first step. What it changes in place, in
-    parameters and buffers, is taken back.
+    A new DDP reduces in one bucket, and after a step rebuilds its buckets in the order in which the gradients arrived;
+    with three ranks or more this changes the order of the sums. One dummy step in evaluation mode, before anything is
+    restored, gives an unbroken and a resumed run the same buckets from their first step. Parameters and buffers that
+    the dummy step changes are restored.
 
     Raises:
-        ConfigError: the network has not a logit for each class, or a parameter without a part in them.
+        ConfigError: the network does not return one logit per class, or a parameter gets no gradient.
     """
     ddp = DistributedDataParallel(
         model, device_ids=[ranks.device] if ranks.device.type == "cuda" else None, gradient_as_bucket_view=True
@@ -111,7 +111,7 @@ def replicate(
     ddp.eval()
     logits_NK = ddp(dummy_NCHW)
     refuse_other_outputs(logits_NK, (len(dummy_NCHW), num_classes))
-    logits_NK.sum().backward()  # the next forward lays the buckets
+    logits_NK.sum().backward()  # the next forward rebuilds the buckets
     refuse_unused(model)
     ddp.zero_grad()
     with torch.no_grad():
@@ -121,10 +121,10 @@ def replicate(
 
 
 def refuse_other_outputs(output: Any, shape: tuple[int, int]) -> None:
-    """What a network returned for images.
+    """Check what a network returned for images.
 
     Raises:
-        ConfigError: anything but logits of this shape, [images, classes].
+        ConfigError: it is not one tensor of this shape, [images, classes].
     """
     found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if found != shape:
@@ -135,22 +135,23 @@ def refuse_other_outputs(output: Any, shape: tuple[int, int]) -> None:
 
 
 def refuse_unused(model: nn.Module) -> None:
-    """After a backward pass, on every rank. DDP finds it in the next forward, and not under ``no_sync``.
+    """Call after a backward pass, on every rank. DDP itself would only notice in the next forward, and never under
+    ``no_sync``.
 
     Raises:
-        ConfigError: a parameter that is to be trained has no gradient; names it.
+        ConfigError: a trainable parameter has no gradient; names it.
     """
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.grad is None:
             name = name.removeprefix("_orig_mod.")  # of torch.compile
             raise ConfigError(
-                f"{name} has no part in the output, which DistributedDataParallel asks of every parameter; use it in "
-                f"forward, remove it, or freeze it with requires_grad_(False)"
+                f"{name} gets no gradient, and DistributedDataParallel needs one for every trained parameter; use it "
+                f"in forward, remove it, or freeze it with requires_grad_(False)"
             )
 
 
 def sync_batch_norms(model: nn.Module) -> nn.Module:
-    """The same with SyncBatchNorm for each BatchNorm.
+    """The same network with SyncBatchNorm in place of each BatchNorm.
 
     Raises:
         ConfigError: a layer derived from BatchNorm, whose own part (an activation) torch would drop; names it.
@@ -169,11 +170,11 @@ def sync_batch_norms(model: nn.Module) -> nn.Module:
 def check_in_sync(model: nn.Module, group: dist.ProcessGroup) -> None:
     """Compare the bits of all parameters over the ranks. Sync point: the host waits for the device.
 
-    By a sum per parameter, of its bits as integers, modulo 2**64: any single change is found. Buffers are left out,
-    since BatchNorm's running statistics are each rank's own.
+    Compares one sum per parameter, of its bits as integers modulo 2**64: any single change is found. Buffers are left
+    out, since BatchNorm's running statistics differ between ranks.
 
     Raises:
-        RanksDiffer: names the first parameter that differs, and the ranks that are not with the majority, if any is.
+        RanksDiffer: names the first parameter that differs, and the ranks outside the majority, if there is one.
     """
     names, parameters = zip(*model.named_parameters(), strict=True)
     sums = torch.stack([p.detach().view(_INTEGERS[p.element_size()]).sum(dtype=torch.int64) for p in parameters]).cpu()
@@ -186,30 +187,31 @@ def check_in_sync(model: nn.Module, group: dist.ProcessGroup) -> None:
     column = table[:, first].tolist()
     usual = max(column, key=column.count)
     odd = ", ".join(str(rank) for rank, value in enumerate(column) if value != usual)
-    who = f"of rank {odd} is not that of the other ranks"
+    what, suspects = f"of rank {odd} is not that of the other ranks", f"rank {odd}"
     if 2 * column.count(usual) <= len(column):
-        who = f"is not the same on all ranks ({odd} differ from {column.index(usual)}; no majority tells who is right)"
+        what = f"is not the same on all ranks ({odd} differ from {column.index(usual)}; there is no majority)"
+        suspects = "all ranks"
     raise RanksDiffer(
-        f"{names[first]} {who}; nothing was saved since they were last found equal. Look after the machine, then start "
-        f"again"
+        f"{names[first]} {what}; nothing was saved since they were last found equal. Check the hardware of {suspects}, "
+        f"then start again"
     )
 
 
 def gather(value: float, group: dist.ProcessGroup) -> list[float]:
-    """A number of each rank, in rank order, over the CPU group."""
+    """One number per rank, in rank order, over the CPU group."""
     found = [torch.zeros(1, dtype=torch.float64) for _ in range(dist.get_world_size())]
     dist.all_gather(found, torch.tensor([value], dtype=torch.float64), group=group)
     return [float(each) for each in found]
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Give every rank rank 0's buffers: BatchNorm's running statistics are local to a rank after a step."""
+    """Copy rank 0's buffers to every rank: after a step BatchNorm's running statistics differ between ranks."""
     for buffer in model.buffers():
         dist.broadcast(buffer, src=0)
 
 
 def broadcast_bytes(content: bytes | None, group: dist.ProcessGroup) -> io.BytesIO | None:
-    """Rank 0's bytes on every rank (over the CPU group), once in memory; rank 0's are not copied."""
+    """Send rank 0's bytes to every rank over the CPU group, without a second copy in memory; None if it has none."""
     size = torch.tensor([-1 if content is None else len(content)])
     dist.broadcast(size, src=0, group=group)
     if size.item() < 0:
@@ -233,13 +235,13 @@ def sum_over_ranks(values: Tensor) -> list[int]:
 
 
 def wait_for_all(group: dist.ProcessGroup) -> None:
-    """Until every rank is here, at most the group's time limit."""
+    """Wait until every rank is here, at most the group's time limit."""
     dist.barrier(group)
 
 
 def leave_together(group: dist.ProcessGroup, timeout_s: float = 30.0) -> None:
     """Wait until every rank is here: the first to exit makes torchrun signal the others.
 
-    Rank 0 waits at most ``timeout_s`` for the others, they for it at most the group's time limit.
+    Rank 0 waits at most ``timeout_s``, the others at most the group's time limit.
     """
     dist.monitored_barrier(group, timeout=timedelta(seconds=timeout_s))

@@ -1,4 +1,4 @@
-"""Which network interface the ranks meet over."""
+"""The network interface over which gloo connects the ranks of several hosts."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ _SIOCGIFCONF = 0x8912
 
 
 def choose_interface(ranks: Ranks, store: Store, timeout_s: float) -> None:
-    """Where ranks are on several hosts, have gloo use the interface over which they reach MASTER_ADDR, unless
-    somebody has chosen another.
+    """With ranks on several hosts, set GLOO_SOCKET_IFNAME to the interface towards MASTER_ADDR, unless it is set.
 
-    By itself it takes the address that a host's own name has there, which Debian's /etc/hosts gives as 127.0.1.1. On
-    its own host MASTER_ADDR may be such an address, too: then it is the one by which the other hosts know it.
+    Gloo would use the address of the host's own name, which is 127.0.1.1 in Debian's /etc/hosts. On the host of rank 0
+    MASTER_ADDR may be such a loopback address as well; the interface is then the one whose address other hosts have.
     """
     if ranks.world_size == ranks.local_world_size or os.environ.get(GLOO_INTERFACE):
         return
@@ -34,7 +33,7 @@ def choose_interface(ranks: Ranks, store: Store, timeout_s: float) -> None:
     on_master = ipaddress.ip_address(own).is_loopback
     store.set(f"master/{ranks.rank}", "" if on_master else address)
     if on_master:
-        for rank in reversed(range(ranks.world_size)):  # the last is the least likely to be on the same host
+        for rank in reversed(range(ranks.world_size)):  # the last rank is the most likely to be on another host
             store.wait([f"master/{rank}"], timedelta(seconds=timeout_s))
             if own := store.get(f"master/{rank}").decode():
                 break
@@ -43,14 +42,14 @@ def choose_interface(ranks: Ranks, store: Store, timeout_s: float) -> None:
 
 
 def describe_interface() -> str:
-    """What a connection that failed was tried over, and what to try instead."""
+    """For the error of a failed connection: the interface in use, and the remedy."""
     name, host = os.environ.get(GLOO_INTERFACE), socket.gethostname()
-    used = f"{GLOO_INTERFACE}={name}" if name else f"{GLOO_INTERFACE} is not set, and the address of its name is used"
+    used = f"{GLOO_INTERFACE}={name}" if name else f"{GLOO_INTERFACE} is not set, so gloo uses the address of its name"
     return f"on host {host} {used}: set it to an interface over which the hosts reach each other"
 
 
 def _route(host: str, port: int) -> tuple[str, str]:
-    """The address of a host, and this one's own address on the way there. Nothing is sent."""
+    """The address of ``host``, and this host's own address on the route to it. Sends nothing."""
     for family, _, _, _, target in socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM):
         with socket.socket(family, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):  # IPv6 without a route
             probe.connect(target)
@@ -59,7 +58,7 @@ def _route(host: str, port: int) -> tuple[str, str]:
 
 
 def _interfaces() -> Mapping[str, str]:
-    """This host's addresses, but for those on the loopback interface -> the name of the interface."""
+    """Address -> interface name, for all interfaces of this host but loopback."""
     entries = array.array("B", bytes(40 * 1024))  # struct ifreq: 16 bytes of name, 8 in front of an IPv4 address
     request = array.array("Q", [entries.buffer_info()[1], entries.buffer_info()[0]])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

@@ -1,5 +1,7 @@
-"""How the ranks meet, through the store and before there are process groups: each start under a name of its own,
-everything equal that must be, and all or none. No collectives."""
+"""Before there are process groups: the ranks compare options, versions and data; all of them start, or none.
+
+Through the store; no collectives.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,9 @@ from senet.rundir.commit import code_hash
 
 T = TypeVar("T")
 Facts = Mapping[str, Any]  # plain values, as in JSON
-_PLACES = {"run_dir", "data.root", "data.folder"}  # hosts may know one place by several names
-_FOR_EVER = timedelta(days=365)  # the watchdog ends it
-_HEARD = timedelta(seconds=3)
+_PATHS = {"run_dir", "data.root", "data.folder"}  # may differ between hosts
+_FOR_EVER = timedelta(days=365)  # the watchdog ends the wait
+_READ_TIMEOUT = timedelta(seconds=3)
 
 
 def meet(
@@ -36,19 +38,19 @@ def meet(
     prepare: Callable[[], T],
     facts_of: Callable[[T], Facts] = lambda _: {},
 ) -> tuple[Store, T]:
-    """Run ``prepare`` on every rank, and go on only if it succeeded on all and all are equal.
+    """Run ``prepare`` on every rank; return only if it succeeded on all of them, with equal facts.
 
     Args:
-        facts: what must be equal, and is known before ``prepare``.
-        facts_of: of what it returned.
+        facts: what must be equal on all ranks and is known before ``prepare``.
+        facts_of: what must be equal in the result of ``prepare``.
 
     Returns:
-        A store in which no other start has written, and what was prepared.
+        A store with the keys of this start only, and the result of ``prepare``.
 
     Raises:
-        ConfigError: its own, or that of the first rank with one; or the ranks are not equal.
-        PeerFailed: ``prepare`` failed elsewhere for another reason.
-        RunError: there is no store at MASTER_ADDR and MASTER_PORT.
+        ConfigError: ``prepare`` raised one on some rank (the lowest is reported); or the ranks differ.
+        PeerFailed: ``prepare`` failed on another rank for another reason.
+        RunError: there is no store at MASTER_ADDR:MASTER_PORT.
     """
     watchdog.phase("meeting the other ranks")
     store = open_store(ranks, watchdog.limit_s)
@@ -74,7 +76,7 @@ def meet(
 
 
 def must_be_equal(ranks: Ranks, options: Facts) -> Facts:
-    """What has to be the same on all ranks before they prepare anything: options, versions, kind of device."""
+    """What must be equal on all ranks before they prepare anything: options, versions, kind of device."""
     return {
         **options,
         "number of ranks": ranks.world_size,
@@ -85,22 +87,22 @@ def must_be_equal(ranks: Ranks, options: Facts) -> Facts:
 
 
 def options_of(config: Config) -> Facts:
-    """All but where things lie; those too that may change on resume, since some of them steer collectives."""
-    return {key: value for key, value in to_flat(config).items() if key not in _PLACES}
+    """All options but paths; also those that may change on resume, since some of them control collectives."""
+    return {key: value for key, value in to_flat(config).items() if key not in _PATHS}
 
 
 def _of_this_start(store: Store, ranks: Ranks, watchdog: Watchdog) -> Store:
-    """The store, with rank 0's random name for this start before each key.
+    """The store with a prefix for this start, drawn at random by rank 0.
 
-    torchrun's store outlives its restarts, and the environment does not tell these apart: each agent counts its own. So
-    every rank asks with a random word, and rank 0 answers under that word. Words of earlier starts may still lie there:
-    they are answered too, and nobody listens.
+    torchrun's store outlives its restarts, and no variable tells these apart: each agent counts its own. So every rank
+    asks with a random token, and rank 0 answers under that token. It answers the tokens of earlier starts too, which
+    no rank reads.
     """
     if not ranks.is_main:
-        word = secrets.token_hex(8)
-        store.set(f"asks/{ranks.rank}", word)
-        store.wait([f"answer/{word}"], _FOR_EVER)
-        return PrefixStore(store.get(f"answer/{word}").decode(), store)
+        token = secrets.token_hex(8)
+        store.set(f"asks/{ranks.rank}", token)
+        store.wait([f"answer/{token}"], _FOR_EVER)
+        return PrefixStore(store.get(f"answer/{token}").decode(), store)
     start = secrets.token_hex(8)
     own = PrefixStore(start, store)
     missing, answered = set(range(1, ranks.world_size)), set()
@@ -109,15 +111,15 @@ def _of_this_start(store: Store, ranks: Ranks, watchdog: Watchdog) -> Store:
             if own.check([f"here/{rank}"]):
                 missing.discard(rank)
                 watchdog.phase(f"meeting {name(missing)}" if missing else "comparing the ranks")
-            elif store.check([f"asks/{rank}"]) and (word := store.get(f"asks/{rank}").decode()) not in answered:
-                store.set(f"answer/{word}", start)
-                answered.add(word)
+            elif store.check([f"asks/{rank}"]) and (token := store.get(f"asks/{rank}").decode()) not in answered:
+                store.set(f"answer/{token}", start)
+                answered.add(token)
         time.sleep(0.02)
     return own
 
 
 def _verdict(store: Store, key: str, ranks: Ranks, mine: Sequence[Any]) -> tuple[str, str]:
-    """Tell rank 0 [kind of failure or "", message, facts]; it decides for all. ("", "") is good."""
+    """Send rank 0 [kind of failure or "", message, facts]; it decides for all: (kind, message), ("", "") for none."""
     store.set(f"{key}/{ranks.rank}", json.dumps(mine))
     if ranks.is_main:
         keys = [f"{key}/{rank}" for rank in range(ranks.world_size)]
@@ -125,25 +127,25 @@ def _verdict(store: Store, key: str, ranks: Ranks, mine: Sequence[Any]) -> tuple
             store.wait([each], _FOR_EVER)
         kind, message = _judge([json.loads(store.get(each)) for each in keys])
         store.set(f"{key}/all", json.dumps([kind, message]))
-        if kind:  # this process may be the host of the store, and end before the others have read it
+        if kind:  # this process may host the store, and must not end before the others have read it
             with contextlib.suppress(RuntimeError):
-                store.wait([f"{key}/heard/{rank}" for rank in range(1, ranks.world_size)], _HEARD)
+                store.wait([f"{key}/read/{rank}" for rank in range(1, ranks.world_size)], _READ_TIMEOUT)
     else:
         store.wait([f"{key}/all"], _FOR_EVER)
         kind, message = json.loads(store.get(f"{key}/all"))
-        store.set(f"{key}/heard/{ranks.rank}", "")
+        store.set(f"{key}/read/{ranks.rank}", "")
     return kind, message
 
 
-def _judge(words: Sequence[Sequence[Any]]) -> tuple[str, str]:
-    """By rank: the first failure, else the first rank that is not as rank 0."""
-    for rank, (kind, message, _) in enumerate(words):
+def _judge(reports: Sequence[Sequence[Any]]) -> tuple[str, str]:
+    """The failure of the lowest rank that failed, else the lowest rank whose facts differ from those of rank 0."""
+    for rank, (kind, message, _) in enumerate(reports):
         if kind == "refused":
             return kind, message if rank == 0 else f"rank {rank}: {message}"
         if kind:
             return kind, f"rank {rank} could not start: {message}"
-    ours = words[0][2]
-    for rank, (_, _, theirs) in enumerate(words):
+    ours = reports[0][2]
+    for rank, (_, _, theirs) in enumerate(reports):
         unlike = [key for key in (*ours, *(theirs.keys() - ours.keys())) if ours.get(key) != theirs.get(key)]
         if unlike:
             text = "; ".join(f"{key}={theirs.get(key)}, on rank 0 {ours.get(key)}" for key in unlike[:5])

@@ -1,5 +1,7 @@
-"""Signals: before the training has begun they end the process, then a handler only sets a flag. No torch, so that it
-can be installed in a program's first lines."""
+"""Stop signals: before the training has begun they end the process; after that they only set a flag.
+
+Does not import torch, so that the handler can be installed in a program's first lines.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,17 @@ from typing import NoReturn
 from senet.errors import STOPPED_EXIT_CODE
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP, signal.SIGQUIT)
-LAUNCHER_VARIABLE = "SENET_LAUNCHER"  # its process id, from the launcher itself
+LAUNCHER_VARIABLE = "SENET_LAUNCHER"  # the launcher's process id, set by the launcher
 _PR_SET_PDEATHSIG = 1
-_LEAVING_S = 3.0  # for each act before the end
+_CALLBACK_S = 3.0  # limit for each callback of before_leaving
 _RANKS_PER_STEP = 16
 _MOST_STEPS = 16
 
 
 def steps_between_votes(world_size: int) -> int:
-    """How often ranks vote on a stop, which takes place twice as many steps later at the most.
+    """Steps between two votes on a stop. A stop takes effect at most twice as many steps after the signal.
 
-    A vote is a ring of gloo, 2 (ranks - 1) messages one after another: among many it takes longer than a step.
+    A vote is gloo's ring all-reduce, 2 (ranks - 1) messages in sequence: with many ranks it takes longer than a step.
     """
     return min(-(-world_size // _RANKS_PER_STEP), _MOST_STEPS)
 
@@ -33,15 +35,15 @@ def steps_between_votes(world_size: int) -> int:
 class StopFlag:
     """Set by the first stop signal; further ones change nothing. The trainer reads it at step boundaries.
 
-    Until ``hold`` there is nothing to save, and the main thread may wait in C++ for a rank that is gone: a thread ends
-    the process at once.
+    Until ``hold`` a signal ends the process at once, from a thread: there is nothing to save yet, and the main thread
+    may be waiting in C++ for a rank that is gone.
     """
 
     def __init__(self) -> None:
         self.signal_name = ""
         self._held = False
-        self._lock = threading.RLock()  # whoever has it ends the process, or sees to it that nobody does
-        self._acts: list[Callable[[int, str], None]] = []
+        self._lock = threading.RLock()  # between ``hold`` and the thread that ends the process
+        self._callbacks: list[Callable[[int, str], None]] = []
 
     @classmethod
     def install(cls) -> StopFlag:
@@ -49,31 +51,30 @@ class StopFlag:
         flag = cls()
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # written to even while no Python code runs
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # also written to while the main thread is in C++
         threading.Thread(target=flag._leave_at_a_signal, args=(reader,), name="stop", daemon=True).start()
         for number in STOP_SIGNALS:
-            # nohup asks for exactly this one to be ignored
+            # nohup ignores SIGHUP: it must stay ignored
             if not (number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN):
                 signal.signal(number, flag._handle)
         return flag
 
     def hold(self) -> None:
-        """From now on a signal only sets the flag, since others count on this process."""
+        """From now on a signal only sets the flag: the other ranks wait for this one in collectives."""
         with self._lock:
             self._held = True
 
-    def before_leaving(self, act: Callable[[int, str], None]) -> None:
-        """Have this called, with exit code and reason, when ``leave`` ends the process; what is named last is first."""
-        self._acts.insert(0, act)
+    def before_leaving(self, callback: Callable[[int, str], None]) -> None:
+        """Call this with exit code and reason when ``leave`` ends the process; the last one added is called first."""
+        self._callbacks.insert(0, callback)
 
     def leave(self, code: int, reason: str) -> NoReturn:
-        """End the process from any thread, within seconds: what is called before may hang."""
-
+        """End the process from any thread, within seconds even if a callback hangs."""
         with self._lock:
-            for act in self._acts:  # one that hangs keeps no other from its turn
-                thread = threading.Thread(target=act, args=(code, reason), name="leaving", daemon=True)
+            for callback in self._callbacks:
+                thread = threading.Thread(target=callback, args=(code, reason), name="leaving", daemon=True)
                 thread.start()
-                thread.join(_LEAVING_S)
+                thread.join(_CALLBACK_S)
             os._exit(code)
 
     def _leave_at_a_signal(self, reader: int) -> None:
@@ -86,7 +87,7 @@ class StopFlag:
                 self.leave(STOPPED_EXIT_CODE, self.signal_name)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        # no lock of any kind: a second signal may run this while the first is still in it
+        # no lock: a second signal may interrupt this handler, and would wait for it for ever
         if not self.signal_name:
             self.signal_name = signal.Signals(number).name
 
@@ -104,7 +105,7 @@ class StopFlag:
 def die_with_launcher() -> None:
     """Have the kernel kill this process when its parent dies, however it dies (Linux).
 
-    Nothing where no launcher (torchrun, submitit) started it: a person's shell may go.
+    Does nothing unless a launcher (torchrun, submitit) started it: a shell may end before its commands.
     """
     if not {"TORCHELASTIC_RUN_ID", "SUBMITIT_EXECUTOR"} & os.environ.keys():
         return

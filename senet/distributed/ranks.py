@@ -1,4 +1,4 @@
-"""Who this rank is, and the store in which ranks leave words for each other. No collectives."""
+"""The rank of this process with its device, and the key-value store that all ranks share. No collectives."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PeerFailed(RunError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the others, and its device."""
+    """The rank of this process, the number of ranks, and its device."""
 
     rank: int
     world_size: int
@@ -35,15 +35,15 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, the one that writes and speaks."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     @classmethod
     def from_environment(cls, train: TrainConfig, *, option: str = "train.device") -> Ranks:
-        """Read what torchrun set; one rank where it set nothing.
+        """Read what torchrun set; one rank if it set nothing.
 
         Raises:
-            ConfigError: variables that cannot be, or CUDA or ``train.sync_bn`` wanted where there is none.
+            ConfigError: invalid variables; or ``train.device=cuda`` or ``train.sync_bn`` without a GPU that works.
         """
         place = read_place()
         device = choose_device(train.device, place.local_rank, option=option)
@@ -53,35 +53,38 @@ class Ranks:
 
 
 def open_store(ranks: Ranks, timeout_s: float) -> Store:
-    """Where the ranks leave words for each other; under torchrun it holds those of earlier starts too.
+    """Connect to the store at MASTER_ADDR:MASTER_PORT. That of torchrun also holds the keys of earlier starts.
 
     Raises:
-        RunError: MASTER_ADDR or MASTER_PORT is of no use, or a rank did not come in time. Each rank says its own.
+        RunError: MASTER_ADDR has no address, MASTER_PORT is in use, or a rank did not connect within ``timeout_s``.
+            Printed by the rank that has the error.
     """
     if ranks.world_size == 1:
         return dist.HashStore()  # type: ignore[attr-defined]
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     try:
-        socket.getaddrinfo(address, port)  # unresolved, the store would try for ever without a word
+        socket.getaddrinfo(address, port)  # the store would silently retry a name without address for ever
     except OSError as error:
-        raise _of(ranks, f"MASTER_ADDR={address} has no address on host {socket.gethostname()} ({error})") from None
+        text = f"MASTER_ADDR={address} has no address on host {socket.gethostname()} ({error})"
+        raise _local_error(ranks, text) from None
     try:
         timeout = timedelta(seconds=timeout_s)
         store, _, _ = next(rendezvous("env://", ranks.rank, ranks.world_size, timeout=timeout))
     except dist.DistError as error:
         if "EADDRINUSE" not in str(error):
             text = " ".join(str(error).split())[:300]
-            raise _of(ranks, f"rank {ranks.rank} does not meet the others at {address}:{port}: {text}") from None
+            text = f"rank {ranks.rank} cannot connect to the others at {address}:{port}: {text}"
+            raise _local_error(ranks, text) from None
         reason = f"MASTER_PORT={port} is in use on host {socket.gethostname()}"
-        mirror_status({"state": "port_taken", "reason": reason})  # a launcher that chose it can choose another
-        raise _of(ranks, f"{reason}; start again with another one") from None
-    # whoever mistook this store for his own must not speak to these ranks
+        mirror_status({"state": "port_taken", "reason": reason})  # a launcher that chose the port can choose another
+        raise _local_error(ranks, f"{reason}; start again with another one") from None
+    # a prefix per start, so that a job that reached the wrong port cannot mix in
     launch = os.environ.get("SENET_START") or os.environ.get("TORCHELASTIC_RUN_ID", "start")
     return PrefixStore(launch, store)
 
 
-def _of(ranks: Ranks, text: str) -> RunError:
-    """An error that this rank prints, since rank 0 may know nothing of it."""
+def _local_error(ranks: Ranks, text: str) -> RunError:
+    """An error that this rank prints itself: rank 0 may not know of it."""
     error = RunError(text)
     error.reporter = ranks.rank
     return error

@@ -18,7 +18,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._seconds = 0.0
-        self._since: float | None = None  # None: it stands still
+        self._since: float | None = None  # None: not running
 
     def __enter__(self) -> None:
         self._since = time.perf_counter()
@@ -41,9 +41,9 @@ class Stopwatch:
 
 
 class OwnTime:
-    """Seconds that this rank spends on fetching its images and in its own forward passes, where it waits for nobody.
+    """Seconds that this rank spends fetching images and in forward passes, where it waits for no other rank.
 
-    The whole step takes as long on a quick rank as on the slow one it waits for; this part tells them apart.
+    A whole step takes equally long on all ranks, since they wait for the slowest; this part shows which one it is.
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
@@ -56,7 +56,7 @@ class OwnTime:
         module.register_forward_hook(self._end)
 
     def fetch(self, batches: Iterable[T]) -> Iterator[T]:
-        """The batches, the wait for each counted."""
+        """Yield the batches, and count the wait for each."""
         iterator = iter(batches)
         while True:
             began = time.perf_counter()
@@ -73,10 +73,9 @@ class OwnTime:
         return seconds
 
     def compare(self, by_rank_s: Sequence[float], elapsed_s: float) -> str:
-        """Who is slow, once it has been so in two calls in a row; else empty, and after that until it has changed.
+        """A message once a rank has been slow in two calls in a row; empty otherwise, and while it stays slow.
 
-        Slow is a rank that needs over 1.5 times what the others do (their median), if what it needs more is over a
-        twentieth of the time.
+        Slow means over 1.5 times the median of the other ranks, by more than a twentieth of ``elapsed_s``.
         """
         slowest = max(range(len(by_rank_s)), key=by_rank_s.__getitem__)
         others = [seconds for rank, seconds in enumerate(by_rank_s) if rank != slowest]

@@ -1,4 +1,4 @@
-"""A start that does not get on is ended, and where each rank stands is said. No torch."""
+"""Ends a start that makes no progress, and reports where each rank is. Does not import torch."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from typing import Any
 from senet.distributed.environment import Place
 
 _TICK_S = 1.0
-_SLACK_S = 10.0  # the limits of the store and the groups come first, since their errors say more
-_ANSWERS_S = 2.0
-_WORK = (0.05, 2**16)  # seconds of the processor, bytes, per second: far more than waiting takes
+_SLACK_S = 10.0  # later than the timeouts of the store and the groups, whose errors say more
+_ANSWERS_S = 2.0  # until the other ranks have reported where they are
+_WORK = (0.05, 2**16)  # CPU seconds, bytes read and written, per second: far more than waiting uses
 
 
 class Watchdog:
-    """Ends the process when no rank has got on for too long, whatever the main thread is waiting in.
+    """Ends the process when no rank has made progress for too long, whatever the main thread is waiting for.
 
-    A rank gets on when a phase begins and, where it does not wait for others (a long first decoding), as long as it
-    computes or reads. Elsewhere that says nothing: NCCL computes while it waits.
+    The begin of a phase is progress. In a phase that waits for no other rank (a long first decoding), so is computing
+    and reading. In other phases it proves nothing: NCCL computes while it waits.
     """
 
     def __init__(self, own: Place, limit_s: float, end: Callable[[str], object]) -> None:
-        """``end`` gets the reason, in a thread, and does not return."""
+        """``end`` is called with the reason, from a thread, and must not return."""
         self._rank, self._world_size, self._end = own.rank, own.world_size, end
         self.limit_s, self._tick_s = limit_s, min(_TICK_S, limit_s / 4)
         self._phase, self._alone = "choosing a device", False
         self._progress, self._progress_anywhere = 0, 0
         self._closing, self._expired = threading.Event(), threading.Event()
-        self._heard: dict[int, str] = {}  # by rank: phase and place, once the time is over
+        self._where: dict[int, str] = {}  # rank -> its phase and place in the code, reported when the time is over
 
     def __enter__(self) -> Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -45,27 +45,27 @@ class Watchdog:
         self.close()
 
     def phase(self, name: str, *, alone: bool = False) -> None:
-        """What this rank does from now on; ``alone``: without waiting for others."""
+        """Begin a phase. ``alone``: it waits for no other rank."""
         self._phase, self._alone = name, alone
         self._progress += 1
 
     def share(self, store: Any) -> None:
         """From now on the other ranks' progress counts too.
 
-        Over a connection of its own, in a thread of its own: the main thread may be waiting in the other one, and the
-        host of the store may have stopped.
+        In its own thread, over its own connection: the main thread may block on the other connection, and the store's
+        host may have stopped.
         """
         threading.Thread(target=self._exchange, args=(store.clone(),), name="progress", daemon=True).start()
 
     def close(self) -> None:
-        """The start is over."""
+        """Stop watching: the start is over."""
         self._closing.set()
 
     def _watch(self) -> None:
         seen, used, since = (0, 0), _used(), time.monotonic()
         looked = since
         while not self._closing.wait(self._tick_s):
-            # where C++ code keeps the interpreter's lock this thread does not run either, and C code ends the process
+            # if C++ code holds the GIL, this thread does not run either: then faulthandler's C thread ends the process
             faulthandler.dump_traceback_later(self.limit_s + 2 * _SLACK_S, exit=True, file=2)
             before, used, seconds = used, _used(), time.monotonic() - looked
             looked += seconds
@@ -75,39 +75,39 @@ class Watchdog:
                 seen, since = now, looked
             elif looked - since > self.limit_s + min(self.limit_s, _SLACK_S):
                 self._expired.set()
-                # rank 0 speaks for all who answer; the others follow if it cannot
+                # rank 0 ends the start for all that answer; the others wait longer, and do so if it does not
                 if not self._closing.wait(_ANSWERS_S * (1 if self._rank == 0 else 2)):
-                    self._end(self._finding())
+                    self._end(self._reason())
         faulthandler.cancel_dump_traceback_later()
 
     def _exchange(self, store: Any) -> None:
-        told = 0
-        with contextlib.suppress(RuntimeError):  # the host of the store is gone: each for himself
+        sent = 0
+        with contextlib.suppress(RuntimeError):  # the store's host is gone: each rank reports what it knows
             while not self._closing.is_set() and not self._expired.wait(self._tick_s):
-                mine = self._progress
-                self._progress_anywhere = store.add("progress", int(mine != told))
-                told = mine
-            store.set(f"stands/{self._rank}", self._standing())
+                own = self._progress
+                self._progress_anywhere = store.add("progress", int(own != sent))
+                sent = own
+            store.set(f"where/{self._rank}", self._where_here())
             while not self._closing.wait(_ANSWERS_S / 10):
                 for rank in range(self._world_size) if self._rank == 0 else (0,):
-                    if rank not in self._heard and store.check([f"stands/{rank}"]):
-                        self._heard[rank] = store.get(f"stands/{rank}").decode()
+                    if rank not in self._where and store.check([f"where/{rank}"]):
+                        self._where[rank] = store.get(f"where/{rank}").decode()
 
-    def _standing(self) -> str:
+    def _where_here(self) -> str:
         frames = traceback.walk_stack(sys._current_frames().get(threading.main_thread().ident or 0))
         return f"{self._phase}, at {place([frame for frame, _ in frames][::-1])}"
 
-    def _finding(self) -> str:
-        heard = {self._rank: self._standing()} | dict(self._heard)
+    def _reason(self) -> str:
+        where = {self._rank: self._where_here()} | dict(self._where)
         by_text: dict[str, list[int]] = {}
         for rank in range(self._world_size) if self._rank == 0 else sorted({0, self._rank}):
-            by_text.setdefault(heard.get(rank, "does not answer, killed or stopped"), []).append(rank)
-        where = "; ".join(f"{name(ranks)}: {text}" for text, ranks in sorted(by_text.items(), key=lambda t: len(t[1])))
-        return f"the start did not get on for distributed.start_timeout_s={self.limit_s:g}: {where}"
+            by_text.setdefault(where.get(rank, "does not answer, killed or stopped"), []).append(rank)
+        parts = (f"{name(ranks)}: {text}" for text, ranks in sorted(by_text.items(), key=lambda t: len(t[1])))
+        return f"the start made no progress for distributed.start_timeout_s={self.limit_s:g}: {'; '.join(parts)}"
 
 
 def place(frames: Sequence[FrameType]) -> str:
-    """Where a program is, outside of torch: file, line and function of the innermost of these frames."""
+    """``folder/file.py:line function`` of the innermost of these frames that is not in torch."""
     own = [frame for frame in frames if "torch" not in Path(frame.f_code.co_filename).parts]
     if not own:
         return "an unknown place"
@@ -116,13 +116,13 @@ def place(frames: Sequence[FrameType]) -> str:
 
 
 def name(ranks: Iterable[int]) -> str:
-    """Ranks in words."""
+    """``rank 1`` or ``ranks 1, 2``."""
     numbers = sorted(ranks)
     return f"rank{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
 
 
 def _used() -> tuple[float, float]:
-    """Seconds of the processor and bytes of files that this process has used, all its threads together."""
+    """CPU seconds, and bytes read and written, of all threads of this process so far."""
     moved = 0
     with contextlib.suppress(OSError):  # not every kernel counts them
         fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())

@@ -66,6 +66,13 @@ def test_each_benchmark_is_a_file_or_a_command_that_exists() -> None:
             assert any((folder / benchmark).is_file() for folder in (FOLDER, REPOSITORY)), benchmark
 
 
+def test_each_median_with_a_range_on_the_page_of_performance_was_measured() -> None:
+    said = re.findall(r"[\d.,]+ \([\d.,]+ to [\d.,]+\)", (REPOSITORY / "docs" / "performance.md").read_text())
+    measured = " ".join(row.measured for row in ROWS)
+    assert len(said) > 20
+    assert not [text for text in said if text not in measured]
+
+
 def test_a_row_comes_back_as_it_was_written(tmp_path: Path) -> None:
     row = replace(ROW, amx=False, note="", parts={"forward": 1.5}, images_per_s=[106, 107])
     results.append(row, tmp_path / "rows.jsonl")

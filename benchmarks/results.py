@@ -30,10 +30,11 @@ RATIO = "x"  # the unit of a ratio of speeds, which the plot shows
 HEAD = """# Results
 
 Made from [results.jsonl](results.jsonl) by `python benchmarks/results.py`; do not edit. Rows are only added: results
-that miss what is wanted, and older ones, stay. Numbers are a median, in brackets the lowest and the highest. A pair is
-one run of each variant, one after the other. Machine: cores x CPU, with family/model where known. "JPEG images" are
-CIFAR-10's, JPEG re-encoded (quality about 75, colour subsampled), which costs accuracy. The versions of torch and
-Python and the commit of each row are in the file. What the numbers mean: [docs/performance.md](../docs/performance.md).
+that miss what is wanted, and older ones, stay. Numbers are a median, in brackets the lowest and the highest. A pair
+is one run of each variant, one after the other. Numbers in brackets after a name point to the notes below. Machine:
+cores x CPU, with family/model where known. "JPEG images" are CIFAR-10's, JPEG re-encoded (quality about 75, colour
+subsampled), which costs accuracy. The versions of torch and Python and the commit of each row are in the file. What
+the numbers mean: [docs/performance.md](../docs/performance.md).
 
 ![Ratios of speeds](results.svg)
 """
@@ -132,8 +133,7 @@ def page(rows: Sequence[Row]) -> str:
         for command, same in by_command.items():
             shown = command.replace("benchmarks/", ".venv/bin/python benchmarks/", 1)
             text.append(f"\n```\n{shown}\n```\n\n")
-            text.append(_table(["what", "median (low to high)", "wanted", "n", "machine", "date"]))
-            text += [_measurement(row) for row in same]
+            text.append(_measurements(same))
     return "".join(text)
 
 
@@ -145,12 +145,21 @@ def _table_row(*cells: str | None) -> str:
     return f"| {' | '.join(cell or '' for cell in cells)} |\n"
 
 
-def _measurement(row: Row) -> str:
-    of = row.of.removesuffix("s") if row.n == 1 else row.of
-    speeds = "{} against {} images/s".format(*row.images_per_s) if row.images_per_s else ""
-    parts = ", ".join(f"{name} {value:,}" for name, value in (row.parts or {}).items() if value)
-    what = "; ".join(filter(None, [row.what, speeds, parts, row.note]))
-    return _table_row(what, row.measured, row.wanted, f"{row.n} {of}", row.machine, row.date)
+def _measurements(rows: Sequence[Row]) -> str:
+    """A table, and below it a list of the notes, to which the numbers in brackets point."""
+    text, notes = [_table(["what", "median (low to high)", "wanted", "n", "machine", "date"])], []
+    for row in rows:
+        what = [
+            f"{row.what}: {' against '.join(map(str, row.images_per_s))} images/s" if row.images_per_s else row.what
+        ]
+        parts = ", ".join(f"{name} {value:,}" for name, value in (row.parts or {}).items() if value)
+        if note := "; ".join(filter(None, [parts, row.note])):
+            notes += [note] if note not in notes else []
+            what.append(f"({notes.index(note) + 1})")
+        n = f"{row.n} {row.of.removesuffix('s') if row.n == 1 else row.of}"
+        text.append(_table_row(" ".join(what), row.measured, row.wanted, n, row.machine, row.date))
+    listed = [f"{number}. {note}\n" for number, note in enumerate(notes, start=1)]
+    return "".join([*text, "\n" * bool(notes), *listed])
 
 
 def _about(benchmark: str) -> str:

@@ -1,7 +1,7 @@
 # What CI runs is `make test`.
 PY := .venv/bin/python
 
-.PHONY: test quick setup lint types smoke faults hosts slurm-soak clean
+.PHONY: test quick setup lint types smoke faults hosts slurm-soak pictures clean
 
 test: lint types ## style, types, all tests
 	$(PY) -m pytest -m "not slurm and not hosts and not fault"
@@ -32,6 +32,9 @@ hosts: setup ## two emulated hosts: power, links, clocks
 
 slurm-soak: setup ## the long forms of the tests on a SLURM cluster, one after another (about 20 minutes)
 	SOAK=1 SLURM_TESTS=required $(PY) -m pytest -m slurm -v
+
+pictures: setup ## of the README, from a real run (a few minutes; needs chromium); RUN=runs/mine: whose report is shown
+	$(PY) -m docs.pictures.make $(RUN)
 
 clean:
 	rm -rf .venv .venv.lock .mypy_cache .pytest_cache .ruff_cache

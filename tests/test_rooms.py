@@ -14,12 +14,12 @@ ROOMS = {
     "senet": "errors compat config rundir distributed command models data training inference report predict "
     "evaluate export launch",
     "senet/config": "reading options checks load manual __main__",
-    "senet/rundir": "files locks owner lease commit history checkpoint saving",
+    "senet/rundir": "files locks owner lease commit history checkpoint copies saving",
     "senet/distributed": "environment preemption watchdog devices ranks interfaces rollcall meeting agreement groups "
     "timing",
     "senet/models": "senet weights zoo",
     "senet/data": "draws download sources store samplers augment",
-    "senet/training": "schedule state seeds optim scores writer resume trainer run",
+    "senet/training": "schedule state seeds optim scores boards writer resume trainer run",
     "senet/inference": "network formats scoring fetch",
     "senet/report": "analysis examine figures curves drawings page __main__",
     "slurm": "cluster batch snapshot job gpus sbatch preflight control submit",

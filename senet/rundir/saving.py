@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from senet.compat import module_versions, with_module_versions
 from senet.rundir.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -27,6 +26,7 @@ from senet.rundir.checkpoint import (
     read_checkpoint,
     verify,
 )
+from senet.rundir.copies import to_cpu
 from senet.rundir.files import PATIENCE_S, forget_cached, fsync_directory, patiently, write_temporary
 from senet.rundir.lease import LeaseLost
 
@@ -128,7 +128,7 @@ class CheckpointManager:
             if isinstance(self._error, LeaseLost) or self._failures > _FAILURES_TOLERATED:
                 self._fail()
             log.warning("checkpoint not written (%s); training goes on, the next one tries again", self._error)
-        snapshot, facts = _to_cpu(payload), dict(manifest)
+        snapshot, facts = to_cpu(payload), dict(manifest)
 
         def write() -> None:
             self._write(snapshot, facts, first)
@@ -240,24 +240,3 @@ class CheckpointManager:
             lonely = path.suffix == ".json" and not path.with_suffix(".pt").exists()
             if path.name.endswith(".tmp") or lonely:
                 path.unlink(missing_ok=True)
-
-
-def _to_cpu(tree: Any) -> Any:
-    """A copy that shares no memory with the original; complete when it returns."""
-    copy = _copy_tree(tree)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.current_stream().synchronize()  # sync point: once per checkpoint
-    return copy
-
-
-def _copy_tree(tree: Any) -> Any:
-    if isinstance(tree, torch.Tensor):
-        # from a GPU the copies go to pinned memory and run beside each other
-        return tree.detach().to("cpu", copy=True, non_blocking=tree.is_cuda)
-    if isinstance(tree, Mapping):
-        copied = {key: _copy_tree(value) for key, value in tree.items()}
-        versions = module_versions(tree)
-        return copied if versions is None else with_module_versions(copied, versions)
-    if isinstance(tree, list | tuple):
-        return [_copy_tree(value) for value in tree]
-    return tree

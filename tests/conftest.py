@@ -24,7 +24,7 @@ from senet.config.options import DataConfig
 from senet.data.samplers import ImageData, open_data
 from senet.distributed.preemption import StopFlag
 from senet.training.run import run
-from senet.training.trainer import Summary
+from senet.training.state import Summary
 from tests.harness import payload, tiny, tiny_config, train, without_clock
 
 Train = Callable[..., Summary]

@@ -17,7 +17,8 @@ from senet.data.augment import Preprocess
 from senet.data.samplers import ResumableSampler, open_data
 from senet.training import run as run_module
 from senet.training.run import run
-from senet.training.trainer import Summary, Trainer
+from senet.training.state import Summary
+from senet.training.trainer import Trainer
 from tests.harness import (
     StopAt,
     checkpoints,
@@ -140,7 +141,7 @@ def _evaluated(run_dir: str, root: str, options: list[str]) -> dict[str, list[fl
     def only_evaluate(self: Trainer) -> Summary:
         for name, scores in self.evaluate().items():
             results[name] = [scores.num_images, scores.top1, scores.top5 or 0.0, scores.loss]
-        self.checkpoints.close()
+        self.record.checkpoints.close()
         return Summary("stopped", self.state.step, {})
 
     Trainer.fit = only_evaluate  # type: ignore[method-assign]

@@ -19,7 +19,8 @@ ROOMS = {
     "timing",
     "senet/models": "senet weights zoo",
     "senet/data": "draws download sources store samplers augment",
-    "senet/training": "schedule state seeds optim scores boards writer resume trainer run",
+    "senet/training": "schedule state seeds optim scores rows boards writer feed learner peers evaluation resume "
+    "record trainer prepare run",
     "senet/inference": "network formats scoring fetch",
     "senet/report": "analysis examine figures curves drawings page __main__",
     "slurm": "cluster batch snapshot job gpus sbatch preflight control submit",

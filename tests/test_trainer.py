@@ -31,6 +31,7 @@ from senet.rundir.checkpoint import CheckpointError
 from senet.rundir.files import read_json, write_json
 from senet.rundir.lease import Lease
 from senet.rundir.saving import CheckpointManager
+from senet.training.learner import Learner
 from senet.training.optim import build_ema, build_optimizer
 from senet.training.schedule import lr_at
 from senet.training.seeds import seed_everything
@@ -167,12 +168,12 @@ def test_an_overflow_is_skipped_and_not_fatal(
         first = self.state.step == 0
         hook = None
         if first:
-            hook = self.raw_model.get_submodule("linear").weight.register_hook(lambda g: g * math.inf)
-            weights.append(self.raw_model.get_submodule("linear").weight.detach().clone())
+            hook = self.learner.network.get_submodule("linear").weight.register_hook(lambda g: g * math.inf)
+            weights.append(self.learner.network.get_submodule("linear").weight.detach().clone())
         original(self, *batch)
         if hook is not None:
             hook.remove()
-            weights.append(self.raw_model.get_submodule("linear").weight.detach().clone())
+            weights.append(self.learner.network.get_submodule("linear").weight.detach().clone())
 
     monkeypatch.setattr(Trainer, "train_step", overflow)
     summary = train_here(tmp_path, *NO_NORM, "train.amp=fp16", "train.epochs=1")
@@ -211,7 +212,7 @@ def test_weights_that_are_not_finite_are_never_published(
     def spoil(self: Trainer, *batch: Any) -> None:
         original(self, *batch)
         if self.state.step == 5:  # its loss was finite
-            self.raw_model.get_parameter("linear.bias").data[0] = math.inf
+            self.learner.network.get_parameter("linear.bias").data[0] = math.inf
 
     monkeypatch.setattr(Trainer, "train_step", spoil)
     with pytest.raises(NonFiniteLoss, match="a weight is not finite after step 5"):
@@ -479,16 +480,16 @@ def test_the_comparison_notices_what_a_resume_leaves_out(
 ) -> None:
     train_here(tmp_path / "whole")
     train_here(tmp_path / "parts", stop=StopAt(13))
-    original = Trainer.restore
+    original = Learner.load_state_dict
 
-    def forgetful(self: Trainer, content: dict[str, Any]) -> None:
+    def forgetful(self: Learner, content: dict[str, Any]) -> None:
         if left_out == "momentum":
             content["optimizer"]["state"] = {}
         if left_out == "ema counter":
             content["ema"]["updates"] = torch.tensor(0)
         original(self, content)
 
-    monkeypatch.setattr(Trainer, "restore", forgetful)
+    monkeypatch.setattr(Learner, "load_state_dict", forgetful)
     if left_out == "sampler offset":
         monkeypatch.setattr(ResumableSampler, "start_at", lambda self, epoch, _batch: self.set_epoch(epoch))
         monkeypatch.setattr(Trainer, "finish_epoch", _after_as_many_steps(Trainer.finish_epoch))

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def choose_checkpoint(config: Config, checkpoints: CheckpointManager) -> Checkpoint | None:
-    """What ``resume.mode`` says, on rank 0."""
+    """The checkpoint to resume from, by ``resume.mode``; None to begin anew. On rank 0."""
     mode = config.resume.mode
     try:
         own = checkpoints.newest()
@@ -39,7 +39,7 @@ def choose_checkpoint(config: Config, checkpoints: CheckpointManager) -> Checkpo
     if mode in ("auto", "never"):
         return own
     if own is not None and not Path(mode).is_file():
-        return own  # the same command again, and what it began from has been removed since
+        return own  # the same command again; the file that it began from was deleted meanwhile
     named = read_named(mode)
     if own is None or own.step < named.step:
         return named
@@ -66,37 +66,67 @@ def read_named(name: str) -> Checkpoint:
         raise ConfigError(f"resume.mode={name}: {error}") from None
 
 
-def identity(config: Config, data: ImageData) -> dict[str, Any]:
-    """What a checkpoint is of; compared before it is loaded, needed to use it afterwards."""
+def identity(config: Config, data: ImageData, steps_per_epoch: int) -> dict[str, Any]:
+    """What a checkpoint belongs to: compared before it is resumed from, needed to use it afterwards."""
     return {
         "format": FORMAT,
         "classes": list(data.classes),
         "data": data.fingerprint,
-        "steps_per_epoch": steps_per_epoch(config, data),
+        "steps_per_epoch": steps_per_epoch,
         "config": to_flat(config),
     }
 
 
-def check_fits(config: Config, checkpoint: Checkpoint, data: ImageData, model: nn.Module) -> None:
-    """Refuse a checkpoint of another network; and options that change numbers, unless they were allowed to."""
+def check_fits(config: Config, checkpoint: Checkpoint, data: ImageData, steps_per_epoch: int, model: nn.Module) -> None:
+    """Whether this run can go on from a checkpoint.
+
+    Raises:
+        ConfigError: it is of another network or other classes; or options that change the numbers are different, and
+            resume.allow_changes does not allow it, or nothing could.
+    """
     saved = checkpoint.manifest
     if saved["format"] != FORMAT:
         raise ConfigError(
             f"{checkpoint.path} has format {saved['format']}, this version reads {FORMAT}; use its version"
         )
     _must_be_equal(checkpoint, "model.name", saved["config"]["model.name"], config.model.name, weights_fit=False)
-    if saved["classes"] != list(data.classes):
-        gone, new = sorted(set(saved["classes"]) - {*data.classes}), sorted({*data.classes} - {*saved["classes"]})
+    _check_classes(checkpoint, data)
+    changes = _check_changes(config, checkpoint, data)
+    # these cannot change in the middle of a run, allowed or not
+    _must_be_equal(checkpoint, "updates per epoch", saved["steps_per_epoch"], steps_per_epoch)
+    if checkpoint.step > config.train.epochs * saved["steps_per_epoch"]:
+        done = checkpoint.step / saved["steps_per_epoch"]
         raise ConfigError(
-            f"{checkpoint.path} knows {len(saved['classes'])} classes, the data has {len(data.classes)}: without "
+            f"{checkpoint.path} has {done:.4g} epochs done, more than train.epochs={config.train.epochs}; ask for "
+            f"train.epochs={math.ceil(done)} or more, or choose another run_dir"
+        )
+    for key in ("optim.name", "optim.decay_norms_and_biases", "model.whiten"):  # they decide the optimizer's groups
+        now = to_flat(config)[key]
+        _must_be_equal(checkpoint, key, saved["config"].get(key, now), now, weights_fit=key != "model.whiten")
+    _check_parameters(checkpoint, model)
+    if changes:
+        log.warning("resumed with other options: %s", changes)
+
+
+def _check_classes(checkpoint: Checkpoint, data: ImageData) -> None:
+    saved = checkpoint.manifest["classes"]
+    if saved != list(data.classes):
+        gone, new = sorted({*saved} - {*data.classes}), sorted({*data.classes} - {*saved})
+        raise ConfigError(
+            f"{checkpoint.path} knows {len(saved)} classes, the data has {len(data.classes)}: without "
             f"{', '.join(gone) or 'none'}, with new {', '.join(new) or 'none'}; restore the data, or choose another "
             f"run_dir (with model.init_from={checkpoint.path} to begin from its weights)"
         )
+
+
+def _check_changes(config: Config, checkpoint: Checkpoint, data: ImageData) -> str:
+    """What is different and changes the numbers, as a text; ConfigError unless it is allowed."""
+    saved = checkpoint.manifest
     changed = changed_options(saved["config"], config)
     held, held_now = (each.partition("+")[2][:12] for each in (saved["data"], data.fingerprint))
     if not data.same_images(saved["data"]):
         changed.append(("the content of the images", saved["data"][:12], data.fingerprint[:12]))
-    elif held and held_now and held != held_now:  # none: data.holdout differs, or a version that did not note them
+    elif held and held_now and held != held_now:  # one is missing where data.holdout differs, or in old checkpoints
         changed.append(("the choice of the images held out", held, held_now))
     text = ", ".join(f"{key}: {was} -> {now}" for key, was, now in changed)
     if changed and not config.resume.allow_changes:
@@ -104,22 +134,15 @@ def check_fits(config: Config, checkpoint: Checkpoint, data: ImageData, model: n
             f"{checkpoint.path} was trained with other options ({text}), which changes the numbers; undo that, choose "
             f"another run_dir, or set resume.allow_changes=true"
         )
-    # allowed or not, these have no meaning in the middle of a run
-    _must_be_equal(checkpoint, "updates per epoch", saved["steps_per_epoch"], steps_per_epoch(config, data))
-    if checkpoint.step > config.train.epochs * saved["steps_per_epoch"]:
-        done = checkpoint.step / saved["steps_per_epoch"]
-        raise ConfigError(
-            f"{checkpoint.path} has {done:.4g} epochs done, more than train.epochs={config.train.epochs}; ask for "
-            f"train.epochs={math.ceil(done)} or more, or choose another run_dir"
-        )
-    for key in ("optim.name", "optim.decay_norms_and_biases", "model.whiten"):  # what the optimizer's groups hold
-        now = to_flat(config)[key]
-        _must_be_equal(checkpoint, key, saved["config"].get(key, now), now, weights_fit=key != "model.whiten")
+    return text
+
+
+def _check_parameters(checkpoint: Checkpoint, model: nn.Module) -> None:
+    """Whether the weights fit: the code of a network may have been edited."""
     try:
         payload = unpickle(checkpoint.content)
     except CheckpointError as error:
         raise ConfigError(f"{checkpoint.path}: {error}") from None
-    # a network whose code was edited
     shapes, saved_shapes = (
         {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
         for state in (model.state_dict(), payload["model"])
@@ -129,14 +152,12 @@ def check_fits(config: Config, checkpoint: Checkpoint, data: ImageData, model: n
     for was, now in zip(saved_shapes, shapes, strict=True):  # the optimizer knows parameters by their order
         _must_be_equal(checkpoint, "order of layers", was, now)
     trained = sum(len(group["params"]) for group in payload["optimizer"]["param_groups"])
-    now = sum(parameter.requires_grad for parameter in model.parameters())
-    _must_be_equal(checkpoint, "number of trained parameters", trained, now)
-    if changed:
-        log.warning("resumed with other options: %s", text)
+    trained_now = sum(parameter.requires_grad for parameter in model.parameters())
+    _must_be_equal(checkpoint, "number of trained parameters", trained, trained_now)
 
 
 def _must_be_equal(checkpoint: Checkpoint, name: str, was: Any, now: Any, *, weights_fit: bool = True) -> None:
-    """Args: weights_fit: model.init_from would take them."""
+    """ConfigError where ``was`` is not ``now``. ``weights_fit``: model.init_from could load the weights."""
     if was != now:
         begin = f" (with model.init_from={checkpoint.path} to begin from its weights)" if weights_fit else ""
         raise ConfigError(
@@ -145,8 +166,8 @@ def _must_be_equal(checkpoint: Checkpoint, name: str, was: Any, now: Any, *, wei
 
 
 def rate_jump(config: Config, checkpoint: Checkpoint, state: TrainState) -> list[float]:
-    """The learning rate of the last update and of the next one, where changed options make it another than it would
-    have been; else nothing. Said, too."""
+    """The learning rates of the last and of the next update, where changed options change the latter. Else empty.
+    Logged, too."""
     saved: dict[str, Any] = checkpoint.manifest["config"]
     per_epoch = checkpoint.manifest["steps_per_epoch"]
     options: dict[str, Any] = {
@@ -154,7 +175,7 @@ def rate_jump(config: Config, checkpoint: Checkpoint, state: TrainState) -> list
     }
 
     def rate(step: int, schedule: ScheduleConfig, lr: float, epochs: int) -> float:
-        step = max(0, min(step, epochs * per_epoch - 1))  # the schedule has no further ones
+        step = max(0, min(step, epochs * per_epoch - 1))  # the schedule is defined for these
         return state.plateau.factor * lr_at(step, schedule, lr=lr, steps_per_epoch=per_epoch, epochs=epochs)
 
     earlier = (ScheduleConfig(**options), saved["optim.lr"], saved["train.epochs"])
@@ -166,13 +187,8 @@ def rate_jump(config: Config, checkpoint: Checkpoint, state: TrainState) -> list
     return [before, after]
 
 
-def steps_per_epoch(config: Config, data: ImageData) -> int:
-    """Updates; the tail of the images that does not fill a global batch is left out."""
-    return len(data.train) // config.train.global_batch_size
-
-
 def warn_of_changes(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> None:
-    """Of the circumstances in which the bits would stay the same."""
+    """Log what is different in the facts that the bits of a run depend on besides its options."""
     saved = checkpoint.manifest["facts"]
     for key, now in facts.items():
         if saved.get(key) != now:

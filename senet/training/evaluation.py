@@ -1,0 +1,49 @@
+"""The test of an epoch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from senet.distributed.agreement import StopRequested
+from senet.distributed.groups import broadcast_buffers, sum_over_ranks
+from senet.training.feed import Feed
+from senet.training.learner import Learner
+from senet.training.peers import Peers
+from senet.training.scores import Progress, Scores, Tally
+
+
+@torch.no_grad()  # not inference_mode: a network may keep what it makes here, a table of positions, for training
+def evaluate(learner: Learner, feed: Feed, peers: Peers, progress: Progress, *, batch_size: int) -> dict[str, Scores]:
+    """Scores of the raw ("test") and the averaged ("ema") weights over the whole test split, each image once.
+
+    A collective: call on every rank.
+
+    Raises:
+        RuntimeError: the ranks together saw another number of images than the split holds.
+        StopRequested: a rank was asked to stop. The evaluation is broken off, and done again on resume.
+    """
+    networks = learner.networks()
+    tallies = {name: Tally(peers.ranks.device) for name in networks}
+    for network in networks.values():
+        broadcast_buffers(network)
+        network.eval()
+    batches, total = feed.test(batch_size)
+    for images_NHWC, labels_N, _ in progress.over(batches, title="test", total=total):
+        if len(labels_N):
+            images_NHWC, labels_N = feed.to_device(images_NHWC, labels_N)
+            images_NCHW = feed.preprocess.test(images_NHWC)
+            for name, network in networks.items():
+                with learner.autocast():
+                    logits_NK = network(images_NCHW)
+                tallies[name].add(F.cross_entropy(logits_NK.float(), labels_N), logits_NK, labels_N)
+        peers.vote()
+        if peers.agreement.stop_agreed:
+            raise StopRequested
+    peers.agreement.conclude()
+    # sync point: once per evaluation and network
+    scores = {n: Scores.from_sums(sum_over_ranks(t.take()), feed.num_classes) for n, t in tallies.items()}
+    for name, result in scores.items():
+        if result.num_images != len(feed.data.test):
+            raise RuntimeError(f"{name}: evaluated {result.num_images} of {len(feed.data.test)} images")
+    return scores

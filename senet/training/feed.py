@@ -1,0 +1,80 @@
+"""What a network is given: the batches of both splits, and black images to try it with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from senet.config.options import Config
+from senet.data.augment import Preprocess
+from senet.data.samplers import Batch, ImageData, ResumableSampler, ShardSampler, load_batches
+from senet.distributed.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Images and labels for this rank."""
+
+    data: ImageData
+    sampler: ResumableSampler
+    preprocess: Preprocess
+    ranks: Ranks
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.data.classes)
+
+    def train(self, epoch: int, first_batch: int) -> Iterator[Batch]:
+        """This rank's share of the training batches, from one of them to the end of the epoch."""
+        self.sampler.start_at(epoch, first_batch)
+        return load_batches(self.data.train, self.sampler, self.ranks.device)
+
+    def test(self, batch_size: int) -> tuple[Iterator[Batch], int]:
+        """This rank's share of the test images, each once, and the number of batches. The last may be empty."""
+        sampler = ShardSampler(
+            len(self.data.test), batch_size=batch_size, rank=self.ranks.rank, world_size=self.ranks.world_size
+        )
+        return load_batches(self.data.test, sampler, self.ranks.device), len(sampler)
+
+    def to_device(self, *tensors: Tensor) -> list[Tensor]:
+        """Asynchronously from pinned memory: the host does not wait."""
+        return [tensor.to(self.ranks.device, non_blocking=True) for tensor in tensors]
+
+
+def build_sampler(config: Config, data: ImageData, ranks: Ranks) -> ResumableSampler:
+    """The order of the training images, and this rank's share of them."""
+    return ResumableSampler(
+        data.train,
+        global_batch_size=config.train.global_batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        seed=config.seed,
+    )
+
+
+def build_preprocess(config: Config, device: torch.device) -> Preprocess:
+    """From stored images to network input."""
+    return Preprocess(
+        config.augment,
+        mean=config.data.mean,
+        std=config.data.std,
+        seed=config.seed,
+        device=device,
+        channels_last=config.train.channels_last,
+    )
+
+
+def two_black_images(config: Config, device: torch.device) -> Tensor:
+    """The smallest batch that a network with batch norms can be run on."""
+    return torch.zeros(2, 3, config.data.image_size, config.data.image_size, device=device)
+
+
+def black_micro_batch(config: Config, ranks: Ranks) -> Tensor:
+    """As many images as training runs at once, in the same memory layout: for another number or layout, torch.compile
+    would compile again."""
+    count, size = config.train.global_batch_size // (ranks.world_size * config.train.accumulate), config.data.image_size
+    images_NHWC = torch.zeros(count, size, size, 3, dtype=torch.uint8, device=ranks.device)
+    return build_preprocess(config, ranks.device).test(images_NHWC)

@@ -1,0 +1,117 @@
+"""What is trained and what trains it, on one rank's device: built, saved, restored."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.amp import GradScaler, autocast
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
+
+from senet.config.options import Config
+from senet.distributed.agreement import NonFiniteLoss
+from senet.distributed.groups import replicate, sync_batch_norms
+from senet.distributed.ranks import Ranks
+from senet.models.weights import lay_out
+from senet.training.feed import black_micro_batch, two_black_images
+from senet.training.optim import WeightAverage, build_ema, build_optimizer, load_optimizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A network with its average, its optimizer, and the precision it runs in."""
+
+    network: nn.Module
+    """Without wrappers: this is what is evaluated, averaged and saved."""
+    replicas: DistributedDataParallel
+    """The network as it is trained: compiled if asked for, its gradients averaged over the ranks."""
+    average: WeightAverage | None
+    optimizer: torch.optim.Optimizer
+    scaler: GradScaler
+    autocast: Callable[[], AbstractContextManager[None]]
+
+    @classmethod
+    def build(cls, config: Config, ranks: Ranks, network: nn.Module, amp: str, num_classes: int) -> Learner:
+        """Move the network to its device and run it there for the first time. A collective: call on every rank."""
+        network.to(ranks.device)
+        lay_out(network, channels_last=config.train.channels_last)
+        if config.train.sync_bn:
+            network = sync_batch_norms(network)
+        average = build_ema(network, config.train.ema_decay)  # before it runs: then it may hold what cannot be copied
+        mixed: Callable[[], AbstractContextManager[None]] = partial(
+            autocast, ranks.device.type, dtype=torch.float16 if amp == "fp16" else torch.bfloat16, enabled=amp != "off"
+        )
+        compiled = torch.compile(network) if config.train.compile else network
+        assert isinstance(compiled, nn.Module)
+        black = black_micro_batch(config, ranks) if config.train.compile else two_black_images(config, ranks.device)
+        with mixed():
+            replicas = replicate(
+                compiled, ranks, dummy_NCHW=black, num_classes=num_classes, comm_hook=config.train.comm_hook
+            )
+        optimizer = build_optimizer(network, config.optim, fused=amp != "fp16")
+        scaler = GradScaler(ranks.device.type, enabled=amp == "fp16")
+        return cls(network, replicas, average, optimizer, scaler, mixed)
+
+    @property
+    def weights(self) -> Literal["raw", "averaged"]:
+        """Those that are the result, if the run ends now."""
+        return "averaged" if self.average is not None and self.average.counts else "raw"
+
+    def networks(self) -> dict[str, nn.Module]:
+        """What is evaluated, by its name in metrics.jsonl: raw weights "test", averaged ones "ema"."""
+        return {"test": self.network} | ({"ema": self.average.module} if self.average else {})
+
+    def refuse_non_finite(self, step: int) -> None:
+        """A loss can be finite and its gradient not. Sync point: once per checkpoint.
+
+        Raises:
+            NonFiniteLoss: a weight is NaN or infinite.
+        """
+        trained = [p.detach() for p in self.network.parameters() if p.requires_grad]
+        if not torch.isfinite(get_total_norm(trained)):
+            raise NonFiniteLoss(f"a weight is not finite after step {step}; nothing was saved from it on")
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint. Refers to the tensors in use: copy them before the next update."""
+        average = self.average
+        return {
+            "model": self.network.state_dict(),
+            "ema": {"model": average.module.state_dict(), "updates": average.n_averaged} if average else {},
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, payload: dict[str, Any]) -> None:
+        """Continue from a checkpoint's payload, the same on every rank."""
+        self.network.load_state_dict(payload["model"])
+        load_optimizer(self.optimizer, payload["optimizer"])
+        if payload["scaler"]:  # empty unless the run was in fp16
+            self.scaler.load_state_dict(payload["scaler"])
+        if self.average is None:
+            return
+        if payload["ema"]:
+            self.average.module.load_state_dict(payload["ema"]["model"])
+            self.average.n_averaged.copy_(payload["ema"]["updates"])
+        else:  # switched on with resume.allow_changes: the average begins here
+            self.average.module.load_state_dict(payload["model"])
+
+
+def choose_amp(wanted: str, device: torch.device) -> str:
+    """The precision for ``train.amp``. auto is bf16 where the hardware computes in it, else off."""
+    if wanted == "fp16" and device.type == "cpu":
+        log.warning("train.amp=fp16 on a CPU is slow; bf16 or off is faster")
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "off"
+    features = torch.cpu.get_capabilities()
+    return "bf16" if features.get("avx512_bf16") or features.get("bf16") else "off"  # x86, Arm

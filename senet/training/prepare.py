@@ -1,0 +1,117 @@
+"""Everything that can be refused, done by each rank before the ranks meet."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from senet.config.options import NETWORKS, Config
+from senet.data.samplers import ImageData, ResumableSampler, open_data
+from senet.distributed.preemption import StopFlag
+from senet.distributed.ranks import Ranks
+from senet.distributed.watchdog import Watchdog
+from senet.errors import ConfigError
+from senet.models.weights import whiten_first_layer
+from senet.models.zoo import build_model, refuse_other_images, trains_on_one_image
+from senet.rundir.checkpoint import Checkpoint
+from senet.rundir.lease import Lease
+from senet.rundir.owner import nothing_left_if_refused
+from senet.rundir.saving import CheckpointManager
+from senet.training.feed import build_preprocess, build_sampler
+from senet.training.resume import check_fits, choose_checkpoint
+from senet.training.seeds import seed_everything
+
+
+class Prepared(NamedTuple):
+    """What exists before the ranks meet. Lease and checkpoint: on rank 0 only."""
+
+    data: ImageData
+    network: nn.Module
+    sampler: ResumableSampler
+    lease: Lease | None
+    checkpoints: CheckpointManager
+    checkpoint: Checkpoint | None
+
+
+def prepare(config: Config, ranks: Ranks, stack: ExitStack, stop: StopFlag, watchdog: Watchdog) -> Prepared:
+    """Run directory, data and network.
+
+    Raises:
+        ConfigError: a user's mistake.
+    """
+    lease, checkpoint = None, None
+    checkpoints = CheckpointManager(None, keep=1, generation=0, resumed_from={})
+    if ranks.is_main:
+        lease, checkpoints = _own_run_dir(config, stack, stop, watchdog)
+        checkpoint = choose_checkpoint(config, checkpoints)
+    data = open_data(config.data, local_rank=ranks.local_rank)
+    sampler = build_sampler(config, data, ranks)
+    network = _build_network(config, data, begins_anew=checkpoint is None)
+    if checkpoint is not None:
+        check_fits(config, checkpoint, data, sampler.batches_per_epoch, network)
+    _check_images(config, ranks, network)
+    return Prepared(data, network, sampler, lease, checkpoints, checkpoint)
+
+
+def _own_run_dir(
+    config: Config, stack: ExitStack, stop: StopFlag, watchdog: Watchdog
+) -> tuple[Lease, CheckpointManager]:
+    run_dir = Path(config.run_dir)
+    stack.enter_context(nothing_left_if_refused(run_dir))
+    watching = partial(watchdog.phase, "watching whether the last holder of run_dir lives", alone=True)
+    lease = stack.enter_context(Lease.acquire(run_dir, watching))  # each look is progress
+    watchdog.phase("preparing data and network", alone=True)
+    stop.before_leaving(partial(_give_up, lease))
+    checkpoints = CheckpointManager(
+        run_dir / "checkpoints",
+        keep=config.checkpoint.keep,
+        generation=lease.generation,
+        resumed_from=lease.resumed_from,
+        is_held=lease.is_held,
+    )
+    stack.callback(checkpoints.close)
+    return lease, checkpoints
+
+
+def _give_up(lease: Lease, _code: int, reason: str) -> None:
+    """The process is ended from outside its main thread."""
+    lease.update(state="failed", reason=reason)  # published only if lease.start was called
+    lease.close()
+
+
+def _build_network(config: Config, data: ImageData, *, begins_anew: bool) -> nn.Module:
+    """With the weights that a run begins with, unless a checkpoint is loaded over them."""
+    seed_everything(config.seed)
+    network = build_model(
+        config.model.name,
+        num_classes=len(data.classes),
+        reduction=config.model.reduction,
+        small_stem=config.model.small_stem,
+        init_from=config.model.init_from if begins_anew else "",
+    )
+    if config.model.whiten:
+        count = min(len(data.train), max(1, 1000 * 32**2 // config.data.image_size**2))  # about 100 MB of patches
+        some = data.train[torch.linspace(0, len(data.train) - 1, count).long()][0]  # of all classes
+        whiten_first_layer(network, build_preprocess(config, torch.device("cpu")).test(some))
+    return network
+
+
+def _check_images(config: Config, ranks: Ranks, network: nn.Module) -> None:
+    """ConfigError where the network cannot take images of this size, or one at a time where it will get one."""
+    small = [config.augment.small_size] if config.augment.small_epochs else []
+    if config.model.name not in NETWORKS:
+        for size in {config.data.image_size, *small}:
+            refuse_other_images(network, config.model.name, size)
+    parts = ranks.world_size * config.train.accumulate
+    if config.train.global_batch_size > parts or (config.train.sync_bn and ranks.world_size > 1):
+        return
+    if not trains_on_one_image(network, *(small or [config.data.image_size])):
+        raise ConfigError(
+            f"train.global_batch_size={config.train.global_batch_size} is one image per rank and micro-batch, and "
+            f"{config.model.name} has a norm over a single value of it; use {2 * parts} or more"
+        )

@@ -1,0 +1,65 @@
+"""The rows of metrics.jsonl, and the lines that a person reads of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from senet.rundir.history import judged
+from senet.training.scores import Scores
+from senet.training.state import TrainState
+
+Row = dict[str, Any]
+
+
+def interval_row(state: TrainState, train: Scores, seconds: float, lr: float) -> Row:
+    """kind "train": one log interval, which took so many seconds; ``lr`` is that of its last update."""
+    return train.row("train") | {"lr": lr, "images_per_s": train.num_images / seconds, "train_s": state.train_s}
+
+
+def epoch_row(state: TrainState, train: Scores, results: Mapping[str, Scores], lr: float, weights: str) -> Row:
+    """kind "epoch": one epoch, with the scores of each evaluated network ("test": raw weights, "ema": averaged)."""
+    row: Row = {"epoch": state.epochs_done, **train.row("train")}
+    for name, scores in results.items():
+        row |= scores.row(name)
+    return row | {
+        "lr": lr,
+        "images_per_s": train.num_images / state.epoch_s,
+        "epoch_s": state.epoch_s,
+        "train_s": state.train_s,
+        "skipped_steps": state.skipped_steps,
+        "weights": weights,
+        "best_top1": state.best_top1,
+        "best_epoch": state.best_epoch,
+    }
+
+
+def interval_line(row: Row, step: int, total_steps: int) -> str:
+    """Of ``interval_row``."""
+    return (
+        f"step {step}/{total_steps}  loss {row['train_loss']:.4f}  top-1 {row['train_top1']:.2f} %  "
+        f"lr {row['lr']:.4g}  {row['images_per_s']:.0f} images/s"
+    )
+
+
+def epoch_line(row: Row, epochs: int) -> str:
+    """Of ``epoch_row``."""
+    ema = f", ema {row['ema_loss']:.4f} {row['ema_top1']:.2f} %" if "ema_loss" in row else ""
+    return (
+        f"epoch {row['epoch']}/{epochs}  train {row['train_loss']:.4f} {row['train_top1']:.2f} %  "
+        f"test {row['test_loss']:.4f} {row['test_top1']:.2f} %{ema}  lr {row['lr']:.4g}  "
+        f"{row['images_per_s']:.0f} images/s  {row['epoch_s']:.0f} s"
+    )
+
+
+def result_line(row: Row, images: str) -> str:
+    """Of the last ``epoch_row`` of a run; ``images``: how many of which it was evaluated on."""
+    which = judged(row)
+    weights = ""
+    if "ema_top1" in row:
+        both = {"ema": f"averaged weights {row['ema_top1']:.2f} %", "test": f"raw weights {row['test_top1']:.2f} %"}
+        weights = f"{both.pop(which)}, {both.popitem()[1]}; "
+    return (
+        f"{row[f'{which}_top1']:.2f} % top-1 ({weights}{images}), best {row['best_top1']:.2f} % after epoch "
+        f"{row['best_epoch']}; {row['train_s']:.0f} s of training"
+    )

@@ -48,8 +48,8 @@ from senet.training.run import run
 from senet.training.trainer import Trainer
 
 OWN, PLAIN, DURABLE = VARIANTS = ("the trainer's", "torch.save", "torch.save, fsync")
-MAIN = ["training.trainer:Trainer._collect", "training.trainer:get_total_norm", "training.trainer:check_in_sync"]
-MAIN += ["rundir.saving:_to_cpu"]
+MAIN = ["training.trainer:Trainer._collect", "training.learner:get_total_norm", "training.trainer:check_in_sync"]
+MAIN += ["rundir.saving:to_cpu"]
 THREAD = ["rundir.saving:torch.save", "rundir.saving:write_temporary", "rundir.saving:fsync_directory"]
 THREAD += ["rundir.saving:verify", "rundir.saving:hashlib.sha256"]
 BEHIND = "rundir.saving:CheckpointManager._write"
@@ -106,7 +106,7 @@ class Measured:
 
     def _save(self, trainer: Trainer, *, best: bool = False, wait: bool = False) -> None:
         self.trainer = trainer
-        trainer.checkpoints.close()  # what the thread has still to do is no part of the next save
+        trainer.record.checkpoints.close()  # what the thread has still to do is no part of the next save
         turn, place = divmod(self._saves, len(VARIANTS))
         self._variant = OWN if wait else (VARIANTS if turn % 2 == 0 else VARIANTS[::-1])[place]
         self._saves += 1
@@ -131,15 +131,15 @@ class Measured:
     def restore(self, repeats: int) -> None:
         """Time the way back."""
         assert self.trainer is not None
-        directory = self.trainer.checkpoints.directory
+        directory = self.trainer.record.checkpoints.directory
         for _ in range(repeats):
             began = time.perf_counter()
             found = CheckpointManager(directory, keep=1, generation=2, resumed_from={}).newest()
             assert found is not None
-            self.trainer.restore(unpickle(found.content))
+            self.trainer.learner.load_state_dict(unpickle(found.content))
             self.times["restore"].append(time.perf_counter() - began)
             began = time.perf_counter()
-            self.trainer.restore(torch.load(self._plain, map_location="cpu", weights_only=True))
+            self.trainer.learner.load_state_dict(torch.load(self._plain, map_location="cpu", weights_only=True))
             self.times["torch.load"].append(time.perf_counter() - began)
             self.times["MB"] = [found.path.stat().st_size / 1e6, self._plain.stat().st_size / 1e6]
 

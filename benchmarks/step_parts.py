@@ -35,7 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from senet.command import leave
 from senet.config.load import load_config
-from senet.data.samplers import ResumableSampler, load_batches, open_data
+from senet.data.samplers import open_data
 from senet.distributed.devices import set_threads
 from senet.distributed.environment import read_place
 from senet.distributed.groups import process_groups
@@ -43,8 +43,8 @@ from senet.distributed.meeting import meet
 from senet.distributed.ranks import Ranks
 from senet.distributed.watchdog import Watchdog
 from senet.models.zoo import build_model
-from senet.training.optim import build_ema, build_optimizer
-from senet.training.run import _choose_amp, _preprocess, _to_device
+from senet.training.feed import Feed, build_preprocess, build_sampler
+from senet.training.learner import Learner, choose_amp
 
 GLOBAL_BATCHES = (128, 512)
 PARTS = ("data", "forward", "backward", "exposed", "optimizer")
@@ -121,31 +121,23 @@ def be_a_rank(options: list[str], *, pairs: int, steps: int) -> None:
         watchdog.close()
         torch.manual_seed(config.seed)
         network = build_model(config.model.name, num_classes=len(data.classes), reduction=config.model.reduction)
-        model, ddp, mixed = _to_device(config, ranks, network, _choose_amp(config.train.amp, ranks.device))
-        optimizer, ema = build_optimizer(model, config.optim, fused=True), build_ema(model, config.train.ema_decay)
-        sampler = ResumableSampler(
-            data.train,
-            global_batch_size=config.train.global_batch_size,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            seed=config.seed,
-        )
-        preprocess = _preprocess(config, ranks.device)
+        amp = choose_amp(config.train.amp, ranks.device)
+        learner = Learner.build(config, ranks, network, amp, len(data.classes))
+        feed = Feed(data, build_sampler(config, data, ranks), build_preprocess(config, ranks.device), ranks)
 
         def batches() -> Iterator[Batch]:
             for epoch in range(sys.maxsize):
-                sampler.start_at(epoch, 0)
-                for images_NHWC, labels_N, indices_N in load_batches(data.train, sampler, ranks.device):
-                    yield preprocess.train(images_NHWC, indices_N, epoch), labels_N
+                for images_NHWC, labels_N, indices_N in feed.train(epoch, 0):
+                    yield feed.preprocess.train(images_NHWC, indices_N, epoch), labels_N
 
         def update() -> None:
-            optimizer.step()
-            optimizer.zero_grad()
-            if ema is not None:
-                ema.update_parameters(model)
+            learner.optimizer.step()
+            learner.optimizer.zero_grad()
+            if learner.average is not None:
+                learner.average.update_parameters(learner.network)
 
-        ddp.train()
-        step = Step(ddp, batches(), update, mixed, config.train.label_smoothing)
+        learner.replicas.train()
+        step = Step(learner.replicas, batches(), update, learner.autocast, config.train.label_smoothing)
         mine = measure(step, pairs=pairs, steps=steps)
         everyones: list[Seconds] = [{} for _ in range(ranks.world_size)]
         dist.all_gather_object(everyones, mine)

@@ -157,7 +157,7 @@ def test_a_left_over_writer_replaces_nothing(tmp_path: Path) -> None:
     new = writer(tmp_path, step=1)
     new.write("train", 2, loss=2.0)
     new.sync()
-    old._rows._lose(OSError("gone"))  # it has met an error, and would write all of it anew
+    old._rows._abandon(OSError("gone"))  # it has met an error, and would write all of it anew
     old.write("train", 9, loss=9.0)
     old.close()
     new.close()

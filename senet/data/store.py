@@ -1,7 +1,7 @@
 """Images decoded once to uint8, in one memory-mapped file per split.
 
 A store is a folder ``<data.root>/stores/<key>`` with ``train.images.npy`` uint8 [N, H, W, 3], ``train.labels.npy``
-int64 [N], the same for ``test``, and ``meta.json`` (class names, sha256 of each file). All ranks of a node map
+int64 [N], the same for ``test``, and ``meta.json`` (format, class names, sha256 of each file). All ranks of a node map
 the same files, so the pixels are in memory once. A folder ``*.decoded`` holds the pixels of an image folder that was
 refused for its unreadable files, until these are repaired.
 """
@@ -29,6 +29,7 @@ from senet.errors import ConfigError
 from senet.rundir.files import fsync_directory, read_json, write_json
 from senet.rundir.locks import StillHeld, lock, own_folder
 
+FORMAT = 1  # all formats up to this one can be read
 _BLOCK = 128  # images per decoding task, at most
 _PATIENCE_S = 60.0  # with another process that builds and gives no sign of life
 log = logging.getLogger(__name__)
@@ -83,6 +84,11 @@ def _map(store: Path, *, verify: bool) -> Store:
     meta = read_json(store / "meta.json")
     if not {"sha256", "classes"} <= meta.keys():
         raise ConfigError(f"{store / 'meta.json'} is damaged; delete {store} to have it built anew")
+    if (found := meta.get("format", 1)) not in range(1, FORMAT + 1):
+        raise ConfigError(
+            f"{store} has format {found}, this version reads 1 to {FORMAT}; use the version that wrote it, or name "
+            f"another data.root"
+        )
     splits = {}
     for split in SPLITS:
         arrays = []
@@ -156,7 +162,8 @@ def _build(config: DataConfig, own: Path) -> None:
             f"{some(errors)}; repair or remove them (what is decoded waits in {kept})"
         )
     hashes = {path.name: _sha256(path) for path in sorted(new.glob("*.npy"))}
-    write_json(new / "meta.json", {"classes": list(source.classes), "sha256": hashes}, durable=True)
+    meta = {"format": FORMAT, "classes": list(source.classes), "sha256": hashes}
+    write_json(new / "meta.json", meta, durable=True)
 
 
 def _kept(config: DataConfig, stores: Path) -> Path:

@@ -27,7 +27,7 @@ from senet.rundir.files import fsync_directory
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch_export": ".pt2"}
 FACTS = ("format", "classes", "config", "step", "checkpoint_sha256", "with_preprocessing")
-FORMAT = 1
+FORMAT = 1  # all formats up to this one can be read
 LARGEST_DIFFERENCE = 1e-4  # of a logit, in fp32
 CHECKED_IMAGES = 64
 
@@ -107,8 +107,8 @@ def _from_strings(strings: Mapping[str, str | bytes], path: Path) -> dict[str, A
     if not set(FACTS) <= strings.keys():
         raise ConfigError(f"{path} has no class names and preprocessing in it; make it with python -m senet.export")
     facts = {name: json.loads(strings[name]) for name in FACTS}
-    if facts["format"] != FORMAT:
-        raise ConfigError(f"{path} has format {facts['format']}, this version reads {FORMAT}; export it anew")
+    if (found := facts["format"]) not in range(1, FORMAT + 1):
+        raise ConfigError(f"{path} has format {found}, this version reads 1 to {FORMAT}; use the version that wrote it")
     check_facts(facts, path)
     return facts
 

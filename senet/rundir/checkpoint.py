@@ -22,6 +22,7 @@ import torch
 from senet.errors import ConfigError, RunError
 from senet.rundir.files import patiently, read_json
 
+FORMAT = 1  # of manifest and payload; all formats up to this one can be read
 _NAME = re.compile(r"step_(\d{9})\.g(\d{4})\.pt")
 
 
@@ -96,6 +97,7 @@ def read_checkpoint(path: Path, *, patience_s: float = 0) -> Checkpoint:
 
     Raises:
         CheckpointError: missing, damaged, or with a manifest that is missing, damaged or of another file.
+        ConfigError: it has a format that this version does not know.
         RunError: it cannot be read, which says nothing about the file.
     """
     try:
@@ -118,6 +120,8 @@ def verify(path: Path) -> Checkpoint:
         raise CheckpointError(f"{error.filename}: {error.strerror}") from None
     except ValueError as error:
         raise CheckpointError(f"{path.with_suffix('.json')}: {error}") from None
+    if (found := manifest.get("format", 1)) not in range(1, FORMAT + 1):
+        raise ConfigError(f"{path} has format {found}, this version reads 1 to {FORMAT}; use the version that wrote it")
     if len(content) != manifest["bytes"] or hashlib.sha256(content).hexdigest() != manifest["sha256"]:
         raise CheckpointError(f"{path}: {len(content)} bytes do not match the sha256 in its manifest")
     return Checkpoint(path, manifest, content)

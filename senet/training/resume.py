@@ -15,12 +15,11 @@ from senet.config.load import changed_options, to_flat
 from senet.config.options import Config, ScheduleConfig
 from senet.data.samplers import ImageData
 from senet.errors import ConfigError
-from senet.rundir.checkpoint import Checkpoint, CheckpointError, published_files, read_checkpoint, unpickle
+from senet.rundir.checkpoint import FORMAT, Checkpoint, CheckpointError, published_files, read_checkpoint, unpickle
 from senet.rundir.saving import CheckpointManager
 from senet.training.schedule import lr_at
 from senet.training.state import TrainState
 
-FORMAT = 1  # of a checkpoint's manifest and payload
 log = logging.getLogger(__name__)
 
 
@@ -85,10 +84,6 @@ def check_fits(config: Config, checkpoint: Checkpoint, data: ImageData, steps_pe
             resume.allow_changes does not allow it, or nothing could.
     """
     saved = checkpoint.manifest
-    if saved["format"] != FORMAT:
-        raise ConfigError(
-            f"{checkpoint.path} has format {saved['format']}, this version reads {FORMAT}; use its version"
-        )
     _must_be_equal(checkpoint, "model.name", saved["config"]["model.name"], config.model.name, weights_fit=False)
     _check_classes(checkpoint, data)
     changes = _check_changes(config, checkpoint, data)

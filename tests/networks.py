@@ -14,6 +14,11 @@ def tiny_senet(num_classes: int) -> SENet:
     return SENet(PreActBlock, [1, 1, 1, 1], num_classes=num_classes, widths=(8, 16, 32, 64), reduction=4)
 
 
+def narrow_senet(num_classes: int) -> SENet:
+    """What the run in ``tests/before`` trained."""
+    return SENet(PreActBlock, [1, 1], num_classes=num_classes, widths=(8, 8), reduction=4)
+
+
 class _NoNorm(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()

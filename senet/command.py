@@ -1,4 +1,4 @@
-"""What the commands on a finished network share: how they refuse, and how they end."""
+"""What the commands share: their command line, one line for an error, exit codes, records of a crash."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from senet.config.load import named_path
 from senet.distributed.environment import own_rank
 from senet.errors import FAILED_EXIT_CODE, INTERRUPTED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError, RunError
 
-BUS_ERROR = "a page of a mapped file was not to be had: its file system does not answer, or is full"
-CRASH_VARIABLE = "SENET_CRASH_FILE"  # a launcher that cannot see by which signal a rank has ended names a file
+BUS_ERROR = "a page of a mapped file could not be read or written: its file system does not answer, or is full"
+CRASH_VARIABLE = "SENET_CRASH_FILE"  # names a file; set by a launcher that cannot see which signal ended a rank
 
 
 def path_argument(text: str) -> Path:
-    """The type of an argument: a path in which ``~`` is what it is in the options."""
+    """For ``add_argument(type=...)``: a path, with ``~`` expanded as in the options."""
     try:
         return named_path(text)
     except ConfigError as error:
@@ -38,44 +38,43 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; --help shows the usage")
 
     def add_network(self, what: str) -> None:
-        """The arguments that say which network."""
+        """The arguments that name the network."""
         self.add_argument("network", type=path_argument, help=what)
         self.add_model()
 
     def add_model(self) -> None:
-        """Whose network it is."""
+        """The argument that allows a user's own network."""
         self.add_argument(
             "--model",
             default="",
             metavar="PACKAGE.MODULE:FUNCTION",
-            help="somebody's own network, as model.name in training: a file does not choose which code is run",
+            help="for your own network: model.name of the training, since a file must not choose which code is run",
         )
 
     def add_device(self) -> None:
         """Where the network runs."""
         self.add_argument(
-            "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where one is visible"
+            "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if one is visible"
         )
 
 
 def printable(text: str) -> str:
-    """One line, as long as before, and nothing that a terminal would obey: names and answers may be anybody's."""
+    """Replace line breaks and control characters by ``?``: file names and server responses are not trusted."""
     return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def end(name: str, main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Run a command and leave the process with its exit code; 2 for a user's mistake, 1 for what else fails.
+    """Run a command and leave the process with its exit code; 2 for a user's mistake, 1 for any other failure.
 
-    Under torchrun one line is printed in all, rank 0's: the others wait until it has spoken, which makes torchrun end
-    them.
+    Under torchrun only rank 0 prints its line: the others wait, and torchrun ends them when rank 0 has exited.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     try:
         code = main(sys.argv[1:])
-        if sys.stdout is not None:  # closed by whoever started this
-            sys.stdout.flush()  # here a full disk is still an error
-    except BrokenPipeError:  # whoever read the output has seen enough
+        if sys.stdout is not None:  # None: closed by the parent process
+            sys.stdout.flush()  # raises on a full disk; at exit it would not
+    except BrokenPipeError:  # the reader of a pipe has ended, like head
         code = FAILED_EXIT_CODE
     except (ConfigError, RunError, OSError) as error:
         code = REFUSED_EXIT_CODE if isinstance(error, ConfigError) else FAILED_EXIT_CODE
@@ -94,7 +93,7 @@ def end(name: str, main: Callable[[Sequence[str]], int]) -> NoReturn:
 
 
 def record(error: BaseException) -> None:
-    """Tell torchrun why this rank ends, in the file that it names: its summary shows the first one of all ranks."""
+    """Write why this rank ends into torchrun's error file; its summary shows the earliest of all ranks."""
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         known = isinstance(error, ConfigError | RunError)
         text = str(error) if known else "".join(traceback.format_exception(error))
@@ -102,21 +101,21 @@ def record(error: BaseException) -> None:
             "message": f"{type(error).__name__}: {error}",
             "extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))},
         }
-        with contextlib.suppress(OSError):  # whoever named it is gone, or its disk is full
+        with contextlib.suppress(OSError):  # torchrun and its folder are gone, or the disk is full
             Path(path).write_text(json.dumps({"message": message}))
 
 
 def trace_crashes() -> None:
-    """Where SIGBUS, SIGSEGV or their kind end it, say in which line: on stderr, or in the launcher's file."""
+    """On SIGBUS, SIGSEGV and the like, write a traceback to stderr, or to the launcher's file."""
     if sys.stderr is not None:
         faulthandler.enable(sys.stderr)
     if path := os.environ.get(CRASH_VARIABLE):
-        with contextlib.suppress(OSError):  # then on stderr
+        with contextlib.suppress(OSError):  # stderr remains
             faulthandler.enable(Path(path).open("a"))  # noqa: SIM115 # to the end of the process
 
 
 def leave(code: int) -> NoReturn:
-    """End the process. No tearing down: with a peer gone, the destructors of the process groups can hang."""
+    """End the process without destructors: those of the process groups can hang when another rank is gone."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             if stream is not None:

@@ -1,4 +1,4 @@
-"""How good a finished network is on the test split: ``python -m senet.evaluate RUN_DIR [data.root=...]``.
+"""Accuracy and loss of a trained network on the test split: ``python -m senet.evaluate RUN_DIR [data.root=...]``.
 
 Each image counts once for any number of ranks; ``torchrun --nproc_per_node=2 -m senet.evaluate ...`` shares the work.
 """
@@ -23,7 +23,7 @@ from senet.distributed.environment import read_place
 from senet.errors import FAILED_EXIT_CODE, ConfigError
 from senet.rundir.files import replace_file
 
-_MOST_CLASSES, _LOWEST_CLASSES = 20, 10  # that many have a line each; of more, so many of the lowest accuracy
+_MOST_CLASSES, _LOWEST_CLASSES = 20, 10  # up to 20 classes are all listed; of more, the 10 of the lowest accuracy
 
 if TYPE_CHECKING:
     from senet.data.samplers import ImageData
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
             watchdog,
             must_be_equal(ranks, {"batch_size": arguments.batch_size, "flip_average": arguments.flip_average}),
             lambda: _prepare(arguments, ranks),
-            # a run that still trains may have another best checkpoint a moment later
+            # a run that still trains may publish a new best checkpoint between two ranks
             lambda found: {
                 "checkpoint": found[0].manifest["sha256"],
                 "fingerprint of the images": found[1].fingerprint,
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
             print(json.dumps(report) if arguments.json else _text(report), flush=True)
             if arguments.predictions:
                 replace_file(arguments.predictions, _predictions(result, data, data_config))
-        leave_together(group)  # the first exit ends the others
+        leave_together(group)  # at the first exit torchrun ends the other ranks
     return 0
 
 
@@ -80,7 +80,7 @@ def _give_up(reason: str) -> None:
 
 
 def _prepare(arguments: Namespace, ranks: Ranks) -> tuple[Trained, ImageData, DataConfig]:
-    """Everything that can be refused, before the ranks meet."""
+    """Open network and data: everything that can be refused, before there are process groups."""
     import torch
 
     from senet.inference.network import load_trained
@@ -89,7 +89,7 @@ def _prepare(arguments: Namespace, ranks: Ranks) -> tuple[Trained, ImageData, Da
     if arguments.predictions and not arguments.predictions.absolute().parent.is_dir():
         raise ConfigError(f"--predictions {arguments.predictions}: no such folder")
     if arguments.predictions and arguments.predictions.exists() and not arguments.predictions.is_file():
-        raise ConfigError(f"--predictions {arguments.predictions} is no file, and would be replaced; name another")
+        raise ConfigError(f"--predictions {arguments.predictions} is no file and cannot be replaced; name another")
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
     trained = load_trained(arguments.network, model_name=arguments.model, device=ranks.device.type)
@@ -163,7 +163,7 @@ def _predictions(result: Evaluation, data: ImageData, config: DataConfig) -> byt
         zip(paths or [""] * len(labels), labels, result.predicted_N, result.probability_N, strict=True)
     ):
         rows.writerow((index, path, data.classes[label], data.classes[predicted], f"{probability:.6f}"))
-    return text.getvalue().encode(errors="surrogateescape")  # a file's name need not be text
+    return text.getvalue().encode(errors="surrogateescape")  # file names need not be UTF-8
 
 
 def _parser() -> Parser:

@@ -1,4 +1,4 @@
-"""Write a finished network as safetensors, ONNX or torch.export: ``python -m senet.export RUN_DIR --format onnx``.
+"""Write a trained network as safetensors, ONNX or torch.export: ``python -m senet.export RUN_DIR --format onnx``.
 
 The file holds class names, normalisation, image size, the network's options and the sha256 of its checkpoint. Before it
 gets its name it is opened again, and its logits are compared with the checkpoint's.
@@ -15,7 +15,7 @@ from senet.errors import ConfigError
 
 
 def main(argv: Sequence[str]) -> int:
-    """Export as the command line says; print what was written and how far it is from the checkpoint."""
+    """Export as the command line says; print the file and how much its logits differ from the checkpoint's."""
     arguments = _parser().parse_intermixed_args(argv)
     from senet.distributed.devices import set_threads
     from senet.inference.formats import CHECKED_IMAGES, SUFFIXES, export  # takes seconds: torch
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     output = arguments.output or Path(_name(trained.checkpoint, arguments) + SUFFIXES[arguments.format])
     replaces = output.exists()
     if replaces and not arguments.output:
-        raise ConfigError(f"{output} is there already; remove it, or name it with --output to replace it")
+        raise ConfigError(f"{output} exists already; remove it, or name it with --output to replace it")
     difference = export(trained, arguments.format, output, with_preprocessing=arguments.with_preprocessing)
     line = (
         f"{output}{' (replaced)' if replaces else ''}: {output.stat().st_size:,} bytes, from {trained.checkpoint} "
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _name(checkpoint: Path, arguments: Namespace) -> str:
-    """Another one for each run, checkpoint and kind, but for the suffix."""
+    """The file's name without suffix: run, checkpoint, kind of input."""
     folder = checkpoint.absolute().parent
     run = (folder.parent if folder.name == "checkpoints" else folder).name
     return f"{run}-{checkpoint.stem}{'-with-preprocessing' * arguments.with_preprocessing}"
@@ -47,7 +47,7 @@ def _name(checkpoint: Path, arguments: Namespace) -> str:
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m senet.export",
-        description="Write a finished network as one file that holds all its use needs, and check it.",
+        description="Write a trained network with its classes and normalisation as one file, and check it.",
         epilog="Needs ./launch.sh setup export. Exit code: 0 written, 1 the logits differ or torch cannot export the "
         "network, 2 bad input.",
     )
@@ -57,7 +57,7 @@ def _parser() -> Parser:
         "--output",
         type=path_argument,
         metavar="FILE",
-        help="replaced where it exists; default: a name from run and checkpoint, in the folder you are in",
+        help="replaced where it exists; default: a name from run and checkpoint, in the working directory",
     )
     parser.add_argument(
         "--with-preprocessing",

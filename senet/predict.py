@@ -1,6 +1,6 @@
-"""What a network takes images for: ``python -m senet.predict RUN_DIR image.jpg folder/ https://host/image.png``.
+"""Classify images: ``python -m senet.predict RUN_DIR image.jpg folder/ https://host/image.png``.
 
-Images are read, scaled, cropped and normalised as in training, by what the checkpoint or the exported file says.
+Images are read, scaled, cropped and normalised as in training, with the values in the checkpoint or exported file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from senet.inference.network import Network
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_THREADS = 8  # that read: what comes from the web is waited for
+_THREADS = 8  # for reading: downloads mostly wait
 _LARGEST_PIXELS = 50_000_000  # each thread may hold a decoded image
 
 
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     text = _format(arguments.output, inputs, network.classes)
     failures = 0
     with warnings.catch_warnings(), tqdm(total=len(inputs), unit="image", disable=None, leave=False) as bar:
-        warnings.filterwarnings("ignore", module="PIL")  # an odd file that can be read is worth no line
+        warnings.filterwarnings("ignore", module="PIL")  # no warnings about files that can be read
         if arguments.output == "csv":
             bar.write("input,rank,class,probability", file=sys.stdout)
         for result in predict(network, inputs, limits, top=arguments.top, batch_size=arguments.batch_size):
@@ -87,11 +87,11 @@ def main(argv: Sequence[str]) -> int:
 def expand(name: str) -> list[str]:
     """All files below a folder in the order of their names, hidden ones left out; anything else as it is.
 
-    Links are followed, as training follows them, but each folder is entered once. A folder that cannot be read is an
-    input itself, which fails.
+    Links are followed, as in training, but each folder is entered once. A folder that cannot be read is returned, and
+    fails as an input.
     """
     name = os.path.expanduser(name)  # noqa: PTH111 # Path.expanduser raises where there is no such user
-    if _URL.match(name) or not os.path.isdir(name):  # noqa: PTH112 # Path.is_dir raises on what cannot be looked at
+    if _URL.match(name) or not os.path.isdir(name):  # noqa: PTH112 # Path.is_dir raises on what is not accessible
         return [name]
     found: list[str] = []
     entered = set()
@@ -147,7 +147,7 @@ def load(name: str, *, size: int, limits: Limits) -> np.ndarray | str:
         if _URL.match(name):
             return fit_image(read_image(io.BytesIO(fetch(name, limits)), max_pixels=_LARGEST_PIXELS), size)
         if os.path.isdir(name):  # noqa: PTH112 # as in expand
-            return "no files in this folder" if os.access(name, os.R_OK | os.X_OK) else "a folder that may not be read"
+            return "no files in this folder" if os.access(name, os.R_OK | os.X_OK) else "no permission to read it"
         if not Path(name).is_file():
             return "no such file"
         return fit_image(read_image(Path(name), max_pixels=_LARGEST_PIXELS), size)
@@ -155,7 +155,7 @@ def load(name: str, *, size: int, limits: Limits) -> np.ndarray | str:
         return str(error)
     except PIL.UnidentifiedImageError:
         return "not an image"
-    except Exception as error:  # decoders raise whatever they stumble over
+    except Exception as error:  # each decoder raises its own
         return f"not a readable image ({type(error).__name__}: {error})"
 
 
@@ -184,8 +184,8 @@ def _parser() -> Parser:
     parser = Parser(
         prog="python -m senet.predict",
         description="Classify images. Files are read, scaled and normalised as in training.",
-        epilog="What cannot be read or fetched costs one line on stderr, and the rest goes on. Exit code: 0 all inputs "
-        "predicted, 1 some failed, 2 bad input.",
+        epilog="An input that cannot be read or fetched gives a line on stderr, and the others go on. Exit code: 0 all "
+        "inputs predicted, 1 some failed, 2 bad input.",
     )
     parser.add_network("a run directory (its best checkpoint), a checkpoint, or a .safetensors, .onnx or .pt2 file")
     parser.add_device()
@@ -198,12 +198,12 @@ def _parser() -> Parser:
     how.add_argument("--csv", dest="output", action="store_const", const="csv", help="a row per input and class")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at once (default 64)")
     parser.add_argument(
-        "--timeout", type=float, default=20.0, metavar="S", help="seconds for each URL, redirects and all (default 20)"
+        "--timeout", type=float, default=20.0, metavar="S", help="seconds for each URL, redirects included (default 20)"
     )
     parser.add_argument(
         "--allow-private", action="store_true", help="fetch from addresses that are not public, such as 127.0.0.1"
     )
-    parser.add_argument("--trust", action="store_true", help="open a .pt2, which can run code of its author's")
+    parser.add_argument("--trust", action="store_true", help="open a .pt2, which can run its author's code")
     return parser
 
 

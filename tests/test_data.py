@@ -226,7 +226,7 @@ def test_a_file_with_another_hash_is_named_and_left_alone(small_cifar: Path, tmp
     with pytest.raises(ConfigError) as caught:
         open_data(DataConfig(root=str(tmp_path / "data")))
     md5 = hashlib.md5(b"half").hexdigest()
-    assert f"in {folder} lies cifar-10-python.tar.gz with MD5 {md5}, not " in str(caught.value)
+    assert f"{folder} has cifar-10-python.tar.gz with MD5 {md5}, not " in str(caught.value)
     assert f"cifar-10-batches-py/test_batch with MD5 {md5}, not " in str(caught.value)
     assert "\n" not in str(caught.value)
     assert (folder / "cifar-10-python.tar.gz").read_bytes() == b"half"
@@ -244,7 +244,7 @@ def test_a_failed_download_of_several_files_is_one_line(tmp_path: Path, monkeypa
     with pytest.raises(ConfigError) as caught:
         open_data(DataConfig(source="fashion_mnist", root=str(tmp_path)))
     assert "\n" not in str(caught.value)
-    assert f"lies FashionMNIST/raw/{dataset.resources[0][0]} with MD5" in str(caught.value)
+    assert f"has FashionMNIST/raw/{dataset.resources[0][0]} with MD5" in str(caught.value)
     assert {path.name for path in raw.parent.parent.iterdir()} == {"FashionMNIST"}
 
 

@@ -117,7 +117,7 @@ def test_a_network_known_by_name_needs_no_model_and_weights_alone_take_no_prepro
 
 
 def test_opening_a_file_runs_nobody_elses_code_unasked(write: Export) -> None:
-    with pytest.raises(ConfigError, match="say --trust"):
+    with pytest.raises(ConfigError, match="give --trust"):
         open_network(write("torch_export", False))
     with pytest.raises(ConfigError, match=f"say --model {TINY}"):
         open_network(write("safetensors", False))
@@ -230,7 +230,7 @@ def test_no_two_runs_or_kinds_have_one_name_and_nothing_is_replaced_in_silence(
     written = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     assert len(written) == 1 + len(checkpoints(finished_run)) + 2
     capsys.readouterr()
-    with pytest.raises(ConfigError, match=r"another run-step.* is there already; remove it, or name it with --output"):
+    with pytest.raises(ConfigError, match=r"another run-step.* exists already; remove it, or name it with --output"):
         command.main(["another run", "--format", "safetensors", *own])
     assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == written
     [named, *_] = tmp_path.glob("*.safetensors")

@@ -188,7 +188,7 @@ def test_images_that_cannot_be_read_any_more_are_a_reason(data_root: Path, tmp_p
         assert process.wait(60) == 1
     text = (tmp_path / "log").read_text()
     assert "Fatal Python error: Bus error" in text
-    assert " ended by SIGBUS (a page of a mapped file was not to be had" in text
+    assert " ended by SIGBUS (a page of a mapped file could not be read or written" in text
 
 
 def test_the_second_start_of_a_run_is_refused_with_one_line(data_root: Path, tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def test_what_may_not_be_looked_at_costs_one_line_each(tmp_path: Path, monkeypat
     monkeypatch.setattr(os, "access", lambda path, mode: path != locked and real_access(path, mode))
     names = expand(str(tmp_path))
     assert names == [str(tmp_path / "a/1.png"), locked, str(tmp_path / "z/3.png")]
-    assert load(locked, size=16, limits=Limits()) == "a folder that may not be read"
+    assert load(locked, size=16, limits=Limits()) == "no permission to read it"
 
 
 def test_an_address_of_the_web_is_an_input_like_any_other(

@@ -263,7 +263,7 @@ def test_a_rank_that_the_system_has_ended_is_told_of(
         assert batch.main(["end", RUNNING, ""]) == 1
         reason = read_json(run_dir / "status.json")["reason"]
         assert "a rank ended without a word" in reason
-        told = "; a rank was ended by the system: Bus error (a page of a mapped file was not to be had"
+        told = "; a rank was ended by the system: Bus error (a page of a mapped file could not be read or"
         assert (told in reason, f"; where: {crash}" in reason) == (expected, expected)
     capsys.readouterr()
 

@@ -217,7 +217,7 @@ def test_what_would_be_left_out_is_named(folder: Path) -> None:
         open_data(folder_config(folder))
     (folder / "train/ant/more").rmdir()
     (folder / "train/bee/gone.png").unlink()
-    with pytest.raises(ConfigError, match=r"test/loose\.PNG \(outside of class folders\), test/wasp \(a link that"):
+    with pytest.raises(ConfigError, match=r"test/loose\.PNG \(outside of class folders\), test/wasp \(a broken"):
         open_data(folder_config(folder))
 
 

@@ -98,7 +98,7 @@ def _check_model(model: ModelConfig, image_size: int) -> None:
     name, plain_name = model.name, model.name.removeprefix("se_")
     if ":" not in name and name not in NETWORKS:
         hint = did_you_mean(name.lower(), NETWORKS) or "--help lists them"
-        raise ConfigError(f"model.name={name!r} is neither a network here nor package.module:function; {hint}")
+        raise ConfigError(f"model.name={name!r} is neither a known network nor package.module:function; {hint}")
     if ":" in name and ("/" in name or name.partition(":")[0].endswith(".py")):
         raise ConfigError(f"model.name={name} names a file; write package.module:function, e.g. my.networks:build")
     if model.reduction != ModelConfig.reduction and (":" in name or not name.startswith(("senet18", "se_"))):

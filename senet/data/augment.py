@@ -1,4 +1,4 @@
-"""From stored uint8 batches to network input, on the device; training images are changed at random on the way.
+"""From stored uint8 batches to network input, on the device; for training with random changes.
 
 The random numbers are a pure function of (seed, epoch, sample index), so the same global batch has the same pixels
 for any number of ranks and after any number of restarts.
@@ -42,10 +42,10 @@ class Preprocess:
 
     def test(self, images_NHWC: Tensor) -> Tensor:
         """Normalise only."""
-        width = images_NHWC.shape[2]  # by rows: an inner loop over three channels takes longer on a CPU
+        width = images_NHWC.shape[2]  # whole rows: on a CPU an inner loop over three channels takes longer
         shift, scale = self._shift.repeat(width, 1), self._scale.repeat(width, 1)
         pixels_NHWC = images_NHWC.to(torch.float32, copy=True)
-        torch.addcmul(shift, pixels_NHWC, scale, out=pixels_NHWC)  # in place: less memory to touch
+        torch.addcmul(shift, pixels_NHWC, scale, out=pixels_NHWC)  # in place: less memory traffic
         images_NCHW = pixels_NHWC.permute(0, 3, 1, 2)
         return images_NCHW if self._channels_last else images_NCHW.contiguous()
 
@@ -53,7 +53,7 @@ class Preprocess:
         """Crop and flip, normalise, cut out, scale.
 
         Args:
-            indices_N: the images' numbers in the training split, int64.
+            indices_N: indices of the images in the training split, int64.
         """
         config, size = self._config, images_NHWC.shape[1]
         if not (config.crop_padding or config.flip or config.cutout or epoch < config.small_epochs):

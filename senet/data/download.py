@@ -1,4 +1,4 @@
-"""torchvision's data sets, downloaded by any number of processes at once."""
+"""Download torchvision's data sets; several processes may do so at once."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 from senet.rundir.locks import own_folder
 
 _TRIES = 3
-_SILENCE_S = 60.0  # of a server, after which it has failed
+_SILENCE_S = 60.0  # without data from the server: the attempt has failed
 
 
 def download(dataset: Any, folder: Path, splits: Sequence[str]) -> dict[str, Any]:
-    """The splits, unpacked in a folder of one's own: another process may do the same, or end in the middle of it.
+    """Read the splits, unpacked in a private folder: another process may do the same, or be killed while it does.
 
-    Only the archives are kept, for the next time; those that are there already are not downloaded.
+    The archives are kept in ``folder`` for the next time; those that are there already are not downloaded.
 
     Raises:
-        OSError, RuntimeError: why it failed the last time of three.
+        OSError, RuntimeError: of the last of three attempts.
     """
     from torchvision.datasets.utils import check_integrity
 
@@ -58,7 +58,7 @@ def _archives(dataset: Any) -> list[tuple[str, str]]:
 
 
 def damaged(dataset: Any, folder: Path) -> list[str]:
-    """Files that are there, but not with their published MD5."""
+    """Files whose MD5 is not the published one, each with both."""
     unpacked = [*getattr(dataset, "train_list", ()), *getattr(dataset, "test_list", ())]
     files = _archives(dataset) + [(f"{dataset.base_folder}/{name}", md5) for name, md5 in unpacked]
     found = []

@@ -9,7 +9,7 @@ MIX_2 = 0x94D049BB133111EB
 
 
 def mix(*keys: int) -> int:
-    """A 64-bit hash of integers, the finaliser of SplitMix64 applied along them.
+    """A 64-bit hash of integers: the finaliser of SplitMix64, applied to one key after another.
 
     Steele, Lea & Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014, figure 15.
     """

@@ -1,4 +1,4 @@
-"""The two splits of a store, in whole batches; the resumable sampler; the exact split for tests."""
+"""Splits that are read in whole batches; a resumable sampler for training, an exact one for tests; held-out images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Split(Dataset[Batch]):
     """One split of a store, read in whole batches by index."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray | None = None) -> None:
-        """``rows``: the images and labels that belong to it, all unless given."""
+        """``rows``: indices of its images and labels; None: all of them."""
         self.images, self.rows = np.asarray(images), rows  # indexing an np.memmap, a subclass, takes four times as long
         self.labels = torch.from_numpy(np.array(labels if rows is None else labels[rows]))
 
@@ -40,7 +40,7 @@ class Split(Dataset[Batch]):
 class ResidentSplit(Split):
     """A split whose images and labels are on a device, indexed by tensors on that device.
 
-    Of a batch only its indices are copied there; the driver stages so few bytes (up to 64 KiB), and the host goes on.
+    Only the indices of a batch are copied to it, and without blocking the host: the driver buffers up to 64 KiB.
     """
 
     def __init__(self, split: Split, device: torch.device) -> None:
@@ -56,8 +56,8 @@ class ResidentSplit(Split):
 
 @dataclass(frozen=True)
 class ImageData:
-    """Both splits, the class names in label order, and a fingerprint: the sha256 of the content; where images are held
-    out, a ``+`` and that of their numbers.
+    """Both splits, the class names in label order, and a fingerprint: the sha256 of the content and, if images are held
+    out, ``+`` and the sha256 of their indices.
     """
 
     train: Split
@@ -66,7 +66,7 @@ class ImageData:
     fingerprint: str
 
     def same_images(self, fingerprint: str) -> bool:
-        """Whether these are the images of that fingerprint, whichever of them were held out."""
+        """Whether these are the images of that fingerprint; which of them are held out does not matter."""
         return self.fingerprint.partition("+")[0] == fingerprint.partition("+")[0]
 
 
@@ -74,8 +74,8 @@ class ResumableSampler(DistributedSampler[int]):
     """Index tensors of one rank's share of each global batch, from any batch of any epoch on.
 
     With the global batch B, batch k of epoch e holds positions kB .. kB+B-1 of the epoch's permutation, for any number
-    of ranks; rank r of W takes the r-th of W equal slices. The tail of N mod B samples is dropped, another one each
-    epoch. Nothing is stored: the permutation is a pure function of (seed, epoch).
+    of ranks; rank r of W takes the r-th of W equal slices. The last N mod B samples are dropped, others in each epoch.
+    Nothing is stored: the permutation is a pure function of (seed, epoch).
     """
 
     def __init__(self, dataset: Split, *, global_batch_size: int, rank: int, world_size: int, seed: int) -> None:
@@ -126,7 +126,7 @@ class ShardSampler(torch.utils.data.Sampler[Tensor]):
 
 
 def keep_on_device(data: ImageData, wanted: str, device: torch.device) -> ImageData:
-    """The same with both splits on the device, for ``data.resident``: ``on``, or ``auto`` where they fit."""
+    """Move both splits to the device if ``wanted`` (``data.resident``) is ``on``, or ``auto`` and a GPU has room."""
     if wanted == "auto" and device.type == "cuda":
         size = sum(len(split) * split.images[0].nbytes for split in (data.train, data.test))
         fits = size <= torch.cuda.get_device_properties(device).total_memory / 4
@@ -137,7 +137,7 @@ def keep_on_device(data: ImageData, wanted: str, device: torch.device) -> ImageD
 
 
 def load_batches(split: Split, sampler: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
-    """Whole batches, gathered in this process: uint8 in memory leaves nothing for workers to do. Pinned for a GPU."""
+    """Yield whole batches, pinned for a GPU. No worker processes: gathering uint8 images in memory is fast."""
     resident = isinstance(split, ResidentSplit)
     for indices in sampler:
         images, labels, indices = split[indices.to(device, non_blocking=True) if resident else indices]
@@ -158,7 +158,7 @@ def open_data(config: DataConfig, *, local_rank: int = 0, build: bool = True) ->
 
 
 def hold_out(data: ImageData, count: int) -> ImageData:
-    """The same, with ``count`` of its training images in place of the test images, each class by its share.
+    """The data with ``count`` of its training images, stratified by class, in place of the test images.
 
     Raises:
         ConfigError: more images than there are, or fewer than classes.

@@ -16,7 +16,7 @@ from senet.data.download import damaged, download
 from senet.errors import ConfigError
 
 SPLITS = ("train", "test")
-# Others are refused: Pillow hands EPS to Ghostscript, which is a programming language
+# Others are refused: Pillow hands EPS files to Ghostscript, which runs them as programs
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # what Windows, macOS, Synology and file systems leave in folders
@@ -53,7 +53,7 @@ def _image_folder(config: DataConfig) -> Source:
                 return read_image(path)
             except UnidentifiedImageError:
                 raise Unreadable(f"{path.relative_to(root)} (no image)") from None
-            except Exception as error:  # each decoder has its own
+            except Exception as error:  # each decoder raises its own
                 reason = " ".join(str(error).split())[:100]
                 raise Unreadable(f"{path.relative_to(root)} ({reason or type(error).__name__})") from None
 
@@ -65,20 +65,20 @@ def _image_folder(config: DataConfig) -> Source:
 
 
 def read_image(file: Path | BinaryIO, *, max_pixels: int | None = None) -> Image.Image:
-    """RGB, whatever mode a file of ``IMAGE_FORMATS`` holds: the first frame, without transparency; orientation tags are
-    not followed.
+    """Read a file of ``IMAGE_FORMATS``, in any mode, as RGB: the first frame, without transparency; orientation tags
+    are ignored.
 
     Raises:
-        OSError, ValueError, SyntaxError, Image.DecompressionBombError: not an image, a damaged one, one of more than
-            ``max_pixels`` (looked at before decoding) or 179 million pixels, one of 16 bits, 32 bits or floats whose
-            numbers fit no scale; on a file made to do harm also what the decoder stumbles over.
+        OSError, ValueError, SyntaxError, Image.DecompressionBombError: not an image; damaged; more than ``max_pixels``
+            (checked before decoding) or 179 million pixels; 16-bit, 32-bit or float pixels of an unknown range. A
+            malicious file may make its decoder raise other errors.
     """
     with Image.open(file, formats=IMAGE_FORMATS) as opened:
         picture: Image.Image = opened
         width, height = picture.size
         if max_pixels is not None and width * height > max_pixels:
             raise Image.DecompressionBombError(f"{width} x {height} pixels, {max_pixels:,} are taken at most")
-        if picture.mode.startswith("I;16"):  # Pillow would make 255 of all that is above it
+        if picture.mode.startswith("I;16"):  # Pillow would clip all values above 255
             values = np.asarray(picture)
             if 0 < values.max() < 256:
                 raise ValueError(f"its pixels have 16 bits, but none is above {values.max()}; store 8 bits")
@@ -92,7 +92,7 @@ def read_image(file: Path | BinaryIO, *, max_pixels: int | None = None) -> Image
 
 
 def fit_image(picture: Image.Image, size: int) -> np.ndarray:
-    """uint8 [size, size, 3], RGB: scaled and cropped to the centre where it has another size."""
+    """uint8 [size, size, 3], RGB; a picture of another size is scaled, and cropped around its centre."""
     picture = picture.convert("RGB")
     if picture.size != (size, size):
         picture = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
@@ -100,11 +100,11 @@ def fit_image(picture: Image.Image, size: int) -> np.ndarray:
 
 
 def image_paths(root: Path, split: str) -> tuple[list[Path], list[str]]:
-    """All files of a split in a fixed order, and its class names; less what is hidden or known to hold no image.
+    """All files of a split in a fixed order, and its class names; without hidden files and those in ``_NO_IMAGES``.
 
     Raises:
-        ConfigError: no such folder, no classes, a class without images; or what would be left out in silence: folders
-            in a class, images outside of one, links that lead nowhere.
+        ConfigError: no such folder, no classes, a class without images; or what would silently be left out: folders in
+            a class, images outside of one, broken links.
     """
     folder = root / split
     remedy = "expected data.folder/train/<class>/<image> and data.folder/test/<class>/<image>"
@@ -137,7 +137,7 @@ def image_paths(root: Path, split: str) -> tuple[list[Path], list[str]]:
     if empty:
         raise ConfigError(f"{some([str(folder / name) for name in empty])} has no images; {remedy}")
     for name in classes:
-        if "\udc80" <= max(name) <= "\udcff":  # how Python holds bytes that are no text
+        if "\udc80" <= max(name) <= "\udcff":  # how Python represents bytes that are not UTF-8
             raise ConfigError(f"{folder / name}: the name of a class must be UTF-8; rename the folder")
     return paths, classes
 
@@ -151,11 +151,11 @@ def _kind(entry: Path) -> str:
         return "a folder"
     if entry.is_file():
         return "outside of class folders"
-    return "a link that leads nowhere" if entry.is_symlink() else "no file"
+    return "a broken link" if entry.is_symlink() else "not a file"
 
 
 def _other_name(folder: Path) -> str:
-    """What to do where somebody calls the test split by another of its names."""
+    """The remedy where the test split has another of its usual names."""
     names = ("val", "valid", "validation", "dev") if folder.name == "test" else ()
     found = next((name for name in names if (folder.parent / name).is_dir()), "")
     return (
@@ -208,7 +208,7 @@ def _downloaded(name: str, expected: str) -> Callable[[DataConfig], Source]:
         folder = Path(config.root) / "downloads"
         try:
             found = {split: dataset(folder, train=split == "train") for split in SPLITS}
-        except (OSError, RuntimeError, ValueError, AssertionError):  # not there, or not whole
+        except (OSError, RuntimeError, ValueError, AssertionError):  # missing or incomplete
             found = _download(config, dataset, folder, expected)
         return Source(
             found["train"].classes,
@@ -226,7 +226,7 @@ def _download(config: DataConfig, dataset: Any, folder: Path, expected: str) -> 
         reason = " ".join(str(error).split())[:300]
         bad = some(damaged(dataset, folder))
         raise ConfigError(
-            f"data.source={config.source} cannot be downloaded ({reason}){bad and f', and in {folder} lies {bad}'}; "
+            f"data.source={config.source} cannot be downloaded ({reason}){bad and f', and {folder} has {bad}'}; "
             f"put {expected} into {folder}, or use data.source=imagefolder data.folder=<folder>, or data.source=digits"
         ) from None
 

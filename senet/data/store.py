@@ -31,7 +31,7 @@ from senet.rundir.locks import StillHeld, lock, own_folder
 
 FORMAT = 1  # all formats up to this one can be read
 _BLOCK = 128  # images per decoding task, at most
-_PATIENCE_S = 60.0  # with another process that builds and gives no sign of life
+_PATIENCE_S = 60.0  # for another process that holds the lock and no longer renews it
 log = logging.getLogger(__name__)
 
 
@@ -57,7 +57,7 @@ def open_store(config: DataConfig, *, build: bool = True, verify: bool = True) -
         ConfigError: no data, no network, an unreadable image, a damaged store; names the file and the remedy.
     """
     store = Path(config.root) / "stores" / _key(config)
-    if not (store / "meta.json").exists():  # looked at before the lock, so that a complete store may be read-only
+    if not (store / "meta.json").exists():  # checked before the lock, so that a complete store may be read-only
         if not build:
             raise ConfigError(
                 f"data.root={config.root} holds no decoded images of {config.source} ({store.name}); "
@@ -76,14 +76,14 @@ def _key(config: DataConfig) -> str:
     digest = hashlib.sha256()
     for split in SPLITS:
         for fact in file_facts(Path(config.folder), split):
-            digest.update(fact.encode(errors="surrogateescape"))  # a file's name need not be text
+            digest.update(fact.encode(errors="surrogateescape"))  # file names need not be UTF-8
     return f"imagefolder-{config.image_size}-{digest.hexdigest()[:16]}"
 
 
 def _map(store: Path, *, verify: bool) -> Store:
     meta = read_json(store / "meta.json")
     if not {"sha256", "classes"} <= meta.keys():
-        raise ConfigError(f"{store / 'meta.json'} is damaged; delete {store} to have it built anew")
+        raise ConfigError(f"{store / 'meta.json'} is damaged; delete {store} to have it built again")
     if (found := meta.get("format", 1)) not in range(1, FORMAT + 1):
         raise ConfigError(
             f"{store} has format {found}, this version reads 1 to {FORMAT}; use the version that wrote it, or name "
@@ -99,14 +99,14 @@ def _map(store: Path, *, verify: bool) -> Store:
                     raise ValueError("its hash is not the one in meta.json")
                 arrays.append(np.load(path, mmap_mode="r", allow_pickle=False))
             except (OSError, ValueError, KeyError) as error:
-                raise ConfigError(f"{path} is damaged ({error}); delete {store} to have it built anew") from None
+                raise ConfigError(f"{path} is damaged ({error}); delete {store} to have it built again") from None
         images, labels = arrays
         fits = images.dtype == np.uint8 and images.ndim == 4 and labels.shape == images.shape[:1]
         if not (fits and labels.dtype == np.int64 and 0 <= labels.min() <= labels.max() < len(meta["classes"])):
             found = f"{labels.size} {labels.dtype} labels from {labels.min()} to {labels.max()}"
             raise ConfigError(
                 f"{store / split}.labels.npy: {found} for {len(images)} {images.dtype} images of "
-                f"{len(meta['classes'])} classes; delete {store} to have it built anew"
+                f"{len(meta['classes'])} classes; delete {store} to have it built again"
             )
         splits[split] = (images, labels)
     fingerprint = hashlib.sha256("".join(sorted(meta["sha256"].values())).encode()).hexdigest()
@@ -124,7 +124,7 @@ def _build_once(config: DataConfig, store: Path) -> None:
         if (store / "meta.json").exists():
             return
         if store.exists() and any(store.iterdir()):
-            raise ConfigError(f"{store} is not complete; delete it to have it built anew")
+            raise ConfigError(f"{store} is not complete; delete it to have it built again")
         with own_folder(store.parent, store.name) as own:
             _build(config, own)
             try:
@@ -136,7 +136,7 @@ def _build_once(config: DataConfig, store: Path) -> None:
 
 
 def _build(config: DataConfig, own: Path) -> None:
-    """Decode everything into ``own/new``; where some files are no images, keep the others' pixels for the next time."""
+    """Decode everything into ``own/new``; if some files are no images, keep the pixels of the others for next time."""
     source = SOURCES[config.source](config)
     new, before, kept = own / "new", own / "before", _kept(config, own.parent)
     new.mkdir()
@@ -155,11 +155,11 @@ def _build(config: DataConfig, own: Path) -> None:
         for split in SPLITS:
             decoded = [None if row in unreadable[split] else name for row, name in enumerate(files[split])]
             write_json(new / f"{split}.json", {"decoded": decoded})
-        rmtree(kept, ignore_errors=True)  # of a process that was refused at the same time
+        rmtree(kept, ignore_errors=True)  # from another process that was refused at the same time
         new.rename(kept)
         raise ConfigError(
             f"{config.folder}: {len(errors):,} of {sum(map(len, files.values())):,} files cannot be read as images: "
-            f"{some(errors)}; repair or remove them (what is decoded waits in {kept})"
+            f"{some(errors)}; repair or remove them (the decoded images are kept in {kept})"
         )
     hashes = {path.name: _sha256(path) for path in sorted(new.glob("*.npy"))}
     meta = {"format": FORMAT, "classes": list(source.classes), "sha256": hashes}
@@ -167,7 +167,7 @@ def _build(config: DataConfig, own: Path) -> None:
 
 
 def _kept(config: DataConfig, stores: Path) -> Path:
-    """Where pixels of an image folder wait for the rest of it to be repaired."""
+    """Where the pixels of an image folder are kept until its unreadable files are repaired."""
     digest = hashlib.sha256(os.fsencode(Path(config.folder).resolve())).hexdigest()[:16]
     return stores / f"{config.source}-{config.image_size}-{digest}.decoded"
 
@@ -175,7 +175,7 @@ def _kept(config: DataConfig, stores: Path) -> Path:
 def _reuse(
     before: Path, split: str, files: Sequence[str], image: Callable[[int], Image.Image]
 ) -> Callable[[int], Image.Image]:
-    """The images of a split, those that ``before`` holds from there."""
+    """Read the images of a split from ``before`` if it holds them, else by ``image``."""
     rows = {name: row for row, name in enumerate(read_json(before / f"{split}.json").get("decoded", [])) if name}
     if not rows:
         return image
@@ -191,7 +191,7 @@ def _reuse(
 def _decode(
     path: Path, count: int, image: Callable[[int], Image.Image], config: DataConfig, split: str
 ) -> dict[int, str]:
-    """Fill a file of pixels; what could not be read, by index."""
+    """Decode a split into the file ``path``. Returns index -> error of the images that cannot be read."""
     shape = (count, config.image_size, config.image_size, 3)
     out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     with path.open("r+b") as file:  # a full disk is an error here; later, in the mapped file, it would be a SIGBUS
@@ -207,7 +207,7 @@ def _decode(
         return len(block)
 
     threads = config.decode_threads or cores()
-    size = min(_BLOCK, 1 + count // (16 * threads))  # all threads have work to the end, and the bar moves
+    size = min(_BLOCK, 1 + count // (16 * threads))  # small enough to keep all threads busy, and the bar moving
     blocks = [range(start, min(start + size, count)) for start in range(0, count, size)]
     with (
         ThreadPoolExecutor(threads) as pool,

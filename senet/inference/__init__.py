@@ -1,1 +1,1 @@
-"""A trained network: opened, exported, scored."""
+"""Trained networks: opened, exported, scored on the test images."""

@@ -1,8 +1,8 @@
-"""Fetch a URL that somebody else may have chosen: http(s) only, bounded in size and time, public addresses only.
+"""Fetch an untrusted URL: http(s) only, bounded in size and time, public addresses only.
 
-A name is resolved once; every address must be allowed, and one of those that were looked at is connected to, so a name
-server that answers differently the second time gains nothing. Each redirect goes through the same door. Proxies of the
-environment are not used: they would connect to what nobody has looked at.
+A name is resolved once, all its addresses must be allowed, and the connection goes to one of them: a name server that
+answers differently the second time has no effect. Redirects are checked in the same way. Proxies of the environment are
+not used: they would connect to addresses that were not checked.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class FetchError(Exception):
 def is_public(address: IpAddress) -> bool:
     """Whether it is a host on the internet: not private, loopback, link-local, multicast, reserved.
 
-    IPv6 addresses that stand for an IPv4 one are judged by it (mapped) or refused (6to4, NAT64, compatible).
+    IPv6 addresses that contain an IPv4 address are judged by it (mapped) or refused (6to4, NAT64, compatible).
     """
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped:
@@ -44,7 +44,7 @@ def is_public(address: IpAddress) -> bool:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a fetch may cost, redirects included, and whom it may talk to."""
+    """Limits of one fetch, redirects included, and the addresses that it may connect to."""
 
     size_bytes: int = 20 * 2**20
     time_s: float = 20.0
@@ -53,7 +53,7 @@ class Limits:
 
 
 def fetch(url: str, limits: Limits) -> bytes:
-    """The body of the answer 200, after at most 5 redirects. Nothing is read beyond ``limits.size_bytes`` + 1.
+    """The body of a response with status 200, after at most 5 redirects. Reads at most ``limits.size_bytes`` + 1.
 
     Raises:
         FetchError: another scheme, an address that is not allowed, another status, too large, too slow, no connection.
@@ -68,7 +68,7 @@ def fetch(url: str, limits: Limits) -> bytes:
         raise FetchError(f"more than {_MAX_REDIRECTS} redirects")
     except FetchError:
         raise
-    except Exception as error:  # also ValueError, UnicodeError, HTTPException: of URLs and answers that are none
+    except Exception as error:  # also ValueError, UnicodeError, HTTPException: invalid URLs and responses
         if time.monotonic() < deadline:
             raise FetchError(f"{type(error).__name__}: {error}") from None
         raise _too_slow(limits) from None
@@ -79,12 +79,12 @@ def _too_slow(limits: Limits) -> FetchError:
 
 
 def _request(url: str, limits: Limits, deadline: float) -> tuple[bytes, str]:
-    """(body, "") or (b"", where it is redirected to). What is cut off by the deadline is no body."""
+    """(body, "") or (b"", the target of a redirect). A body that the deadline cuts off is an error."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise FetchError(f"{url!r} is not http://host/... or https://host/...")
     connection = _connection(parts, _resolve(parts, limits, deadline), deadline)
-    # a limit per read would let a sender drip for ever; this ends handshake, headers and body alike
+    # with a timeout per read a server could send single bytes for ever; this ends handshake, headers and body alike
     watchdog = threading.Timer(max(0.0, deadline - time.monotonic()), connection.cut)
     watchdog.daemon = True
     watchdog.start()
@@ -112,7 +112,7 @@ def _read(answer: http.client.HTTPResponse, limits: Limits, deadline: float) -> 
             raise too_large
         if time.monotonic() >= deadline:
             raise _too_slow(limits)
-    if time.monotonic() >= deadline:  # what was cut off ends like what was complete
+    if time.monotonic() >= deadline:  # a body that was cut off ends like a complete one
         raise _too_slow(limits)
     if answer.length:
         raise FetchError(f"the connection ended {answer.length:,} bytes early")
@@ -132,7 +132,7 @@ def _resolve(parts: SplitResult, limits: Limits, deadline: float) -> list[_Socke
         except (OSError, UnicodeError) as error:
             failure.append(error)
 
-    # it knows no time limit of its own
+    # in a thread, since getaddrinfo has no timeout
     thread = threading.Thread(target=look_up, daemon=True)
     thread.start()
     thread.join(max(0.0, deadline - time.monotonic()))
@@ -146,19 +146,19 @@ def _resolve(parts: SplitResult, limits: Limits, deadline: float) -> list[_Socke
 
 
 def _target(parts: SplitResult) -> str:
-    """Path and query, with what may not stand in a request line escaped."""
+    """Path and query; characters that a request line must not contain are escaped."""
     query = f"?{parts.query}" if parts.query else ""
     return quote((parts.path or "/") + query, safe="%/:=&?~#+!$,;'@()*[]")
 
 
 class _Connection(http.client.HTTPConnection):
-    """Connects to the addresses it is given, and to nothing else; Host and certificate remain those of the name."""
+    """Connects only to the given addresses; Host header and certificate are still those of the name."""
 
     def __init__(self, parts: SplitResult, addresses: list[_SocketAddress], deadline: float) -> None:
         super().__init__(parts.hostname or "", parts.port)
         self._addresses = addresses
         self._deadline = deadline
-        self._wire: socket.socket | None = None
+        self._to_cut: socket.socket | None = None
 
     def connect(self) -> None:
         error: OSError = TimeoutError("no address to connect to in time")
@@ -172,17 +172,17 @@ class _Connection(http.client.HTTPConnection):
             raise error
         self._let_cut(self.sock)
 
-    def _let_cut(self, wire: socket.socket) -> None:
-        self._wire = wire
-        if time.monotonic() >= self._deadline:  # the watchdog may have come when there was nothing to cut
+    def _let_cut(self, connected: socket.socket) -> None:
+        self._to_cut = connected
+        if time.monotonic() >= self._deadline:  # the watchdog may have come before there was a socket
             raise TimeoutError
 
     def cut(self) -> None:
-        """End what is being read or written, from another thread."""
-        if self._wire is not None:
+        """End a read or write that another thread waits for."""
+        if self._to_cut is not None:
             with contextlib.suppress(OSError):  # it has just ended by itself
-                # the plain socket's: that of a TLS socket would take the encryption away under the reader
-                socket.socket.shutdown(self._wire, socket.SHUT_RDWR)
+                # socket's method: that of SSLSocket would drop the TLS state while the other thread reads
+                socket.socket.shutdown(self._to_cut, socket.SHUT_RDWR)
 
 
 class _TlsConnection(_Connection):
@@ -192,7 +192,7 @@ class _TlsConnection(_Connection):
         super().connect()
         context = ssl.create_default_context()
         self.sock = context.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
-        self._let_cut(self.sock)  # http.client lets go of sock once it has the headers
+        self._let_cut(self.sock)  # kept apart: http.client drops self.sock once it has the headers
         self.sock.do_handshake()
 
 

@@ -1,8 +1,8 @@
-"""Networks outside of checkpoints, written and opened: a file of weights or of a graph, and all that its use needs.
+"""Write and open exported networks: safetensors, ONNX, torch.export; each file also has classes and normalisation.
 
 ``.safetensors`` and ``.onnx`` are data: opening them runs no code of theirs. A ``.pt2`` of torch.export is not: torch
 unpickles parts of it without restriction (``weights_only=False``) and evaluates expressions in it, so it is opened only
-for somebody who says that he trusts it.
+with ``trust``.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ CHECKED_IMAGES = 64
 
 @dataclass(frozen=True)
 class Graph:
-    """A network whose file holds its operations too."""
+    """A network from a file that holds its operations as well as its weights."""
 
     facts: Mapping[str, Any]
     run: Callable[[Tensor], Tensor]
-    """uint8 NHWC where the file has the preprocessing in it, else normalised float32 NCHW -> logits; on the CPU."""
+    """uint8 NHWC if the file includes the preprocessing, else normalised float32 NCHW -> logits; on the CPU."""
     preprocess: Preprocess
 
     @property
@@ -58,22 +58,22 @@ class Graph:
 
 
 def open_network(path: Path, *, model_name: str = "", device: str = "auto", trust: bool = False) -> Network:
-    """A checkpoint, the best one of a run directory, or an exported file, told by its suffix.
+    """Open a checkpoint, the best one of a run directory, or an exported file, which is recognised by its suffix.
 
     Args:
         model_name, device: see ``load_trained``; graphs run on the CPU.
-        trust: open a ``.pt2``, which may run whatever its author wrote into it.
+        trust: open a ``.pt2``, which can run its author's code.
 
     Raises:
         ConfigError: see ``load_trained``; or a damaged file, one that was not exported by this program, a library that
-            is missing, a ``.pt2`` without trust, a graph and device=cuda.
+            is missing, a ``.pt2`` without trust, a graph with device=cuda.
     """
     if path.suffix not in SUFFIXES.values():
         return load_trained(path, model_name=model_name, device=device)
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
     if path.suffix == ".pt2" and not trust:
-        raise ConfigError(f"{path}: a .pt2 can run code when it is opened; say --trust if you know who made it")
+        raise ConfigError(f"{path}: a .pt2 can run code when it is opened; give --trust if you know who made it")
     if path.suffix != ".safetensors" and device == "cuda":
         raise ConfigError(f"{path} runs on the CPU; use --device cpu, or a checkpoint or .safetensors on a GPU")
     try:
@@ -82,9 +82,9 @@ def open_network(path: Path, *, model_name: str = "", device: str = "auto", trus
         facts, run = _open_onnx(path) if path.suffix == ".onnx" else _open_torch_export(path)
     except ConfigError:
         raise
-    except Exception as error:  # three libraries, each with errors of its own
+    except Exception as error:  # each library has its own errors
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{path} cannot be opened ({type(error).__name__}: {reason}); export it anew") from None
+        raise ConfigError(f"{path} cannot be opened ({type(error).__name__}: {reason}); export it again") from None
     graph = Graph(facts, run, preprocess_of(facts["config"], torch.device("cpu")))
     check_logits(graph, path)
     return graph
@@ -99,13 +99,13 @@ def library(name: str) -> Any:
 
 
 def to_strings(facts: Mapping[str, Any]) -> dict[str, str]:
-    """As the three formats store it: a JSON value under each name."""
+    """The facts as all three formats store them: a JSON text under each name."""
     return {name: json.dumps(facts[name]) for name in FACTS}
 
 
 def _from_strings(strings: Mapping[str, str | bytes], path: Path) -> dict[str, Any]:
     if not set(FACTS) <= strings.keys():
-        raise ConfigError(f"{path} has no class names and preprocessing in it; make it with python -m senet.export")
+        raise ConfigError(f"{path} has no class names and normalisation in it; make it with python -m senet.export")
     facts = {name: json.loads(strings[name]) for name in FACTS}
     if (found := facts["format"]) not in range(1, FORMAT + 1):
         raise ConfigError(f"{path} has format {found}, this version reads 1 to {FORMAT}; use the version that wrote it")
@@ -121,7 +121,7 @@ def _open_safetensors(path: Path, model_name: str, device: str) -> Network:
 
 
 def _open_onnx(path: Path) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
-    # from bytes: a file cannot point to others beside it
+    # from bytes, so that the file cannot refer to other files
     runtime = library("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -131,17 +131,17 @@ def _open_onnx(path: Path) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
 
 
 def _open_torch_export(path: Path) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
-    extra_files: dict[str, Any] = dict.fromkeys(FACTS, "")  # an empty one would not be filled
-    if not zipfile.is_zipfile(path):  # torch would log a traceback of its own
+    extra_files: dict[str, Any] = dict.fromkeys(FACTS, "")  # load fills in the names that are given
+    if not zipfile.is_zipfile(path):  # torch would log a traceback
         raise ValueError("no zip archive")
     program = torch.export.load(path, extra_files=extra_files)
     return _from_strings(extra_files, path), program.module()
 
 
 def export(trained: Trained, kind: str, output: Path, *, with_preprocessing: bool) -> float:
-    """Write ``trained`` (on the CPU) to a file, and return by how much its logits differ from the checkpoint's at most.
+    """Write ``trained`` (on the CPU) to a file; returns the largest difference of its logits from the checkpoint's.
 
-    The images are 64 of random pixels, as one batch and the first one alone; the file gets its name after the check.
+    Compared on 64 images of random pixels as one batch, and the first of them alone; then the file gets its name.
 
     Args:
         kind: safetensors, onnx or torch_export.
@@ -149,11 +149,11 @@ def export(trained: Trained, kind: str, output: Path, *, with_preprocessing: boo
 
     Raises:
         ConfigError: a wrong suffix, safetensors with preprocessing, a missing library, no such folder.
-        RunError: torch or safetensors cannot export this network, or its logits differ by more than 1e-4: nothing is
+        RunError: torch or safetensors cannot export this network, or its logits differ by more than 1e-4; no file is
             left behind.
     """
     if output.suffix != SUFFIXES[kind]:
-        raise ConfigError(f"--output {output} must end in {SUFFIXES[kind]}, by which the format is told")
+        raise ConfigError(f"--output {output} must end in {SUFFIXES[kind]}, since the suffix tells the format")
     if with_preprocessing and kind == "safetensors":
         raise ConfigError("--format safetensors holds weights only; leave out --with-preprocessing, or use onnx")
     if not output.parent.is_dir():
@@ -164,7 +164,7 @@ def export(trained: Trained, kind: str, output: Path, *, with_preprocessing: boo
         if kind == "safetensors":
             state = trained.model.state_dict()
             if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
-                raise RunError(f"{others[0]} of this network is no tensor, all that safetensors can hold; use onnx")
+                raise RunError(f"{others[0]} of this network is no tensor; safetensors holds only tensors, use onnx")
             weights = {name: value.contiguous().clone() for name, value in state.items()}
             # save_file would make a file that only its owner may read
             written.write_bytes(library("safetensors.torch").save(weights, metadata=strings))
@@ -181,7 +181,7 @@ def export(trained: Trained, kind: str, output: Path, *, with_preprocessing: boo
 
 def _facts(trained: Trained, with_preprocessing: bool) -> dict[str, Any]:
     config = trained.manifest["config"]
-    kept = {key for key in config if key.startswith("model.")} - {"model.init_from"}  # a path of the machine
+    kept = {key for key in config if key.startswith("model.")} - {"model.init_from"}  # a path on this machine
     kept |= {"data.image_size", "data.mean", "data.std", "seed", "train.channels_last"}
     return {
         "format": FORMAT,
@@ -205,7 +205,7 @@ class _WithPreprocessing(nn.Module):
 
 
 def _write_graph(trained: Trained, kind: str, path: Path, strings: dict[str, str], with_preprocessing: bool) -> None:
-    # plain memory order: torch.export.save warns of each weight in another one
+    # contiguous: torch.export.save warns of each weight in another memory order
     model = copy.deepcopy(trained.model).to(memory_format=torch.contiguous_format)
     size = trained.image_size
     images = torch.zeros(2, 3, size, size)
@@ -233,7 +233,7 @@ def _write_graph(trained: Trained, kind: str, path: Path, strings: dict[str, str
             path.write_bytes(proto.SerializeToString())
         else:
             torch.export.save(torch.export.export(model, (images,), dynamic_shapes=shapes), path, extra_files=strings)
-    except Exception as error:  # a network's own code may do what no graph can hold
+    except Exception as error:  # a network's code may do what a graph cannot express
         reason = " ".join(str(error).split())[:300]
         raise RunError(f"torch cannot export this network: {type(error).__name__}: {reason}") from None
 

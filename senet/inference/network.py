@@ -1,4 +1,4 @@
-"""A trained network with all that its use needs: what predict, evaluate, export and report begin from."""
+"""Open a trained network with its classes and normalisation, for predict, evaluate, export and report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NEEDED = {"model.name", "data.image_size", "data.mean", "data.std", "train.chan
 
 
 class Network(Protocol):
-    """What can be asked of any network, be it a checkpoint or an exported file."""
+    """What a network from a checkpoint and one from an exported file have in common."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -41,12 +41,12 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class Trained:
-    """A network in evaluation mode, in fp32, on one device, and what its checkpoint says of it."""
+    """A network in evaluation mode, in fp32, on one device, with the manifest of its checkpoint."""
 
     checkpoint: Path
     manifest: Mapping[str, Any]
-    """``classes`` in label order, ``config`` (flat: "data.mean"), ``step``, ``sha256``: see ``resume.identity``; of a
-    checkpoint also ``weights``, those that ``model`` has: "averaged" or "raw"."""
+    """``classes`` in label order, ``config`` (flat: "data.mean"), ``step``, ``sha256``: see ``resume.identity``; from a
+    checkpoint also ``weights``, which ones ``model`` has: "averaged" or "raw"."""
     model: nn.Module
     """No gradients."""
     preprocess: Preprocess
@@ -66,7 +66,7 @@ class Trained:
     def logits(self, images_NHWC: Tensor) -> Tensor:
         """uint8 [N, image_size, image_size, 3] on any device -> float32 [N, classes] on ``device``.
 
-        In fp32 whatever the training used, so that the batch an image is in does not matter beyond the last bits.
+        In fp32 whatever the training used, so that the other images of a batch change at most the last bits.
         """
         images_NCHW = self.preprocess.test(images_NHWC.to(self.device))
         with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
@@ -75,24 +75,24 @@ class Trained:
 
 
 def load_trained(path: Path | str, *, model_name: str = "", device: str = "auto") -> Trained:
-    """The network of a checkpoint, or of the best one of a run directory (the newest where none is marked best).
+    """The network of a checkpoint, or of the best one of a run directory (the newest if none is marked best).
 
-    With the weights that count as its result: the averaged ones from 5 / (1 - train.ema_decay) updates on, before that
-    the raw ones.
+    Its weights are those that the training reports as its result: from 5 / (1 - train.ema_decay) updates on the
+    averaged ones, before that the raw ones.
 
     Args:
-        model_name: needed, and only needed, for somebody's own network (``package.module:function``): a file must not
-            choose which code is run, so the person who opens it says it again.
-        device: auto (a GPU where one is visible), cpu or cuda.
+        model_name: required for a user's own network (``package.module:function``), and only for that: a file must not
+            choose which code is run.
+        device: auto (a GPU if one is visible), cpu or cuda.
 
     Raises:
-        ConfigError: no checkpoint there, a damaged one, one of other weights than the network has, an own network
-            that was not named, or one that has not a logit for each class.
+        ConfigError: no checkpoint there, a damaged one, weights that do not fit the network, an own network without
+            ``model_name``, or an output that is not one logit per class.
     """
     checkpoint = open_checkpoint(Path(path))
     try:
         payload = unpickle(checkpoint.content)
-        # older versions, whose manifests do not say, took the averaged weights wherever there were any
+        # the manifests of older versions do not say: those versions used the averaged weights if there were any
         which = checkpoint.manifest.get("weights", "averaged" if payload.get("ema") else "raw")
         weights = (payload["ema"] if which == "averaged" else payload)["model"]
     except CheckpointError as error:
@@ -108,22 +108,25 @@ def load_trained(path: Path | str, *, model_name: str = "", device: str = "auto"
 def assemble(
     manifest: Mapping[str, Any], weights: Mapping[str, Tensor], *, origin: Path, model_name: str, device: str
 ) -> Trained:
-    """The network that a manifest (``classes``, and of ``config`` what begins with model, data, and the memory order)
-    describes, with these weights; the rest as for ``load_trained``, ``origin`` being the file they come from.
+    """Build the network that a manifest describes, with these weights. The rest is as for ``load_trained``.
+
+    Args:
+        manifest: ``classes`` and, in ``config``, the options of model and data, and ``train.channels_last``.
+        origin: the file of the weights, for messages.
     """
     config = manifest["config"]
     name = config["model.name"]
     if name not in NETWORKS and model_name != name:
         given = f"--model {model_name}" if model_name else "no --model"
-        raise ConfigError(f"{origin} is of model.name={name}, given was {given}; say --model {name} to run it")
-    seed_everything(config.get("seed", Config.seed))  # as in training, for what is drawn but not saved
+        raise ConfigError(f"{origin} is of model.name={name}, but got {given}; give --model {name} to run its code")
+    seed_everything(config.get("seed", Config.seed))  # as in training, for random values that are not saved
     model = build_model(
         name,
         num_classes=len(manifest["classes"]),
-        reduction=config.get("model.reduction", ModelConfig.reduction),  # younger than some checkpoints
+        reduction=config.get("model.reduction", ModelConfig.reduction),  # older checkpoints do not have it
         small_stem=config.get("model.small_stem", ModelConfig.small_stem),
     )
-    # the version of each module; a file that does not hold it (safetensors) is taken to be of the present ones
+    # the version of each module; a file without versions (safetensors) is taken to be of the present ones
     versions = module_versions(weights) or module_versions(model.state_dict())
     try:
         model.load_state_dict(with_module_versions(weights, versions))
@@ -140,7 +143,7 @@ def assemble(
 
 
 def check_facts(facts: Mapping[str, Any], origin: Path) -> None:
-    """Refuse what a checkpoint's manifest or an exported file says of its network where nothing can be made of it.
+    """Refuse a manifest, or the facts in an exported file, that do not describe a network.
 
     Raises:
         ConfigError: names the file, and what is missing, of another type or out of range.
@@ -173,11 +176,11 @@ def check_facts(facts: Mapping[str, Any], origin: Path) -> None:
 
 
 def check_logits(network: Network, origin: Path) -> None:
-    """Refuse a network that does not give a logit for each class; costs a pass of one image."""
+    """Refuse a network whose output is not one logit per class; costs a forward pass of one image."""
     size, count = network.image_size, len(network.classes)
     try:
         shape = list(network.logits(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape)
-    except Exception as error:  # of somebody's own network, or of a graph that takes other images
+    except Exception as error:  # from a user's own network, or a graph that takes other images
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"{origin} takes no images of {size} pixels ({type(error).__name__}: {reason})") from None
     if shape != [1, count]:
@@ -190,14 +193,14 @@ def preprocess_of(config: Mapping[str, Any], device: torch.device) -> Preprocess
         AugmentConfig(),
         mean=config["data.mean"],
         std=config["data.std"],
-        seed=0,  # of the random changes, which belong to training
+        seed=0,  # not used: only training changes images at random
         device=device,
         channels_last=config["train.channels_last"],
     )
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The verified file that ``load_trained`` takes, not unpickled; ConfigError as there."""
+    """Read the file that ``load_trained`` would, verified but not unpickled; ConfigError as there."""
     try:
         checkpoint = read_checkpoint(find_checkpoint(path))
     except CheckpointError as error:

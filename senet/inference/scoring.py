@@ -1,4 +1,4 @@
-"""A finished network over a test split, by any number of ranks."""
+"""Score a trained network on the test split, with any number of ranks."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ class Evaluation:
 def open_test_data(
     manifest: Mapping[str, Any], origin: Path, overrides: Sequence[str], *, local_rank: int = 0, is_main: bool = True
 ) -> tuple[ImageData, DataConfig]:
-    """The data that a checkpoint was trained on, with ``key=value`` over its options, and these options.
+    """The data that a checkpoint was trained on, and its options with ``overrides`` applied.
 
-    The test images are those of the test split, also where training held others out (data.holdout).
-
-    Relative folders are looked for from where one is, as in training. Images are downloaded and decoded only where
-    data.root is among the overrides: a file does not choose where is written. A warning, where ``is_main``, of another
-    content than in training.
+    The test images are those of the test split, even if the training was judged by held-out images (data.holdout).
+    Relative folders are relative to the working directory, as in training. Images are downloaded and decoded only if
+    data.root is among the overrides: a file must not choose where to write. If the content is not that of the
+    training, the rank with ``is_main`` warns.
 
     Args:
         manifest, origin: of the checkpoint, and its path.
+        overrides: ``key=value``.
 
     Raises:
-        ConfigError: another option than data.source, data.root, data.folder, data.decode_threads; see
+        ConfigError: an override of another option than data.source, data.root, data.folder, data.decode_threads; see
             ``restore_data`` and ``open_data``; other classes than the checkpoint's, or the same in another order.
     """
     for pair in overrides:
         if "=" not in pair or pair.partition("=")[0] not in _DATA_OPTIONS:
-            raise ConfigError(f"{pair!r}: only {', '.join(_DATA_OPTIONS)} may be set; the rest is the checkpoint's")
+            raise ConfigError(f"{pair!r}: only {', '.join(_DATA_OPTIONS)} may be set; the checkpoint has the others")
     config = replace(restore_data(manifest["config"], overrides), holdout=0)
     build = any(pair.startswith("data.root=") for pair in overrides)
     data = open_data(config, local_rank=local_rank, build=build)
@@ -69,7 +69,7 @@ def open_test_data(
     saved = str(manifest.get("data"))
     if is_main and not data.same_images(saved):
         log.warning(
-            "the images are not those of the training (fingerprint %s, there %s)",
+            "the images are not those of the training (fingerprint %s, in training %s)",
             data.fingerprint[:12],
             printable(saved[:12]),
         )
@@ -79,17 +79,17 @@ def open_test_data(
 def evaluate(
     trained: Trained, data: ImageData, ranks: Ranks, *, batch_size: int, flip_average: bool = False
 ) -> Evaluation:
-    """The test split, each image once; rank r takes images r, r + world_size, ... A collective: call on every rank.
+    """Score each test image once; rank r takes images r, r + world_size, ... A collective: call on every rank.
 
     Args:
-        flip_average: the logits are the mean over an image and its mirror image.
+        flip_average: average the logits of an image and its mirror image.
 
     Raises:
-        RuntimeError: the ranks together saw another number of images than the split holds.
+        RuntimeError: the ranks together scored another number of images than the split has.
     """
     count = len(data.test)
     tally = Tally(ranks.device)
-    # each image is filled in by one rank and 0 on the others: sums of integers put them together
+    # each image is filled in by one rank and is 0 on the others, so that integer sums merge them exactly
     predicted_N, probability_bits_N = torch.zeros(2, count, dtype=torch.int64, device=ranks.device)
     sampler = ShardSampler(count, batch_size=batch_size, rank=ranks.rank, world_size=ranks.world_size)
     batches = load_batches(data.test, sampler, ranks.device)

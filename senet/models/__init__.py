@@ -1,1 +1,1 @@
-"""Networks."""
+"""Networks and their initial weights."""

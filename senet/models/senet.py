@@ -40,7 +40,7 @@ class SqueezeExcite(nn.Module):
 
 
 class _Block(nn.Module):
-    """What both blocks share; reads the state dicts that have ``fc1``, ``fc2`` directly in the block."""
+    """What both blocks share. Also loads state dicts that have ``fc1``, ``fc2`` directly in the block."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, reduction: int | None) -> None:
         super().__init__()
@@ -168,9 +168,9 @@ def insert_se(model: nn.Module, reduction: int = 16, skip_last_stage: bool = Fal
     """Put gates into the blocks of a network, in place, and return it.
 
     Into torchvision's BasicBlock and Bottleneck (resnet, resnext, wide_resnet) and this module's own blocks before the
-    addition (fig. 3 of the paper); behind the Inception blocks of torchvision's googlenet and inception_v3 (fig. 2).
-    The gates come last: whatever initialised or loaded the other weights was before. The keys of what a gate follows
-    change (``bn3.weight`` -> ``bn3.0.weight``, ``inception3a.branch1...`` -> ``inception3a.0.branch1...``).
+    addition (fig. 3 of the paper); after the Inception blocks of torchvision's googlenet and inception_v3 (fig. 2).
+    The other weights do not change. The keys of the module before a gate do (``bn3.weight`` -> ``bn3.0.weight``,
+    ``inception3a.branch1...`` -> ``inception3a.0.branch1...``).
 
     Args:
         reduction: channels per hidden unit of a gate, >= 1.
@@ -180,7 +180,7 @@ def insert_se(model: nn.Module, reduction: int = 16, skip_last_stage: bool = Fal
     Raises:
         ConfigError: no such block in the model, or it has gates already.
     """
-    # seconds to import, and senet18 does without
+    # takes seconds to import, and senet18 does not need it
     from torchvision.models import inception, resnet
     from torchvision.models.googlenet import Inception
 
@@ -213,7 +213,7 @@ def _stage(block_name: str) -> str:
 
 
 def _out_channels(block: nn.Module) -> int:
-    """Asked of a copy that has neither memory nor statistics to spoil."""
+    """Found with a copy on the meta device: takes no memory, and changes no statistics."""
     probe = copy.deepcopy(block).to("meta").eval()
     weight = next(probe.parameters())  # of its first convolution
     return int(probe(weight.new_zeros(1, weight.shape[1], 8, 8)).shape[1])

@@ -1,6 +1,4 @@
-"""Weights that are not drawn at random: from a file (``model.init_from``), or from images (``model.whiten``); how they
-lie in memory.
-"""
+"""Initial weights from a file (``model.init_from``) or from images (``model.whiten``); memory order of weights."""
 
 from __future__ import annotations
 
@@ -24,18 +22,18 @@ _CONTAINERS = (
     "model", "state_dict", "model_state_dict", "net", "network", "module", "weights",
     "ema", "model_ema", "state_dict_ema",
 )  # fmt: skip
-"""Where trainers keep a state dict; raw weights before averaged ones."""
+"""Keys under which training programs store a state dict; raw weights before averaged ones."""
 
 
 def init_from(model: nn.Module, path: str, num_classes: int) -> None:
     """Load the weights of a file, or of the best checkpoint of a run directory.
 
-    New stay the layers that end in ``num_classes`` outputs, where the file has another number, and all gates, where it
-    has none: it is of the network without. What wrappers put in front of all names (``module.``, ``_orig_mod.``,
-    ``model.``) does not matter.
+    Layers with ``num_classes`` outputs keep their random weights if the file has another number of outputs, and so do
+    all gates if it has none. Prefixes that wrappers put before all names (``module.``, ``_orig_mod.``, ``model.``) are
+    removed.
 
     Raises:
-        ConfigError: no such file, none of weights, or weights of another network.
+        ConfigError: no such file, no weights in it, or weights of another network.
     """
     state = _match_names(_read_state(path), model)
     own = model.state_dict()
@@ -52,7 +50,7 @@ def init_from(model: nn.Module, path: str, num_classes: int) -> None:
         del state[key]
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
-    except (RuntimeError, ValueError) as error:  # the latter from modules that know versions of their state
+    except (RuntimeError, ValueError) as error:  # ValueError: modules with a version of their state
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"model.init_from={path} is of another network: {reason}") from None
     gates = {f"{name}.{key}" for name, gate in _gates(model) for key in gate.state_dict()}
@@ -103,9 +101,9 @@ def _get(content: Any, name: str) -> Any:
 
 
 def _match_names(state: OrderedDict[str, Any], model: nn.Module) -> OrderedDict[str, Any]:
-    """Without what wrappers put in front of all names; with those that insert_se has changed."""
+    """Remove the prefixes of wrappers, and rename the keys that ``insert_se`` changes."""
     own = model.state_dict().keys()
-    # insert_se puts a gate behind a module: bn2 -> bn2.0, and the gate is bn2.1
+    # insert_se puts a gate after a module: bn2 -> bn2.0, and the gate is bn2.1
     gated = [name.removesuffix(".1") for name, _ in _gates(model) if name.endswith(".1")]
 
     def renamed(key: str) -> str:
@@ -129,10 +127,10 @@ def _gates(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def lay_out(model: nn.Module, *, channels_last: bool) -> None:
-    """All that has four dimensions in NHWC memory order; else contiguous, as everything is."""
+    """Put all 4-dimensional tensors into NHWC memory order; with ``channels_last=False`` make them contiguous."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.ndim == 4:  # Module.to(memory_format=...) tries it on 5 as well, and fails
+        if tensor.ndim == 4:  # Module.to(memory_format=...) fails on 5 dimensions
             tensor.data = tensor.data.to(memory_format=layout)
 
 
@@ -145,7 +143,7 @@ def whiten_first_layer(model: nn.Module, images_NCHW: Tensor) -> None:
     and none is correlated with another's. Filters beyond twice the size of a patch keep their random weights.
 
     Raises:
-        ConfigError: the network has no convolution of these images.
+        ConfigError: the first convolution does not take these images, or there is none.
     """
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     channels = images_NCHW.shape[1]

@@ -1,4 +1,4 @@
-"""Names of networks -> networks: what ``model.name`` stands for."""
+"""Networks by name: what ``model.name`` stands for."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from senet.models.weights import init_from as load_weights
 def build_model(
     name: str, *, num_classes: int, reduction: int = 16, small_stem: bool = False, init_from: str = ""
 ) -> nn.Module:
-    """One of ``config.NETWORKS`` or ``package.module:function``, with weights from a file where one is named.
+    """One of ``options.NETWORKS`` or ``package.module:function``, with weights from a file if one is named.
 
-    With the same seed a network and its twin with gates (``resnet20``, ``se_resnet20``) begin with the same weights
-    but for the gates.
+    With the same seed a network with gates (``se_resnet20``) and the same without (``resnet20``) start from the same
+    weights, except for the gates.
 
     Args:
-        reduction: of the gates; networks without have no use for it.
+        reduction: channels per hidden unit of a gate; ignored without gates.
         small_stem: of torchvision's residual networks: a 3x3 convolution instead of the 7x7 one with stride 2 and the
             pooling, so that the blocks see four times the height and width.
 
@@ -47,11 +47,11 @@ def build_model(
 
 
 def refuse_other_images(model: nn.Module, name: str, size: int) -> None:
-    """Somebody's own network that takes no images of 3 channels and this height and width. Asked of a copy without
-    memory; what cannot be tried on one shows when the network runs.
+    """Refuse a user's network that does not take images [N, 3, size, size]. Tried with a copy on the meta device; what
+    cannot run there is found when the network runs.
 
     Raises:
-        ConfigError: a layer is of another shape.
+        ConfigError: a layer expects another shape.
     """
     at: list[nn.Module] = []
     try:
@@ -67,13 +67,13 @@ def refuse_other_images(model: nn.Module, name: str, size: int) -> None:
             layer = "" if not at or list(at[-1].children()) else f" in {at[-1]}"
             raise ConfigError(
                 f"model.name={name} takes no images of shape (N, 3, {size}, {size}): {reason}"
-                f"{layer}; it must take 3 channels, and data.image_size pixels each way"
+                f"{layer}; it must take 3 channels, and data.image_size pixels of height and width"
             ) from None
 
 
 def trains_on_one_image(model: nn.Module, size: int) -> bool:
-    """Whether a batch may hold one image of that height and width. Not where a norm then sees one value per channel, of
-    which there is no variance.
+    """Whether the network can be trained on a batch of one image [1, 3, size, size]. Not if a norm then gets one value
+    per channel, which has no variance.
     """
     trial = copy.deepcopy(model).train()
     try:
@@ -101,8 +101,8 @@ def _build_plain(name: str, num_classes: int, small_stem: bool) -> nn.Module:
             nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as the others there
             model.maxpool = nn.Identity()
         return model
-    # without auxiliary heads one tensor of logits comes out, and no parameter is left without a gradient; False:
-    # torch's own initialisation, as in SENet
+    # without auxiliary heads the output is one tensor, and every parameter gets a gradient; init_weights=False:
+    # torch's default initialisation, as in SENet
     inception: nn.Module = torchvision.models.get_model(
         name, weights=None, num_classes=num_classes, aux_logits=False, init_weights=False
     )
@@ -111,8 +111,8 @@ def _build_plain(name: str, num_classes: int, small_stem: bool) -> nn.Module:
 
 def _build_own(name: str, num_classes: int) -> nn.Module:
     module_name, _, function = name.partition(":")
-    if not (module_name and function):  # importing runs code
-        raise ConfigError(f"model.name={name!r} is neither a network here nor package.module:function")
+    if not (module_name and function):  # checked before importing, which runs code
+        raise ConfigError(f"model.name={name!r} is neither a known network nor package.module:function")
     try:
         build = getattr(importlib.import_module(module_name), function)
         inspect.signature(build).bind(num_classes=num_classes)

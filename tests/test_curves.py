@@ -136,7 +136,7 @@ def test_changed_options_are_marked_in_figures_and_page_and_starts_are_counted_a
     for number in range(1, 6):
         assert f'<th scope="row">{number}</th>' in page
     assert '<th scope="row">8</th>' not in page
-    assert "interrupted by a person; saved and left (SIGINT)" in page
+    assert "interrupted by the user, after a save (SIGINT)" in page
     assert "3 (2 interrupted, 1 preempted)" in page
 
 

@@ -117,7 +117,7 @@ def test_a_network_known_by_name_needs_no_model_and_weights_alone_take_no_prepro
 
 
 def test_opening_a_file_runs_nobody_elses_code_unasked(write: Export) -> None:
-    with pytest.raises(ConfigError, match="give --trust"):
+    with pytest.raises(ConfigError, match="say --trust"):
         open_network(write("torch_export", False))
     with pytest.raises(ConfigError, match=f"say --model {TINY}"):
         open_network(write("safetensors", False))

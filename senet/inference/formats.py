@@ -73,7 +73,7 @@ def open_network(path: Path, *, model_name: str = "", device: str = "auto", trus
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
     if path.suffix == ".pt2" and not trust:
-        raise ConfigError(f"{path}: a .pt2 can run code when it is opened; give --trust if you know who made it")
+        raise ConfigError(f"{path}: a .pt2 can run code when it is opened; say --trust if you know who made it")
     if path.suffix != ".safetensors" and device == "cuda":
         raise ConfigError(f"{path} runs on the CPU; use --device cpu, or a checkpoint or .safetensors on a GPU")
     try:

@@ -118,7 +118,7 @@ def assemble(
     name = config["model.name"]
     if name not in NETWORKS and model_name != name:
         given = f"--model {model_name}" if model_name else "no --model"
-        raise ConfigError(f"{origin} is of model.name={name}, but got {given}; give --model {name} to run its code")
+        raise ConfigError(f"{origin} is of model.name={name}, but got {given}; say --model {name} to run it")
     seed_everything(config.get("seed", Config.seed))  # as in training, for random values that are not saved
     model = build_model(
         name,

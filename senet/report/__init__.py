@@ -1,1 +1,1 @@
-"""``python -m senet.report``: a page about one run or several."""
+"""``python -m senet.report``: a page of figures and tables about one run or several."""

@@ -1,8 +1,8 @@
 """A report of a finished or running training: ``python -m senet.report RUN_DIR [RUN_DIR ...]``.
 
-Figures and one ``report.html`` in ``RUN_DIR/report``, from the files of the run directory alone. The test images are
-looked at once; what the figures need of them is kept in ``predictions.npz`` there, so that a report of a copy of the
-run directory needs neither images nor network, and is the same, byte for byte.
+Figures and one ``report.html`` in ``RUN_DIR/report``, from the files of the run directory alone. The network classifies
+the test images once; the result is kept in ``predictions.npz`` there, so that a report of a copy of the run directory
+needs neither images nor network, and is the same, byte for byte.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 def write_report(
     folders: Sequence[Path], *, model_name: str = "", device: str = "auto", overrides: Sequence[str] = ()
 ) -> Path:
-    """Write the report of the first run, with the others beside it for comparison; returns the path of its page.
+    """Write the report of the first run, compared with the others; returns the path of its page.
 
     Raises:
-        ConfigError: a folder is no run directory, an own network was not named, ``overrides`` (as for
-            ``open_test_data``) name no images of its classes, or the packages that draw are not installed.
+        ConfigError: a folder is no run directory, a user's own network was not named, ``overrides`` (as for
+            ``open_test_data``) name no images of its classes, or matplotlib or jinja2 is not installed.
     """
     runs = [read_run(folder) for folder in folders]
     try:
@@ -47,7 +47,7 @@ def write_report(
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"{folder} cannot be made ({error.strerror}); report on a copy of the run directory"
+            f"{folder} cannot be created ({error.strerror}); report on a copy of the run directory"
         ) from None
     predictions, why = predictions_of(
         runs[0].folder, folder / "predictions.npz", model_name=model_name, device=device, overrides=overrides
@@ -64,9 +64,9 @@ def write_report(
 
 
 def to_tensorboard(run: Run, drawings: dict[str, Drawing]) -> None:
-    """The figures in one event file that each report writes anew, where the run has TensorBoard at all.
+    """Write the figures to an event file, replaced by each report, if the run has TensorBoard files.
 
-    In a folder of its own: beside the training's event files, a younger one would make TensorBoard stop reading them.
+    In its own folder: TensorBoard would stop reading the training's event files at a newer one beside them.
     """
     if not (run.folder / "tensorboard").is_dir():
         return
@@ -83,7 +83,7 @@ def to_tensorboard(run: Run, drawings: dict[str, Drawing]) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write, and print where."""
+    """Write the report, and print the path of its page."""
     parser = Parser(prog="python -m senet.report", description=__doc__.split("\n\n")[1])
     parser.add_argument(
         "run_dirs", nargs="+", type=path_argument, metavar="RUN_DIR", help="the first is reported, all compared"

@@ -1,6 +1,6 @@
-"""What a network said of each test image and what its gates did: kept in one file, and the numbers drawn from it.
+"""Predictions and gates of a network on the test images: kept in one file, and the statistics made from them.
 
-No torch: a report is made again without the network.
+Does not import torch: a report is made again without the network.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of all N test images, K classes. What the figures need, so that they can be drawn again without the images."""
+    """For N test images and K classes, all that the figures need: they can be drawn again without the images."""
 
     sha256: str
     """Of the checkpoint."""
     checkpoint: str
     """Its file name."""
     other_images: bool
-    """Whether the images were not those that the network had been tested on in training."""
+    """Whether the images differ from those that the network was tested on in training."""
     classes: tuple[str, ...]
     """Names in label order."""
     probabilities_NK: Floats
@@ -79,15 +79,15 @@ class Predictions:
 
     @property
     def blind_blocks(self) -> list[str]:
-        """Blocks whose gates do not depend on the class: it accounts for less than a tenth of their variance, or moves
-        them by less than 0.02 (then a constant for each channel would do).
+        """Blocks whose gates hardly depend on the class: it explains less than a tenth of their variance, or changes
+        them by less than 0.02 (a constant per channel would do as well).
         """
         shares = zip(self.gate_ranges.items(), self.gate_shares, strict=True)
         return [name for (name, width), share in shares if share < SMALL_SHARE or width < SMALL_RANGE]
 
     @property
     def gate_ranges(self) -> dict[str, float]:
-        """How far the classes lie apart in each block: largest less smallest class mean, averaged over the channels."""
+        """Range of the class means in each block: the largest minus the smallest, averaged over the channels."""
         return {name: float(np.ptp(means_KC, axis=0).mean()) for name, means_KC in self.gates.items()}
 
     def save(self, path: Path) -> None:
@@ -122,7 +122,7 @@ class Predictions:
             zipfile.BadZipFile,
             zlib.error,
         ) as error:
-            log.warning("%s is damaged (%s) and is made anew", path, error)
+            log.warning("%s is damaged (%s) and is made again", path, error)
             return None
 
 
@@ -147,11 +147,11 @@ class GateTally:
         return means
 
     def class_share(self) -> float:
-        """The share of the gates' variance over images that the class accounts for, in [0, 1].
+        """The share of the gates' variance over images that the class explains, in [0, 1].
 
         Variance between the class means over total variance, each summed over the channels first, so that channels
-        whose gates hardly move hardly count (eta squared of the analysis of variance). Where the class plays no part it
-        is about (K - 1) / (N - 1); 0 where the gates are constant.
+        with almost constant gates count little (eta squared of the analysis of variance). If the class has no effect it
+        is about (K - 1) / (N - 1); 0 if the gates are constant.
         """
         count = self._counts_K.sum()
         mean_C = self._sums_KC.sum(0) / count
@@ -161,7 +161,7 @@ class GateTally:
 
 
 class Calibration(NamedTuple):
-    """Of M bins of confidence, bin m being ((m - 1) / M, m / M]; zeros for an empty one."""
+    """Per bin of confidence, bin m of M being ((m - 1) / M, m / M]; zeros for an empty bin."""
 
     counts: Integers
     accuracies: Floats
@@ -171,8 +171,8 @@ class Calibration(NamedTuple):
 
 
 def calibration(confidences_N: Floats, is_right_N: NDArray[np.bool_], bins: int = 15) -> Calibration:
-    """How far confidence and accuracy lie apart: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017,
-    sec. 2: ECE = sum over bins of (images in the bin / all images) * |accuracy - mean confidence|.
+    """Confidence against accuracy. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, sec. 2: ECE = sum
+    over bins of (images in the bin / all images) * |accuracy - mean confidence|.
     """
     bin_N = np.clip(np.ceil(confidences_N * bins).astype(np.int64) - 1, 0, bins - 1)
     counts = np.bincount(bin_N, minlength=bins)

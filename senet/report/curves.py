@@ -1,4 +1,4 @@
-"""Figures of how a run went, and of several side by side."""
+"""Figures of the training curves: loss, accuracy and learning rate of a run, and several runs compared."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from senet.report.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, l
 from senet.rundir.history import Run, judged
 
 _SIZE = (5.3, 3.8)  # inches
-_MARKS = {  # of what happened: colour, line, marker at its end
+_MARKS = {  # event -> colour, line style, marker
     "interrupted": (ORANGE, "--", "s"),
     "preempted": (PURPLE, "--", "v"),
     "killed": (BLACK, "-.", "X"),
@@ -42,7 +42,7 @@ def curves(run: Run) -> dict[str, Figure]:
 
 
 def comparison(runs: Sequence[Run], titles: Sequence[str]) -> dict[str, Figure]:
-    """Loss and accuracy of several runs in one figure each; of the weights that counted as the result."""
+    """Loss and accuracy of several runs, in one figure each, of the weights that each run reports as its result."""
     return {
         "comparison_loss": _compare(runs, titles, "loss", f"{images(runs)} loss (nats per image)"),
         "comparison_accuracy": _compare(runs, titles, "top1", f"{images(runs)} accuracy (%)"),
@@ -101,7 +101,7 @@ def _compare(runs: Sequence[Run], titles: Sequence[str], quantity: str, title: s
 
 
 def _draw(axes: Axes, run: Run, rows: Sequence[dict[str, Any]], key: str, **look: Any) -> None:
-    """A line over the epochs, nothing where no row has it; one or two points get markers, to be seen at all."""
+    """A line over the epochs; nothing if no row has ``key``. One or two points get markers, or they would not show."""
     rows = [row for row in rows if key in row]
     if rows:
         x = [row["step"] / (run.steps_per_epoch or 1) for row in rows]
@@ -110,7 +110,7 @@ def _draw(axes: Axes, run: Run, rows: Sequence[dict[str, Any]], key: str, **look
 
 
 def _clip(axes: Axes) -> None:
-    """End the axis below what lies ten times above the rest of its line (a quarter of it at most), and mark that."""
+    """Cut off the largest values of a line (at most a quarter) if they exceed ten times the next one, and mark them."""
     tops, lows = [], []
     for line in axes.get_lines():
         values = np.asarray(line.get_ydata(), float)

@@ -1,4 +1,4 @@
-"""Which figures a report has, each with the words that stand in for it and below it."""
+"""The figures of a report, each with its alternative text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from senet.rundir.history import Run, names
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure, what it shows in words (for those who cannot see it), and whether it is too wide for a phone."""
+    """A figure, its alternative text (for people who cannot see it), and whether it is too wide for a phone."""
 
     figure: Figure
     alt: str
@@ -24,7 +24,7 @@ class Drawing:
 
 
 def draw(runs: Sequence[Run], predictions: Predictions | None) -> dict[str, Drawing]:
-    """All figures by name, those of the first run and those that compare the runs; without predictions, only curves."""
+    """Name -> figure: of the first run, and comparisons of the runs; without predictions only curves."""
     drawings = _curves(runs[0])
     if len(runs) > 1:
         listed = ", ".join(names(runs))
@@ -46,7 +46,7 @@ def confusion_counts(predictions: Predictions) -> Integers:
 
 
 def class_accuracies(counts_KK: Integers) -> np.ndarray:
-    """Percent of each class's images that were put into it (its recall)."""
+    """Percent of each class's images that are predicted as this class (its recall)."""
     return np.asarray(100 * counts_KK.diagonal() / np.maximum(counts_KK.sum(1), 1))
 
 
@@ -85,7 +85,7 @@ def _accuracy(predictions: Predictions) -> dict[str, Drawing]:
         "confusion": Drawing(
             figures.confusion(counts_KK, classes),
             f"Confusion matrix of {len(classes)} classes. The most frequent mistake: {off.max()} images of "
-            f"{classes[int(true)]} taken for {classes[int(guess)]}.",
+            f"{classes[int(true)]} predicted as {classes[int(guess)]}.",
         ),
         "reliability": Drawing(
             figures.reliability(bins),
@@ -119,12 +119,12 @@ def _gates(predictions: Predictions) -> dict[str, Drawing]:
     return {
         "gates": Drawing(
             figures.gates(predictions.gates, predictions.classes),
-            f"For each of {len(shares)} blocks a line of the mean gates of its channels, and a heat map of how far the "
-            f"mean of each class lies above or below.",
+            f"For each of {len(shares)} blocks a line of the mean gates of its channels, and a heat map of the "
+            f"difference of each class's mean.",
             wide=True,
         ),
         "gate_shares": Drawing(
             figures.gate_shares(shares, predictions.gate_ranges, predictions.blind_blocks),
-            f"Bar chart: share of the gates' variance that the class accounts for, by block: {listed}.",
+            f"Bar chart: share of the gates' variance that the class explains, by block: {listed}.",
         ),
     }

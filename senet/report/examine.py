@@ -1,4 +1,4 @@
-"""One look of a trained network at its test images, or at what an earlier look left behind."""
+"""Predictions and gates of a trained network on the test images: computed in one pass, or read from a file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ _LARGEST_PICTURE = 96  # pixels; larger images are scaled down for the grids
 def predictions_of(
     run_dir: Path, file: Path, *, model_name: str, device: str, overrides: Sequence[str] = ()
 ) -> tuple[Predictions | None, str]:
-    """Those in ``file`` where they are of the run's best checkpoint (or of one that is gone), else made and put there.
+    """The predictions of the run's best checkpoint: read from ``file``, or computed and saved there. Without any
+    checkpoint, those in ``file``.
 
     Args:
         overrides: where the images are, as for ``open_test_data``.
@@ -64,20 +65,20 @@ def predictions_of(
 
 
 def predict(trained: Trained, split: Split, other_images: bool = False, files: Sequence[str] = ()) -> Predictions:
-    """One pass over the whole split in fp32, each image once; ``files``: where each image comes from, if from files."""
+    """One pass over the whole split in fp32, each image once; ``files``: the path of each image, if it has one."""
     gates = {name: module for name, module in trained.model.named_modules() if isinstance(module, SqueezeExcite)}
     tallies = {name: GateTally(len(trained.classes)) for name in gates}
-    now: dict[str, Tensor] = {}  # the gates of the batch in hand
+    batch_gates: dict[str, Tensor] = {}  # of the current batch
 
-    def look(name: str) -> Callable[[SqueezeExcite, tuple[Tensor]], None]:
-        return lambda module, inputs: now.update({name: module.gate(*inputs).flatten(1)})
+    def record(name: str) -> Callable[[SqueezeExcite, tuple[Tensor]], None]:
+        return lambda module, inputs: batch_gates.update({name: module.gate(*inputs).flatten(1)})
 
-    hooks = [module.register_forward_pre_hook(look(name)) for name, module in gates.items()]
+    hooks = [module.register_forward_pre_hook(record(name)) for name, module in gates.items()]
     probabilities = []
     for start in tqdm(range(0, len(split), _BATCH), desc="test images", unit="batch", disable=None):
         images_NHWC, batch_labels, _ = split[torch.arange(start, min(start + _BATCH, len(split)))]
         probabilities.append(trained.logits(images_NHWC).softmax(1).cpu().numpy())
-        for name, gate_NC in now.items():
+        for name, gate_NC in batch_gates.items():
             tallies[name].add(gate_NC.cpu().double().numpy(), batch_labels.numpy())
     for hook in hooks:
         hook.remove()

@@ -1,4 +1,4 @@
-"""Figures of what a network says and does: arrays in, matplotlib figures out. Draws on no screen, keeps no state."""
+"""Figures of predictions, calibration and gates: arrays in, matplotlib figures out. Needs no screen, keeps no state."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from senet.report.analysis import Calibration, Floats, Integers
 
 STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so the same everywhere
+    "font.family": "DejaVu Sans",  # part of matplotlib, so the same everywhere
     "font.size": 10,
     "axes.titlesize": 10,
     "legend.fontsize": 9,
@@ -35,7 +35,7 @@ STYLE: dict[Any, Any] = {
     "image.composite_image": False,
     "svg.hashsalt": "senet",  # the same bytes each time
 }
-# Okabe & Ito, "Color Universal Design", 2008: told apart by the colour-blind
+# Okabe & Ito, "Color Universal Design", 2008: colours that colour-blind people can tell apart
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, RED, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 _RIGHT, _WRONG = "#1b7837", "#b2182b"
@@ -46,9 +46,9 @@ COLUMNS = 8  # of a grid of images
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """What figures are made and rendered in; also a decorator."""
+    """The style in which figures are made and rendered; also a decorator."""
     with matplotlib.rc_context(), warnings.catch_warnings():
-        matplotlib.rcdefaults()  # not what a matplotlibrc says: the same bytes for everybody
+        matplotlib.rcdefaults()  # ignores any matplotlibrc: the same bytes everywhere
         matplotlib.rcParams.update(STYLE)
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # measured as a box; see to_svg
         yield
@@ -56,7 +56,7 @@ def styled() -> Iterator[None]:
 
 @styled()
 def to_svg(figure: Figure) -> bytes:
-    """The same figure gives the same bytes. Letters that the font has not are left to the viewer, as text."""
+    """The same figure gives the same bytes. If the font lacks a character, texts are drawn with the viewer's fonts."""
     shown = {letter for text in figure.findobj(Text) for letter in text.get_text()}
     with io.BytesIO() as file, matplotlib.rc_context():
         if any(ord(letter) not in _letters() for letter in shown if letter != "\n"):
@@ -67,12 +67,12 @@ def to_svg(figure: Figure) -> bytes:
 
 @cache
 def _letters() -> frozenset[int]:
-    """What DejaVu Sans can draw."""
+    """Code points that DejaVu Sans has."""
     return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
 
 
 def label(name: str, length: int = 16) -> str:
-    """A name that fits, its middle left out if need be; a Chinese or Japanese letter is as wide as two others."""
+    """Shorten a name to ``length`` by cutting out its middle; Chinese and Japanese characters count as two."""
     name = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
     if sum(map(_width, name)) <= length:
         return name
@@ -87,8 +87,8 @@ def _width(letter: str) -> int:
 
 
 def _at_an_axis(name: str, length: int = 16) -> str:
-    """A label that ends at an axis. Wide letters are drawn 1 em wide by the viewer, but measured as the font's box of
-    0.6 em: spaces of 0.32 em before them make up for that.
+    """A label that ends at an axis. Viewers draw wide characters 1 em wide, but matplotlib measures a box of 0.6 em:
+    spaces of 0.32 em before them compensate.
     """
     name = label(name, length)
     wide = sum(_width(letter) == 2 and ord(letter) not in _letters() for letter in name)
@@ -97,7 +97,7 @@ def _at_an_axis(name: str, length: int = 16) -> str:
 
 @styled()
 def class_accuracy(accuracies_K: Floats, classes: Sequence[str], overall: float) -> Figure:
-    """Bars, the lowest at the top, in percent; of more than 50 classes the 20 lowest."""
+    """Accuracy of each class as bars, the lowest at the top; of more than 50 classes the 20 lowest."""
     order = np.argsort(accuracies_K, kind="stable")[: WORST if len(classes) > MOST_BARS else None]
     figure = Figure((5.4, 1.1 + 0.24 * len(order)), layout="constrained")
     axes = figure.subplots()
@@ -115,7 +115,7 @@ def class_accuracy(accuracies_K: Floats, classes: Sequence[str], overall: float)
 
 @styled()
 def confusion(counts_KK: Integers, classes: Sequence[str]) -> Figure:
-    """Rows: true class, columns: predicted, as a share of the row in percent; numbers and names while they fit."""
+    """Rows: true class, columns: predicted, in percent of the row; numbers and names if they fit."""
     count = len(classes)
     shares = 100 * counts_KK / np.maximum(counts_KK.sum(1, keepdims=True), 1)
     side = min(9.0, max(4.6, 1.6 + 0.36 * count))
@@ -143,7 +143,7 @@ def confusion(counts_KK: Integers, classes: Sequence[str]) -> Figure:
 
 @styled()
 def reliability(bins: Calibration) -> Figure:
-    """Accuracy of each bin of confidence, against the diagonal of a calibrated network; below, how full they are."""
+    """Accuracy in each bin of confidence, with the diagonal of a calibrated network; below, the images per bin."""
     count = len(bins.counts)
     width = 1 / count
     centres = (np.arange(count) + 0.5) * width
@@ -152,17 +152,9 @@ def reliability(bins: Calibration) -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.bar(centres[full], bins.accuracies[full], width * 0.92, color=SKY, label="accuracy")
     gaps = bins.confidences[full] - bins.accuracies[full]
-    upper.bar(
-        centres[full],
-        gaps,
-        width * 0.92,
-        bottom=bins.accuracies[full],
-        facecolor="none",
-        edgecolor=RED,
-        hatch="////",
-        linewidth=0.8,
-        label="gap to the mean confidence",
-    )
+    look = {"facecolor": "none", "edgecolor": RED, "hatch": "////", "linewidth": 0.8}
+    title = "gap to the mean confidence"
+    upper.bar(centres[full], gaps, width * 0.92, bottom=bins.accuracies[full], label=title, **look)
     upper.plot([0, 1], [0, 1], color=BLACK, linestyle="--", linewidth=1, label="calibrated")
     upper.set(ylabel="accuracy", ylim=(0, 1), xlim=(0, 1))
     upper.set_title(f"expected calibration error {bins.error:.4f} ({count} bins)")
@@ -176,8 +168,8 @@ def reliability(bins: Calibration) -> Figure:
 
 @styled()
 def pictures(images_NHWC: Integers, predicted: Sequence[str], true: Sequence[str], confidences_N: Floats) -> Figure:
-    """A grid; over each image the predicted class, and under that the true one in brackets: green with a tick where
-    they agree, red with a cross where not.
+    """A grid; above each image the predicted class, and below that the true one in brackets: green with a tick if they
+    agree, red with a cross if not.
     """
     columns = min(COLUMNS, len(predicted))
     rows = -(-len(predicted) // columns)
@@ -197,8 +189,8 @@ def pictures(images_NHWC: Integers, predicted: Sequence[str], true: Sequence[str
 
 @styled()
 def gates(means: Mapping[str, Floats], classes: Sequence[str]) -> Figure:
-    """A row for each block, its channels in the order of their mean gate. Left: that mean, and how far the classes
-    reach to either side; right: how far each class's mean lies above (red) or below (blue) it.
+    """A row for each block, its channels in the order of their mean gate. Left: that mean, and the range of the class
+    means; right: each class mean minus that mean, positive in red, negative in blue.
     """
     height = min(3.6, max(1.4, 0.4 + 0.125 * len(classes)))
     figure = Figure((10.4, height * len(means) + 0.7), layout="constrained")
@@ -215,7 +207,7 @@ def gates(means: Mapping[str, Floats], classes: Sequence[str]) -> Figure:
         image = right.imshow(
             means_KC - mean_C, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto", interpolation="none"
         )
-        right.set_title("class less mean", loc="left", fontsize=9)
+        right.set_title("class mean minus mean", loc="left", fontsize=9)
         right.set_xticks([])
         if len(classes) <= 20:
             right.set_yticks(range(len(classes)), [_at_an_axis(name) for name in classes], fontsize=6.5)
@@ -224,14 +216,14 @@ def gates(means: Mapping[str, Floats], classes: Sequence[str]) -> Figure:
         right.tick_params(length=0)
         right.spines[:].set_visible(False)
     figure.colorbar(
-        image, ax=rows[:, 1].tolist(), location="bottom", shrink=0.6, aspect=40, label="gate, class less mean"
+        image, ax=rows[:, 1].tolist(), location="bottom", shrink=0.6, aspect=40, label="gate, class mean minus mean"
     )
     return figure
 
 
 @styled()
 def gate_shares(shares: Mapping[str, float], ranges: Mapping[str, float], hatched: Sequence[str]) -> Figure:
-    """Bars of the shares, the first block at the top, with the range of the class means as a number beside each."""
+    """Bars of the shares, the first block at the top, each with the range of its class means as a number."""
     figure = Figure((5.4, 1.0 + 0.26 * len(shares)), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(range(len(shares)), list(shares.values()), height=0.72)
@@ -240,13 +232,13 @@ def gate_shares(shares: Mapping[str, float], ranges: Mapping[str, float], hatche
     axes.set_yticks(range(len(shares)), [label(name, 24) for name in shares])
     _at_the_right(axes, [f"{shares[name]:.2f}   range {ranges[name]:.3f}" for name in shares])
     axes.invert_yaxis()
-    axes.set(xlim=(0, 1), xlabel="share of the gates' variance that the class accounts for")
+    axes.set(xlim=(0, 1), xlabel="share of the gates' variance that the class explains")
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
     return figure
 
 
 def _at_the_right(axes: Axes, texts: Sequence[str]) -> None:
-    """A text for each horizontal bar, in a column where no bar reaches."""
+    """A text for each horizontal bar, in a column to the right of all bars."""
     for row, text in enumerate(texts):
         axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)

@@ -1,4 +1,4 @@
-"""report.html: one file with everything in it. What comes from files is escaped by the template engine."""
+"""Render report.html, one self-contained file. The template engine escapes all text that comes from files."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _PIXELS_PER_INCH = 96
 _WEIGHTS = {"ema": "averaged", "test": "raw"}
 _NONE = "\N{EN DASH}"
 _ENDINGS = {
-    "interrupted": "interrupted by a person; saved and left",
-    "preempted": "asked to stop; saved and left",
-    "killed": "killed without a word",
+    "interrupted": "interrupted by the user, after a save",
+    "preempted": "stopped by a signal, after a save",
+    "killed": "killed before it could save",
     "failed": "failed",
     "unknown": "not recorded",
-    "finished": "had finished",
+    "finished": "finished",
 }
 
 
@@ -75,11 +75,11 @@ def render(
         starts=_starts(run),
         options=Table(("option", "value"), [(key, str(value)) for key, value in run.options.items()]),
     )
-    return text.encode("utf-8", errors="replace")  # a file name can hold what is no text
+    return text.encode("utf-8", errors="replace")  # file names need not be UTF-8
 
 
 def _tiles(run: Run, predictions: Predictions | None) -> list[tuple[str, str]]:
-    """The few numbers to see first."""
+    """The most important numbers."""
     tiles = []
     if predictions:
         tiles.append((f"{predictions.accuracy:.2f} %", f"of {len(predictions.labels_N):,} test images right"))
@@ -88,7 +88,7 @@ def _tiles(run: Run, predictions: Predictions | None) -> list[tuple[str, str]]:
     if run.epochs:
         last = run.epochs[-1]
         tiles.append((f"{last['epoch']} of {run.options.get('train.epochs', '?')}", "epochs"))
-        tiles.append((_duration(last["train_s"]), "of training, tests left out"))
+        tiles.append((_duration(last["train_s"]), "of training, without tests"))
         tiles.append((f"{_images_per_s(run):,.0f}", "images per second"))
     count = len(run.interruptions)
     return [*tiles, (str(count), "interruption" if count == 1 else "interruptions")]
@@ -111,7 +111,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
             if f"{kind}_loss" in last:
                 loss, top1 = last[f"{kind}_loss"], last[f"{kind}_top1"]
                 facts.append((f"Last epoch, {title}", f"loss {loss:.4f}, accuracy {top1:.2f} %"))
-        facts.append(("Time", f"{_duration(last['train_s'])} of training, tests left out"))
+        facts.append(("Time", f"{_duration(last['train_s'])} of training, without tests"))
         facts.append(("Speed", f"{_images_per_s(run):,.0f} images/s (median of the epochs)"))
     causes = [interruption.cause for interruption in run.interruptions]
     counted = ", ".join(f"{causes.count(each)} {each}" for each in _ENDINGS if each in causes)
@@ -127,9 +127,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 
 
 def _starts(run: Run) -> Table:
-    """Each start of the run, and what had ended the one before."""
+    """Each start of the run, and how the previous one ended."""
     rows = []
-    for index, start in enumerate(run.starts):  # numbered as they stand: generations also count refused starts
+    for index, start in enumerate(run.starts):  # counted here: generations also count refused starts
         after = start.get("after", {})
         ended = _ENDINGS[cause(start)] if index else ""
         reason = f" ({after['reason']})" if after.get("reason") else ""
@@ -138,9 +138,9 @@ def _starts(run: Run) -> Table:
         time = str(start.get("time", "")).replace("T", " ").removesuffix("+00:00")
         cells = [str(index + 1), time, f"{start['resumed_from']:,}", ended + reason, job, *facts]
         rows.append([*cells, str(start.get("commit", ""))[:10], ", ".join(changed(start))])
-    header = ["start", "time (UTC)", "from update", "the one before", "its SLURM job", "ranks", "device", "commit"]
+    header = ["start", "time (UTC)", "from update", "previous start", "previous SLURM job", "ranks", "device", "commit"]
     header += ["changed options"]
-    used = [column for column in range(len(header)) if any(row[column] for row in rows)]  # a job only under SLURM
+    used = [column for column in range(len(header)) if any(row[column] for row in rows)]  # no jobs without SLURM
     return Table([header[column] for column in used], [[row[column] for column in used] for row in rows])
 
 
@@ -166,18 +166,18 @@ def _differences(runs: Sequence[Run]) -> Table:
 
 
 def _seen(predictions: Predictions) -> dict[str, Any]:
-    """What the sections on the test images say beside their figures."""
+    """Numbers and tables of the sections on the test images."""
     counts_KK, classes = confusion_counts(predictions), predictions.classes
     recalls_K, precisions_K = class_accuracies(counts_KK), class_accuracies(counts_KK.T)
     rows = []
     for index, name in enumerate(classes):
         others = counts_KK[index].copy()
         others[index] = 0
-        often = f"{classes[int(others.argmax())]} ({others.max()})" if others.max() else _NONE
+        mistake = f"{classes[int(others.argmax())]} ({others.max()})" if others.max() else _NONE
         images = f"{counts_KK[index].sum():,}"
-        rows.append([name, images, f"{recalls_K[index]:.2f}", f"{precisions_K[index]:.2f}", often])
+        rows.append([name, images, f"{recalls_K[index]:.2f}", f"{precisions_K[index]:.2f}", mistake])
     worst = [rows[index] for index in np.argsort(recalls_K, kind="stable")[:WORST]]
-    header = ("class", "images", "accuracy %", "precision %", "most often taken for")
+    header = ("class", "images", "accuracy %", "precision %", "most frequent mistake")
     gates = [
         [name, str(means_KC.shape[1]), f"{means_KC.mean():.3f}", f"{share:.3f}", f"{predictions.gate_ranges[name]:.3f}"]
         for (name, means_KC), share in zip(predictions.gates.items(), predictions.gate_shares, strict=True)
@@ -193,7 +193,7 @@ def _seen(predictions: Predictions) -> dict[str, Any]:
         "worst": Table(header, worst) if len(rows) > MOST_BARS else None,
         "files": _mistake_files(predictions),
         "weights": predictions.weights,
-        "gates": Table(("block", "channels", "mean gate", "share of class", "range of class means"), gates),
+        "gates": Table(("block", "channels", "mean gate", "share of the class", "range of class means"), gates),
         "blind": predictions.blind_blocks,
         "small_share": SMALL_SHARE,
         "small_range": SMALL_RANGE,
@@ -203,16 +203,16 @@ def _seen(predictions: Predictions) -> dict[str, Any]:
 
 
 def _mistake_files(predictions: Predictions) -> Table:
-    """The pictures of the mistakes, row by row of their figure, by the files they come from."""
+    """The file of each picture in the figure of mistakes, row by row."""
     rows = []
     for number, (index, file) in enumerate(zip(predictions.mistakes, predictions.mistake_files, strict=False), start=1):
         guess, sure = predictions.classes[predictions.predicted_N[index]], predictions.confidences_N[index]
         rows.append([str(number), file, guess, f"{100 * sure:.1f}"])
-    return Table(("picture", "file", "taken for", "confidence %"), rows)
+    return Table(("picture", "file", "predicted", "confidence %"), rows)
 
 
 def _command(argv: Sequence[str]) -> str:
-    """As typed, less the values of what belongs to the job: its environment is not for everybody."""
+    """The command as typed, without the values of the job's options, which may contain secrets."""
     return shlex.join(f"{arg.partition('=')[0]}=..." if arg.startswith(("slurm.", "slurm=")) else arg for arg in argv)
 
 

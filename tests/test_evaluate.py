@@ -240,7 +240,7 @@ def test_scores_are_told_before_predictions_are_written(
 
 def test_a_gpu_that_is_not_there_is_refused_in_the_commands_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="use --device cpu or auto"):
+    with pytest.raises(ConfigError, match="set --device=cpu or --device=auto"):
         main(["run", "--device", "cuda"])
 
 

@@ -211,9 +211,7 @@ def test_what_would_be_left_out_is_named(folder: Path) -> None:
     (folder / "train/bee/gone.png").symlink_to(folder / "nowhere.png")
     (folder / "test/wasp").symlink_to(folder / "nowhere")
     shutil.copy(folder / "test/bee/0.png", folder / "test/loose.PNG")
-    with pytest.raises(
-        ConfigError, match=r"train/ant/more \(a folder\), train/bee/gone\.png \(a broken link\)"
-    ):
+    with pytest.raises(ConfigError, match=r"train/ant/more \(a folder\), train/bee/gone\.png \(a broken link\)"):
         open_data(folder_config(folder))
     (folder / "train/ant/more").rmdir()
     (folder / "train/bee/gone.png").unlink()

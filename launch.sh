@@ -1,16 +1,29 @@
 #!/bin/sh
-# Train under torchrun on this machine; the same command again resumes.
+# usage: ./launch.sh [VERB] [...]            ./launch.sh VERB --help tells more
 #
-#   ./launch.sh [key=value ...]                        the quickstart (digits)
-#   ./launch.sh configs/cifar10.yaml train.epochs=5    YAML files and key=value pairs, as for train_ddp.py
-#   NPROC=4 ./launch.sh ...                            ranks; default: one per GPU, or 2 on a CPU, that can share the batch
-#   ./launch.sh --help                                 all options
-#   ./launch.sh setup [dev | report | export]          only make .venv; with what tests, reports or exports need besides
-#   ./launch.sh slurm [...]                            as python slurm/submit.py [...]: submit a job, status, stop
+# train        ./launch.sh configs/cifar10.yaml train.epochs=5
+#              The same command again resumes. The word train may be left out.
+# predict      ./launch.sh predict runs/cifar10 image.jpg folder/
+# evaluate     ./launch.sh evaluate runs/cifar10
+# export       ./launch.sh export runs/cifar10 --format onnx
+# report       ./launch.sh report runs/cifar10 runs/other
+# tensorboard  ./launch.sh tensorboard runs/cifar10 runs/other
+# slurm        ./launch.sh slurm configs/cifar10.yaml slurm.partition=gpu
+#              ./launch.sh slurm status, ./launch.sh slurm stop runs/cifar10
+# setup        ./launch.sh setup [dev | report | export | benchmarks]
+# help         this page
 #
-# Exit code: 0 finished, 2 bad input, 85 stopped by a signal and resumable, else failed.
-# PYTHON=python3.12 chooses the interpreter of a new .venv.
+# train and slurm without a YAML file take configs/quickstart.yaml.
+# A verb installs what it needs into .venv the first time.
+# NPROC=4            ranks; else train takes one per GPU, or 2 on a CPU, or
+#                    fewer that can share the batch, and evaluate takes 1
+# PYTHON=python3.12  makes a new .venv
+# Exit code: 0 done, 2 bad input, 85 stopped by a signal and resumable, else
+# failed. Read on: README.md, docs/, ./launch.sh train --help
 set -eu
+
+verbs="train predict evaluate export report tensorboard slurm setup help"
+not_yet="data sweep compare follow why doctor drill profile sync prune"
 
 # what is closed would be given to the next file that is opened
 for stream in 0 1 2; do
@@ -20,11 +33,23 @@ unset PYTHONHOME # of another Python, with which that of .venv would not start
 unset PYTHONSAFEPATH # networks of one's own may lie in this folder
 here=$(dirname -- "$(readlink -f -- "$0")")
 venv=$here/.venv
+case $0 in # printed hints begin with it
+*/*) export SENET_COMMAND="$0" ;;
+*) export SENET_COMMAND="./$0" ;;
+esac
 
 refuse() {
     echo "launch.sh: $1" >&2
     exit 2
 }
+
+# Whether the words $2 hold the word $1.
+is_one_of() {
+    case " $2 " in *" $1 "*) ;; *) return 1 ;; esac
+}
+
+# The head of this file.
+help() { sed -n '2,/^set/s/^# \{0,1\}//p' "$here/launch.sh"; }
 
 # Whether .venv is where it was made, and holds what was installed for the Python that is there now.
 is_whole() {
@@ -32,25 +57,34 @@ is_whole() {
         "$venv/bin/python" -I -c 'import importlib.util as i; assert i.find_spec("torch")' 2>/dev/null
 }
 
-is_up_to_date() { [ "$(cat "$stamp" 2>/dev/null)" = "$version" ] && is_whole; }
+# Whether .venv holds what pyproject.toml now says of the extra $1, or of no extra.
+is_up_to_date() {
+    case $1 in
+    export | report) cat "$venv/.installed-$1" "$venv/.installed-dev" ;; # dev holds both
+    *) cat "$venv/.installed${1:+-$1}" ;;
+    esac 2>/dev/null | grep -qxF "$version" && is_whole
+}
 
 # Make .venv once, and again only when pyproject.toml has changed. $1: an extra of pyproject.toml, or nothing.
 setup() {
-    stamp=$venv/.installed${1:+-$1}
     version=$(cksum <"$here/pyproject.toml")
-    if is_up_to_date; then return; fi
+    if is_up_to_date "$1"; then return; fi
     if ! [ -w "$here" ]; then refuse "$venv is not set up, and $here cannot be written; copy it to a folder of your own"; fi
     exec 9>"$here/.venv.lock"
     if command -v flock >/dev/null && ! flock -n 9; then # two first starts at once
         echo "launch.sh: waiting for another start that installs into $venv" >&2
         flock 9 || true
     fi
-    if ! is_up_to_date; then
-        echo "launch.sh: installing into $venv (once; torch is large)" >&2
+    if ! is_up_to_date "$1"; then
+        if is_whole && [ -n "$1" ]; then
+            echo "launch.sh: installing what $1 needs into $venv (once)" >&2
+        else
+            echo "launch.sh: installing into $venv (once; torch is large)" >&2
+        fi
         if ! is_whole; then make_venv; fi
         # pip refuses to install for the user into a virtual environment
         PIP_USER=0 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$here${1:+[$1]}" >&2
-        echo "$version" | tee "$stamp" >"$venv/.installed"
+        echo "$version" | tee "$venv/.installed${1:+-$1}" >"$venv/.installed"
     fi
     exec 9>&-
 }
@@ -63,20 +97,77 @@ make_venv() {
     "$python" -m venv --clear "$venv"
 }
 
+# Replace this shell by a module of this checkout, whatever lies in the folder one stands in. $1: the extra it needs.
+run() {
+    if [ -z "$wants_help" ]; then setup "$1"; fi
+    shift
+    export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
+    exec "$venv/bin/python" -P -m "$@"
+}
+
+# Refuse a word that is no verb, naming what it may have been meant to be.
+refuse_word() {
+    near=$("${PYTHON:-python3}" -c 'import difflib, sys; print(*difflib.get_close_matches(*sys.argv[1:2], sys.argv[2:], 1))' \
+        "$1" $verbs $(cd "$here/configs" && ls) 2>/dev/null) || true
+    case $near in *.yaml) near=configs/$near ;; esac
+    refuse "'$1' is neither a verb nor a YAML file nor key=value; ${near:+did you mean '$near'? }./launch.sh help shows the verbs"
+}
+
+# TensorBoard on these runs, each under the path as it was typed; from the first option on, its own arguments.
+tensorboard() {
+    runs=
+    while [ $# -gt 0 ]; do
+        run=${1%/}
+        case $run in
+        -*) break ;;
+        *[,:]*) refuse "tensorboard: $run has a comma or a colon in its path, which TensorBoard cuts it at; link to it by another name" ;;
+        esac
+        if ! [ -d "$run/tensorboard" ]; then refuse "tensorboard: $run/tensorboard: no such folder; name run directories, trained with log.tensorboard=true"; fi
+        runs=$runs,${run#/}:$run/tensorboard
+        shift
+    done
+    if [ -z "$runs" ]; then refuse "tensorboard takes one run directory or more: ./launch.sh tensorboard runs/cifar10"; fi
+    run "" tensorboard.main --logdir_spec="${runs#,}" "$@"
+}
+
 case ${1:-} in
+'' | *[=./]*) verb=train ;;
+-h | --help) if [ $# -eq 1 ]; then verb=help; else verb=train; fi ;;
+-*) verb=train ;;
+*)
+    if is_one_of "$1" "$not_yet"; then refuse "$1 is not there yet; ./launch.sh help shows what is"; fi
+    if ! is_one_of "$1" "$verbs"; then refuse_word "$1"; fi
+    verb=$1
+    shift
+    ;;
+esac
+
+wants_help=
+if is_one_of --help "$*" || is_one_of -h "$*"; then
+    wants_help=yes
+    case $verb in setup | tensorboard) verb=help ;; esac
+    if [ $verb != help ] && ! is_whole; then # nothing is installed to be told about options
+        help
+        echo "launch.sh: more help needs .venv: ./launch.sh setup"
+        exit
+    fi
+fi
+
+case $verb in
+help) help ;;
 setup)
-    case ${2:-} in
-    '' | dev | report | export | benchmarks) setup "${2:-}" ;;
-    *) refuse "setup $2: there is dev, report, export and benchmarks" ;;
+    case ${1:-} in
+    '' | dev | report | export | benchmarks) setup "${1:-}" ;;
+    *) refuse "setup $1: there is dev, report, export and benchmarks" ;;
     esac
     ;;
+train) run "" senet.launch train "$@" ;;
+predict) case " $* " in *.safetensors\ * | *.onnx\ *) run export senet.predict "$@" ;; *) run "" senet.predict "$@" ;; esac ;;
+evaluate) if [ "${NPROC:-1}" = 1 ]; then run "" senet.evaluate "$@"; else run "" senet.launch evaluate "$@"; fi ;;
+export | report) run $verb senet.$verb "$@" ;;
+tensorboard) tensorboard "$@" ;;
 slurm)
-    setup ""
-    shift
+    if [ -z "$wants_help" ]; then setup ""; fi
     exec "$venv/bin/python" "$here/slurm/submit.py" "$@"
-    ;;
-*)
-    setup ""
-    exec "$venv/bin/python" -P -m senet.launch "$@"
     ;;
 esac

@@ -13,7 +13,7 @@ import traceback
 
 from senet.command import leave, record, trace_crashes
 from senet.config.load import load_config
-from senet.config.manual import help_text
+from senet.config.manual import asked, help_text
 from senet.distributed.environment import own_rank, read_place
 from senet.errors import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError, RunError
 from senet.rundir.lease import mirror_status
@@ -21,12 +21,12 @@ from senet.rundir.lease import mirror_status
 
 def main(argv: list[str], stop: StopFlag) -> int:
     """Train; the exit code is 0 finished, 2 bad input, 85 stopped and resumable, 1 failed."""
-    if {"-h", "--help"} & set(argv):
-        print(help_text())
-        return 0
     die_with_launcher()
     stop.before_leaving(say_why)
     try:
+        if (topics := asked(argv)) is not None:
+            print(help_text(topics))
+            return 0
         config = load_config(argv, read_place().world_size)
         from senet.training.run import run  # takes seconds: torch
 

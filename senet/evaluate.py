@@ -22,6 +22,7 @@ from senet.config.options import DataConfig, DistributedConfig, TrainConfig
 from senet.distributed.environment import read_place
 from senet.errors import FAILED_EXIT_CODE, ConfigError
 from senet.rundir.files import replace_file
+from senet.verbs import typed
 
 _MOST_CLASSES, _LOWEST_CLASSES = 20, 10  # up to 20 classes are all listed; of more, the 10 of the lowest accuracy
 
@@ -168,9 +169,9 @@ def _predictions(result: Evaluation, data: ImageData, config: DataConfig) -> byt
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="python -m senet.evaluate",
+        prog=typed("evaluate"),
         description="Accuracy and loss on the test split, each image once. With several ranks: "
-        "torchrun --nproc_per_node=2 -m senet.evaluate ...",
+        "NPROC=2 ./launch.sh evaluate ..., or torchrun --nproc_per_node=2 -m senet.evaluate ...",
         epilog="Exit code: 0 evaluated, 1 failed, 2 bad input.",
     )
     parser.add_network("a run directory (its best checkpoint) or a checkpoint")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from senet.command import Parser, end, path_argument, printable
 from senet.errors import ConfigError
+from senet.verbs import typed
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,7 +47,7 @@ def _name(checkpoint: Path, arguments: Namespace) -> str:
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="python -m senet.export",
+        prog=typed("export"),
         description="Write a trained network with its classes and normalisation as one file, and check it.",
         epilog="Needs ./launch.sh setup export. Exit code: 0 written, 1 the logits differ or torch cannot export the "
         "network, 2 bad input.",

@@ -1,5 +1,6 @@
-"""What ``launch.sh`` runs once ``.venv`` is there: the options checked, the ranks counted, torchrun, one line on how it
-ended. torchrun runs in this process, so that the ranks die with it, however it dies."""
+"""``launch.sh train`` and, on several ranks, ``launch.sh evaluate``, once ``.venv`` is there: the options checked, the
+ranks counted, torchrun, one line on how it ended. torchrun runs in this process, so that the ranks die with it, however
+it dies."""
 
 from senet.distributed.preemption import STOP_SIGNALS, StopFlag
 from senet.errors import STOPPED_EXIT_CODE
@@ -24,9 +25,10 @@ from types import FrameType
 from senet import REPOSITORY
 from senet.command import BUS_ERROR, leave
 from senet.config.checks import check_split
-from senet.config.load import load_config, sort_arguments
-from senet.config.manual import help_text
+from senet.config.load import load_config
+from senet.config.manual import asked, help_text
 from senet.config.options import TrainConfig
+from senet.config.recipes import with_recipe
 from senet.distributed.devices import count_gpus
 from senet.distributed.environment import MALLOC
 from senet.distributed.preemption import LAUNCHER_VARIABLE
@@ -34,36 +36,39 @@ from senet.errors import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError
 from senet.rundir.files import read_json
 from senet.rundir.lease import MIRROR_VARIABLE
 
-QUICKSTART = REPOSITORY / "configs" / "quickstart.yaml"
 _EXIT_CODES = {"finished": 0, "refused": REFUSED_EXIT_CODE, "stopped": STOPPED_EXIT_CODE}
 
 
 def main(argv: Sequence[str], stop: StopFlag) -> int:
-    """Train on this machine; 0 finished, 2 bad input, 85 stopped by a signal and resumable, 1 failed."""
-    if {"-h", "--help"} & set(argv):
-        print(help_text())
-        return 0
+    """The verb and its arguments. 0 done, 2 bad input, 85 stopped by a signal and resumable, 1 failed."""
+    verb, *arguments = argv
     try:
-        if not sort_arguments(argv)[0]:
-            argv = [str(QUICKSTART), *argv]
-        config = load_config(argv)
+        if verb == "train" and (topics := asked(arguments)) is not None:
+            print(help_text(topics))
+            return 0
         refuse_other_packages()
-        ranks = choose_ranks(config.train)
-        folder = tempfile.TemporaryDirectory(prefix="senet-")
+        return evaluate(arguments, stop) if verb == "evaluate" else train(arguments, stop)
     except ConfigError as error:
         _say(error)
         return REFUSED_EXIT_CODE
-    except OSError as error:
-        _say(f"no folder for temporary files: {error}; name one that can be written with TMPDIR")
-        return REFUSED_EXIT_CODE
-    with folder:
-        status = Path(folder.name) / "status.json"
-        os.environ |= MALLOC | os.environ | {MIRROR_VARIABLE: str(status), LAUNCHER_VARIABLE: str(os.getpid())}
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # the trainer sets train.threads_per_rank itself
+
+
+def train(argv: Sequence[str], stop: StopFlag) -> int:
+    """Train on this machine.
+
+    Raises:
+        ConfigError: bad options.
+    """
+    argv = with_recipe("train", argv, _say)
+    config = load_config(argv)
+    ranks = choose_ranks(config.train)
+    with _temporary_folder() as folder:
+        status = Path(folder) / "status.json"
+        os.environ |= {MIRROR_VARIABLE: str(status), LAUNCHER_VARIABLE: str(os.getpid())}
         # for a last step and save; torchrun would end the ranks after 30 s, and waits as long for one that hangs
         os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", f"{max(30, config.distributed.step_timeout_s):.0f}")
         words = io.StringIO()
-        cause = torchrun(ranks, argv, folder.name, words, stop)
+        _, cause = torchrun(ranks, [str(REPOSITORY / "train_ddp.py"), *argv], folder, words, stop)
         state = read_json(status).get("state", "")
     if state in ("finished", "refused"):
         return _EXIT_CODES[state]
@@ -76,17 +81,50 @@ def main(argv: Sequence[str], stop: StopFlag) -> int:
     return _EXIT_CODES.get(state, FAILED_EXIT_CODE)
 
 
+def evaluate(argv: Sequence[str], stop: StopFlag) -> int:
+    """``senet.evaluate`` by NPROC ranks on this machine.
+
+    Raises:
+        ConfigError: NPROC is no number.
+    """
+    ranks = wanted_ranks() or 1
+    os.environ["PYTHONSAFEPATH"] = "1"  # as launch.sh has it: no module of the folder one stands in
+    with _temporary_folder() as folder:
+        code, cause = torchrun(ranks, ["-m", "senet.evaluate", *argv], folder, io.StringIO(), stop)
+    if stop or code < 0:  # else a rank has said why
+        _say(f"evaluate: {f'stopped by {stop.signal_name}' if stop else f'failed: {cause}'}")
+    return FAILED_EXIT_CODE if stop or code < 0 else code
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="senet-")
+    except OSError as error:
+        text = f"no folder for temporary files: {error}; name one that can be written with TMPDIR"
+        raise ConfigError(text) from None
+
+
+def wanted_ranks() -> int | None:
+    """NPROC; None where it is not set.
+
+    Raises:
+        ConfigError: it is no number.
+    """
+    text = os.environ.get("NPROC", "")
+    if text and not (text.isascii() and text.isdigit() and int(text)):
+        raise ConfigError(f"NPROC={text} is not a number of ranks; use 1 or more")
+    return int(text) if text else None
+
+
 def choose_ranks(train: TrainConfig) -> int:
     """NPROC, or one rank for each GPU, 2 on a CPU, fewer where they could not share the batch equally, and said so.
 
     Raises:
         ConfigError: NPROC is no number, or the batch cannot be split over so many.
     """
-    if wanted := os.environ.get("NPROC", ""):
-        if not (wanted.isascii() and wanted.isdigit() and int(wanted)):
-            raise ConfigError(f"NPROC={wanted} is not a number of ranks; use 1 or more")
-        check_split(train, int(wanted))
-        return int(wanted)
+    if wanted := wanted_ranks():
+        check_split(train, wanted)
+        return wanted
     gpus = count_gpus() if train.device != "cpu" else 0
     most = gpus or 2
     ranks = max(n for n in range(1, most + 1) if train.global_batch_size % (n * train.accumulate) == 0)
@@ -116,8 +154,15 @@ def refuse_other_packages() -> None:
             )
 
 
-def torchrun(ranks: int, argv: Sequence[str], folder: str, words: io.StringIO, stop: StopFlag) -> str:
-    """Run the ranks to their end; torchrun's own messages go into ``words``. Returns what it knows of a failure."""
+def torchrun(ranks: int, command: Sequence[str], folder: str, words: io.StringIO, stop: StopFlag) -> tuple[int, str]:
+    """Run the ranks to their end; torchrun's own messages go into ``words``.
+
+    Returns the exit code of the first rank that failed (0: none did, below 0: it did not end by itself), and what
+    torchrun knows of it.
+    """
+    os.environ |= MALLOC | os.environ
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a rank sets its number of threads itself
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")
     import torch.distributed.run as torch_run  # takes seconds
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -145,22 +190,22 @@ def torchrun(ranks: int, argv: Sequence[str], folder: str, words: io.StringIO, s
         for each in signals:
             signal.signal(each, handle)
         if not stop:
-            torch_run.run(torch_run.parse_args([*where, *options, str(REPOSITORY / "train_ddp.py"), *argv]))
+            torch_run.run(torch_run.parse_args([*where, *options, *command]))
     except SignalException:
         limit_s = os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]
-        return f"{stop.signal_name}, and ranks that had not saved within TORCH_ELASTIC_SHUTDOWN_TIMEOUT={limit_s} s"
+        return -1, f"{stop.signal_name}, and ranks that had not saved within TORCH_ELASTIC_SHUTDOWN_TIMEOUT={limit_s} s"
     except ChildFailedError as error:
         words.write(f"{error}\n")
         rank, failure = error.get_first_failure()
         how = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
         why = f" ({BUS_ERROR})" if how == "SIGBUS" else ""
-        return f"rank {rank} ended by {how}{why}, without a word"
+        return failure.exitcode, f"rank {rank} ended by {how}{why}, without a word"
     except OSError as error:
-        return f"torchrun: {error}"
+        return -1, f"torchrun: {error}"
     except Exception as error:
         words.write(traceback.format_exc())
-        return f"torchrun: {' '.join(str(error).split())[:300]}"
-    return "the ranks ended without a word"
+        return -1, f"torchrun: {' '.join(str(error).split())[:300]}"
+    return 0, "the ranks ended without a word"
 
 
 def _log_into(words: io.StringIO) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from senet.command import Parser, end, printable
 from senet.errors import FAILED_EXIT_CODE, ConfigError
+from senet.verbs import typed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -182,7 +183,7 @@ def _format(kind: str, inputs: Sequence[str], classes: Sequence[str]) -> Callabl
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="python -m senet.predict",
+        prog=typed("predict"),
         description="Classify images. Files are read, scaled and normalised as in training.",
         epilog="An input that cannot be read or fetched gives a line on stderr, and the others go on. Exit code: 0 all "
         "inputs predicted, 1 some failed, 2 bad input.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 from senet.config.load import named_path
 from senet.errors import ConfigError
 from senet.rundir.files import read_json
+from senet.verbs import typed
 from slurm import cluster
 from slurm.batch import stop_file
 
@@ -32,7 +34,7 @@ def status(names: list[str]) -> None:
         path.parent.parent for path in Path("runs").glob("*/slurm/job.json")
     )
     if not run_dirs:
-        raise ConfigError("no run in runs/ was submitted; name a run directory: python slurm/submit.py status RUN_DIR")
+        raise ConfigError(f"no run in runs/ was submitted; name a run directory: {typed('slurm')} status RUN_DIR")
     submitted = [_submitted(run_dir) for run_dir in run_dirs]
     try:
         known = cluster.job_states([of["job"] for of in submitted if of["cluster"] != cluster.LOCAL])
@@ -55,7 +57,7 @@ def stop(names: list[str]) -> None:
         NoAnswer: SLURM does not say whether there is one.
     """
     if len(names) != 1:
-        raise ConfigError("stop takes one run directory: python slurm/submit.py stop RUN_DIR")
+        raise ConfigError(f"stop takes one run directory: {typed('slurm')} stop RUN_DIR")
     run_dir = named_path(names[0])
     submitted = _submitted(run_dir)
     job_id = submitted["job"]
@@ -75,7 +77,7 @@ def stop(names: list[str]) -> None:
         if done.returncode:
             stop_file(run_dir, job_id).unlink()
             raise ConfigError(f"{' '.join(words)}: {' '.join(done.stderr.split())}")
-    print(f"job {job_id} ({state}) was asked to stop; see: python slurm/submit.py status {run_dir}")
+    print(f"job {job_id} ({state}) was asked to stop; see: {typed('slurm')} status {shlex.quote(str(run_dir))}")
 
 
 def judge(job: cluster.JobState | None, run: Mapping[str, Any], silent_s: float) -> tuple[str, str]:

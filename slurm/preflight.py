@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from senet.distributed.preemption import steps_between_votes
 from senet.errors import ConfigError
 from senet.rundir.files import read_json
 from senet.rundir.owner import holder, refuse_links
+from senet.verbs import typed
 from slurm import cluster
 from slurm.gpus import gpu_findings, ranks_per_node
 from slurm.sbatch import make_slurm_executor, minutes, sbatch_environment
@@ -148,7 +150,7 @@ def owner(run_dir: Path) -> Iterator[Finding]:
             yield Finding(
                 True,
                 f"run_dir={run_dir} belongs to job {submitted['job']}, which is {state}; wait for it, stop it "
-                f"(python slurm/submit.py stop {run_dir}), or choose another run_dir",
+                f"({typed('slurm')} stop {shlex.quote(str(run_dir))}), or choose another run_dir",
             )
             return
     who, certain = holder(run_dir)

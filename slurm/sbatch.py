@@ -91,6 +91,11 @@ def send(job: Job, config: Config, run_dir: Path, code: Path) -> str:
                 submitted = executor.submit(job)
         except FailedJobError as error:
             words = " ".join(str(error).split())
+            if re.search("configuration source|Unable to contact slurm controller", words):
+                raise ConfigError(
+                    f"no SLURM controller answers here, so nothing was submitted ({words.rpartition('sbatch: ')[2]}); "
+                    f"use a login node of the cluster, or slurm.cluster=local for this machine alone"
+                ) from None
             if "timed out" in words.lower():
                 words += "; SLURM may have it all the same: look with squeue before you submit again"
             raise ConfigError(f"sbatch refused the job: {words}") from None

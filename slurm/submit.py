@@ -19,10 +19,12 @@ import time
 from senet import REPOSITORY
 from senet.config.load import load_config, to_yaml
 from senet.config.manual import group_help
-from senet.config.options import Config, SlurmConfig
+from senet.config.options import Config
+from senet.config.recipes import with_recipe
 from senet.errors import REFUSED_EXIT_CODE, ConfigError, RunError
 from senet.rundir.files import replace_file, write_json
 from senet.rundir.locks import StillHeld, lock
+from senet.verbs import by_launcher, default_recipe, typed
 from slurm.control import status, stop
 from slurm.gpus import ranks_per_node
 from slurm.job import Job
@@ -30,17 +32,19 @@ from slurm.preflight import Finding, owner, preflight
 from slurm.sbatch import command_line, make_slurm_executor, send
 from slurm.snapshot import take_snapshot
 
-USAGE = """\
-usage: python slurm/submit.py [--dry-run] [FILE.yaml ...] [key=value ...]
-       python slurm/submit.py status [RUN_DIR ...]
-       python slurm/submit.py stop RUN_DIR
+_USAGE = """\
+usage: {here} [--dry-run] [FILE.yaml ...] [key=value ...]
+       {here} status [RUN_DIR ...]
+       {here} stop RUN_DIR
 
-Submit a training; the same command again goes on from the newest checkpoint.
+Submit a training; the same command again resumes. Without a file: {recipe}.
   --dry-run   print the checks, the sbatch script and the launch line; submit nothing
   status      what SLURM and the run itself say; without RUN_DIR: of all in runs/
   stop        save, end, and do not requeue
 
-The options are those of train_ddp.py; the ones below are of the job alone."""
+Options of the training: {train} --help. Those of the job:
+
+{options}"""
 
 
 def submit(argv: list[str], *, dry_run: bool) -> None:
@@ -49,10 +53,10 @@ def submit(argv: list[str], *, dry_run: bool) -> None:
     Raises:
         ConfigError: bad options, or what preflight or SLURM refuses.
     """
-    typed = load_config(argv)
-    config = _resolve(typed)
+    given = load_config(argv)
+    config = _resolve(given)
     run_dir = Path(config.run_dir)
-    findings = preflight(typed, run_dir)
+    findings = preflight(given, run_dir)
     if dry_run:
         _show(config, run_dir, findings)
     _refuse(findings)
@@ -61,7 +65,7 @@ def submit(argv: list[str], *, dry_run: bool) -> None:
     if config.slurm.cluster == "slurm" and shutil.which("sbatch") is None:
         raise ConfigError("there is no sbatch here; use a login node, or slurm.cluster=local for this machine alone")
     for finding in findings:
-        print(f"slurm: warning: {finding.text}", file=sys.stderr)
+        _say(f"warning: {finding.text}")
     folder = run_dir / "slurm"
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,13 +80,13 @@ def submit(argv: list[str], *, dry_run: bool) -> None:
     except StillHeld as error:
         raise ConfigError(f"{error}; if it has ended, delete that file and try again") from None
     log = folder / f"{job_id}_0_log.out"
-    slurm, here = config.slurm, f"{_python()} {shlex.quote(sys.argv[0])}"
+    slurm, here = config.slurm, typed("slurm")
     print(
         f"submitted job {job_id} ({run_dir.name}): {slurm.nodes} node(s) x {ranks_per_node(slurm)} rank(s), "
         f"{slurm.time} per start; run directory {run_dir}\n"
         f"  log      tail -F {shlex.quote(str(log))}   (other ranks: _1_log.out, ...)\n"
-        f"  status   {here} status {shlex.quote(typed.run_dir)}\n"
-        f"  stop     {here} stop {shlex.quote(typed.run_dir)}\n"
+        f"  status   {here} status {shlex.quote(given.run_dir)}\n"
+        f"  stop     {here} stop {shlex.quote(given.run_dir)}\n"
         f"  resume   the same command again"
     )
 
@@ -94,11 +98,6 @@ def _remove(made: list[Path]) -> None:
     for parent in made[1:]:
         with contextlib.suppress(OSError):  # somebody has put something there meanwhile
             parent.rmdir()
-
-
-def _python() -> str:
-    """What a person types for this interpreter."""
-    return "python" if shutil.which("python") == sys.executable else shlex.quote(sys.executable)
 
 
 def _resolve(config: Config) -> Config:
@@ -156,17 +155,23 @@ def main(argv: list[str]) -> int:
     """The exit code is 0, or 2 after one line on stderr."""
     try:
         if {"-h", "--help"} & set(argv):
-            print("\n".join([USAGE, *group_help(SlurmConfig, "slurm")]))
+            here, train, options = typed("slurm"), typed("train"), group_help("slurm")
+            print(_USAGE.format(here=here, train=train, options=options, recipe=default_recipe()))
         elif argv[:1] == ["status"]:
             status(argv[1:])
         elif argv[:1] == ["stop"]:
             stop(argv[1:])
         else:
-            submit([arg for arg in argv if arg != "--dry-run"], dry_run="--dry-run" in argv)
+            arguments = [each for each in argv if each != "--dry-run"]
+            submit(with_recipe("slurm", arguments, _say) if by_launcher() else arguments, dry_run="--dry-run" in argv)
     except (ConfigError, RunError, OSError) as error:
-        print(f"slurm: {error}", file=sys.stderr)
+        _say(str(error))
         return REFUSED_EXIT_CODE
     return 0
+
+
+def _say(what: str) -> None:
+    print(f"slurm: {what}", file=sys.stderr)
 
 
 if __name__ == "__main__":

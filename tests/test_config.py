@@ -15,7 +15,7 @@ from senet import REPOSITORY
 from senet.config.__main__ import main
 from senet.config.load import changed_options, load_config, restore_data, to_flat, to_yaml
 from senet.config.manual import help_text
-from senet.config.options import Config, DataConfig, SlurmConfig
+from senet.config.options import Config, DataConfig, SlurmConfig, groups, options
 from senet.errors import ConfigError
 
 
@@ -368,10 +368,39 @@ def test_only_options_that_change_numbers_count_as_changed() -> None:
 
 
 def test_the_manual_describes_every_option() -> None:
-    lines = help_text().splitlines()
+    lines = help_text(["all"]).splitlines()
     for key in to_flat(Config()):
         [at] = [i for i, line in enumerate(lines) if line.strip().startswith((f"{key} =", f"{key}* ="))]
         assert len(lines[at + 1].strip()) > 5, f"{key} has no text"
+
+
+def test_the_first_page_of_the_manual_fits_two_screens_and_leads_to_every_group() -> None:
+    lines = help_text().splitlines()
+    assert len(lines) <= 48
+    assert max(map(len, lines)) <= 100
+    named = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert len([key for key in to_flat(Config()) if key in named]) == 10
+    every = [name for _, name in groups() if name]
+    assert [name for name in named if name in every] == every
+    assert "slurm." not in help_text()
+    for group in every:
+        shown = [line.split()[0].rstrip("*") for line in help_text([group]).splitlines() if re.match(r"  \w", line)]
+        assert shown == [key for key, _ in options() if key.startswith(f"{group}.")]
+    assert help_text(["log", "data"]) == f"{help_text(['log'])}\n\n{help_text(['data'])}"
+
+
+@pytest.mark.parametrize(
+    ("topic", "hint"),
+    [("dat", "did you mean 'data'?"), ("optim.lr", "did you mean 'optim'?"), ("x", "there is resume, ")],
+)
+def test_help_about_what_is_no_group_is_one_line_and_code_2(topic: str, hint: str) -> None:
+    for command in (["train_ddp.py"], ["-m", "senet.config"], ["-m", "senet.launch", "train"]):
+        done = subprocess.run(
+            [sys.executable, *command, "--help", topic], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        [line] = done.stderr.splitlines()
+        assert f"--help {topic}: no such group of options; {hint}" in line
 
 
 def test_help_and_check_import_neither_torch_nor_numpy() -> None:
@@ -384,6 +413,7 @@ def test_help_and_check_import_neither_torch_nor_numpy() -> None:
         [sys.executable, "-X", "importtime", "train_ddp.py", "--help"], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert "optim.lr = 0.1" in done.stdout
+    assert "slurm.partition" not in done.stdout
     assert " torch\n" not in done.stderr
 
 

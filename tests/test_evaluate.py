@@ -277,7 +277,7 @@ def test_what_the_network_fixes_cannot_be_set(finished_run: Path) -> None:
 def test_a_file_does_not_choose_where_images_are_written(finished_run: Path, tmp_path: Path) -> None:
     trained = load_trained(finished_run, model_name=TINY, device="cpu")
     manifest = {**trained.manifest, "config": trained.manifest["config"] | {"data.root": str(tmp_path / "chosen")}}
-    with pytest.raises(ConfigError, match=r"holds no decoded images of digits .*name a folder with data\.root="):
+    with pytest.raises(ConfigError, match=r"no decoded images in /.*/stores/digits.*data\.root="):
         open_test_data(manifest, trained.checkpoint, [])
     assert not (tmp_path / "chosen").exists()
     data, config = open_test_data(manifest, trained.checkpoint, [f"data.root={tmp_path / 'said'}"])

@@ -130,7 +130,7 @@ def test_a_file_that_is_none_of_ours_is_named(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=f"damaged{suffix} cannot be opened"):
             open_network(path, trust=True)
     save_file({"weight": torch.zeros(3)}, tmp_path / "others.safetensors")
-    with pytest.raises(ConfigError, match=r"make it with python -m senet\.export"):
+    with pytest.raises(ConfigError, match=r"make it with \./launch\.sh export"):
         open_network(tmp_path / "others.safetensors")
     with pytest.raises(ConfigError, match="no such file"):
         open_network(tmp_path / "nothing.onnx")

@@ -1,16 +1,18 @@
-"""What ``launch.sh`` does about ``.venv``, with a stand-in for Python; and how many ranks ``senet/launch.py`` takes."""
+"""What ``launch.sh`` makes of its verbs and of ``.venv``, with a stand-in for Python; and how many ranks it takes."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from senet import REPOSITORY, launch
 from senet.config.options import TrainConfig
+from senet.config.recipes import with_recipe
 from senet.distributed.preemption import StopFlag
 from senet.errors import ConfigError
 
@@ -44,28 +46,32 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
-def start(checkout: Path, *args: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def start(
+    checkout: Path, *args: str, before: tuple[str, ...] = (), cwd: Path | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
     folder = checkout.parent
-    environment = {"PATH": f"{folder}:/usr/sbin:/usr/bin:/sbin:/bin", "CALLS": str(folder / "calls")}
+    environment = {"PATH": f"{folder}:/usr/sbin:/usr/bin:/sbin:/bin", "CALLS": str(folder / "calls")} | env
     command = [*before, str(checkout / "launch.sh"), *args]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=30)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=30)
 
 
 def installs(checkout: Path) -> list[str]:
     """The installations since this was last asked."""
     calls = checkout.parent / "calls"
-    lines = calls.read_text().splitlines()
+    lines = calls.read_text().splitlines() if calls.exists() else []
     calls.write_text("")
-    return [
-        line.split()[3] if "venv" in line.split() else "pip"
-        for line in lines
-        if "venv" in line.split() or "pip" in line
-    ]
+    found = []
+    for line in lines:
+        if " -m venv " in line:
+            found.append(line.split()[3])
+        elif " -m pip " in line:
+            found.append("pip" + line.partition(f"/{checkout.name}")[2])
+    return found
 
 
 def test_it_installs_once_and_again_when_the_list_of_packages_has_changed(checkout: Path) -> None:
     done = start(checkout, "train.epochs=1")
-    assert (done.returncode, done.stdout) == (0, "-P -m senet.launch train.epochs=1\n")
+    assert (done.returncode, done.stdout) == (0, "-P -m senet.launch train train.epochs=1\n")
     assert installs(checkout) == ["--clear", "pip"]
     assert start(checkout, "train.epochs=1").stderr == ""
     assert start(checkout, "slurm", "status").stdout == f"{checkout}/slurm/submit.py status\n"
@@ -74,8 +80,132 @@ def test_it_installs_once_and_again_when_the_list_of_packages_has_changed(checko
         file.write("# another\n")
     assert "installing" in start(checkout).stderr
     assert installs(checkout) == ["pip"]
-    assert start(checkout, "setup", "report").returncode == 0
-    assert installs(checkout) == ["pip"]
+    assert start(checkout, "setup", "benchmarks").returncode == 0
+    assert installs(checkout) == ["pip[benchmarks]"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra", "runs"),
+    [
+        (["configs/a.yaml", "seed=1"], "", "-P -m senet.launch train configs/a.yaml seed=1"),
+        (["train", "seed=1"], "", "-P -m senet.launch train seed=1"),
+        (["predict", "runs/a", "b.jpg"], "", "-P -m senet.predict runs/a b.jpg"),
+        (["predict", "a b.onnx", "b.jpg"], "export", "-P -m senet.predict a b.onnx b.jpg"),
+        (["predict", "--json", "a.safetensors", "b.jpg"], "export", "-P -m senet.predict --json a.safetensors b.jpg"),
+        (["evaluate", "runs/a"], "", "-P -m senet.evaluate runs/a"),
+        (["export", "runs/a", "--format", "onnx"], "export", "-P -m senet.export runs/a --format onnx"),
+        (["report", "runs/a"], "report", "-P -m senet.report runs/a"),
+    ],
+)
+def test_a_verb_installs_what_it_needs_the_first_time(
+    arguments: list[str], extra: str, runs: str, checkout: Path
+) -> None:
+    done = start(checkout, *arguments)
+    assert (done.returncode, done.stdout) == (0, f"{runs}\n")
+    assert installs(checkout) == ["--clear", f"pip[{extra}]" if extra else "pip"]
+    assert start(checkout, *arguments).stderr == ""
+    assert start(checkout).stderr == ""
+    assert installs(checkout) == []
+
+
+def test_an_extra_that_is_installed_later_is_said_in_one_line(checkout: Path) -> None:
+    start(checkout)
+    done = start(checkout, "export", "runs/a")
+    assert done.stderr == f"launch.sh: installing what export needs into {checkout}/.venv (once)\n"
+
+
+def test_the_extra_dev_holds_what_export_and_report_need(checkout: Path) -> None:
+    start(checkout, "setup", "dev")
+    assert installs(checkout) == ["--clear", "pip[dev]"]
+    for arguments in (["export", "runs/a"], ["report", "runs/a"], ["setup"]):
+        assert start(checkout, *arguments).stderr == ""
+    assert installs(checkout) == []
+
+
+def test_several_ranks_evaluate_under_torchrun_and_one_without(checkout: Path) -> None:
+    for ranks, module in (("", "senet.evaluate"), ("1", "senet.evaluate"), ("2", "senet.launch evaluate")):
+        assert start(checkout, "evaluate", "runs/a", NPROC=ranks).stdout == f"-P -m {module} runs/a\n"
+
+
+def test_the_help_fits_a_screen_shows_each_verb_and_installs_nothing(checkout: Path) -> None:
+    [page] = {start(checkout, *arguments).stdout for arguments in (["help"], ["--help"], ["-h"], ["setup", "--help"])}
+    assert installs(checkout) == []
+    lines = page.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    [verbs] = [line for line in (checkout / "launch.sh").read_text().splitlines() if line.startswith("verbs=")]
+    table = lines[2 : lines.index("", 2)]
+    assert f'verbs="{" ".join(line.split()[0] for line in table if line[0] != " ")}"' == verbs
+    for word in ("NPROC=", "PYTHON=", "2 bad input", "README.md"):
+        assert word in page
+
+
+@pytest.mark.parametrize("verb", ["train", "predict", "evaluate", "export", "report", "tensorboard", "slurm"])
+def test_the_help_of_a_verb_never_makes_a_set_up(verb: str, checkout: Path) -> None:
+    page = start(checkout, "help").stdout
+    own = {"slurm": f"{checkout}/slurm/submit.py", "train": "-P -m senet.launch train"}.get(verb, f"-P -m senet.{verb}")
+    last = "launch.sh: more help needs .venv: ./launch.sh setup\n"
+    done = start(checkout, verb, "--help")
+    assert (done.returncode, done.stdout) == (0, page if verb == "tensorboard" else page + last)
+    assert not (checkout / ".venv").exists()
+    start(checkout)
+    installs(checkout)
+    assert start(checkout, verb, "--help").stdout == (page if verb == "tensorboard" else f"{own} --help\n")
+    assert installs(checkout) == []
+
+
+def test_a_verb_that_is_not_there_yet_is_refused_even_where_a_file_has_its_name(checkout: Path) -> None:
+    for verb in ("data", "sweep", "compare", "follow", "why", "doctor", "drill", "profile", "sync", "prune"):
+        (checkout / verb).touch()
+        done = start(checkout, verb, "list", cwd=checkout)
+        assert done.returncode == 2
+        assert done.stderr == f"launch.sh: {verb} is not there yet; ./launch.sh help shows what is\n"
+    assert installs(checkout) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [
+        ("trian", "train"),
+        ("Evaluate", "evaluate"),
+        ("tensor-board", "tensorboard"),
+        ("predictt", "predict"),
+        ("cifar10", "configs/cifar10.yaml"),
+    ],
+)
+def test_a_word_that_is_no_verb_is_refused_before_the_set_up(word: str, near: str, checkout: Path) -> None:
+    (checkout / "configs").mkdir()
+    shutil.copy(REPOSITORY / "configs" / "cifar10.yaml", checkout / "configs")
+    done = start(checkout, word, "runs/a", PYTHON=sys.executable)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"launch.sh: '{word}' is neither a verb nor ")
+    assert f"did you mean '{near}'?" in line
+    assert not (checkout / ".venv").exists()
+    assert "did you mean" not in start(checkout, "zzz", PYTHON=sys.executable).stderr
+
+
+def test_tensorboard_shows_each_run_under_the_path_that_was_typed(checkout: Path, tmp_path: Path) -> None:
+    for run in ("runs/one", "runs/a two"):
+        (tmp_path / run / "tensorboard").mkdir(parents=True)
+    done = start(
+        checkout, "tensorboard", "runs/one/", "runs/a two", f"{tmp_path}/runs/one", "--port", "1", cwd=tmp_path
+    )
+    named = f"runs/one:runs/one/tensorboard,runs/a two:runs/a two/tensorboard,{str(tmp_path)[1:]}/runs/one:{tmp_path}"
+    assert done.stdout == f"-P -m tensorboard.main --logdir_spec={named}/runs/one/tensorboard --port 1\n"
+
+
+@pytest.mark.parametrize(
+    ("runs", "why"),
+    [([], "takes one run directory or more"), (["none"], "none/tensorboard: no such folder"), (["a,b"], "a comma")],
+)
+def test_tensorboard_without_a_run_is_refused_before_the_set_up(runs: list[str], why: str, checkout: Path) -> None:
+    done = start(checkout, "tensorboard", *runs)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith("launch.sh: tensorboard")
+    assert why in line
+    assert installs(checkout) == []
 
 
 def test_a_checkout_that_was_moved_or_copied_is_set_up_anew(checkout: Path) -> None:
@@ -105,7 +235,7 @@ def test_a_checkout_that_cannot_be_written_is_used_as_it_is_or_refused_in_one_li
     assert line.startswith(f"launch.sh: {checkout}/.venv is not set up, and {checkout} cannot be written; ")
     start(checkout)
     done = start(checkout, before=read_only)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "-P -m senet.launch\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "-P -m senet.launch train\n", "")
 
 
 def test_an_extra_that_does_not_exist_is_refused(checkout: Path) -> None:
@@ -162,14 +292,42 @@ def test_nproc_is_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_option_that_ends_as_a_file_does_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     started: list[list[str]] = []
 
-    def torchrun(_ranks: int, argv: list[str], *_: object) -> str:
-        started.append(list(argv))
-        return "nothing was begun"
+    def torchrun(_ranks: int, command: list[str], *_: object) -> tuple[int, str]:
+        started.append(command[1:])
+        return 1, "nothing was begun"
 
     monkeypatch.setattr(os, "environ", dict(os.environ))  # it sets what the ranks inherit
     monkeypatch.setattr(launch, "torchrun", torchrun)
     (tmp_path / "own.yml").write_text("train: {epochs: 1}\n")
     for arguments in (["data.folder=own.yml"], [], [str(tmp_path / "own.yml")]):
-        assert launch.main(arguments, StopFlag()) == 1
+        assert launch.main(["train", *arguments], StopFlag()) == 1
     quickstart = str(REPOSITORY / "configs" / "quickstart.yaml")
     assert started == [[quickstart, "data.folder=own.yml"], [quickstart], [str(tmp_path / "own.yml")]]
+
+
+def test_the_recipes_beside_the_launcher_are_found_from_any_folder_but_do_not_win(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    recipe = REPOSITORY / "configs" / "fast.yaml"
+    monkeypatch.chdir(tmp_path)
+    for verb in ("train", "slurm"):
+        assert with_recipe(verb, ["seed=1", "configs/fast.yaml"], said.append) == ["seed=1", str(recipe)]
+    assert said == 2 * [f"configs/fast.yaml is not in this folder; taken from {recipe}"]
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "fast.yaml").write_text("seed: 2\n")
+    own = ["configs/fast.yaml", "configs/none.yaml"]
+    assert with_recipe("train", own, said.append) == own
+    assert len(said) == 2
+
+
+def test_own_images_without_a_recipe_are_refused_with_the_command_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENET_COMMAND", "../a folder/launch.sh")
+    own = ["data.source=imagefolder", "data.folder=my images"]
+    with pytest.raises(ConfigError) as refused:
+        with_recipe("slurm", own, print)
+    typed = "'../a folder/launch.sh' slurm configs/cifar10.yaml data.source=imagefolder 'data.folder=my images'"
+    assert str(refused.value).endswith(f"type: {typed} run_dir=runs/NAME")
+    with pytest.raises(ConfigError, match=r"run_dir=x$"):
+        with_recipe("train", [*own, "run_dir=x"], print)
+    assert with_recipe("train", ["data.root=elsewhere"], print)[1:] == ["data.root=elsewhere"]

@@ -11,9 +11,9 @@ import pytest
 from senet import REPOSITORY
 
 ROOMS = {
-    "senet": "errors compat config rundir distributed command models data training inference report predict "
+    "senet": "errors compat verbs config rundir distributed command models data training inference report predict "
     "evaluate export launch",
-    "senet/config": "reading options checks load manual __main__",
+    "senet/config": "reading options checks load recipes manual __main__",
     "senet/rundir": "files locks owner lease commit history checkpoint copies saving",
     "senet/distributed": "environment preemption watchdog devices ranks interfaces rollcall meeting agreement groups "
     "timing",
@@ -27,7 +27,15 @@ ROOMS = {
 }
 """Each folder's modules and packages, in the order of the map in CONTRIBUTING.md."""
 
-WITHOUT_TORCH = {"senet/errors", "senet/command", "senet/launch", "senet/predict", "senet/evaluate", "senet/export"}
+WITHOUT_TORCH = {
+    "senet/errors",
+    "senet/verbs",
+    "senet/command",
+    "senet/launch",
+    "senet/predict",
+    "senet/evaluate",
+    "senet/export",
+}
 WITHOUT_TORCH |= {f"senet/config/{name}" for name in ROOMS["senet/config"].split()}
 WITHOUT_TORCH |= {f"senet/rundir/{name}" for name in ("files", "locks", "owner", "lease", "commit", "history")}
 WITHOUT_TORCH |= {f"senet/distributed/{name}" for name in ("environment", "preemption", "watchdog", "devices")}

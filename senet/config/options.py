@@ -96,7 +96,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which network."""
+    """Which network, and what it begins from."""
 
     name: str = "senet18"
     """senet18; preact_resnet18, the same without gates. Of torchvision, untrained: resnet18, resnet34, resnet50,
@@ -121,7 +121,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The loop."""
+    """The loop: epochs, batch, precision, device."""
 
     epochs: int = option(30, low=1, high=1_000_000)
     """Passes over the training images."""
@@ -165,7 +165,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimizer."""
+    """The optimizer, its rates and its weight decay."""
 
     name: Literal["sgd", "adamw", "muon"] = "sgd"
     """Stochastic gradient descent; Adam with decoupled weight decay; or Muon (torch.optim.Muon) for convolution kernels
@@ -221,7 +221,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What is kept."""
+    """How often the state is saved, and how much is kept."""
 
     every_steps: int = option(200, low=1, free=True)
     """Updates between checkpoints; one is also written at the end of each epoch and at a stop."""
@@ -231,7 +231,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What one sees."""
+    """How often the numbers are written, and for whom."""
 
     every_steps: int = option(20, low=1, free=True)
     """Updates between rows of metrics.jsonl. The one host-device synchronisation of logging happens here."""
@@ -255,7 +255,7 @@ class DistributedConfig:
 
 @dataclass(frozen=True)
 class SlurmConfig:
-    """The job that slurm/submit.py sends. No part of the training: train_ddp.py reads none of it."""
+    """The job that is sent to SLURM. No part of the training."""
 
     cluster: Literal["slurm", "local"] = option("slurm", free=True)
     """slurm: sbatch. local: the same job on this machine, in the background, for a machine without SLURM."""

@@ -110,7 +110,8 @@ def image_paths(root: Path, split: str) -> tuple[list[Path], list[str]]:
     remedy = "expected data.folder/train/<class>/<image> and data.folder/test/<class>/<image>"
     try:
         if not root.is_dir():
-            raise ConfigError(f"data.folder={root}: no such folder; {remedy}")
+            here = "" if root.is_absolute() else f" in {Path.cwd()}"
+            raise ConfigError(f"data.folder={root}: no such folder{here}; {remedy}")
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder; {_other_name(folder) or remedy}")
         classes, left_out = [], []

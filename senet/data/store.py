@@ -60,8 +60,8 @@ def open_store(config: DataConfig, *, build: bool = True, verify: bool = True) -
     if not (store / "meta.json").exists():  # checked before the lock, so that a complete store may be read-only
         if not build:
             raise ConfigError(
-                f"data.root={config.root} holds no decoded images of {config.source} ({store.name}); "
-                f"name a folder with data.root=... to have them decoded there"
+                f"data.source={config.source}: no decoded images in {store.absolute()}; name the data.root= that the "
+                f"training had (data.root={config.root}, seen from another folder), or any to have them decoded there"
             )
         try:
             _build_once(config, store)

@@ -105,7 +105,7 @@ def to_strings(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def _from_strings(strings: Mapping[str, str | bytes], path: Path) -> dict[str, Any]:
     if not set(FACTS) <= strings.keys():
-        raise ConfigError(f"{path} has no class names and normalisation in it; make it with python -m senet.export")
+        raise ConfigError(f"{path} has no class names and normalisation in it; make it with ./launch.sh export")
     facts = {name: json.loads(strings[name]) for name in FACTS}
     if (found := facts["format"]) not in range(1, FORMAT + 1):
         raise ConfigError(f"{path} has format {found}, this version reads 1 to {FORMAT}; use the version that wrote it")

@@ -16,6 +16,7 @@ from senet.command import Parser, end, path_argument
 from senet.errors import ConfigError
 from senet.rundir.files import replace_file
 from senet.rundir.history import Run, read_run
+from senet.verbs import typed
 
 if TYPE_CHECKING:
     from senet.report.drawings import Drawing
@@ -84,7 +85,7 @@ def to_tensorboard(run: Run, drawings: dict[str, Drawing]) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Write the report, and print the path of its page."""
-    parser = Parser(prog="python -m senet.report", description=__doc__.split("\n\n")[1])
+    parser = Parser(prog=typed("report"), description=__doc__.split("\n\n")[1])
     parser.add_argument(
         "run_dirs", nargs="+", type=path_argument, metavar="RUN_DIR", help="the first is reported, all compared"
     )

@@ -79,15 +79,19 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
         record = Record(lease, writer, checkpoints, Progress(ranks.is_main), manifest)
         agreement = Agreement(group, every=1 if facts["amp"] == "fp16" else None)  # fp16 waits for the device each step
         trainer = Trainer(config, learner, feed, Peers(ranks, group, agreement, stop, watchdog), record, state)
+        trains = state.epochs_done < config.train.epochs
         if saved:
             learner.load_state_dict(saved)
         else:
             writer.graph(learner.network, two_black_images(config, ranks.device))
         if checkpoint:
             warn_of_changes(checkpoint, facts)
-            record.progress.say(f"resumed from {checkpoint.path} at step {state.step}")
+            record.progress.say(
+                f"resumed from {checkpoint.path} at step {state.step}"
+                if trains
+                else "this run has finished, nothing is left to train; another run_dir= begins anew"
+            )
         del saved  # it takes as much memory as what is trained
-        trains = state.epochs_done < config.train.epochs
         summary = trainer.fit()
         if trains and summary.state == "finished":
             record.add_to_table_of_runs(config, summary.result)

@@ -1,0 +1,65 @@
+# Tab completion of launch.sh for bash: source this file, or have ~/.bashrc do it.
+
+_launch_here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
+
+# key= or key=value of each option. Python is asked once, and again when the options have changed.
+_launch_options() {
+    local kept=$_launch_here/.venv/.completions words
+    if [[ $kept -nt $_launch_here/senet/config/options.py ]]; then
+        cat "$kept"
+    elif words=$(PYTHONPATH=$_launch_here "$_launch_here/.venv/bin/python" -P -m senet.config --completions 2>/dev/null); then
+        printf '%s\n' "$words" | tee "$kept" 2>/dev/null
+    fi
+}
+
+# The same, as far as is asked for by now: group. before the dot, group.name= before the value.
+_launch_options_for() {
+    case $1 in
+    *=*) _launch_options ;;
+    *.*) _launch_options | sed 's/=.*/=/' ;;
+    *) _launch_options | sed 's/=.*/=/; s/\..*/./' ;;
+    esac | sort -u
+}
+
+_launch_files_for() { # YAML files from here on, and the recipes
+    compgen -G "$1*.y*ml"
+    compgen -G "configs/*.yaml"
+    compgen -G "configs/slurm/*.yaml"
+}
+
+_launch_runs_for() { # run directories from here on, and those in runs/
+    local each
+    for each in "$1"*/metrics.jsonl "${1%/}"/metrics.jsonl runs/*/metrics.jsonl; do
+        if [[ -e $each ]]; then printf '%s\n' "${each%/metrics.jsonl}"; fi
+    done
+}
+
+_launch() {
+    local line=${COMP_LINE:0:COMP_POINT} typed=() words verbs verb cur each
+    cur=${line##*[[:blank:]]}
+    read -ra typed <<<"${line%"$cur"}"
+    verbs=$(sed -n 's/^verbs="\(.*\)"$/\1/p' "$_launch_here/launch.sh")
+    verb=${typed[1]-}
+    if [[ " $verbs " != *" $verb "* ]]; then verb=train; fi
+    words=$(
+        case $verb:${typed[${#typed[@]} - 1]} in
+        train:*--help) _launch_options | sed -n 's/\..*//p' && echo all ;;
+        slurm:status | slurm:stop) _launch_runs_for "$cur" ;;
+        train:* | slurm:*) _launch_options_for "$cur" && _launch_files_for "$cur" ;;
+        setup:*) printf '%s\n' dev report export benchmarks ;;
+        help:*) ;;
+        predict:"$verb" | evaluate:"$verb" | export:"$verb" | report:* | tensorboard:*) _launch_runs_for "$cur" ;;
+        esac
+        if [[ $cur == -* ]]; then echo --help; fi
+        if ((${#typed[@]} == 1)); then printf '%s\n' ${verbs}; fi
+        if [[ $verb:${#typed[@]} == slurm:2 ]]; then printf '%s\n' status stop --dry-run; fi
+    )
+    COMPREPLY=()
+    while read -r each; do
+        # bash replaces only what follows the last = or :
+        if [[ $each == "$cur"* ]]; then COMPREPLY+=("${each#"${cur%"${cur##*[=:]}"}"}"); fi
+    done < <(sort -u <<<"$words")
+    if [[ ${COMPREPLY[0]-} == *[=.] ]]; then compopt -o nospace 2>/dev/null; fi
+}
+
+complete -o default -F _launch launch.sh

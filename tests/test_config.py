@@ -270,7 +270,7 @@ def test_the_resolved_configuration_reads_back_the_same(tmp_path: Path) -> None:
         ("train.amp=fp8", "train.amp"),
         ("model.name=resnet", "package.module:function"),
         ("model.name=se_resent18", "did you mean 'se_resnet18'"),
-        ("model.name=xyz", "--help lists them"),
+        ("model.name=xyz", "--help model lists them"),
         ("model.reduction=0", "model.reduction=0 is out of range: it must be >= 1"),
         ("model.name=inception_v3", "set data.image_size=75"),
         ("model.small_stem=true", "model.small_stem=false"),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import PIL.Image
 import psutil
 import pytest
 
@@ -59,11 +63,12 @@ def said(tmp_path: Path) -> list[str]:
 
 def test_finished_and_again(data_root: Path, tmp_path: Path) -> None:
     options = tiny(f"data.root={data_root}", "run_dir=run")
-    for expected in ("epoch 2/2", "resumed from"):
+    for expected in ("epoch 2/2", "this run has finished, nothing is left to train"):
         done = launch(*options, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert expected in done.stdout
         assert "finished: " in done.stdout
+        assert "resumed from" not in done.stdout
         assert "installing" not in done.stderr
     assert status(tmp_path / "run")["state"] == "finished"
     assert not (tmp_path / "run" / "torchrun.log").exists()
@@ -108,10 +113,57 @@ def test_the_default_is_the_quickstart(tmp_path: Path) -> None:
     assert "cifar" not in done.stderr
 
 
-def test_help_needs_no_torchrun() -> None:
-    done = launch("--help")
-    assert done.returncode == 0
-    assert "train.global_batch_size = 128" in done.stdout
+def test_the_manual_of_options_is_the_help_of_train() -> None:
+    page, every, one = (launch(*arguments) for arguments in (["train", "--help"], ["--help", "all"], ["--help", "log"]))
+    assert page.returncode == every.returncode == one.returncode == 0
+    assert page.stdout.startswith(f"usage: {LAUNCH} train [FILE.yaml ...]")
+    assert "Without a file: configs/quickstart.yaml." in page.stdout
+    assert "train.accumulate" not in page.stdout
+    assert "train.accumulate = 1" in every.stdout
+    assert one.stdout.startswith("log: ")
+    usage = launch("predict", "--help")
+    assert usage.stdout.startswith(f"usage: {LAUNCH} predict ")
+
+
+def test_predict_and_evaluate_are_those_of_python_and_two_ranks_evaluate_alike(data_root: Path, tmp_path: Path) -> None:
+    trained = launch(*tiny(f"data.root={data_root}", f"run_dir={tmp_path}/run", "train.epochs=1"))
+    assert trained.returncode == 0, trained.stderr
+    arguments = [str(tmp_path / "run"), "--model", "tests.networks:tiny_senet", "--json", f"data.root={data_root}"]
+    module = [sys.executable, "-m", "senet.evaluate", *arguments]
+    expected = subprocess.run(module, capture_output=True, text=True, cwd=REPOSITORY, timeout=120)
+    (tmp_path / "senet").mkdir()  # where one stands does not matter
+    (tmp_path / "senet" / "__init__.py").write_text("raise SystemExit('not the senet that was meant')\n")
+    for ranks in ("", "2"):
+        done = launch("evaluate", *arguments, cwd=tmp_path, NPROC=ranks)
+        assert done.returncode == 0, done.stderr
+        found, wanted = json.loads(done.stdout), json.loads(expected.stdout)
+        assert found.pop("loss") == pytest.approx(wanted.pop("loss"), rel=1e-5)
+        assert found == wanted
+    for ranks in ("1", "2"):
+        refused = launch("evaluate", str(tmp_path / "none"), cwd=tmp_path, NPROC=ranks)
+        assert refused.returncode == 2
+        [line] = refused.stderr.splitlines()
+        assert line.startswith("evaluate: ")
+    done = launch("evaluate", "x", NPROC="two")
+    assert (done.returncode, done.stderr) == (2, "launch.sh: NPROC=two is not a number of ranks; use 1 or more\n")
+    PIL.Image.new("RGB", (16, 16)).save(tmp_path / "black.png")
+    predicted = launch("predict", "run", "--model", "tests.networks:tiny_senet", "black.png", cwd=tmp_path)
+    assert predicted.stdout.startswith("black.png "), predicted.stderr
+
+
+def test_tensorboard_serves_the_runs_under_their_paths(data_root: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        options = tiny(f"data.root={data_root}", f"run_dir=runs/{name}", "train.epochs=1")
+        assert launch(*options, cwd=tmp_path).returncode == 0
+    command = ["env", "-C", str(tmp_path), LAUNCH, "tensorboard", "runs/one", "runs/two", "--port", "0"]
+    with started(command, tmp_path / "log"):
+        address = wait_until(lambda: re.search(r" at (http://localhost:\d+)", (tmp_path / "log").read_text()), 120)
+
+        def runs() -> list[str]:
+            with urllib.request.urlopen(f"{address[1]}/data/runs", timeout=60) as answer:
+                return list(json.load(answer))
+
+        wait_until(lambda: runs() == ["runs/one", "runs/two"], 120)  # it reads them in the background
 
 
 @pytest.mark.parametrize("names", [["SIGTERM"], ["SIGINT", "SIGINT", "SIGINT"], ["SIGUSR2", "SIGTERM"]])
@@ -272,3 +324,20 @@ def test_slurm_is_the_command_of_that_name(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --nodes=2" in done.stdout
     assert launch("slurm", "status", str(tmp_path)).returncode == 2
+    without = launch("slurm", "--dry-run", cwd=tmp_path)
+    assert "#SBATCH --job-name=quickstart" in without.stdout, without.stderr
+    beside = launch("slurm", "--dry-run", "configs/fast.yaml", cwd=tmp_path)
+    assert "#SBATCH --job-name=fast" in beside.stdout
+    assert f"slurm: configs/fast.yaml is not in this folder; taken from {REPOSITORY}/configs/fast.yaml" in beside.stderr
+
+
+def test_what_the_commands_tell_one_to_type_begins_as_one_began(tmp_path: Path) -> None:
+    (tmp_path / "a link").symlink_to(LAUNCH)
+    for call, typed in (("'./a link'", "'./a link'"), (f"sh {LAUNCH}", LAUNCH)):
+        done = subprocess.run(f"{call} slurm status", shell=True, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr.endswith(f"name a run directory: {typed} slurm status RUN_DIR\n")
+        usage = subprocess.run(f"{call} slurm --help", shell=True, cwd=tmp_path, capture_output=True, text=True).stdout
+        assert usage.startswith(f"usage: {typed} slurm [--dry-run] [FILE.yaml ...] [key=value ...]\n")
+        assert f"{typed} train --help" in usage
+        assert "slurm.partition* = ''" in usage

@@ -97,7 +97,7 @@ def _check_small(config: Config) -> None:
 def _check_model(model: ModelConfig, image_size: int) -> None:
     name, plain_name = model.name, model.name.removeprefix("se_")
     if ":" not in name and name not in NETWORKS:
-        hint = did_you_mean(name.lower(), NETWORKS) or "--help lists them"
+        hint = did_you_mean(name.lower(), NETWORKS) or "--help model lists them"
         raise ConfigError(f"model.name={name!r} is neither a known network nor package.module:function; {hint}")
     if ":" in name and ("/" in name or name.partition(":")[0].endswith(".py")):
         raise ConfigError(f"model.name={name} names a file; write package.module:function, e.g. my.networks:build")

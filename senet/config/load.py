@@ -56,7 +56,7 @@ def sort_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
             shipped = {path.stem: path.relative_to(REPOSITORY) for path in DEFAULT_CONFIG.parent.rglob("*.yaml")}
             near = f"did you mean '{shipped[argument]}'?" if argument in shipped else near_option(argument)
             raise ConfigError(
-                f"argument {argument!r} is neither key=value nor a YAML file; {near or '--help lists the options'}"
+                f"argument {argument!r} is neither key=value nor a YAML file; {near or '--help all lists the options'}"
             )
     return files, overrides
 
@@ -74,7 +74,7 @@ def _merge(sources: Sequence[tuple[str, dict[str, Any]]]) -> Config:
         for key, value in _flatten(origin, content):
             name, entry = _find_option(key)
             if not name:
-                raise ConfigError(f"{origin}unknown option {key!r}; {near_option(key) or 'see --help'}")
+                raise ConfigError(f"{origin}unknown option {key!r}; {near_option(key) or '--help all lists them'}")
             if key in here:
                 raise ConfigError(f"{origin}{key} is given twice; leave one out")
             here.add(key)
@@ -168,7 +168,7 @@ def restore_data(saved: Mapping[str, Any], overrides: Sequence[str] = ()) -> Dat
         if fits and isinstance(value, tuple):
             fits = len(value) == 3 and all(type(each) in (int, float) for each in value)
         if not fits or (spec.name == "source" and value not in get_args(get_type_hints(DataConfig)["source"])):
-            raise ConfigError(f"data.{spec.name}={value!r} is no value of this option; --help of train_ddp.py shows it")
+            raise ConfigError(f"data.{spec.name}={value!r} is no value of this option; see train_ddp.py --help data")
         values[spec.name] = value
     given = _merge([("", _read_override(pair)) for pair in overrides])
     names = [pair.partition("=")[0].strip().removeprefix("data.") for pair in overrides]

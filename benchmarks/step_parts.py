@@ -43,7 +43,7 @@ from senet.distributed.meeting import meet
 from senet.distributed.ranks import Ranks
 from senet.distributed.watchdog import Watchdog
 from senet.models.zoo import build_model
-from senet.training.feed import Feed, build_preprocess, build_sampler
+from senet.training.feed import Feed, build_sampler
 from senet.training.learner import Learner, choose_amp
 
 GLOBAL_BATCHES = (128, 512)
@@ -123,7 +123,7 @@ def be_a_rank(options: list[str], *, pairs: int, steps: int) -> None:
         network = build_model(config.model.name, num_classes=len(data.classes), reduction=config.model.reduction)
         amp = choose_amp(config.train.amp, ranks.device)
         learner = Learner.build(config, ranks, network, amp, len(data.classes))
-        feed = Feed(data, build_sampler(config, data, ranks), build_preprocess(config, ranks.device), ranks)
+        feed = Feed.build(config, ranks, data, build_sampler(config, data, ranks))
 
         def batches() -> Iterator[Batch]:
             for epoch in range(sys.maxsize):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from senet.config.options import Config
 from senet.data.augment import Preprocess
-from senet.data.samplers import Batch, ImageData, ResumableSampler, ShardSampler, load_batches
+from senet.data.samplers import Batch, ImageData, ResumableSampler, ShardSampler, keep_on_device, load_batches
 from senet.distributed.ranks import Ranks
 
 
@@ -22,6 +22,12 @@ class Feed:
     sampler: ResumableSampler
     preprocess: Preprocess
     ranks: Ranks
+
+    @classmethod
+    def build(cls, config: Config, ranks: Ranks, data: ImageData, sampler: ResumableSampler) -> Feed:
+        """With both splits on the device, if ``data.resident`` says so."""
+        data = keep_on_device(data, config.data.resident, ranks.device)
+        return cls(data, sampler, build_preprocess(config, ranks.device), ranks)
 
     @property
     def num_classes(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -36,6 +36,13 @@ class Prepared(NamedTuple):
     lease: Lease | None
     checkpoints: CheckpointManager
     checkpoint: Checkpoint | None
+
+    def facts(self) -> dict[str, Any]:
+        """What must be equal on all ranks."""
+        return {
+            "fingerprint of the images": self.data.fingerprint,
+            "updates per epoch": self.sampler.batches_per_epoch,
+        }
 
 
 def prepare(config: Config, ranks: Ranks, stack: ExitStack, stop: StopFlag, watchdog: Watchdog) -> Prepared:

@@ -59,14 +59,17 @@ class Record:
         self.checkpoints.save(payload, {**self.manifest, **facts}, first=self.writer.sync, wait=wait)
         self.tell(save_s=round(self.checkpoints.write_s, 3))  # of the last one that was finished
 
-    def end(self, config: Config, summary: Summary, *, signal: str, tested: int) -> None:
+    def end(self, config: Config, summary: Summary, *, trained: bool, signal: str, tested: int) -> None:
         """Publish how the run ended.
 
         Args:
+            trained: in this start; otherwise it had finished before.
             signal: the one that stopped this rank; empty where only another rank was asked to stop.
             tested: number of images that it was evaluated on.
         """
         stopped = summary.state == "stopped"
+        if trained and not stopped:
+            self._add_to_table_of_runs(config, summary.result)
         reason = (signal or "another rank was asked to stop") if stopped else ""
         self.tell(state=summary.state, step=summary.step, reason=reason, result=summary.result)
         if stopped:
@@ -77,7 +80,7 @@ class Record:
             line = f"finished: {result_line(summary.result, images)}; see {Path(config.run_dir)}"
         self.progress.say(line)
 
-    def add_to_table_of_runs(self, config: Config, result: Mapping[str, Any]) -> None:
+    def _add_to_table_of_runs(self, config: Config, result: Mapping[str, Any]) -> None:
         """TensorBoard's table: the final scores and the options, first those that are not the default."""
         scores = {key: value for key, value in result.items() if key.endswith(("loss", "top1"))}
         chosen = {key for key, *_ in changed_options(to_flat(Config()), config)}

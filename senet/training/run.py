@@ -14,7 +14,6 @@ from typing import Any
 from torch.distributed import ProcessGroup
 
 from senet.config.options import Config
-from senet.data.samplers import keep_on_device
 from senet.distributed.agreement import Agreement
 from senet.distributed.devices import set_threads
 from senet.distributed.environment import read_place
@@ -25,10 +24,10 @@ from senet.distributed.ranks import Ranks
 from senet.distributed.watchdog import Watchdog
 from senet.errors import FAILED_EXIT_CODE, STOPPED_EXIT_CODE
 from senet.rundir.checkpoint import Checkpoint, unpickle
-from senet.training.feed import Feed, build_preprocess, two_black_images
+from senet.training.feed import Feed, two_black_images
 from senet.training.learner import Learner, choose_amp
 from senet.training.peers import Peers
-from senet.training.prepare import prepare
+from senet.training.prepare import Prepared, prepare
 from senet.training.record import Record, provenance, publish_start
 from senet.training.resume import identity, warn_of_changes
 from senet.training.scores import Progress
@@ -59,16 +58,12 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
             watchdog,
             must_be_equal(ranks, {**options_of(config), "precision": facts["amp"]}),
             lambda: prepare(config, ranks, stack, stop, watchdog),
-            lambda prepared: {
-                "fingerprint of the images": prepared.data.fingerprint,
-                "updates per epoch": prepared.sampler.batches_per_epoch,
-            },
+            Prepared.facts,
         )
         group = stack.enter_context(process_groups(ranks, store, config.distributed, watchdog))
         watchdog.phase("running the network for the first time")
         learner = Learner.build(config, ranks, network, facts["amp"], len(data.classes))
-        data = keep_on_device(data, config.data.resident, ranks.device)
-        feed = Feed(data, sampler, build_preprocess(config, ranks.device), ranks)
+        feed = Feed.build(config, ranks, data, sampler)
         saved, checkpoint = _broadcast(checkpoint, group)
         state = TrainState.from_state_dict(saved["state"]) if saved else TrainState()
         watchdog.phase("the first update")
@@ -93,9 +88,7 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
             )
         del saved  # it takes as much memory as what is trained
         summary = trainer.fit()
-        if trains and summary.state == "finished":
-            record.add_to_table_of_runs(config, summary.result)
-        record.end(config, summary, signal=stop.signal_name, tested=len(data.test))
+        record.end(config, summary, trained=trains, signal=stop.signal_name, tested=len(data.test))
         leave_together(group)  # everything is published: the first exit may make the launcher end the others
     return summary
 

@@ -1,8 +1,8 @@
 """One checkpoint: its name, its manifest, its hash. Knows dicts and paths, not models.
 
-A checkpoint is ``step_<step>.g<generation>.pt`` (torch.save) and beside it ``....json``, its manifest, with the sha256
-of the data and of itself. The manifest is put in place first, the data last, each by a rename within the directory: a
-``.pt`` file is published when it has its name, and one without its manifest is damaged.
+A checkpoint is two files: ``step_<step>.g<generation>.pt``, the data (torch.save), and beside it the manifest
+(``.json``) with the sha256 of the data and of itself. The manifest is renamed to its name first, the data last. So a
+``.pt`` file with its name is complete, and one without a manifest is damaged.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class CheckpointError(RunError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified file: ``manifest`` as it was saved, ``content`` its bytes, not yet unpickled."""
+    """A verified file. ``content``: its bytes, not yet unpickled."""
 
     path: Path
     manifest: dict[str, Any]
@@ -45,22 +45,22 @@ class Checkpoint:
 
 
 def file_name(step: int, generation: int) -> str:
-    """Of the data."""
+    """Name of the data file."""
     return f"step_{step:09d}.g{generation:04d}.pt"
 
 
 def generation_of(path: Path) -> int:
-    """Whose file that is: data, manifest, or a temporary file of either; -1: no part of a checkpoint."""
+    """Which generation wrote a data file, a manifest, or a temporary file of either; -1: no part of a checkpoint."""
     name = path.name.split(".")
     match = _NAME.fullmatch(".".join([*name[:2], "pt"]))
     return int(match[2]) if match else -1
 
 
 def published_files(directory: Path, resumed_from: Mapping[int, int] | None = None) -> list[Path]:
-    """Data files of checkpoints in a directory, unread, newest first; none where there is no directory.
+    """Data files of checkpoints in a directory, newest first, by their names alone. No directory: none.
 
     Args:
-        resumed_from: see ``CheckpointManager``; what it shows to be of a left-over writer is left out.
+        resumed_from: see ``CheckpointManager``; files that do not belong to the run are left out.
     """
     found = []
     for path in directory.iterdir() if directory.is_dir() else ():
@@ -72,7 +72,7 @@ def published_files(directory: Path, resumed_from: Mapping[int, int] | None = No
 
 
 def find_checkpoint(path: Path) -> Path:
-    """A file, or the best checkpoint of a run directory: the newest where none is marked best.
+    """A file itself; of a run directory the best checkpoint, or the newest where none is marked best.
 
     Raises:
         ConfigError: there is none.
@@ -90,15 +90,15 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def read_checkpoint(path: Path, *, patience_s: float = 0) -> Checkpoint:
-    """Read a checkpoint and verify its hash; nothing is unpickled.
+    """Read a checkpoint and verify its hash. Nothing is unpickled.
 
     Args:
-        patience_s: how long to wait for a file system that does not answer.
+        patience_s: for how long to try again while the file system does not answer.
 
     Raises:
         CheckpointError: missing, damaged, or with a manifest that is missing, damaged or of another file.
         ConfigError: it has a format that this version does not know.
-        RunError: it cannot be read, which says nothing about the file.
+        RunError: it cannot be read, so whether it is damaged is not known.
     """
     try:
         return patiently(lambda: verify(path), limit_s=patience_s)
@@ -107,7 +107,7 @@ def read_checkpoint(path: Path, *, patience_s: float = 0) -> Checkpoint:
 
 
 def verify(path: Path) -> Checkpoint:
-    """``read_checkpoint``, with OSError where it cannot be read."""
+    """As ``read_checkpoint``, but OSError where it cannot be read, and without trying again."""
     try:
         if path.is_file() and not path.with_suffix(".json").exists():
             raise CheckpointError(
@@ -128,10 +128,10 @@ def verify(path: Path) -> Checkpoint:
 
 
 def unpickle(content: bytes | io.BytesIO) -> dict[str, Any]:
-    """The payload of verified bytes; tensors on the CPU, no code is run.
+    """The payload, with tensors on the CPU. No code in it is run.
 
     Raises:
-        CheckpointError: something else than tensors and plain values is in it.
+        CheckpointError: it holds anything but tensors and plain values.
     """
     try:
         payload = load_tensors(content if isinstance(content, io.BytesIO) else io.BytesIO(content))
@@ -142,28 +142,29 @@ def unpickle(content: bytes | io.BytesIO) -> dict[str, Any]:
 
 
 def load_tensors(file: Path | io.BytesIO) -> Any:
-    """What torch.save has written there, tensors on the CPU.
+    """Load what torch.save wrote, with tensors on the CPU.
 
     Raises:
-        FileNotFoundError, ValueError: something else than tensors and plain values; the message says what.
+        FileNotFoundError: no such file.
+        ValueError: it holds anything but tensors and plain values; the message says what.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # of old formats, on a second line
+        with warnings.catch_warnings(action="ignore"):  # about old formats; messages have one line
             return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
-    except Exception as error:  # whatever the unpickler stumbles over
+    except Exception as error:  # a damaged or hostile file can raise anything
         text = " ".join(f"{type(error).__name__}: {error}".split())
         if found := re.search(r"GLOBAL (\S+) was not an allowed global", text):
             text = f"it holds a {found[1]}, which is neither a tensor nor a plain value and could run code"
-        # in front and behind stands torch's advice to open it unsafely
+        # remove torch's advice to open the file unsafely, before and after the reason
         text = text.rpartition("WeightsUnpickler error: ")[2]
         text = re.split(r" (?:Check the documentation|In PyTorch|This is an internal)", text)[0]
         raise ValueError(text[:200].rstrip(". ")) from None
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    """ValueError unless it is whole and names this file (which may have been moved, but not renamed)."""
+    """ValueError unless it is complete and names this file. The file may have been moved, but not renamed."""
     manifest = json.loads(path.with_suffix(".json").read_text())
     if not isinstance(manifest, dict) or manifest.pop("manifest_sha256", None) != manifest_hash(manifest):
         raise ValueError("the manifest does not match its own sha256")
@@ -173,7 +174,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def is_best(path: Path) -> bool:
-    """As its manifest says; a damaged one is found out when somebody wants to resume from it."""
+    """Whether its manifest says so. A damaged one counts as no; reading the checkpoint reports it."""
     try:
         return bool(_read_manifest(path)["best"])
     except (OSError, ValueError):

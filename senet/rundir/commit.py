@@ -1,4 +1,4 @@
-"""Which code this is. No torch."""
+"""Which version of the code this is. No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ COMMIT_FILE = REPOSITORY / ".commit"  # written into a copy of the code that a j
 
 
 def commit() -> str:
-    """Of the checkout, with ``+`` where it was changed; of what a snapshot was taken from; else "unknown"."""
+    """The git commit of the checkout, with ``+`` if files were changed; a snapshot has that of the checkout that it was
+    taken from. "unknown" without git."""
     if COMMIT_FILE.exists():
         return COMMIT_FILE.read_text().strip()
     try:
@@ -22,7 +23,7 @@ def commit() -> str:
 
 
 def code_hash() -> str:
-    """Of the files of the trainer itself: two changed checkouts have one commit, and git may not be there."""
+    """A hash of the trainer's files. Two changed checkouts may have the same commit, and git may be missing."""
     digest = hashlib.sha256()
     for path in (REPOSITORY / "train_ddp.py", *sorted((REPOSITORY / "senet").rglob("*.py"))):
         digest.update(f"{path.relative_to(REPOSITORY)}\0".encode() + path.read_bytes())

@@ -1,4 +1,4 @@
-"""Files that are replaced in one step, and what is done while a file system does not answer. No torch."""
+"""Files that are replaced atomically, and again and again while their file system does not answer. No torch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-PATIENCE_S = 240.0  # below distributed.start_timeout_s, so that the rank that waits says why, not the others
-PAUSE_S = 0.25  # before the first new try; doubled up to 5 s
-# A server or a device that may come back. Anything else (no room, no right) is for a person to mend.
+PATIENCE_S = 240.0  # less than distributed.start_timeout_s: the rank that waits reports the reason first
+PAUSE_S = 0.25  # before the second try; then doubled each time, up to 5 s
+# The server or the device may come back. After other errors (no space, no permission) a person has to act.
 _PASSING = {
     errno.ENOTCONN,
     errno.ESTALE,
@@ -32,17 +32,17 @@ log = logging.getLogger(__name__)
 
 
 def may_pass(error: OSError) -> bool:
-    """Whether the same may succeed a little later."""
+    """Whether the same call may succeed a little later."""
     return error.errno in _PASSING
 
 
 def patiently(action: Callable[[], T], *, limit_s: float | None = None) -> T:
-    """Do something with files, and all of it again while their file system does not answer, up to ``PATIENCE_S``.
+    """Run ``action``. While its file system does not answer, run it again from the beginning, up to ``PATIENCE_S``.
 
-    Always all of it: after an error the kernel may have dropped what was written, and a repeated fsync succeeds.
+    From the beginning: after an error the kernel may have dropped written data, and a second fsync would succeed.
 
     Raises:
-        OSError: there is another reason, or the time is over.
+        OSError: another error, or the time is over.
     """
     deadline = time.monotonic() + (PATIENCE_S if limit_s is None else limit_s)
     pause_s = PAUSE_S
@@ -60,9 +60,9 @@ def patiently(action: Callable[[], T], *, limit_s: float | None = None) -> T:
 
 
 def write_temporary(final: Path, content: bytes | memoryview, *, durable: bool) -> Path:
-    """Write beside ``final``; renaming the returned ``*.tmp`` file to it publishes the content.
+    """Write a new file beside ``final``. Renaming the returned ``*.tmp`` file to ``final`` publishes the content.
 
-    The name is a new one each time, whoever writes from wherever; after an error nothing is left.
+    Its name is random, so that no two writers, on any hosts, share it. After an error no file is left.
     """
     temporary = final.with_name(f"{final.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -72,16 +72,16 @@ def write_temporary(final: Path, content: bytes | memoryview, *, durable: bool) 
             if durable:
                 os.fsync(file.fileno())
     except OSError:
-        with suppress(OSError):  # what is half written takes the room that the next try needs
+        with suppress(OSError):  # a half-written file takes the space that the next try needs
             temporary.unlink()
         raise
     return temporary
 
 
 def replace_file(path: Path, content: bytes, *, durable: bool = False, limit_s: float | None = None) -> None:
-    """Replace ``path``: a reader sees the old content or the new. ``durable`` also survives a power cut.
+    """Replace ``path``: a reader sees the old content or the new. ``durable``: it also survives a power cut.
 
-    Waits while the file system does not answer, for so long.
+    Tries again for ``limit_s`` (``PATIENCE_S`` unless given) while the file system does not answer.
     """
 
     def replace() -> None:
@@ -99,19 +99,19 @@ def replace_file(path: Path, content: bytes, *, durable: bool = False, limit_s: 
 
 
 def fsync_directory(path: Path) -> None:
-    """Make the renames in a directory durable, as far as its file system can."""
+    """Make renames in a directory durable, where its file system can do that."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some have no such call for a directory
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # it cannot
             raise
     finally:
         os.close(descriptor)
 
 
 def forget_cached(path: Path) -> None:
-    """Have the next reader of a file that was made durable ask the disk or the server, not this host's memory."""
+    """Drop a durable file from this host's cache, so that it is next read from the disk or the server."""
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -131,7 +131,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects in a file that holds one a line; a line that a kill cut short is none."""
+    """The JSON objects of a file, one per line. Other lines, such as one that a kill cut short, are skipped."""
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         with suppress(ValueError):
             row = json.loads(line)

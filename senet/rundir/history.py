@@ -1,4 +1,4 @@
-"""What a run directory says of its run. Reads files only, needs neither torch nor the code that trained."""
+"""What a run directory tells of its run. Only reads files; needs neither torch nor the code that trained."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from senet.errors import ConfigError
 from senet.rundir.files import read_json, read_rows
 
 _CAUSES = {"stopped": "preempted", "running": "killed", "failed": "failed", "finished": "finished"}
-_BY_A_PERSON = ("SIGINT", "SIGHUP")  # Ctrl-C, a terminal that was closed
+_BY_A_PERSON = ("SIGINT", "SIGHUP")  # Ctrl-C; the terminal was closed
 
 
 @dataclass(frozen=True)
 class Interruption:
-    """Where the run was taken up again, and what had ended the start before."""
+    """Where the run was resumed, and what had ended the start before."""
 
     step: int
-    """Updates done at the checkpoint that it went on from."""
+    """Updates done at the checkpoint that it was resumed from."""
     cause: str
     """See ``cause``; not "finished"."""
     reason: str
@@ -30,13 +30,13 @@ class Interruption:
 
 @dataclass(frozen=True)
 class Run:
-    """The files of a run directory, read."""
+    """The content of a run directory."""
 
     name: str
-    """Last part of ``run_dir`` as it was configured, so that a copy has the same name."""
+    """Last part of the option ``run_dir``, so that a copy of the folder has the same name."""
     folder: Path
     options: dict[str, Any]
-    """Flat, "optim.lr"; without the group ``slurm``, whose environment is not for everybody."""
+    """Flat, "optim.lr". Without the group ``slurm``, whose variables may hold what others should not read."""
     epochs: list[dict[str, Any]]
     """Rows of metrics.jsonl, one per epoch; percent, nats, seconds."""
     intervals: list[dict[str, Any]]
@@ -48,12 +48,12 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> float | None:
-        """Updates; None before the end of the first epoch."""
+        """Updates per epoch, as the rows show; None before the end of the first epoch."""
         return self.epochs[-1]["step"] / self.epochs[-1]["epoch"] if self.epochs else None
 
     @property
     def interruptions(self) -> list[Interruption]:
-        """One for each start but the first; a finished run that was only looked at again does not count."""
+        """One for each start after the first. Starts of a run that had finished do not count."""
         return [
             Interruption(int(start["resumed_from"]), cause(start), str(start.get("after", {}).get("reason", "")))
             for start in self.starts[1:]
@@ -62,12 +62,12 @@ class Run:
 
     @property
     def changes(self) -> dict[int, list[str]]:
-        """By the updates done then: the options that a start changed, "optim.lr: 0.1 -> 0.03"."""
+        """Number of updates done -> the options that a start changed there, "optim.lr: 0.1 -> 0.03"."""
         return {int(start["resumed_from"]): found for start in self.starts if (found := changed(start))}
 
     @property
     def requeues(self) -> int:
-        """How often SLURM took up the same job again, over all jobs of the run."""
+        """How often SLURM requeued a job of this run, over all its jobs."""
         last: dict[str, int] = {}
         for ended in [*(start.get("after", {}) for start in self.starts), self.status]:
             if ended.get("job"):
@@ -76,7 +76,7 @@ class Run:
 
     @property
     def images(self) -> str:
-        """What the epochs were judged on, in a word: "test" images, or "held-out" ones of the training split."""
+        """Which images the epochs were evaluated on: "test", or "held-out" ones of the training split."""
         return "held-out" if self.options.get("data.holdout") else "test"
 
 
@@ -84,7 +84,7 @@ def read_run(folder: Path) -> Run:
     """Read a run directory.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not a run directory.
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; name a run directory")
@@ -104,9 +104,10 @@ def read_run(folder: Path) -> Run:
 
 
 def cause(start: Mapping[str, Any]) -> str:
-    """How the start before this one ended. interrupted: saved and left after a signal of a person's terminal.
-    preempted: after another one. killed: ended without a word. failed: by an error. finished. unknown: the files do not
-    say (they are of an older version).
+    """How the start before this one ended.
+
+    interrupted: saved and ended after a signal from a terminal. preempted: likewise after another signal. killed: ended
+    without writing anything. failed: by an error. finished. unknown: the files of older versions do not say it.
     """
     after = start.get("after", {})
     if after.get("state") == "stopped" and after.get("reason") in _BY_A_PERSON:
@@ -115,7 +116,7 @@ def cause(start: Mapping[str, Any]) -> str:
 
 
 def changed(start: Mapping[str, Any]) -> list[str]:
-    """The options that a start changed, "optim.lr: 0.1 -> 0.03", and the learning rate where it jumped by that."""
+    """The options that a start changed, "optim.lr: 0.1 -> 0.03", and the jump of the learning rate, if it made one."""
     options = start.get("changed") or {}
     found = [f"{key}: {was} -> {now}" for key, (was, now) in options.items()]
     if jump := start.get("lr"):
@@ -124,14 +125,14 @@ def changed(start: Mapping[str, Any]) -> list[str]:
 
 
 def judged(row: Mapping[str, Any]) -> str:
-    """The prefix of what counts as the result in the row of an epoch: "ema", averaged weights, or "test", raw ones."""
-    # older versions, whose rows do not say, took the averaged weights wherever there were any
+    """Which scores in the row of an epoch are its result: "ema", of averaged weights, or "test", of raw ones."""
+    # rows of older versions do not say it; there it was the averaged weights, if there were any
     averaged = row.get("weights", "averaged" if "ema_top1" in row else "raw") == "averaged"
     return "ema" if averaged else "test"
 
 
 def names(runs: Sequence[Run]) -> list[str]:
-    """One for each run, all different."""
+    """A different name for each run."""
     found: list[str] = []
     for run in runs:
         name, number = run.name, 1

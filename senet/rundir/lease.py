@@ -29,12 +29,12 @@ from senet.rundir.owner import (
 MIRROR_VARIABLE = "SENET_STATUS_FILE"  # a launcher reads the outcome of its own launch there
 _ENDS = {"finished", "stopped", "failed", "refused", "port_taken"}
 _LOCK_S = 30.0
-_PUBLISH_S = 60.0  # how long an end waits for a file system that does not answer
+_PUBLISH_S = 60.0  # how long the end of a run waits for a file system that does not answer
 log = logging.getLogger(__name__)
 
 
 class LeaseLost(RunError):
-    """Another start owns the run directory: what this one would still do is lost."""
+    """Another start has taken the run directory over, so this one must not write there."""
 
 
 class Lease:
@@ -43,7 +43,7 @@ class Lease:
     Each start is a generation, 1 and up. ``resumed_from[generation]`` is the step it began at: what an older
     generation published beyond that step does not belong to the run.
 
-    A thread writes both files, so that no training waits for a file system.
+    A thread writes both files: training does not wait for the file system.
     """
 
     def __init__(self, run_dir: Path, owner: dict[str, Any]) -> None:
@@ -58,16 +58,16 @@ class Lease:
         self._started = False
         self._facts = threading.Condition()  # held for an assignment, never while a file is written
         self._files = threading.Lock()  # held while files are written, by the thread and by start()
-        self._wanted = self._published = 0  # states
+        self._wanted = self._published = 0  # how many states were to be published, and were
         self._closing = False
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
 
     @classmethod
     def acquire(cls, run_dir: Path, waiting: Callable[[], None] = lambda: None) -> Lease:
-        """Become the owner. Where the last one was on another host, watch whether its heart still beats: ``WATCH_S``.
+        """Become the owner. If the last owner was on another host, watch first, for ``WATCH_S``, whether it is alive.
 
         Args:
-            waiting: called about once a second meanwhile.
+            waiting: called about once a second while it is watched.
 
         Raises:
             ConfigError: another run owns it and is alive, or the directory cannot be written.
@@ -114,21 +114,21 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
         try:
-            if error is not None and self._status.get("state") == "running":  # what was published stays so
+            if error is not None and self._status.get("state") == "running":  # an end that is published stays
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
                 guess = isinstance(error, RunError) and error.guess
-                if guess and (end := mirrored_end()):  # the rank itself has said more
+                if guess and (end := mirrored_end()):  # what that rank reported itself
                     reason, guess = end["reason"], end.get("guess", False)
                 self.update(state="failed", reason=reason, **({"guess": True} if guess else {}))
         finally:
             self.close()
 
     def is_held(self) -> bool:
-        """Whether nobody else has taken the directory over."""
+        """Whether no other start has taken the directory over."""
         return bool(read_owner(self.run_dir).get("token") == self._owner["token"])
 
     def start(self, step: int) -> None:
-        """Put down the step that this generation begins at. Until then the last run's status stays as it is.
+        """Write the step that this generation begins at. Until then status.json is that of the last start.
 
         Raises:
             LeaseLost: another start has taken the directory over meanwhile.
@@ -136,12 +136,12 @@ class Lease:
         self.resumed_from[self.generation] = step
         self._owner["resumed_from"] = {str(key): value for key, value in self.resumed_from.items()}
 
-        def put_down() -> None:
+        def write_owner() -> None:
             with lock(self.run_dir / ".owner.lock", patience_s=_LOCK_S):
                 self._replace("owner.json", self._owner)
 
         with self._files:
-            patiently(put_down)
+            patiently(write_owner)
         self._started = True
         self.update(state="running", step=step)
 
@@ -155,8 +155,8 @@ class Lease:
         replace_file(self.run_dir / name, content, durable=True)
 
     def update(self, **facts: Any) -> None:
-        """Add facts to the status, for the next heartbeat. With ``state`` among them, publish at once and wait for
-        that, a minute at the most.
+        """Add facts to the status. They are written with the next heartbeat. If ``state`` is among them, they are
+        written at once, and the call waits for it, up to a minute.
         """
         with self._facts:
             self._status |= facts
@@ -174,7 +174,7 @@ class Lease:
             self._closing = True
             self._facts.notify_all()
         self._thread.join(_PUBLISH_S)
-        if self._thread.is_alive():  # this process is about to end, which frees the directory as well
+        if self._thread.is_alive():  # the end of this process releases it too
             log.warning("%s not released: the file system does not answer", self.run_dir)
 
     def _ask(self, limit_s: float | None = None) -> None:
@@ -195,17 +195,17 @@ class Lease:
             try:
                 self._publish(status, started=started, release=closing)
             except LeaseLost:
-                pass  # for the training to find out, before it publishes anything
+                pass  # training finds out before it publishes anything
             except Exception as error:  # a full disk must not end the training, nor hide why it ended
                 log.warning("heartbeat and status in %s not written: %s", self.run_dir, error)
                 if isinstance(error, OSError) and may_pass(error) and not closing:
-                    continue  # whoever waits for it goes on waiting
+                    continue  # update() goes on waiting
             with self._facts:
                 self._published = wanted
                 self._facts.notify_all()
 
     def _publish(self, status: dict[str, Any], *, started: bool, release: bool) -> None:
-        """Each file once: the next beat tries again. Only at the end there is no next one."""
+        """Each file is tried once, since the next heartbeat tries again. Only the last one is tried for longer."""
         now, limit_s = time.time(), _PUBLISH_S / 4 if release else 0.0
         status["heartbeat"] = now
         if started:
@@ -221,10 +221,10 @@ class Lease:
 
 
 def mirror_status(status: dict[str, Any], *, limit_s: float | None = None) -> None:
-    """Copy a status to the file that the launcher named, if it named one; said where that cannot be.
+    """Copy a status to the file that the launcher named, if it named one. An error is only logged.
 
-    The first end that is written there stays, whichever rank it is of; but a ``guess`` at what became of another rank
-    gives way to what a rank knows of itself.
+    The first end that is written there stays, of whichever rank. Only a ``guess`` about another rank is replaced by
+    what a rank reports of itself.
     """
     if path := os.environ.get(MIRROR_VARIABLE):
         try:
@@ -238,6 +238,6 @@ def mirror_status(status: dict[str, Any], *, limit_s: float | None = None) -> No
 
 
 def mirrored_end() -> dict[str, Any]:
-    """The end of this launch, where a rank has written one for the launcher; else {}."""
+    """The end of this launch that a rank has written for the launcher; {} if none has."""
     status = read_json(Path(os.environ.get(MIRROR_VARIABLE, os.devnull)))
     return status if status.get("state") in _ENDS else {}

@@ -1,7 +1,7 @@
-"""How processes, of this host and of others, keep out of each other's way: locks, and folders of one's own. No torch.
+"""Locks between processes, on this host and others, and temporary folders of a process. No torch.
 
-Locks save work and keep nobody safe: on some file systems they exclude nobody, on some there are none. What must happen
-once is settled by a rename, or by reading back.
+Locks only avoid double work; nothing becomes wrong without them. On some file systems they do not exclude other hosts,
+on some there are none. What must happen only once is decided by a rename, or by reading back what was written.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from senet.errors import RunError
 from senet.rundir.files import read_json, write_json
 
 BEAT_S = 5.0
-_ABANDONED_S = 180.0  # without a beat; what other hosts tell of a folder may be a minute old
+_ABANDONED_S = 180.0  # without a beat; what this host knows of a folder may be a minute old
 _POLL_S = 0.05
 _BUILDER = "builder.json"
 log = logging.getLogger(__name__)
 
 
 class StillHeld(RunError):
-    """The holder of a lock has given no sign of life for as long as one was ready to wait; names file and holder."""
+    """The holder of a lock gave no sign of life for the time that was allowed. Names the file and the holder."""
 
 
 @contextmanager
 def lock(path: Path, *, patience_s: float) -> Iterator[None]:
-    """Hold the lock on a file, which stays there. Waits for as long as its holder gives signs of life.
+    """Hold the lock on a file, which is not deleted afterwards. Waits while another holder gives signs of life.
 
-    Where there are no locks, that is said, and one goes on without.
+    Where the file system has no locks, a warning is logged, and the caller goes on without one.
 
     Raises:
         StillHeld: no sign of life for ``patience_s``.
-        OSError: the file cannot be made; a link is not followed, since what it leads to would be overwritten.
+        OSError: the file cannot be made. A symbolic link is not followed: its target would be overwritten.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     except PermissionError as error:
         if not path.exists():
             raise
-        _say_none(path, error)  # another user's
+        _warn_no_lock(path, error)  # the file belongs to another user
         yield
         return
     try:
@@ -66,12 +66,12 @@ def lock(path: Path, *, patience_s: float) -> Iterator[None]:
 
 @contextmanager
 def beating(path: Path) -> Iterator[None]:
-    """Touch a file or folder every few seconds, by which others see that this process goes on."""
+    """Touch a file or folder every few seconds, so that others see that this process is alive."""
     over = threading.Event()
 
     def beat() -> None:
         while not over.wait(BEAT_S):
-            with suppress(OSError):  # whoever waits waits less long, no more than that
+            with suppress(OSError):  # at worst, others stop waiting too early: see the top of this file
                 os.utime(path)
 
     thread = threading.Thread(target=beat, name="beat", daemon=True)
@@ -85,51 +85,51 @@ def beating(path: Path) -> Iterator[None]:
 
 @contextmanager
 def own_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A new hidden folder for what this process makes, until that is renamed out of there. Removed at the end, and so
-    are those of processes that were killed.
+    """A new hidden folder for the work of this process, until the result is renamed to its place. Removed at the end,
+    together with the folders of processes that were killed.
     """
     parent.mkdir(parents=True, exist_ok=True)
     folder = parent / f".{name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
     folder.mkdir()
     try:
         write_json(folder / _BUILDER, this_process())
-        _remove_abandoned(parent)  # may make the room that is needed
+        _remove_abandoned(parent)  # this may free the space that is needed
         with beating(folder):
             yield folder
     finally:
-        rmtree(folder, ignore_errors=True)  # what cannot be removed the next one tries again
+        rmtree(folder, ignore_errors=True)  # what is left is removed by the next process
         _remove_abandoned(parent)
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Call after a change in ``parent``: its time is now, by the clock that stamps the others' beats."""
+    """Call after a change in ``parent``: its time of change is then now, by the clock that stamps the beats too."""
     now = parent.stat().st_mtime
     for folder in parent.glob(".*.tmp"):
-        with suppress(OSError):  # gone meanwhile, somebody else's, or no folder of ours at all
+        with suppress(OSError):  # removed meanwhile, of another user, or not made by own_folder
             if has_ended(read_json(folder / _BUILDER)) or now - folder.stat().st_mtime > _ABANDONED_S:
                 rmtree(folder, ignore_errors=True)
 
 
 def this_process() -> dict[str, Any]:
-    """What tells this process from all others, for a file that others read."""
+    """What identifies this process, for a file that others read."""
     pid = os.getpid()
     return {"host": socket.gethostname(), "boot": boot(), "pid": pid, "pid_started": started_at(pid)}
 
 
 def has_ended(process: Mapping[str, Any]) -> bool:
-    """Whether a process, as ``this_process`` wrote it, is known to have ended. Of other hosts nothing is known."""
+    """Whether a process, as ``this_process`` described it, is known to have ended. On other hosts that is not known."""
     here = process.get("host") == socket.gethostname() and process.get("boot") == boot()
     return here and started_at(process["pid"]) != process["pid_started"]
 
 
 def boot() -> str:
-    """The kernel's boot id and the namespace in which process ids hold."""
+    """The kernel's boot id, and the namespace of its process ids."""
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{boot_id} {Path('/proc/self/ns/pid').readlink()}"
 
 
 def started_at(pid: int) -> int:
-    """When a process started, in clock ticks since boot, so that setting the clock does not matter; 0 if it is dead."""
+    """When a process started, in ticks since boot, which setting the clock does not change; 0 if it is dead."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -138,16 +138,16 @@ def started_at(pid: int) -> int:
 
 
 def _wait(descriptor: int, path: Path, patience_s: float) -> bool:
-    """Whether the lock is held now; False where there are none."""
+    """Wait for the lock. True: it is held now. False: the file system has no locks."""
     seen, since, told = 0, time.monotonic(), False
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
-        except (BlockingIOError, PermissionError):  # some file systems say EACCES
+        except (BlockingIOError, PermissionError):  # held by another; some file systems answer EACCES
             pass
         except OSError as error:
-            _say_none(path, error)
+            _warn_no_lock(path, error)
             return False
         now = time.monotonic()
         if (beat := os.fstat(descriptor).st_mtime_ns) != seen:
@@ -165,7 +165,7 @@ def _holder(path: Path) -> str:
     return f"process {process['pid']} on host {process['host']}" if {"pid", "host"} <= process.keys() else "somebody"
 
 
-def _say_none(path: Path, error: OSError) -> None:
+def _warn_no_lock(path: Path, error: OSError) -> None:
     log.warning("%s cannot be locked (%s); going on without", path, error.strerror)
 
 

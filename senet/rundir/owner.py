@@ -1,4 +1,4 @@
-"""Who holds a run directory, as ``owner.json`` says, and whether he is alive. No torch."""
+"""Which process holds a run directory, by ``owner.json``, and whether it is alive. No torch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from senet.rundir.files import read_json, read_rows, write_temporary
 from senet.rundir.locks import StillHeld, boot, has_ended, lock, this_process
 
 HEARTBEAT_S = 5.0
-# Without a heartbeat a holder on another host is dead after this long: a network file system may show for a minute
-# what it knew before (NFS: acdirmax), and one beat may come late.
+# After so long without a heartbeat, a holder on another host counts as dead. A network file system may show data that
+# is a minute old (NFS: acdirmax), and one heartbeat may come late.
 WATCH_S = 75.0
-OLD_S = 3600.0
+OLD_S = 3600.0  # a heartbeat that is older is not watched
 POLL_S = 1.0
 _OWN_NAMES = ("owner.json", ".owner.lock", "status.json", "config.yaml", "starts.jsonl", "model.txt", "metrics.jsonl")
 _OWN_FOLDERS = ("checkpoints", "tensorboard", "slurm")
@@ -29,27 +29,27 @@ _CHECKPOINT = re.compile(r"step_\d+\.g(\d+)\.pt")
 
 
 class Watch:
-    """Looks at ``owner.json`` time and again, until it is sure whether a holder on another host is alive.
+    """Reads ``owner.json`` again and again, until it is certain whether a holder on another host is alive.
 
-    No two hosts' clocks are compared: what counts is whether the heartbeat moves while this process watches. Only time
-    in which the file could be read counts, so that a file system that is away for both kills nobody.
+    The clocks of two hosts are not compared: what counts is whether the heartbeat changes while this process watches.
+    Only time in which the file could be read counts: while no host can reach the file system, nobody is taken for dead.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self.owner: dict[str, Any] = {}
-        """Who held it when last looked at."""
+        """What the file said at the last look."""
         self.watched_s = 0.0
         self._run_dir = run_dir
         self._looked = 0.0
 
     def look(self) -> bool | None:
-        """Whether the holder is alive; None: not known yet. Writes into the directory."""
+        """Whether the holder is alive; None: not known yet. Writes a temporary file into the directory."""
         written_s = self._since_written()
         before, self.owner = self.owner, read_owner(self._run_dir)
         alive = is_alive(self.owner)
         if alive is not None:
             return alive
-        if min(written_s, time.time() - self.owner["heartbeat"]) > OLD_S:  # by the server's clock and by ours
+        if min(written_s, time.time() - self.owner["heartbeat"]) > OLD_S:  # by the server's clock and by this host's
             return False
         now = time.monotonic()
         if self.owner["token"] != before.get("token"):
@@ -62,9 +62,9 @@ class Watch:
         return False if self.watched_s > WATCH_S else None
 
     def _since_written(self) -> float:
-        """Seconds since ``owner.json`` was written, by the one clock that stamps both files.
+        """Seconds since ``owner.json`` was written, by the clock of the file system, which stamps both files.
 
-        A new file also has a client of a network file system ask the server what else is new in the folder.
+        A new file also makes this host ask the server of a network file system what has changed in the folder.
         """
         path = self._run_dir / "owner.json"
         probe = write_temporary(path, b"", durable=False)
@@ -75,7 +75,7 @@ class Watch:
 
 
 def read_owner(run_dir: Path) -> dict[str, Any]:
-    """``owner.json``; {} where there is none, or what is left of one after a power cut."""
+    """``owner.json``; {} where it is missing, or incomplete after a power cut."""
     owner = read_json(run_dir / "owner.json")
     return owner if owner.keys() >= _FACTS else {}
 
@@ -83,7 +83,7 @@ def read_owner(run_dir: Path) -> dict[str, Any]:
 def next_owner(run_dir: Path, previous: dict[str, Any]) -> dict[str, Any]:
     """This process, as the holder after ``previous``.
 
-    Its generation is above all that ever wrote here: where ``owner.json`` was lost, the other files still tell.
+    Its generation is higher than all that ever wrote here. If ``owner.json`` was lost, other files still show them.
     """
     starts = [row for row in read_rows(run_dir / "starts.jsonl") if {"generation", "resumed_from"} <= row.keys()]
     names = [_CHECKPOINT.match(path.name) for path in run_dir.glob("checkpoints/*")]
@@ -101,30 +101,30 @@ def next_owner(run_dir: Path, previous: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_alive(owner: dict[str, Any]) -> bool | None:
-    """Whether a holder is alive, at once; None: on another host, where only his heartbeat can tell."""
+    """Whether a holder is alive, without waiting. None: it is on another host, and only its heartbeat can show it."""
     if not owner or owner.get("released"):
         return False
     job = os.environ.get("SLURM_JOB_ID", "")
     if job and owner["job"] == job and owner["job_restarts"] < int(os.environ.get("SLURM_RESTART_COUNT", "0")):
-        return False  # an earlier start of this very job
+        return False  # an earlier start of this job
     if owner["host"] == socket.gethostname() and owner["boot"] == boot():
         return not has_ended(owner)
     return None
 
 
 def describe(owner: dict[str, Any]) -> str:
-    """Who that is."""
+    """Its job, process and host, for a message."""
     job = f"job {owner['job']}, " if owner["job"] else ""
     return f"{job}process {owner['pid']} on host {owner['host']}"
 
 
 def holder(run_dir: Path) -> tuple[str, bool]:
-    """Who holds a run directory, and whether that is certain, without watching him; "" where it is free."""
+    """Who holds a run directory ("": nobody), and whether that is certain. Without watching the heartbeat."""
     owner = read_owner(run_dir)
     alive = is_alive(owner)
     if alive is not None:
         return (f"{describe(owner)}, it is running", True) if alive else ("", True)
-    age_s = time.time() - owner["heartbeat"]  # two hosts' clocks
+    age_s = time.time() - owner["heartbeat"]  # compares the clocks of two hosts, so it may be wrong
     if age_s > OLD_S:
         return "", False
     when = f"{age_s:.0f} s ago" if age_s >= 0 else f"{-age_s:.0f} s ahead of this host's clock"
@@ -133,13 +133,13 @@ def holder(run_dir: Path) -> tuple[str, bool]:
 
 @contextmanager
 def nothing_left_if_refused(run_dir: Path) -> Iterator[None]:
-    """Where a start is refused, remove the run directory and its parents as far as this start has made them."""
+    """If a start is refused, remove the run directory and its parents, as far as this start has made them."""
     made = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
     try:
         yield
     except ConfigError:
         if made:
-            with suppress(OSError, StillHeld):  # not made after all, or somebody uses it by now
+            with suppress(OSError, StillHeld):  # it was not made, or somebody uses it now
                 _remove_unused(run_dir)
                 for path in made:
                     path.rmdir()
@@ -165,9 +165,9 @@ def remove_leftovers(run_dir: Path) -> None:
 
 
 def refuse_links(run_dir: Path) -> None:
-    """What is written goes into the run directory (which may itself be linked to), never to where a link leads.
+    """No file is written through a symbolic link inside the run directory. The directory itself may be a link.
 
-    Checkpoints are put in place by renames, which replace a link; what else lies there is somebody's own.
+    Checkpoints need no check: they are put in place by renames, which replace a link.
 
     Raises:
         ConfigError: a name that is written to is a symbolic link.

@@ -1,4 +1,4 @@
-"""The checkpoints of a run directory: written beside the training, read back, pruned."""
+"""The checkpoints of a run directory: written in the background, read back, pruned."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from senet.rundir.copies import to_cpu
 from senet.rundir.files import PATIENCE_S, forget_cached, fsync_directory, patiently, write_temporary
 from senet.rundir.lease import LeaseLost
 
-_FAILURES_TOLERATED = 2
-_IN_LINE_S = 10.0
+_FAILURES_TOLERATED = 2  # in a row
+_IN_LINE_S = 10.0  # how long training waits for the write before
 log = logging.getLogger(__name__)
 
 
@@ -40,11 +40,11 @@ class CheckpointManager:
 
     Args:
         directory: None on ranks that do not write: then ``save`` does nothing.
-        keep: how many of the newest to keep; the newest one saved with ``best=True`` is kept besides.
+        keep: how many of the newest to keep. The newest one saved with ``best=True`` is kept too.
         generation: of this start; part of the names.
-        resumed_from: step at which each generation began. What an older generation published beyond the start of a
-            younger one is not of this run: a left-over writer's.
-        is_held: asked before each publication; a writer that has lost its run directory publishes nothing.
+        resumed_from: step at which each generation began. If an older generation published a later step than that, its
+            process had not ended when the younger one began, and the checkpoint does not belong to the run.
+        is_held: called before each publication; a start that has lost its run directory publishes nothing.
     """
 
     def __init__(
@@ -61,24 +61,24 @@ class CheckpointManager:
         self._generation = generation
         self._resumed_from = resumed_from
         self._is_held = is_held
-        self._lock = threading.Lock()  # of the next two
-        self._line: list[tuple[bool, Callable[[], None]]] = []
+        self._lock = threading.Lock()  # for the next two
+        self._line: list[tuple[bool, Callable[[], None]]] = []  # writes to do, each with whether it is the best
         self._thread: threading.Thread | None = None
         self._failures = 0  # in a row
         self._error: Exception | None = None  # of the last write
         self.write_s = 0.0
-        """Seconds that the last publication took, verification included."""
+        """Seconds that the last publication took, with its verification."""
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
 
     def newest(self) -> Checkpoint | None:
-        """The newest valid checkpoint of the run; None where none was ever published.
+        """The newest valid checkpoint of the run; None if none was ever published.
 
-        A damaged one is set aside (``.damaged``) with a warning, and the one before it is used.
+        A damaged one is renamed to ``.damaged``, with a warning, and the one before it is used.
 
         Raises:
-            CheckpointError: there are some, and all are damaged.
-            LeaseLost: there is a damaged one, and it is no longer ours to move.
+            CheckpointError: all that there are, are damaged.
+            LeaseLost: a damaged one was found, but another start has taken the run directory over.
         """
         damaged = []
         for path in self._published():
@@ -108,18 +108,18 @@ class CheckpointManager:
     ) -> None:
         """Copy ``payload`` to the CPU now, and publish it in the background.
 
-        One is written at a time. Training waits ten seconds at most for the one before; after that this one stands in
-        line, and gives its place to a newer one; the best does so only to a better one.
+        One is written at a time. Training waits up to ten seconds for the write before. After that this checkpoint is
+        queued, in place of one that is still in the queue; but the best is only replaced by a better one.
 
         Args:
             payload: a tree of dicts, lists, numbers, strings and tensors. The copy is complete on return.
             manifest: JSON; ``step`` and ``best`` must be in it.
-            first: what must be on the disk before; called in the background.
+            first: called in the background before the checkpoint is published, to write what it needs.
             wait: return when it is published and verified.
 
         Raises:
-            CheckpointError: with ``wait``, or when a third write in a row has failed, or one because another start
-                has taken the run directory over.
+            CheckpointError: the write failed, with ``wait``; or three writes in a row have failed; or another start has
+                taken the run directory over.
         """
         if self.directory is None:
             return
@@ -145,13 +145,13 @@ class CheckpointManager:
             self.finish()
 
     def finish(self) -> None:
-        """Wait for the writes in flight; CheckpointError if the last one failed."""
+        """Wait until all writes have ended; CheckpointError if the last one failed."""
         self._join(None)
         if self._error is not None:
             self._fail()
 
     def close(self) -> None:
-        """Wait for the writes in flight, however they end; for the way out."""
+        """Wait until all writes have ended, failed or not: the process is about to end."""
         self._join(PATIENCE_S)
 
     def _join(self, timeout_s: float | None) -> None:
@@ -187,10 +187,10 @@ class CheckpointManager:
             first()
             patiently(lambda: self._publish(path, content, text))
             self.write_s = time.perf_counter() - began
-        except Exception as error:  # handed to the training thread by save and finish
+        except Exception as error:  # save and finish raise it in the training thread
             self._error = error
             self._failures += 1
-            with suppress(OSError, LeaseLost):  # what is half written takes the room that the next try needs
+            with suppress(OSError, LeaseLost):  # half-written files take the space that the next try needs
                 self._remove_leftovers()
             return
         self._error, self._failures = None, 0
@@ -200,7 +200,7 @@ class CheckpointManager:
             log.warning("old checkpoints not removed: %s", error)
 
     def _publish(self, path: Path, content: memoryview, manifest: bytes) -> None:
-        """The whole of it, however much an earlier try has done. Asked first, and again after the long part."""
+        """From the beginning, whatever an earlier try has done. Ownership is checked first, and after the long part."""
         self._remove_leftovers()
         temporary = write_temporary(path, content, durable=True)
         temporary_manifest = write_temporary(path.with_suffix(".json"), manifest, durable=True)
@@ -209,18 +209,18 @@ class CheckpointManager:
         temporary.replace(path)
         fsync_directory(path.parent)
         forget_cached(path)
-        verify(path)  # believed only when it has been read back; only then are older ones removed
+        verify(path)  # older ones are removed only after this one has been read back
 
     def _ask(self) -> None:
         if not self._is_held():
             raise LeaseLost("another start has taken the run directory over")
 
     def _published(self) -> list[Path]:
-        """Data files of this run, newest first; those of a left-over writer are not of this run."""
+        """Data files of this run, newest first; see ``resumed_from``."""
         return [] if self.directory is None else published_files(self.directory, self._resumed_from)
 
     def _own(self) -> list[Path]:
-        """What this start may remove: parts of checkpoints, never of a younger start, while it is the owner."""
+        """Files that this start may remove: parts of checkpoints, of no younger start, as long as it is the owner."""
         assert self.directory is not None
         self._ask()
         return [path for path in self.directory.iterdir() if 0 <= generation_of(path) <= self._generation]
@@ -235,8 +235,8 @@ class CheckpointManager:
                 path.with_suffix(".json").unlink(missing_ok=True)
 
     def _remove_leftovers(self) -> None:
-        """Of writers that were killed: temporary files, and manifests whose data never followed."""
+        """Remove what killed processes left: temporary files, and manifests without their data."""
         for path in self._own():
-            lonely = path.suffix == ".json" and not path.with_suffix(".pt").exists()
-            if path.name.endswith(".tmp") or lonely:
+            is_alone = path.suffix == ".json" and not path.with_suffix(".pt").exists()
+            if path.name.endswith(".tmp") or is_alone:
                 path.unlink(missing_ok=True)

@@ -15,11 +15,11 @@ from senet.config.options import OptimConfig
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for the groups that say so (``muon=True``), SGD for the others.
+    """Muon for the groups with ``muon=True``, SGD for the others.
 
-    A kernel [C_out, C_in, h, w] counts as a matrix [C_out, C_in * h * w]; Muon steps along the nearest semi-orthogonal
-    matrix to its momentum (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"), whatever the
-    order of the columns. The arithmetic of both is torch's own; every rank does all of it.
+    A kernel [C_out, C_in, h, w] is taken as a matrix [C_out, C_in * h * w]. The step of Muon is the semi-orthogonal
+    matrix nearest to its momentum (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"), for
+    any order of the columns. The arithmetic of both is torch's own. Every rank computes all of it.
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, lr: float, momentum: float, nesterov: bool) -> None:
@@ -27,7 +27,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
-        """One update from the gradients at hand."""
+        """One update from the present gradients."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             gradients = [_laid_as(p, p.grad) for p in parameters]
@@ -44,34 +44,34 @@ class Muon(torch.optim.Optimizer):
 
 
 def _laid_as(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """The tensor itself where it lies in memory as the parameter does, else a copy that does."""
+    """The tensor itself if its memory layout is that of the parameter, else a copy with that layout."""
     return tensor if tensor.stride() == parameter.stride() else torch.empty_like(parameter).copy_(tensor)
 
 
 def _fusible(parameter: Tensor) -> bool:
-    """The fused loop on a CPU takes the elements as they lie in memory; 16-bit ones some versions of torch get wrong
-    (pytorch#191763).
+    """The fused loop on a CPU goes through the elements as they lie in memory; with 16-bit ones, some versions of torch
+    compute wrong results (pytorch#191763).
     """
     dense = parameter.is_contiguous() or parameter.is_contiguous(memory_format=torch.channels_last)
     return dense and parameter.dtype == torch.float32
 
 
 def _as_matrix(kernel: Tensor) -> Tensor:
-    """A view of [C_out, C_in, h, w] as [C_out, columns], the columns in the order of memory."""
+    """A view of [C_out, C_in, h, w] as [C_out, columns], with the columns as they lie in memory."""
     if kernel.is_contiguous(memory_format=torch.channels_last):
         kernel = kernel.permute(0, 2, 3, 1)
     return kernel.view(len(kernel), -1)
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool = False) -> torch.optim.Optimizer:
-    """Over all parameters that are trained; those of one dimension (norms, biases) decay only if asked for.
+    """For all parameters that are trained. Weight decay for those of one dimension (norms, biases) only if asked for.
 
-    Each group has its learning rate at the schedule's factor 1 as ``initial_lr``.
+    ``initial_lr`` of each group is its learning rate where the schedule's factor is 1.
 
     Args:
-        fused: SGD and Adam in one pass over the memory, where the parameters allow it. Not under a ``GradScaler``: it
-            would leave the skipping of a step to the optimizer, where nobody counts it, and a first step that is
-            skipped would leave momentum that was never written.
+        fused: SGD and Adam in one pass over the memory, if the parameters allow it. Not with a ``GradScaler``, which
+            would then leave it to the optimizer to skip a step: that is not counted, and if the first step is skipped,
+            the momentum is never written.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     fused = fused and all(_fusible(p) for p in parameters)
@@ -79,7 +79,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool = Fals
     kernels = list(compress(parameters, is_kernel))
     others = [p for p, kernel in zip(parameters, is_kernel, strict=True) if not kernel]
     plain: dict[str, Any] = {"weight_decay": config.weight_decay, "initial_lr": config.lr}
-    # which groups there are is part of a checkpoint: it depends on this one option and the kind of optimizer
+    # the groups must be those of the checkpoint, so they depend on this option and the kind of optimizer alone
     if config.decay_norms_and_biases:
         groups = [{"params": others, **plain}]
     else:
@@ -104,11 +104,14 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool = Fals
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-    """Continue from a checkpoint's state, with this run's options where it had others."""
+    """Continue from a checkpoint's state, but with the options of this run."""
     options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     groups = [saved | mine for saved, mine in zip(state_dict["param_groups"], options, strict=True)]
     optimizer.load_state_dict(state_dict | {"param_groups": groups})
-    for parameter, state in optimizer.state.items():  # of another train.channels_last: a fused step would not notice
+    for (
+        parameter,
+        state,
+    ) in optimizer.state.items():  # train.channels_last may have changed: a fused step would not notice
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 state[name] = _laid_as(parameter, value)
@@ -117,9 +120,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any])
 class WeightAverage(AveragedModel):
     """Exponential moving average of weights and running statistics.
 
-    The first update copies; update n + 1 keeps min(decay, (1 + n) / (10 + n)) of the average, so that a short run is
-    not dominated by its first weights. Unlike its parent's, the update does not synchronise: it counts on the CPU.
-    What is no number to begin with (a mask of -inf) is copied, as integers and extra state are.
+    The first update copies. Update n + 1 keeps min(decay, (1 + n) / (10 + n)) of the average, so that the first weights
+    do not dominate a short run. It counts on the CPU and, unlike that of torch, does not wait for the device. Tensors
+    that are not finite at the start (a mask of -inf) are copied, and so are integers and extra state.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -131,7 +134,7 @@ class WeightAverage(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Take in the model's present weights."""
+        """Add the model's present weights to the average."""
         n = int(self.n_averaged)
         keep = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
         averaged, current = _saved_tensors(self.module), _saved_tensors(model)
@@ -145,14 +148,14 @@ class WeightAverage(AveragedModel):
 
     @property
     def counts(self) -> bool:
-        """Whether the average, not the raw weights, is the result of the run: from 5 / (1 - decay) updates on. Sooner
-        it may still be far from where training is; and to choose on the test images would be to train on them.
+        """Whether the average, not the raw weights, is the result of the run: from 5 / (1 - decay) updates on. Before,
+        it may still be far from the raw weights. Not the better one on the test images: that would be training on them.
         """
         return int(self.n_averaged) >= round(5 / (1 - self.decay))
 
 
 def _saved_tensors(model: nn.Module) -> list[Tensor]:
-    """Those of the state dict, each once: what two layers share stands there twice."""
+    """The tensors of the state dict, each once: one that two layers share is in it twice."""
     return list(dict.fromkeys(t for t in model.state_dict(keep_vars=True).values() if isinstance(t, Tensor)))
 
 

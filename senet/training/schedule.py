@@ -33,14 +33,14 @@ def lr_at(step: int, schedule: ScheduleConfig, *, lr: float, steps_per_epoch: in
 
 @dataclass
 class Plateau:
-    """What ReduceLROnPlateau remembers, as a factor on top of any schedule. Changes once per epoch."""
+    """The state of ReduceLROnPlateau: a factor on top of any schedule. Changes once per epoch."""
 
     factor: float = 1.0
     best: float = math.inf
     bad_epochs: int = 0
 
     def update(self, loss: float, schedule: ScheduleConfig, lr: float) -> None:
-        """Count an epoch with this training loss; lower the factor after more than ``plateau_patience`` bad ones."""
+        """Count an epoch with this training loss. After more than ``plateau_patience`` bad ones, lower the factor."""
         if loss < self.best * (1 - PLATEAU_THRESHOLD):
             self.best, self.bad_epochs = loss, 0
             return

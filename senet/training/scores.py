@@ -1,4 +1,4 @@
-"""Sums on the device, and what a person sees of them."""
+"""Scores, their sums on the device, and what the terminal shows while they grow."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-_LOSS_UNIT = 2.0**-24  # nats; a sum of 10**9 images still fits into 63 bits
-_AT_ONCE = 16  # batches: on small tensors an operation costs the host more than its arithmetic
-_NOT_FINITE = -(2.0**52)  # makes any sum negative, which no cross entropy is
+_LOSS_UNIT = 2.0**-24  # nats; the sum over 10**9 images still fits into 63 bits
+_AT_ONCE = 16  # batches counted together: on small tensors, calling an operation costs more than its arithmetic
+_NOT_FINITE = -(2.0**52)  # makes any sum negative; a cross entropy never is
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Scores:
 class Tally:
     """Number of images, loss, top-1 and top-5 hits, summed as int64 on the device.
 
-    Integers (the loss in units of 2**-24 nats) add up to the same bits in any order: over ranks, log intervals and
-    restarts. Nothing here synchronises. A loss that is not finite makes the mean NaN. The logits of up to 16 batches
-    are kept until they are counted, and must not be changed meanwhile.
+    Sums of integers (the loss in units of 2**-24 nats) have the same bits in any order: over ranks, log intervals and
+    restarts. Nothing here waits for the device. A loss that is NaN or infinite makes the mean NaN. Up to 16 batches of
+    logits are kept until they are counted; do not change them in place.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -88,7 +88,7 @@ class Tally:
 
 
 class Progress:
-    """What a person sees of rank 0: bars on a terminal, plain lines elsewhere; other ranks show nothing."""
+    """What rank 0 shows: progress bars on a terminal, plain lines elsewhere. Other ranks show nothing."""
 
     def __init__(self, visible: bool) -> None:
         self._visible = visible
@@ -96,7 +96,7 @@ class Progress:
         self._bar: tqdm[Any] | None = None
 
     def over(self, batches: Iterable[T], *, title: str, total: int, done: int = 0) -> Iterator[T]:
-        """Iterate, with a bar."""
+        """Iterate, and show it as a bar."""
         if not self._bars:
             yield from batches
             return
@@ -107,14 +107,14 @@ class Progress:
         self._bar = None
 
     def facts(self, line: str) -> None:
-        """Numbers of the last log interval: behind the bar, or as a line."""
+        """Numbers of the last log interval: after the bar, or as a line."""
         if self._bar is not None:
             self._bar.set_postfix_str(line, refresh=False)
         else:
             self.say(line)
 
     def say(self, line: str) -> None:
-        """A line of its own."""
+        """Print a line."""
         if self._visible:
-            with suppress(OSError):  # the terminal was closed, or the log's file system is away: the run goes on
+            with suppress(OSError):  # the terminal was closed, or the log cannot be written: the run goes on
                 tqdm.write(line) if self._bars else print(line, flush=True)

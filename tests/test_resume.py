@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from senet.data.augment import Preprocess
 from senet.data.samplers import ResumableSampler, open_data
-from senet.training import run as run_module
+from senet.training import learner
 from senet.training.run import run
 from senet.training.state import Summary
 from senet.training.trainer import Trainer
@@ -71,16 +71,16 @@ def _recorded_run(run_dir: str, root: str, stop_after: int, options: list[str]) 
 
 def _weights(folder: str, root: str, ports: list[int]) -> dict[str, dict[str, Tensor]]:
     """Train a network of several gradient buckets, unbroken and in two parts, with and without the dummy step."""
-    laid = run_module.replicate
+    laid = learner.replicate
     options = ["model.name=tests.networks:wide", "train.epochs=1", "train.amp=off", "checkpoint.every_steps=1000"]
     for dummy in ("with", "without"):
         if dummy == "without":
-            run_module.replicate = lambda model, *_, **__: DistributedDataParallel(model, gradient_as_bucket_view=True)
+            learner.replicate = lambda model, *_, **__: DistributedDataParallel(model, gradient_as_bucket_view=True)
         for name, stop_after in (("whole", 12), ("parts", 4), ("parts", 7)):  # each stops a step later
             os.environ["MASTER_PORT"] = str(ports.pop())
             here = [*options, f"run_dir={folder}/{name}-{dummy}", f"data.root={root}"]
             run(tiny_config(*here, world_size=int(os.environ["WORLD_SIZE"])), tiny(*here), StopAt(stop_after))
-    run_module.replicate = laid
+    learner.replicate = laid
     return {path.name: dict(payload(path)["model"]) for path in Path(folder).iterdir()}
 
 

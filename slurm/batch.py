@@ -1,11 +1,11 @@
-"""What the batch script does before and after srun, besides calling SLURM's commands: see batch.sh.
+"""The decisions of the batch script before and after srun; batch.sh carries them out.
 
     python -m slurm.batch begin               a port, or a reason not to start
-    python -m slurm.batch end JOB LOST        what becomes of the job
+    python -m slurm.batch end JOB LOST        finished, requeue, cancel or failed
 
-JOB is what ``scontrol show job --oneliner`` says, LOST the job's hosts that do not answer. Reads and writes files in
-``$SENET_RUN_DIR`` only. The outcome of this start is in ``$SENET_STATUS_FILE``, where rank 0 copies its status: never
-another start's, whatever ``status.json`` says by then.
+JOB is the output of ``scontrol show job --oneliner``, LOST the job's hosts that do not answer. Reads and writes files
+in ``$SENET_RUN_DIR`` only. The outcome of this start is in ``$SENET_STATUS_FILE``, to which rank 0 copies its status;
+``status.json`` may be another start's by then.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from senet.rundir.files import patiently, read_json, read_rows, replace_file, wr
 
 STARTS_WITHOUT_PROGRESS = 3
 _PORTS_BELOW_EPHEMERAL = 12_000
-_MAY_COME_BACK = 8  # starts
+_MAY_COME_BACK = 8  # starts, after which SLURM has given up the first
 
 
 def begin(run_dir: Path, job_id: str, restarts: int, max_requeues: int) -> str:
-    """Count this start, once however often it is asked.
+    """Record this start; only once, if called again.
 
     Returns:
-        Why the job must not start; empty where it may.
+        Why the job must not start; empty if it may.
     """
     recorded = _starts(run_dir, job_id)
     starts = [start for start in recorded if start["start"] < restarts]
@@ -55,12 +55,12 @@ def begin(run_dir: Path, job_id: str, restarts: int, max_requeues: int) -> str:
 def end(
     run_dir: Path, job_id: str, restarts: int, max_requeues: int, job: str, outcome: dict[str, Any], lost: str = ""
 ) -> str:
-    """``finished``, ``requeue``, ``cancel`` (the person asked for the stop), or why the job has failed.
+    """``finished``, ``requeue``, ``cancel`` (the user asked for the stop), or why the job has failed.
 
     Args:
-        job: SLURM's own view, as ``Key=Value`` words.
-        outcome: the last status of this start, {} where no rank wrote one.
-        lost: hosts of the job that do not answer: it is they that have failed, not the training.
+        job: SLURM's view of it, as ``Key=Value`` words.
+        outcome: the last status of this start, {} if no rank wrote one.
+        lost: hosts of the job that do not answer. If there are any, they have failed, and not the training.
     """
     state, reason = outcome.get("state", ""), str(outcome.get("reason", ""))
     if state == "finished":
@@ -69,34 +69,35 @@ def end(
         return reason or state
     if stop_file(run_dir, job_id).exists():
         return "cancel"
-    # else SLURM has already decided: cancelled, or requeued
+    # if not, SLURM has already cancelled or requeued it
     running = _field(job, "JobState") in ("RUNNING", "SIGNALING")
-    # killed before it could say so, in the first second of a start or with too short a grace
+    # may be killed before it can report a stop, in the first second of a start or with too short a GraceTime
     preempted = _field(job, "PreemptTime") not in ("", "None", "Unknown")
     if not running:
         return f"stopped, and not requeued: SLURM has the job as {_field(job, 'JobState') or 'unknown'}"
     if not (state == "stopped" or preempted or lost):
-        return "a rank ended without a word: see the logs" if state else "rank 0 did not begin: see its log"
+        return "a rank ended and reported no reason: see the logs" if state else "rank 0 did not start: see its log"
     if restarts >= max_requeues:
         return f"slurm.max_requeues={max_requeues} is used up; submit again to go on"
     return "requeue"
 
 
 def idle_steps(run_dir: Path, job_id: str, restarts: int) -> int:
-    """How many numbers of steps earlier starts may have used that have not said that they ended: three tries each. They
-    begin again after so many starts: by then the first have long been given up, and each number costs a second."""
+    """How many step numbers to skip, since earlier starts that have not recorded their end may still use them: three
+    tries each. Counted from 0 again after 8 starts: SLURM has long given up the first, and each number costs a second.
+    """
     silent = sum(not read_json(_outcome_file(run_dir, job_id, start)).get("ended") for start in range(restarts))
     return 3 * (silent % _MAY_COME_BACK)
 
 
 def newest_checkpoint(run_dir: Path) -> str:
-    """Name of the checkpoint that was published last, unread; empty where there is none."""
+    """Name of the checkpoint that was published last, without reading it; empty if there is none."""
     found = (run_dir / "checkpoints").glob("step_*.pt")
     return max(((path.stat().st_mtime_ns, path.name) for path in found), default=(0, ""))[1]
 
 
 def record_start(run_dir: Path, job_id: str, start: int) -> None:
-    """Note what a start (0 is the first) begins from."""
+    """Record the checkpoint from which a start (0 is the first) begins."""
     row = {"start": start, "time": time.time(), "host": socket.gethostname(), "checkpoint": newest_checkpoint(run_dir)}
     file = _starts_file(run_dir, job_id)
     replace_file(file, "".join(json.dumps(each) + "\n" for each in [*read_rows(file), row]).encode(), durable=True)
@@ -108,14 +109,14 @@ def count_starts(run_dir: Path, job_id: str) -> int:
 
 
 def stop_file(run_dir: Path, job_id: str) -> Path:
-    """There when a person wants the job to save and end, and not to be requeued."""
+    """This file exists if the user wants the job to save and end, and not to be requeued."""
     return run_dir / "slurm" / f"{job_id}.stop"
 
 
 def free_port() -> int:
-    """A port that nobody listens on, below those that the kernel gives to outgoing connections.
+    """A port on which no process listens, below those that the kernel gives to outgoing connections.
 
-    Somebody may take it before rank 0 does; then rank 0 says so (``port_taken``).
+    Another process may take it before rank 0 does; then rank 0 reports ``port_taken``.
     """
     first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     high = first_ephemeral if first_ephemeral > 2 * 1024 else 32_768
@@ -136,8 +137,7 @@ def _listen(port: int) -> socket.socket:
 
 
 def explain(run_dir: Path, job_id: str, start: int, state: str, reason: str) -> None:
-    """Put the reason why a start ended into ``status.json``, unless the job has had a younger one since, or the run
-    another job."""
+    """Write why a start ended into ``status.json``, unless the job has a newer start by now, or the run another job."""
     replaced = any(row["start"] > start for row in _starts(run_dir, job_id))
     if read_json(run_dir / "slurm" / "job.json").get("job", job_id) == job_id and not replaced:
         status = read_json(run_dir / "status.json")
@@ -166,13 +166,13 @@ def _crash_file(run_dir: Path, job_id: str, start: int) -> Path:
 
 
 def _crash(file: Path) -> str:
-    """What a rank left that was ended by a signal from within; empty where none was."""
+    """The signal and where, from the file of a rank that crashed; empty if none did."""
     try:
         first = file.read_text().partition("\n")[0].removeprefix("Fatal Python error: ")
     except FileNotFoundError:
         return ""
     why = f" ({BUS_ERROR})" if first == "Bus error" else ""
-    return f"a rank was ended by the system: {first}{why}; where: {file}" if first else ""
+    return f"a rank crashed: {first}{why}; where: {file}" if first else ""
 
 
 def main(argv: list[str]) -> int:
@@ -191,11 +191,11 @@ def main(argv: list[str]) -> int:
         print(f"export MASTER_PORT={free_port()}; idle_steps={idle_steps(run_dir, job_id, budget[0])}")
         return 0
     outcome, lost = read_json(outcome_file), ", ".join(argv[2].split())
-    with suppress(OSError):  # a note for later starts; what becomes of the job does not hang on it
+    with suppress(OSError):  # only a note for later starts: the job can end without it
         write_json(outcome_file, outcome | {"ended": not lost}, limit_s=10)
     verdict = end(run_dir, job_id, *budget, argv[1], outcome, lost)
     if verdict == "requeue" and lost:
-        reason = f"no answer from {lost}; the job starts again when SLURM gives that up (SlurmdTimeout)"
+        reason = f"no answer from {lost}; the job starts again when SLURM gives it up (SlurmdTimeout)"
         explain(run_dir, job_id, budget[0], "stopped", reason)
     if verdict in ("finished", "requeue", "cancel"):
         print(verdict)

@@ -1,4 +1,4 @@
-"""What SLURM says, through whichever of its commands the site has. Nothing here changes anything."""
+"""Ask SLURM about jobs, partitions and accounts, with the commands that the site has. Read-only."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ ACTIVE = WAITING | {"RUNNING", "COMPLETING", "SUSPENDED", "RESIZING", "SIGNALING
 LOCAL = "local"
 _TIMEOUT_S = 10
 _FORMAT = "JobID:|,State:|,Reason:|,RestartCnt:|"
-# a person's habits, which would change what is asked, and of which cluster
-_HABITS = ("SQUEUE_", "SACCT_", "SINFO_", "SLURM_CLUSTERS")
+# a user's defaults, which would change what is asked, and which cluster
+_USER_DEFAULTS = ("SQUEUE_", "SACCT_", "SINFO_", "SLURM_CLUSTERS")
 
 
 class NoAnswer(RunError):
-    """SLURM's command is there and does not answer. What it was asked is not known, which is not "no"."""
+    """SLURM's command is installed and does not answer: the state is unknown, which is not "there is no job"."""
 
 
 @dataclass(frozen=True)
 class JobState:
-    """SLURM's view of a job; of one that nobody knows, the defaults."""
+    """SLURM's view of a job; the defaults for a job that it does not know."""
 
     word: str = ""
     """RUNNING, CANCELLED, ..."""
@@ -40,14 +40,14 @@ class JobState:
 def ask(
     *command: str, text: str = "", environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """What a command answers to ``text``, whether it fails or not.
+    """Run a command with ``text`` as its input; returns its result even if it fails.
 
     Raises:
         NoAnswer: not in time.
         OSError: it is not installed.
     """
     if environment is None:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(_HABITS)}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(_USER_DEFAULTS)}
     try:
         return subprocess.run(
             command, input=text, env=dict(environment), capture_output=True, text=True, timeout=_TIMEOUT_S
@@ -57,7 +57,7 @@ def ask(
 
 
 def query(*command: str) -> str:
-    """Output of a command; empty where it is not installed, fails, or does not answer in time."""
+    """Output of a command; empty if it is not installed, fails, or does not answer in time."""
     try:
         done = ask(*command)
     except (OSError, NoAnswer):
@@ -66,7 +66,7 @@ def query(*command: str) -> str:
 
 
 def job_states(job_ids: Collection[str]) -> dict[str, JobState]:
-    """SLURM's view of some jobs, asked once for all: from squeue, and from sacct what that has forgotten.
+    """SLURM's view of some jobs, in one query: from squeue, and from sacct for jobs that squeue no longer knows.
 
     Raises:
         NoAnswer: squeue fails or is late.
@@ -76,7 +76,7 @@ def job_states(job_ids: Collection[str]) -> dict[str, JobState]:
         done = ask(
             "squeue", "--noheader", "--all", "--states=all", f"--jobs={','.join(job_ids)}", f"--Format={_FORMAT}"
         )
-        if done.returncode and "Invalid job id" not in done.stderr:  # so it says where it knows none of them
+        if done.returncode and "Invalid job id" not in done.stderr:  # its error if it knows none of them
             raise NoAnswer(f"squeue does not answer: {' '.join(done.stderr.split())}")
         for line in done.stdout.splitlines():
             job_id, word, reason, restarts = (field.strip() for field in line.split("|")[:4])
@@ -99,7 +99,7 @@ def local_state(job_id: str) -> str:
 
 
 def state_of(submitted: Mapping[str, Any]) -> JobState:
-    """Of what ``slurm/job.json`` tells.
+    """The state of the job in ``slurm/job.json``.
 
     Raises:
         NoAnswer: as ``job_states``.
@@ -109,13 +109,13 @@ def state_of(submitted: Mapping[str, Any]) -> JobState:
 
 
 def site() -> dict[str, str]:
-    """``scontrol show config``; {} where it does not answer."""
+    """``scontrol show config``; {} if it does not answer."""
     lines = query("scontrol", "show", "config").splitlines()
     return {key.strip(): value.strip() for key, mark, value in (line.partition("=") for line in lines) if mark}
 
 
 def partitions() -> dict[str, dict[str, str]]:
-    """Name -> ``scontrol show partition``, hidden ones too; {} where it does not answer."""
+    """Name -> ``scontrol show partition``, hidden ones too; {} if it does not answer."""
     found = {}
     for line in query("scontrol", "--all", "show", "partition", "--oneliner").splitlines():
         fields = dict(word.split("=", 1) for word in line.split() if "=" in word)
@@ -124,7 +124,7 @@ def partitions() -> dict[str, dict[str, str]]:
 
 
 def accounts() -> set[str]:
-    """That this user may charge; empty where there is no accounting."""
+    """Accounts that this user may charge; empty without accounting."""
     try:
         user = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:  # in a container that does not know its user

@@ -1,4 +1,4 @@
-"""What becomes of submitted runs: ``status`` and ``stop``."""
+"""The commands ``status`` and ``stop`` for submitted runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from slurm.batch import stop_file
 
 _COLUMNS = ("run", "job", "state", "step", "epoch", "images/s", "test %", "requeues", "reason")
 _ENDED = ("finished", "stopped", "failed")
-_SILENT_S = 60.0  # a run that lives says so every few seconds
+_SILENT_S = 60.0  # a run that is alive writes its status every few seconds
 
 
 def status(names: list[str]) -> None:
@@ -39,7 +39,7 @@ def status(names: list[str]) -> None:
     try:
         known = cluster.job_states([of["job"] for of in submitted if of["cluster"] != cluster.LOCAL])
     except cluster.NoAnswer as error:
-        print(f"slurm: {error}; what follows is what the runs themselves say", file=sys.stderr)
+        print(f"slurm: {error}; this is only what the runs themselves have written", file=sys.stderr)
         known = {}
     known |= {of["job"]: cluster.state_of(of) for of in submitted if of["cluster"] == cluster.LOCAL}
     rows = [_row(run_dir, of, known.get(of["job"])) for run_dir, of in zip(run_dirs, submitted, strict=True)]
@@ -50,11 +50,11 @@ def status(names: list[str]) -> None:
 
 
 def stop(names: list[str]) -> None:
-    """Have the job of a run directory save and end; one that only waits in the queue is cancelled.
+    """Have the job of a run directory save and end; one that waits in the queue is cancelled.
 
     Raises:
-        ConfigError: no run directory, or no job of it that could be stopped.
-        NoAnswer: SLURM does not say whether there is one.
+        ConfigError: no run directory, or no job of it that can be stopped.
+        NoAnswer: SLURM does not answer whether there is one.
     """
     if len(names) != 1:
         raise ConfigError(f"stop takes one run directory: {typed('slurm')} stop RUN_DIR")
@@ -67,11 +67,11 @@ def stop(names: list[str]) -> None:
         raise cluster.NoAnswer(f"job {job_id} of run_dir={run_dir} was not stopped, try again: {error}") from None
     if state not in cluster.ACTIVE:
         raise ConfigError(f"job {job_id} of run_dir={run_dir} does not run: it is {state or 'unknown to SLURM'}")
-    stop_file(run_dir, job_id).touch()  # the batch script asks for it before it requeues
+    stop_file(run_dir, job_id).touch()  # the batch script looks for it before it requeues
     if submitted["cluster"] == cluster.LOCAL:
         os.kill(int(job_id), signal.SIGTERM)  # passed on to the ranks
     else:
-        # the ranks alone are told; in the queue there are none
+        # signals the ranks, not the batch script; a job in the queue has no ranks
         words = ["scancel", job_id] if state in cluster.WAITING else ["scancel", "--signal=USR2", job_id]
         done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode:
@@ -81,12 +81,12 @@ def stop(names: list[str]) -> None:
 
 
 def judge(job: cluster.JobState | None, run: Mapping[str, Any], silent_s: float) -> tuple[str, str]:
-    """What a job does, in one word that holds for SLURM and for the run, and why.
+    """What a job does, in one word from SLURM's view and the run's status, and why.
 
     Args:
-        job: SLURM's view, None where it does not answer.
-        run: what the job's last start said of itself; {} where it has said nothing.
-        silent_s: since it said so.
+        job: SLURM's view, None if it does not answer.
+        run: the status that the job's last start wrote; {} if it has not.
+        silent_s: seconds since then.
     """
     said, reason = run.get("state", ""), str(run.get("reason", ""))
     if said in _ENDED and (job is None or job.word not in cluster.ACTIVE):
@@ -99,7 +99,7 @@ def judge(job: cluster.JobState | None, run: Mapping[str, Any], silent_s: float)
         return ("training" if said == "running" and run.get("job_restarts", 0) == job.restarts else "starting"), ""
     if job.word in cluster.ACTIVE:
         return ("suspended" if job.word in ("SUSPENDED", "STOPPED") else "ending"), reason
-    # it ended without a word of the run
+    # it ended, but the run did not report an end
     return job.word.lower() or ("killed" if said else "unknown"), f"silent for {silent_s:.0f} s" if said else ""
 
 
@@ -116,7 +116,7 @@ def _row(run_dir: Path, submitted: dict[str, Any], job: cluster.JobState | None)
     local = submitted["cluster"] == cluster.LOCAL and heartbeat > submitted["submitted"]
     of_this_job = run if run.get("job") == submitted["job"] or local else {}
     state, reason = judge(job, of_this_job, time.time() - heartbeat)
-    if state == "failed" and not reason:  # not even the batch script could tell
+    if state == "failed" and not reason:  # not even the batch script has recorded one
         reason = f"see {run_dir}/slurm/{submitted['job']}_0_log.out"
     return (
         str(run_dir),

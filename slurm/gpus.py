@@ -1,4 +1,4 @@
-"""How many GPUs the ranks of a node have, in whichever way a job asks SLURM for them."""
+"""GPUs and ranks per node, whichever of SLURM's options ask for them, and what is wrong with their numbers."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def gpus_per_node(slurm: SlurmConfig) -> int:
 
 
 def ranks_per_node(slurm: SlurmConfig) -> int:
-    """Tasks on each node, one a rank."""
+    """Tasks on each node; each task is a rank."""
     return slurm.ranks_per_node or max(1, gpus_per_node(slurm))
 
 
 def binding(slurm: SlurmConfig) -> dict[str, Any]:
-    """What sbatch must be told besides where GPUs are asked for by task: then each task would be confined to its own,
-    and NCCL could not reach those of the others. Newer versions of SLURM also want the number of tasks."""
+    """More sbatch options if GPUs are requested per task: else each task could use only its own, and NCCL could not
+    reach those of the others. Newer versions of SLURM also require the number of tasks."""
     options = _options(slurm)
     if not options.keys() & {"gpus-per-task", "tres-per-task"}:
         return {}
@@ -48,7 +48,7 @@ def binding(slurm: SlurmConfig) -> dict[str, Any]:
 
 
 def gpu_findings(slurm: SlurmConfig, device: str) -> Iterator[tuple[bool, str]]:
-    """What can be known to go wrong: whether it must be refused, and a line."""
+    """Problems that are known before: whether to refuse the job, and a line."""
     gpus, ranks, options = gpus_per_node(slurm), ranks_per_node(slurm), _options(slurm)
     if device == "cpu":
         if gpus:

@@ -17,8 +17,8 @@ from senet.rundir.lease import mirror_status
 from slurm import batch
 from train_ddp import main, refuse
 
-LOCAL_REQUEUE_EXIT_CODE = 144  # the one code at which submitit's local executor starts its tasks again
-LOCAL_STARTS = 6  # and as often as it does so (submitit.local.local.Controller.run)
+LOCAL_REQUEUE_EXIT_CODE = 144  # at this code submitit's local executor starts its tasks again
+LOCAL_STARTS = 6  # at most so many starts in all (submitit.local.local.Controller.run)
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Job:
     """For the local executor; the batch script of a SLURM job has its own."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Unpickled in a task, this is our first line there: the handlers stand, and submitit, which would set its own
-        next (they requeue, from one rank and in the middle of a step), no longer does."""
+        """The first code of this project that runs in a task. Installs our signal handlers, and keeps submitit from
+        installing its own, which would requeue from one rank in the middle of a step."""
         self.__dict__.update(state)
         if "SUBMITIT_EXECUTOR" in os.environ:
             self.__dict__["stop"] = StopFlag.install()
@@ -54,8 +54,8 @@ class Job:
             "LOCAL_WORLD_SIZE": str(task.num_tasks // task.num_nodes),
         }
         if task.global_rank == 0:
-            mirror_status({"state": "starting"})  # whatever happens from here on is not SLURM's fault
-        if task.cluster == "local" and task.global_rank == 0:  # also where a signal ends it before the training
+            mirror_status({"state": "starting"})  # shows that SLURM has started rank 0
+        if task.cluster == "local" and task.global_rank == 0:  # also if a signal ends it before the training
             stop.before_leaving(lambda code, _: os._exit(self._end_of_local_start(task.job_id, code)))
         code = self._train(stop)
         if task.cluster == "local" and task.global_rank == 0:
@@ -71,7 +71,7 @@ class Job:
         return main([self.config], stop)
 
     def _end_of_local_start(self, job_id: str, code: int) -> int:
-        """There is no batch script here: the first task says whether all start again."""
+        """Without a batch script, the exit code of rank 0 decides whether all tasks start again."""
         run_dir = Path(self.run_dir)
         restarts = batch.count_starts(run_dir, job_id)
         batch.record_start(run_dir, job_id, restarts)

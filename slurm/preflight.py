@@ -1,4 +1,4 @@
-"""What can be known to go wrong before a job waits in the queue for it."""
+"""Checks before a submission, so that a job does not wait in the queue to fail."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from slurm import cluster
 from slurm.gpus import gpu_findings, ranks_per_node
 from slurm.sbatch import make_slurm_executor, minutes, sbatch_environment
 
-_LEAVING_S = 5.0  # from the published checkpoint to the last rank gone
+_LEAVING_S = 5.0  # from the published checkpoint to the end of the last rank
 _LOCAL_FILE_SYSTEMS = {"tmpfs", "ramfs", "ext3", "ext4", "xfs", "btrfs", "overlay", "zfs"}
 _SHORT_LIMIT_MIN = 10
 
@@ -35,10 +35,10 @@ class Finding:
 
 
 def preflight(config: Config, run_dir: Path) -> list[Finding]:
-    """Everything that is found, refusals first. Asks SLURM where it answers; writes nothing.
+    """All findings, refusals first. Asks SLURM if it answers; writes nothing.
 
     Raises:
-        ConfigError: an option that has no script.
+        ConfigError: an option from which no script can be made.
     """
     findings = [*_tasks(config), *_limits(config, run_dir), *_directory(config, run_dir), *owner(run_dir)]
     if config.slurm.cluster == "slurm":
@@ -62,7 +62,7 @@ def _tasks(config: Config) -> Iterator[Finding]:
     except ConfigError as error:
         yield Finding(True, str(error))
     if slurm.cluster == "local" and slurm.nodes > 1:
-        yield Finding(True, f"slurm.nodes={slurm.nodes} with slurm.cluster=local: it is this machine alone; use 1")
+        yield Finding(True, f"slurm.nodes={slurm.nodes} with slurm.cluster=local, which has one machine; use 1")
     if slurm.cluster == "local" and slurm.setup:
         yield Finding(
             True, "slurm.setup with slurm.cluster=local is not supported; run those lines in your shell before"
@@ -83,18 +83,18 @@ def _limits(config: Config, run_dir: Path) -> Iterator[Finding]:
         yield Finding(
             False,
             f"slurm.time={slurm.time}: of {60 * limit_min} s the start takes some 20 and slurm.signal_lead_s={lead_s}, "
-            f"and SLURM may send that signal up to 60 s early; little is left to train",
+            f"and SLURM may send that signal up to 60 s early; little time is left for training",
         )
     if (needed_s := _stop_s(config, run_dir)) and lead_s < 2 * needed_s:
         yield Finding(
             False,
             f"slurm.signal_lead_s={lead_s}: the last run here needed {needed_s:.0f} s to stop (two steps, a save, "
-            f"the way out); use at least {2 * needed_s:.0f}",
+            f"the exit); use at least {2 * needed_s:.0f}",
         )
 
 
 def _stop_s(config: Config, run_dir: Path) -> float:
-    """Seconds from the signal to the last rank gone, as an earlier run in this directory measured them; 0: none did."""
+    """Seconds from the signal to the end of the last rank, as an earlier run here measured them; 0: none did."""
     status = read_json(run_dir / "status.json")
     if not status.get("images_per_s"):
         return 0.0
@@ -109,7 +109,7 @@ def _directory(config: Config, run_dir: Path) -> Iterator[Finding]:
     except ConfigError as error:
         yield Finding(True, str(error))
     if "%" in str(run_dir):
-        yield Finding(True, f"run_dir={run_dir}: SLURM gives % in a path a meaning of its own; choose another name")
+        yield Finding(True, f"run_dir={run_dir}: SLURM replaces % in paths; choose a name without it")
     if not Path(config.run_dir).is_absolute():
         yield Finding(False, f"run_dir={config.run_dir} is relative; the job uses {run_dir}")
     if config.slurm.cluster == "local":
@@ -158,7 +158,7 @@ def owner(run_dir: Path) -> Iterator[Finding]:
         yield Finding(True, f"run_dir={run_dir} is owned by a run that is alive ({who}); stop it, or choose another")
     elif who:
         text = f"run_dir={run_dir} was last held by a run that may be alive ({who})"
-        yield Finding(False, f"{text}; if its heart still beats when the job starts, the job is refused")
+        yield Finding(False, f"{text}; if it is still alive when the job starts, the job is refused")
 
 
 def _memory(slurm: SlurmConfig) -> Iterator[Finding]:
@@ -174,16 +174,14 @@ def _memory(slurm: SlurmConfig) -> Iterator[Finding]:
 
 
 def _from_environment(environment: dict[str, str]) -> Iterator[Finding]:
-    """Of SBATCH_* only those are left that nothing typed replaces."""
+    """``environment`` has only those SBATCH_* that no option of the job replaces."""
     for name, value in environment.items():
         if name.startswith("SBATCH_"):
             yield Finding(
-                False, f"{name}={value} in the environment holds for this job; unset it if you do not mean it"
+                False, f"{name}={value} in the environment applies to this job; unset it if you do not mean it"
             )
     if others := os.environ.get("SLURM_CLUSTERS"):
-        yield Finding(
-            False, f"SLURM_CLUSTERS={others} in the environment is not followed; submit on a host of that cluster"
-        )
+        yield Finding(False, f"SLURM_CLUSTERS={others} in the environment is ignored; submit on a host of that cluster")
 
 
 def _site(config: Config, run_dir: Path, environment: dict[str, str], site: dict[str, str]) -> Iterator[Finding]:
@@ -195,7 +193,7 @@ def _site(config: Config, run_dir: Path, environment: dict[str, str], site: dict
     slurm, known = config.slurm, cluster.partitions()
     default = next((name for name, fields in known.items() if fields.get("Default") == "YES"), "")
     wanted = slurm.partition or environment.get("SBATCH_PARTITION", default)
-    names = [name for name in wanted.split(",") if name]  # of several, the job takes the one that is free first
+    names = [name for name in wanted.split(",") if name]  # of several, SLURM takes the one that is free first
     if unknown := [name for name in names if name not in known]:
         text = f"slurm.partition={wanted}: {', '.join(unknown)} does not exist"
         yield Finding(True, f"{text}; this cluster has {', '.join(sorted(known))}")
@@ -217,7 +215,7 @@ def _test_only(script: str, environment: dict[str, str]) -> Iterator[Finding]:
     """SLURM's own check, which knows qos, constraint, reservation, and what the nodes have."""
     try:
         done = cluster.ask("sbatch", "--test-only", text=script, environment=environment)
-    except (cluster.NoAnswer, OSError):  # no command, or nobody who answers it: a submission will say so
+    except (cluster.NoAnswer, OSError):  # no command or no answer: the submission will report it
         return
     words = " ".join(done.stderr.split()).removeprefix("allocation failure: ")
     if done.returncode and re.search("node configuration is not available|nodes are busy|not available now", words):
@@ -228,7 +226,7 @@ def _test_only(script: str, environment: dict[str, str]) -> Iterator[Finding]:
 
 
 def _preemption(site: dict[str, str], partition: dict[str, str], needed_s: float) -> Iterator[Finding]:
-    """What a job of this partition has when somebody more important wants its nodes."""
+    """The time that a job of this partition has to save when it is preempted."""
     mode = partition.get("PreemptMode", "OFF")
     if site.get("PreemptType", "preempt/none") == "preempt/none" or mode in ("OFF", "GANG"):
         return
@@ -246,5 +244,5 @@ def _preemption(site: dict[str, str], partition: dict[str, str], needed_s: float
         yield Finding(
             False,
             f"partition {partition['PartitionName']} has PreemptMode=CANCEL: only a job that has saved within its "
-            f"grace requeues itself; one that has not ends, and must be submitted again",
+            f"GraceTime requeues itself; any other ends, and must be submitted again",
         )

@@ -1,4 +1,4 @@
-"""From the options to what submitit submits."""
+"""From the options to a batch script or a local job, submitted by submitit."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ _OWN = {
     **dict.fromkeys(
         ("array", "requeue", "no-requeue", "output", "error", "open-mode", "wait", "wrap", "parsable", "no-kill"), ""
     ),
-    "clusters": "",  # it is asked about, stopped and requeued where it was submitted
+    "clusters": "",  # status, stop and requeue ask the cluster of the login node
 }
-# of variables SBATCH_* that are not called as their option is
+# SBATCH_* variables whose names differ from their options
 _OPTIONS = {"timelimit": "time", "array-inx": "array", "mem-per-node": "mem"}
 _EXCLUDE_EACH_OTHER = (
     {"mem", "mem-per-cpu", "mem-per-gpu"},
@@ -48,7 +48,7 @@ _EXCLUDE_EACH_OTHER = (
 
 
 class SlurmExecutor(submitit.SlurmExecutor):
-    """Usable for its text alone where there is no srun."""
+    """Can make its batch script where there is no srun, too."""
 
     @classmethod
     def affinity(cls) -> int:
@@ -63,7 +63,7 @@ def minutes(text: str) -> int:
     """Minutes, rounded up, of ``90m``, ``8h``, ``2d`` or ``[days-]hours:minutes:seconds``.
 
     Raises:
-        ConfigError: anything else; a number without a unit too, of which nobody knows what it counts.
+        ConfigError: anything else; also a number without a unit, since SLURM and people read it differently.
     """
     if found := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)", text):
         seconds = float(found[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}[found[2]]
@@ -73,15 +73,15 @@ def minutes(text: str) -> int:
     else:
         raise ConfigError(f"slurm.time={text!r}: write 90m, 8h, 2d, or hours:minutes:seconds")
     if seconds <= 0:
-        raise ConfigError(f"slurm.time={text!r}: more than nothing is needed, e.g. 8h")
+        raise ConfigError(f"slurm.time={text!r} must be more than 0, e.g. 8h")
     return math.ceil(seconds / 60)
 
 
 def send(job: Job, config: Config, run_dir: Path, code: Path) -> str:
-    """Submit; the job's id.
+    """Submit the job; returns its id.
 
     Raises:
-        ConfigError: an sbatch option that has a name of its own here, or sbatch refused.
+        ConfigError: an sbatch option that this project sets itself, or sbatch refused.
     """
     if config.slurm.cluster == "slurm":
         executor = make_slurm_executor(config, run_dir, code)
@@ -97,40 +97,40 @@ def send(job: Job, config: Config, run_dir: Path, code: Path) -> str:
                     f"use a login node of the cluster, or slurm.cluster=local for this machine alone"
                 ) from None
             if "timed out" in words.lower():
-                words += "; SLURM may have it all the same: look with squeue before you submit again"
+                words += "; SLURM may have accepted it: look with squeue before you submit again"
             raise ConfigError(f"sbatch refused the job: {words}") from None
         finally:
-            for path in (run_dir / "slurm").iterdir():  # submitit's temporary names, which stay
+            for path in (run_dir / "slurm").iterdir():  # submitit does not remove its temporary files
                 if re.fullmatch(r"\.submission_file_\w+\.sh|[0-9a-f]{32}\.pkl", path.name):
                     path.unlink()
     else:
         variables = environment(config.slurm, code)
         variables["PYTHONPATH"] = ":".join(filter(None, (variables["PYTHONPATH"], os.environ.get("PYTHONPATH"))))
-        # what this process has, the tasks inherit
+        # the tasks inherit the environment of this process
         os.environ |= variables | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         with contextlib.chdir(code), _silent():
             submitted = _make_local_executor(config, run_dir).submit(job)
-    submitted.paths.submitted_pickle.chmod(0o600)  # whoever can write it runs code as this user
+    submitted.paths.submitted_pickle.chmod(0o600)  # a user who can write it can run code as this user
     return submitted.job_id
 
 
 def sbatch_environment(script: str) -> dict[str, str]:
-    """The variables that sbatch gets: none of a job from within which one submits, whose size and restarts the new job
-    would take for its own, and none of those SBATCH_* that would win over the lines of the script, or over what the job
-    depends on. (submitit's clean_env also hides SLURM_CONF and the defaults that a person has in SBATCH_*.)
+    """The variables for sbatch. Left out are those of a job in which the user submits, whose size and restarts the new
+    job would inherit, and SBATCH_* that would override a line of the script or a setting that the job depends on.
+    (submitit's clean_env would also remove SLURM_CONF and the user's other defaults in SBATCH_*.)
     """
     asked = set(re.findall(r"^#SBATCH --([a-z-]+)", script, re.MULTILINE))
     for group in _EXCLUDE_EACH_OTHER:
         asked |= group if group & asked else set()
     asked |= {name for name, instead in _OWN.items() if not instead}
 
-    def is_left(name: str) -> bool:
+    def is_kept(name: str) -> bool:
         if name.startswith("SBATCH_"):
             option = name.removeprefix("SBATCH_").lower().replace("_", "-")
             return _OPTIONS.get(option, option) not in asked
         return name == "SLURM_CONF" or not name.startswith(("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_"))
 
-    return {name: value for name, value in os.environ.items() if is_left(name)}
+    return {name: value for name, value in os.environ.items() if is_kept(name)}
 
 
 @contextlib.contextmanager
@@ -148,7 +148,7 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """What starts in it has /dev/null for output: a background process would keep a caller's pipe open."""
+    """Processes that start in it write to /dev/null: in the background they would keep a caller's pipe open."""
     with Path(os.devnull).open("w") as null:
         kept = {stream: os.dup(stream) for stream in (1, 2)}
         for stream in kept:
@@ -179,8 +179,8 @@ def make_slurm_executor(config: Config, run_dir: Path, code: Path) -> SlurmExecu
         mem=slurm.mem or None,
         signal_delay_s=slurm.signal_lead_s,
         stderr_to_stdout=True,  # one log per rank
-        wckey=None,  # submitit's own would be refused where keys are checked
-        # else sbatch's --export=NONE would hold for the ranks too, and take MASTER_ADDR and all from them
+        wckey=None,  # submitit's default would be refused by sites that check keys
+        # else sbatch's --export=NONE would apply to the ranks too, which need MASTER_ADDR and more
         srun_args=["--kill-on-bad-exit=1", "--export=ALL"],
         additional_parameters=_passed_through(slurm) | binding(slurm) | {"requeue": True, "chdir": str(code)},
         setup=_setup(slurm, run_dir, code),
@@ -212,9 +212,9 @@ def _python(slurm: SlurmConfig) -> str:
 
 
 def environment(slurm: SlurmConfig, code: Path) -> dict[str, str]:
-    """Variables of the job beyond those of the shell that submits it; PYTHONPATH goes in front of that shell's."""
+    """Variables of the job besides those of the submitting shell; PYTHONPATH is put before that shell's."""
     cwd = Path.cwd()
-    # modules of one's own where one submits from; those of the checkout come from the snapshot
+    # the user's own modules in the working directory; those of the checkout come from the snapshot
     paths = [code] if cwd == REPOSITORY else [code, cwd]
     malloc = {name: os.environ.get(name, value) for name, value in MALLOC.items()}
     return {**malloc, **slurm.environment, "PYTHONPATH": ":".join(str(path) for path in paths)}

@@ -14,7 +14,7 @@ from senet.errors import ConfigError
 from senet.rundir.commit import COMMIT_FILE, commit
 
 MAX_BYTES = 256 * 2**20
-_NOT_CODE = (".*", "data", "runs", "__pycache__", "*.egg-info")  # for a copy without git, which would know
+_NOT_CODE = (".*", "data", "runs", "__pycache__", "*.egg-info")  # for a copy without git
 
 
 def take_snapshot(folder: Path, *, without: Path) -> Path:
@@ -61,7 +61,7 @@ def _files() -> Iterator[Path]:
         listed = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError):
         listed = b""
-    # a checkout that lies ignored in somebody else's repository has no files of its own there
+    # empty too if the checkout lies in another repository that ignores it
     paths = [REPOSITORY / os.fsdecode(name) for name in listed.split(b"\0") if name]
     if not paths:
         ignored = shutil.ignore_patterns(*_NOT_CODE)

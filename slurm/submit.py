@@ -1,4 +1,4 @@
-"""Send a training to SLURM, ask about it, stop it: ``python slurm/submit.py --help``. No torch."""
+"""Submit a training to SLURM, show its status, stop it: ``python slurm/submit.py --help``. Does not import torch."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Options of the training: {train} --help. Those of the job:
 
 
 def submit(argv: list[str], *, dry_run: bool) -> None:
-    """Check, take the snapshot, submit, and say what one needs next; or only show it.
+    """Check, take the snapshot, submit, and print the commands that follow; with ``dry_run`` only show the script.
 
     Raises:
         ConfigError: bad options, or what preflight or SLURM refuses.
@@ -71,7 +71,7 @@ def submit(argv: list[str], *, dry_run: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with lock(folder / ".submit.lock", patience_s=60):
-            _refuse([*owner(run_dir)])  # somebody may have been quicker
+            _refuse([*owner(run_dir)])  # another submission may have come first
             try:
                 job_id = _submit(config, run_dir, argv)
             except ConfigError:
@@ -92,17 +92,17 @@ def submit(argv: list[str], *, dry_run: bool) -> None:
 
 
 def _remove(made: list[Path]) -> None:
-    """The folders that a refused submission has made, the innermost first."""
+    """Remove the folders that a refused submission has made, the innermost first."""
     if made:
         shutil.rmtree(made[0])
     for parent in made[1:]:
-        with contextlib.suppress(OSError):  # somebody has put something there meanwhile
+        with contextlib.suppress(OSError):  # no longer empty
             parent.rmdir()
 
 
 def _resolve(config: Config) -> Config:
-    """What the job has to be told: paths as seen from here, since it runs in another folder, and the threads of a rank,
-    since a task sees its own cores or all of the node's, as the site has it."""
+    """Absolute paths, since the job runs in another folder, and the threads of a rank, since on some sites a task sees
+    all cores of its node."""
 
     def absolute(path: str) -> str:
         return str(Path(path).absolute()) if path else ""
@@ -138,7 +138,7 @@ def _show(config: Config, run_dir: Path, findings: list[Finding]) -> None:
 
 
 def _submit(config: Config, run_dir: Path, argv: list[str]) -> str:
-    """The job's id, once SLURM has it."""
+    """Submit, and record the job in ``job.json``; returns its id."""
     folder = run_dir / "slurm"
     code = take_snapshot(folder, without=run_dir) if config.slurm.snapshot else REPOSITORY
     resolved = to_yaml(config)

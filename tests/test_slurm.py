@@ -199,12 +199,12 @@ def test_a_start_beyond_the_budget_does_not_begin(run_dir: Path) -> None:
         ("stopped", RUNNING, 5, "slurm.max_requeues=5 is used up"),
         ("stopped", RUNNING.replace("RUNNING", "COMPLETING"), 0, "not requeued: SLURM has the job as COMPLETING"),
         ("stopped", "", 0, "not requeued: SLURM has the job as unknown"),
-        ("running", RUNNING, 0, "ended without a word"),
+        ("running", RUNNING, 0, "ended and reported no reason"),
         ("running", PREEMPTED, 0, "requeue"),
-        ("starting", RUNNING, 0, "ended without a word"),
+        ("starting", RUNNING, 0, "ended and reported no reason"),
         ("starting", PREEMPTED, 0, "requeue"),
         ("starting", RUNNING.replace("RUNNING", "CANCELLED"), 0, "stopped, and not requeued: SLURM has the job as"),
-        ("", RUNNING, 0, "rank 0 did not begin"),
+        ("", RUNNING, 0, "rank 0 did not start"),
         ("", PREEMPTED, 0, "requeue"),
         ("failed", PREEMPTED, 0, "why"),
         ("refused", RUNNING, 0, "why"),
@@ -262,8 +262,8 @@ def test_a_rank_that_the_system_has_ended_is_told_of(
         write_json(run_dir / "slurm" / "7.0.status.json", {"state": "running"})
         assert batch.main(["end", RUNNING, ""]) == 1
         reason = read_json(run_dir / "status.json")["reason"]
-        assert "a rank ended without a word" in reason
-        told = "; a rank was ended by the system: Bus error (a page of a mapped file could not be read or"
+        assert "a rank ended and reported no reason" in reason
+        told = "; a rank crashed: Bus error (a page of a mapped file could not be read or"
         assert (told in reason, f"; where: {crash}" in reason) == (expected, expected)
     capsys.readouterr()
 
@@ -396,7 +396,7 @@ def test_an_older_start_that_comes_back_does_nothing(fake: Path, run_dir: Path) 
             (fake / "away").unlink(missing_ok=True)
             done = run_batch_sh(fake, run_dir, "true", f"touch {fake}/away; {begun} exit 1", verdict, job=replaced)
             assert done.returncode == 1
-            assert "start 7.0 has been replaced by a younger one" in done.stderr
+            assert "start 7.0 has been replaced by a newer one" in done.stderr
             assert calls(fake) == ["srun 10.0.0.1:"]
             (fake / "log").unlink()
             (run_dir / "slurm" / "7.0.status.json").unlink(missing_ok=True)
@@ -626,7 +626,7 @@ def test_what_was_typed_wins_over_sbatchs_variables_and_the_rest_is_named(
         f"SBATCH_{name}" for name in ("PARTITION", "MEM_PER_CPU", "RESERVATION")
     }
     said = found(run_dir=run_dir)
-    assert "warning: SBATCH_RESERVATION=maint in the environment holds for this job" in said
+    assert "warning: SBATCH_RESERVATION=maint in the environment applies to this job" in said
     assert "partition gpu has PreemptMode=CANCEL" in said  # the one in which it will run
     assert "TIMELIMIT" not in said
 
@@ -649,7 +649,7 @@ def test_a_directory_that_another_host_may_hold_is_refused_or_warned_of_at_once(
     write_json(run_dir / "owner.json", held | {"heartbeat": time.time() + 86_400})  # a clock that is wrong
     said = found(run_dir=run_dir)
     assert "refused" not in said.replace("the job is refused", "")
-    assert "if its heart still beats when the job starts" in said
+    assert "if it is still alive when the job starts" in said
 
 
 @pytest.mark.usefixtures("fake")

@@ -1,6 +1,6 @@
-"""A private SLURM cluster of two nodes on this host: started for a test, gone without a trace after it.
+"""A private SLURM cluster of two nodes on this host: started for a test, and removed after it.
 
-All of it belongs to one ``Cluster``: its munged, its ports, its folders. Several may live at once.
+All of it belongs to one ``Cluster``: its munged, its ports, its folders. Several can run at once.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ NODE = (
 
 
 def missing_packages() -> str:
-    """What this host lacks for a cluster, in one line with the remedy; '' where nothing is missing."""
+    """What this host lacks for a cluster, in one line with the remedy; '' if nothing."""
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     missing += ["root"] if os.geteuid() != 0 else []
     if not missing:
@@ -108,7 +108,7 @@ class Cluster:
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     def here(self, *command: str) -> list[str]:
-        """What runs a command where one submits from."""
+        """The prefix of a command that is run where a user submits."""
         return list(command)
 
     def start(self) -> None:
@@ -125,7 +125,7 @@ class Cluster:
             daemon.kill()
             daemon.wait()
         deadline = time.monotonic() + 10
-        while left := self._owned() or self._owned():  # one look may miss the child of a parent that just ended
+        while left := self._owned() or self._owned():  # one check may miss the child of a parent that just ended
             assert time.monotonic() < deadline, f"left by the cluster: {left}"
             for process in left:
                 with suppress(psutil.NoSuchProcess):
@@ -175,7 +175,7 @@ class Cluster:
         self.run("scancel", job_id)
 
     def kill_slurmd(self, node: str) -> None:
-        """The node goes silent: SIGKILL to its slurmd. What runs on it lives on."""
+        """The node does not answer any more: SIGKILL to its slurmd. Its jobs go on."""
         daemon = self._daemons.pop(node)
         daemon.kill()
         daemon.wait()
@@ -185,11 +185,11 @@ class Cluster:
         self._daemon(node, *self._with_names(), "slurmd", "-D", "-N", node)
 
     def processes(self) -> list[psutil.Process]:
-        """What jobs (and commands run with ``env``) have alive now; not the cluster's own daemons."""
+        """The live processes of jobs (and of commands run with ``env``); not the cluster's daemons."""
         return [process for process in psutil.process_iter() if _environ(process).get(MARK) == self.mark]
 
     def log(self, lines: int = 40) -> str:
-        """The ends of what the daemons said."""
+        """The last lines of the daemons' logs."""
         paths = [path for path in map(self.folder.joinpath, ("n1.out", "n2.out", "slurmctld.log")) if path.exists()]
         return "\n".join("\n".join(path.read_text(errors="replace").splitlines()[-lines:]) for path in paths)
 

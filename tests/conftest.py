@@ -72,7 +72,7 @@ def finished_run(train_here: Train, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def undisturbed(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
-    """What ``torchrun`` (``ranks=0``: plain Python) leaves of a run with the same options."""
+    """The last checkpoint of a run with these options that nothing disturbs; ``ranks=0``: without torchrun."""
     found: dict[tuple[int, tuple[str, ...]], dict[str, Any]] = {}
 
     def reference(ranks: int, *options: str) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def undisturbed(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
 def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An archive in CIFAR-10's format (20 training and 10 test images), served over HTTP; two requests fail.
 
-    The answers' codes are in ``served.log`` beside it.
+    The status codes of the responses are in ``served.log`` beside it.
     """
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
@@ -123,7 +123,7 @@ def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
                 log.write(f"{int(code)}\n")
 
         def log_message(self, *_: object) -> None:
-            """Quiet."""
+            """No output."""
 
         def copyfile(self, source: Any, outputfile: Any) -> None:
             with contextlib.suppress(BrokenPipeError):  # torchvision follows redirects with a request it does not read

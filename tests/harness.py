@@ -1,4 +1,4 @@
-"""Starting real ranks, and comparing what they leave behind."""
+"""Start real ranks, and compare their checkpoints."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CLOCKS = {"train_s", "epoch_s", "logged_s", "images_per_s"}
 
 
 class StopAt(StopFlag):
-    """Set after it has been asked ``count`` times: a signal that arrives during that step."""
+    """Is set after ``count`` checks, like a signal that arrives during that step."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def free_port() -> int:
 
 
 def idle_watchdog(limit_s: float = 60) -> Watchdog:
-    """One that watches nothing: the tests have limits of their own."""
+    """A watchdog that never ends the process: the tests have their own limits."""
     return Watchdog(read_place(), limit_s, end=print)
 
 
@@ -69,7 +69,7 @@ def run_ranks(
 ) -> list[Any]:
     """``function(*args)`` in that many fresh processes with torchrun's environment; their results in rank order.
 
-    What hangs is killed after the time limit, and named.
+    A rank that hangs is killed after the time limit, and named.
     """
     port = free_port()
     folder = tmp_path / f"ranks-{port}"
@@ -129,7 +129,7 @@ def train(ranks: int, *args: str, timeout_s: float = 300) -> subprocess.Complete
 
 @contextmanager
 def started(command: Sequence[str], log: Path, **env: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A command in a session of its own; whatever of it is left at the end is killed."""
+    """A command in its own session; at the end all its processes are killed."""
     with log.open("wb") as file:
         process = subprocess.Popen(
             command,
@@ -168,7 +168,7 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
 
 
 def wait_until(condition: Callable[[], Any], timeout_s: float = 120, what: str = "") -> Any:
-    """Poll until the condition gives something true."""
+    """Poll until the condition returns something true."""
     deadline = time.monotonic() + timeout_s
     while not (result := condition()):
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what or condition}"
@@ -197,7 +197,7 @@ def payload(run_dir: Path, index: int = -1) -> dict[str, Any]:
 
 
 def edit_manifest(path: Path, edit: Callable[[dict[str, Any]], None]) -> None:
-    """Change what a checkpoint says of itself, as anybody can: the sha256 is made to fit."""
+    """Change the manifest of a checkpoint, and update its sha256, as an attacker can."""
     manifest = json.loads(path.with_suffix(".json").read_text())
     del manifest["manifest_sha256"]
     edit(manifest)

@@ -37,7 +37,7 @@ def with_dropout(num_classes: int) -> nn.Module:
 
 
 def fails_inside(num_classes: int) -> nn.Module:
-    """A bug in somebody's own code."""
+    """A bug in a user's code."""
     return nn.Linear(num_classes, 1).nothing  # type: ignore[return-value]
 
 
@@ -82,13 +82,13 @@ def spares_a_layer_in_training(num_classes: int) -> nn.Module:
 
 
 def never_ready(num_classes: int) -> nn.Module:
-    """A start that takes longer than it is given."""
+    """A start that takes longer than its limit."""
     time.sleep(600)
     return no_norm(num_classes)
 
 
 class _Unusual(_NoNorm):
-    """What other people's networks hold, and ours do not."""
+    """What users' networks may contain, and those of the project do not."""
 
     _version = 2
 

@@ -1,4 +1,4 @@
-"""A run that was sent to a cluster, as the tests watch it."""
+"""A run that was submitted to a cluster, as the tests observe it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Run:
         """``seen_at``: where this process sees the run directory, if not where the cluster does."""
         self.cluster, self.run_dir = cluster, seen_at or run_dir
         self.checkout = REPOSITORY
-        # as from within another job: none of it is the new job's business
+        # as from within another job: the new job must not inherit any of it
         self.env = cluster.env | {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "7", "SLURM_RESTART_COUNT": "9", "RANK": "3"}
         self.env |= {"SLURM_CPUS_PER_TASK": "9", "SLURM_NNODES": "5", "MASTER_PORT": "1"}
         self.options = [f"data.root={data_root}", f"run_dir={run_dir}"]

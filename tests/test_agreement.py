@@ -64,7 +64,7 @@ def test_all_ranks_stop_at_one_step_soon_after_one_of_them_wants_to(every: int, 
 
 @pytest.mark.parametrize("every", [1, 4])
 def test_a_loss_that_is_not_finite_ends_all_ranks_before_anything_is_published(every: int, tmp_path: Path) -> None:
-    # one step later it is in everybody's weights: the step and the number of ranks that it began with are named
+    # one step later it is in the weights of all ranks: the message has its first step and number of ranks
     bad_at = {0: 7, 1: 6}
     cases = [(0, bad_at, 0), (0, bad_at, 6), (5, bad_at, 0)]
     one, other = run_ranks(2, _agree, every, cases, tmp_path=tmp_path)
@@ -108,7 +108,7 @@ def test_few_ranks_vote_at_each_step_and_many_at_some() -> None:
 
 def _lost(wait: str, folder: str, options: list[str]) -> None:
     """Rank 1 dies after its backward pass of step 4, before its vote. Rank 0, which from that step on would wait for
-    its device for ever, writes down what it knows."""
+    its device for ever, writes down the error."""
     if os.environ["RANK"] == "1":
         exchange = Agreement.exchange
 

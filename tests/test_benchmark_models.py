@@ -1,4 +1,4 @@
-"""The arithmetic of the benchmarks, where a mistake would not be seen in their tables."""
+"""The arithmetic of the benchmarks, since a mistake would not show in their tables."""
 
 from __future__ import annotations
 

@@ -181,13 +181,13 @@ def test_a_left_over_writer_of_an_older_generation_is_ignored_beyond_the_resumed
 
 
 def test_a_writer_that_lost_its_directory_changes_nothing(tmp_path: Path) -> None:
-    """Whenever it loses it: the new owner, here of generation 2, is in the middle of a save."""
+    """At whatever point it loses the directory: the new owner, of generation 2, is in the middle of a save."""
     young = [
         "step_000000015.g0002.json",  # its data follow
         "step_000000015.g0002.pt.0123abcd.tmp",
         *(f"step_0000000{step}.g0002.{kind}" for step in (11, 12, 13) for kind in ("json", "pt")),
     ]
-    for asked in range(6):  # how often it is told that all is well
+    for asked in range(6):  # how many checks of the owner succeed
         folder = tmp_path / str(asked)
         old = manager(folder, keep=1, is_held=lambda: True)
         save(old, 10)
@@ -199,8 +199,8 @@ def test_a_writer_that_lost_its_directory_changes_nothing(tmp_path: Path) -> Non
             save(old, 20)
         left = {*names(folder)}
         assert {*young} <= left
-        assert ("step_000000020.g0001.pt" in left) == (asked >= 2)  # before the renames it asks for the second time
-        assert ("step_000000010.g0001.pt" in left) == (asked < 3)  # before it prunes, for the third
+        assert ("step_000000020.g0001.pt" in left) == (asked >= 2)  # the second check is before the renames
+        assert ("step_000000010.g0001.pt" in left) == (asked < 3)  # the third is before it prunes
 
 
 def test_what_is_not_of_a_checkpoint_stays(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_damaged_file_is_not_set_aside_by_a_start_that_lost_the_directory(tmp_
 def test_a_file_system_that_was_away_costs_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: str
 ) -> None:
-    """All of it is written anew: what an fsync has failed to write, a second one may say is written."""
+    """All of it is written again: after a failed fsync, a second one may report success without writing."""
     place = os if call == "fsync" else Path
     original, failures, written = getattr(place, call), [0], []
     real_write = saving.write_temporary
@@ -274,7 +274,7 @@ def test_a_file_system_that_stays_away_ends_with_its_reason(tmp_path: Path, monk
 
 @pytest.fixture
 def disk_goes_on(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """The disk stands still until this is set, and a save waits hardly any time for the one before."""
+    """The disk blocks until this event is set, and a save hardly waits for the one before."""
     goes_on, original = threading.Event(), os.fsync
 
     def hang(descriptor: int) -> None:

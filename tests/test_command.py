@@ -39,7 +39,7 @@ def run(body: str, stdout: int = subprocess.PIPE) -> tuple[int, list[str]]:
     [
         ("prints('x')", 0, []),
         ("prints('x') or 1", 1, []),
-        ("prints(chr(0xdc80))", 0, []),  # a byte of a file's name that is no text
+        ("prints(chr(0xdc80))", 0, []),  # a byte of a file name that is not UTF-8
         ("fails(ConfigError('two\\nlines'))", 2, ["name: two lines"]),
         ("fails(ConfigError('class \\x1b[31mred\\x9b0m\\u202e'))", 2, ["name: class ?[31mred?0m?"]),
         ("fails(RunError('x'))", 1, ["name: x"]),

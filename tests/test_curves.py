@@ -1,4 +1,4 @@
-"""Figures of a run: whatever it has logged, and whatever happened to it."""
+"""Figures of a run, whatever it has logged and however it was interrupted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Variables of launchers, as they are set, left over, or set by somebody else."""
+"""Variables of launchers: valid, left over in a shell, or set by another program."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
         ({}, Place(0, 1, 0, 1)),
         (TORCHRUN, Place(3, 4, 1, 2)),
         ({"WORLD_SIZE": "", "RANK": ""}, Place(0, 1, 0, 1)),
-        ({"WORLD_SIZE": "1", "MASTER_PORT": "tcp://10.0.0.1:80"}, Place(0, 1, 0, 1)),  # one rank meets nobody
+        ({"WORLD_SIZE": "1", "MASTER_PORT": "tcp://10.0.0.1:80"}, Place(0, 1, 0, 1)),  # one rank needs no port
     ],
 )
 def test_a_place_is_what_the_launcher_set(

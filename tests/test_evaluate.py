@@ -1,4 +1,4 @@
-"""A finished network over the test split, against a plain loop."""
+"""A trained network on the test split, against a plain loop."""
 
 from __future__ import annotations
 

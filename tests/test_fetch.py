@@ -1,4 +1,4 @@
-"""Fetching what somebody else may have chosen, against servers on this machine."""
+"""Fetch untrusted URLs from servers on this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BIG = 50_000_000
 
 
 class Site(BaseHTTPRequestHandler):
-    """What the tests ask for; ``sent`` and ``hosts`` tell what it was asked."""
+    """Serves what the tests request; ``sent`` and ``hosts`` record the requests."""
 
     def do_GET(self) -> None:
         self.server.hosts.append(self.headers["Host"])  # type: ignore[attr-defined]
@@ -89,7 +89,7 @@ class Site(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Quiet when its client hangs up."""
+    """No output when its client disconnects."""
 
     daemon_threads = True
 
@@ -189,7 +189,7 @@ def test_a_redirect_to_this_machine_is_refused(server: Server) -> None:
     server.hosts.clear()
     with pytest.raises(FetchError, match=r"127\.0\.0\.1, which is not public"):
         fetch(server.url("inside", "127.0.0.2"), limits)
-    assert server.hosts == [f"127.0.0.2:{server.server_address[1]}"]  # and nobody else was asked
+    assert server.hosts == [f"127.0.0.2:{server.server_address[1]}"]  # and no other server was contacted
 
 
 def test_a_name_is_looked_up_once_and_what_was_checked_is_connected_to(

@@ -55,7 +55,7 @@ def _meets_at(address: str, port: int) -> str:
     if port:
         os.environ["MASTER_PORT"] = str(port)
         if os.environ["RANK"] != "0":
-            return ""  # whoever listens there may never answer; the launcher ends this rank when rank 0 has failed
+            return ""  # no answer from the process there; the launcher ends this rank when rank 0 fails
     try:
         meet(ranks_here(), idle_watchdog(5), {}, lambda: None)
     except RunError as error:
@@ -183,8 +183,8 @@ def test_leaving_is_bounded_and_names_the_missing_rank(tmp_path: Path) -> None:
 
 
 def _lost_host(folder: str) -> str:
-    """Rank 0, which hosts the store, stops in the middle; what the others are told. Rank 1 lets it go on at the end,
-    when nobody asks any more."""
+    """Rank 0, which hosts the store, is stopped; returns the others' errors. Rank 1 lets it go on at the end,
+    when no rank needs the store any more."""
     ranks, pid_file = ranks_here(), Path(folder) / "pid"
     store, _ = meet(ranks, idle_watchdog(), {}, lambda: None)
     try:

@@ -1,4 +1,4 @@
-"""``launch.sh`` as a person uses it; its set-up is the virtual environment the tests run in."""
+"""``launch.sh`` as a user runs it; its set-up is the virtual environment the tests run in."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_predict_and_evaluate_are_those_of_python_and_two_ranks_evaluate_alike(d
     arguments = [str(tmp_path / "run"), "--model", "tests.networks:tiny_senet", "--json", f"data.root={data_root}"]
     module = [sys.executable, "-m", "senet.evaluate", *arguments]
     expected = subprocess.run(module, capture_output=True, text=True, cwd=REPOSITORY, timeout=120)
-    (tmp_path / "senet").mkdir()  # where one stands does not matter
+    (tmp_path / "senet").mkdir()  # the working directory does not matter
     (tmp_path / "senet" / "__init__.py").write_text("raise SystemExit('not the senet that was meant')\n")
     for ranks in ("", "2"):
         done = launch("evaluate", *arguments, cwd=tmp_path, NPROC=ranks)
@@ -222,7 +222,7 @@ def test_ranks_that_all_die_are_told_of_by_the_launcher(data_root: Path, tmp_pat
     with training(data_root, tmp_path) as process:
         ranks = ranks_of(process)
         for rank in ranks:
-            rank.suspend()  # so that neither outlives the other
+            rank.suspend()  # so that both end together
         for rank in ranks:
             rank.kill()
         assert process.wait(60) == 1

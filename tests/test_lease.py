@@ -94,7 +94,7 @@ def test_a_holder_on_another_host_whose_heart_stands_still_is_succeeded_whatever
     began = time.monotonic()
     Lease.acquire(elsewhere, waiting=lambda: waits.append(time.monotonic())).close()
     assert time.monotonic() - began > 0.4
-    assert len(waits) > 5  # a sign of progress for whoever waits for this rank
+    assert len(waits) > 5  # progress, for the ranks that wait for this one
     [line] = caplog.messages
     assert "was held by process" in line
     assert "on host elsewhere; watching for" in line
@@ -366,7 +366,7 @@ def test_what_a_rank_knows_of_itself_beats_a_guess_whoever_writes_first(
     guess = {"state": "failed", "reason": "rank 0 did not answer any more", "guess": True}
     for first, second in ((cause, guess), (guess, cause)):
         mirror.unlink(missing_ok=True)
-        for status in ({"state": "running"}, first, second, {"state": "running"}):  # a heart that still beats
+        for status in ({"state": "running"}, first, second, {"state": "running"}):  # the heartbeat goes on
             lease.mirror_status(status)
         assert read_json(mirror) == cause
     lease.mirror_status({"state": "failed", "reason": "it came later, and may have followed"})

@@ -1,4 +1,4 @@
-"""Locks between processes, on file systems that have them and on such that have not."""
+"""Locks between processes, on file systems with and without support for locks."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_one_after_the_other(tmp_path: Path) -> None:
         entered.append("first")
     thread.join(60)
     assert entered == ["first", "second"]
-    assert (tmp_path / "lock").read_text() == ""  # nobody is named who has left
+    assert (tmp_path / "lock").read_text() == ""  # a process that has released it is not named
 
 
 def test_a_holder_without_a_sign_of_life_is_named(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def rank(number: int, world_size: int) -> Ranks:
 
 
 def start(store: dist.Store, world_size: int) -> list[str]:
-    """What each rank finds under a key that rank 0 sets in its part of the store."""
+    """What each rank reads under a key that rank 0 sets after its prefix."""
 
     def one(number: int) -> str:
         ranks = rank(number, world_size)
@@ -48,7 +48,7 @@ def test_every_start_has_a_part_of_the_store_to_itself() -> None:
 def test_words_of_a_rank_that_was_killed_while_it_asked_mislead_nobody() -> None:
     store = dist.HashStore()  # type: ignore[attr-defined]
     for number in (1, 2):
-        store.set(f"asks/{number}", "a word of an earlier start")
+        store.set(f"asks/{number}", "a token of an earlier start")
     assert len(set(start(store, 3))) == 1
 
 

@@ -1,4 +1,4 @@
-"""A finished checkpoint is all that its use needs."""
+"""A checkpoint is enough to use its network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks of other people: what they may hold, and what is refused in one line."""
+"""Users' own networks: what they may contain, and what is refused in one line."""
 
 from __future__ import annotations
 

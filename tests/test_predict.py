@@ -174,7 +174,7 @@ def test_what_may_not_be_looked_at_costs_one_line_each(tmp_path: Path, monkeypat
         (tmp_path / name).touch()
     real, real_access, locked = os.scandir, os.access, str(tmp_path / "locked")
 
-    def scandir(path: str) -> object:  # not by mode bits, which root does not heed
+    def scandir(path: str) -> object:  # not by mode bits, which do not bind root
         if path == locked:
             raise PermissionError(13, "Permission denied", path)
         return real(path)

@@ -1,4 +1,4 @@
-"""Signals to a real process: what it does before and after others count on it."""
+"""Signals to a real process, before and after ``hold``."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def told(how: str, number: signal.Signals) -> tuple[int, list[str]]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_before_the_training_a_signal_ends_a_process_that_waits_in_foreign_code(number: signal.Signals) -> None:
-    """Each of the acts before has its turn, though the one in the middle hangs."""
+    """Each callback is called, though the one in the middle hangs."""
     assert told("waiting", number) == (STOPPED_EXIT_CODE, ["last named", f"first named 85 {number.name}"])
 
 

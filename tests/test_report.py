@@ -1,4 +1,4 @@
-"""A report says what the files say, and the same a year later."""
+"""A report shows what the files contain, and does not change when it is made again."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_damaged_predictions_are_none_wherever_the_damage_is(tmp_path: Path) -> 
             whole[:position] + bytes(255 - byte for byte in whole[position : position + 3]) + whole[position + 3 :]
         )
         found.append(Predictions.load(tmp_path / "damaged.npz"))
-    assert found.count(None) > len(found) / 2  # the rest hit what nobody reads, such as dates
+    assert found.count(None) > len(found) / 2  # the others change bytes that are not read, such as dates
     assert Predictions.load(tmp_path / "whole.npz") is not None
 
 

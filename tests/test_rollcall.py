@@ -18,7 +18,7 @@ LOST = RuntimeError("[/gloo/transport/tcp/pair.cc:547] Connection closed by peer
 
 
 class CountingStore:
-    """A store that counts what is asked of it."""
+    """A store that counts its requests."""
 
     def __init__(self) -> None:
         self.requests: Counter[str] = Counter()
@@ -35,7 +35,7 @@ class CountingStore:
 
 
 def call(errors: dict[int, Exception], *, world_size: int, silent: set[int]) -> tuple[dict[int, PeerFailed], int]:
-    """What each failing rank raises, and how often the store was asked. Those without an error only stand by."""
+    """What each failing rank raises, and the number of requests. Ranks without an error only answer."""
     store = CountingStore()
     stands = {
         rank: RollCall(store, Ranks(rank, world_size, 0, 1, torch.device("cpu")))
@@ -55,7 +55,7 @@ def call(errors: dict[int, Exception], *, world_size: int, silent: set[int]) -> 
         thread.start()
     for thread in threads:
         thread.join()
-    time.sleep(0.6)  # those that only stand by have been asked
+    time.sleep(0.6)  # the ranks that only answer have done so
     for stand in stands.values():
         stand.close()
     return raised, store.requests.total()
@@ -83,7 +83,7 @@ def test_what_a_rank_says_of_itself_is_what_all_hear_also_those_that_fail_much_l
 
 
 def test_the_rank_that_hosts_the_store_leaves_when_all_have_heard_why() -> None:
-    """Without a launcher rank 0 takes the store with it: nobody may be left with a guess of his own."""
+    """Without a launcher the store ends with rank 0: by then all ranks must have read the finding."""
     store = CountingStore()
     stands = [RollCall(store, Ranks(rank, 4, 0, 1, torch.device("cpu"))) for rank in range(4)]  # type: ignore[arg-type]
     stands[0].explain(OSError(28, "No space left on device"), "see the docs")

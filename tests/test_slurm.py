@@ -1,4 +1,4 @@
-"""What is decided about jobs, without a cluster: options, batch script, preflight, snapshot, requeue."""
+"""Jobs without a cluster: options, batch script, preflight, snapshot, requeue."""
 
 from __future__ import annotations
 
@@ -170,17 +170,17 @@ def test_a_dry_run_needs_neither_sbatch_nor_torch_and_writes_nothing(tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-# --- what becomes of a job ---
+# --- how a job ends ---
 
 
 def test_three_starts_without_a_checkpoint_are_enough(run_dir: Path) -> None:
     for restarts in range(3):
         assert batch.begin(run_dir, "7", restarts, 100) == ""
-        assert batch.begin(run_dir, "7", restarts, 100) == ""  # a second try of the same start is no other start
+        assert batch.begin(run_dir, "7", restarts, 100) == ""  # a second try of the same start is not counted
     assert "3 starts in a row" in batch.begin(run_dir, "7", 3, 100)
     publish(run_dir, 5)
     assert batch.begin(run_dir, "7", 3, 100) == ""
-    assert batch.begin(run_dir, "8", 0, 100) == ""  # another job counts anew
+    assert batch.begin(run_dir, "8", 0, 100) == ""  # another job counts from 0
     assert batch.count_starts(run_dir, "7") == 4
 
 
@@ -235,7 +235,7 @@ def test_a_step_has_a_number_that_no_start_has_which_may_come_back(
     monkeypatch.setenv("SENET_MAX_REQUEUES", "9")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     idle = []
-    for start, end in enumerate((None, "", "", "n2", "")):  # without a word; by itself; without one of its hosts
+    for start, end in enumerate((None, "", "", "n2", "")):  # no outcome; a normal end; without one of its hosts
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(start))
         publish(run_dir, start)
         assert batch.main(["begin"]) == 0
@@ -379,7 +379,7 @@ def test_srun_is_not_waited_for_where_it_waits_for_a_lost_host(
 
 
 def test_an_end_is_seen_at_once(fake: Path, run_dir: Path) -> None:
-    """Whoever has a few seconds of grace cannot wait for the next look."""
+    """With a few seconds of grace it cannot wait for the next poll."""
     begun = """echo '{"state": "stopped"}' >"$SENET_STATUS_FILE"; exit 85"""
     sleep = f'[ "$1" != 10 ] || exec {shutil.which("sleep", path="/usr/bin:/bin")} 10'
     for _ in range(20):
@@ -389,7 +389,7 @@ def test_an_end_is_seen_at_once(fake: Path, run_dir: Path) -> None:
 
 
 def test_an_older_start_that_comes_back_does_nothing(fake: Path, run_dir: Path) -> None:
-    """Cut off while its ranks ran, or before they had begun: the younger start has the same numbers of job and step."""
+    """Cut off while its ranks ran, or before they had begun: the newer start has the same job and step numbers."""
     replaced = f"if [ -e {fake}/away ]; then echo JobId=7 Restarts=1; else echo JobId=7 Restarts=0 Batch=1; fi"
     for begun in ("""echo '{"state": "running"}' >"$SENET_STATUS_FILE";""", ""):
         for verdict in ("echo requeue", "echo cancel", "echo failed; exit 1"):
@@ -415,7 +415,7 @@ def test_a_controller_that_is_away_for_minutes_ends_no_job(fake: Path, run_dir: 
 def test_a_python_that_cannot_be_read_for_minutes_ends_no_job(fake: Path, run_dir: Path) -> None:
     away = f"echo x >>{fake}/asked; [ $(grep -c x {fake}/asked) -gt 3 ] || exit"
     begun = """echo '{"state": "stopped"}' >"$SENET_STATUS_FILE"; exit 85"""
-    # it cannot be read; is not there; a page of it is not to be had; one of its modules cannot be read
+    # not readable; not there; a page of it cannot be read; one of its modules cannot be read
     for code in (126, 127, 135, 1):
         done = run_batch_sh(fake, run_dir, "true", begun, f"{away} {code}; echo requeue")
         assert calls(fake) == ["srun 10.0.0.1:", *["end"] * 4, "scontrol requeue 7"]

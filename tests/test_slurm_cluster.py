@@ -1,4 +1,4 @@
-"""A real SLURM cluster of two nodes: whatever it does to a job, the training ends with the bits of an undisturbed one.
+"""A real SLURM cluster of two nodes: after any event the training ends with the bits of an undisturbed one.
 
 ``make slurm-soak`` (``SOAK=1``) runs the long forms too.
 """
@@ -53,12 +53,12 @@ def run(cluster: Cluster, tmp_path: Path, data_root: Path) -> Run:
 
 
 def preempt(run: Run) -> None:
-    """Somebody more important takes both nodes for a second."""
+    """A job of higher priority takes both nodes for a second."""
     run.cluster.preempt(1)
 
 
 def requeue(run: Run) -> None:
-    """An administrator; SLURM gives KillWait."""
+    """An administrator requeues it; SLURM gives KillWait."""
     run.cluster.run("scontrol", "requeue", run.job)
 
 

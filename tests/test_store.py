@@ -1,4 +1,4 @@
-"""Stores: built by any number of processes, whatever the file system's locks are worth, and nothing left behind."""
+"""Stores: built by any number of processes, with or without working locks, and no files left behind."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def digits_config(root: Path) -> DataConfig:
 
 
 def names(root: Path) -> set[str]:
-    """What lies beside the stores' locks."""
+    """The files beside the stores' locks."""
     return {path.name for path in (root / "stores").iterdir() if path.suffix != ".lock"}
 
 
@@ -53,7 +53,7 @@ def folder_config(folder: Path, **options: int) -> DataConfig:
 def test_of_two_builds_at_once_the_first_to_finish_wins(
     data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fcntl, "flock", lambda *_: None)  # excludes nobody
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)  # a lock that excludes no process
     fit_image, others = module.fit_image, []
 
     def and_meanwhile(picture: Image.Image, size: int) -> np.ndarray:

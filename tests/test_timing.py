@@ -1,4 +1,4 @@
-"""Time: what counts as training, whatever stops it."""
+"""What counts as training time, wherever a run is stopped."""
 
 from __future__ import annotations
 

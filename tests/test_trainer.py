@@ -1,4 +1,4 @@
-"""The loop, in this process with one rank: against arithmetic done elsewhere."""
+"""The training loop, in this process with one rank, against reference arithmetic."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ NO_NORM = ("model.name=tests.networks:no_norm", "train.amp=off")
 
 
 def test_training_is_the_plain_loop(train_here: Train, digits: ImageData, tmp_path: Path) -> None:
-    """The whole trainer against twenty lines with nothing in them but the recipe, bit for bit."""
+    """The whole trainer against a plain loop of twenty lines, bit for bit."""
     options = (
         "train.amp=off",
         "train.epochs=1",

@@ -1,4 +1,4 @@
-"""What counts as progress, and what is said when there is none."""
+"""What counts as progress, and the message when there is none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from senet.distributed import watchdog
 from senet.distributed.environment import Place
 from senet.distributed.watchdog import Watchdog
 
-LIMIT_S = 0.3  # it ends twice as late, which leaves time for others to say more
+LIMIT_S = 0.3  # the watchdog ends after twice this time, so that other errors come first
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def test_a_rank_that_reads_gets_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_waiting_is_no_work_however_long_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads that only look and beat take two hundredths of a core, here for some minutes."""
+    """Threads that only poll use two hundredths of a core, here for some minutes."""
     began = time.monotonic()
 
     def now() -> float:

@@ -1,4 +1,4 @@
-"""model.init_from: whose files are known, what stays new, what is refused."""
+"""model.init_from: which files it reads, which layers stay random, what it refuses."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def test_rows_that_a_file_system_has_lost_are_written_anew(
     original = os.fsync
 
     def fail(descriptor: int) -> None:
-        """Once: what has been written since the last time is gone, and the next fsync says that all is well."""
+        """Fails once: what was written since the last fsync is lost, and the next fsync succeeds."""
         monkeypatch.setattr(os, "fsync", original)
         os.truncate(f"/proc/self/fd/{descriptor}", 3)
         raise OSError(number, os.strerror(number))
@@ -157,7 +157,7 @@ def test_a_left_over_writer_replaces_nothing(tmp_path: Path) -> None:
     new = writer(tmp_path, step=1)
     new.write("train", 2, loss=2.0)
     new.sync()
-    old._rows._abandon(OSError("gone"))  # it has met an error, and would write all of it anew
+    old._rows._abandon(OSError("gone"))  # after an error it would write all of it again
     old.write("train", 9, loss=9.0)
     old.close()
     new.close()

@@ -28,7 +28,7 @@ TWINS = [name for name in NETWORKS if f"se_{name}" in NETWORKS]
 
 
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
-    """Shapes without memory."""
+    """Built on the meta device, without memory."""
     with torch.device("meta"):
         return build()
 
@@ -132,7 +132,7 @@ def test_the_gates_of_senet18_cost_little() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "googlenet", "resnet20"])
 def test_open_gates_change_nothing(name: str) -> None:
-    """A gate of 1 everywhere: the network is its twin, bit for bit; and a twin begins with the same other weights."""
+    """With gates of 1 the network equals the one without, bit for bit; and both begin with the same other weights."""
     models = []
     for full_name in (name, f"se_{name}"):
         torch.manual_seed(3)

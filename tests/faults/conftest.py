@@ -1,7 +1,7 @@
-"""How often each fault is tried, and what came of it.
+"""How often each fault is tried, and the table of the results.
 
 A test of a fault is marked ``fault(NAME, quick=N, full=M)`` and asks for ``trial``: it runs N times, or M times with
-FAULTS=full, each with random numbers of its own. A table ends the session: tries, survived, most steps lost, longest
+FAULTS=full, each with its own random numbers. A table ends the session: tries, survived, most steps lost, longest
 time to recover. With FAULTS=full each outcome is also appended to the file FAULTS_RECORD (default
 ``runs/faults.jsonl``); what is in there as survived by this commit is not tried again, so a long run can be continued.
 """
@@ -39,7 +39,7 @@ class Trial:
         self._report = report
 
     def lost(self, steps: int) -> None:
-        """Updates that had been done and were done again."""
+        """Updates that were done twice."""
         self._report("lost", steps)
 
     def recovered(self, seconds: float) -> None:
@@ -64,7 +64,7 @@ def trial(request: pytest.FixtureRequest, record_property: Callable[[str, object
 
 @pytest.fixture(scope="session")
 def unbroken(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
-    """``unbroken(ranks)``: what the run that nobody disturbs ends with."""
+    """``unbroken(ranks)``: the last checkpoint of the run that nothing disturbs."""
 
     @functools.cache
     def whole(ranks: int) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Record:
         self.rows: list[dict[str, Any]] = []
         if FULL and RECORD.exists():
             rows = [json.loads(line) for line in RECORD.read_text().splitlines()]
-            self.rows = [row for row in rows if row["commit"] == COMMIT]  # what other code survived proves nothing
+            self.rows = [row for row in rows if row["commit"] == COMMIT]  # results of other code do not count
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         survived = {row["id"] for row in self.rows if row["survived"]}

@@ -1,4 +1,4 @@
-"""Networks that are the fault: somebody's code, or a broken device, on one rank."""
+"""Networks that cause the fault: a bug in a user's code, or a broken device, on one rank."""
 
 import os
 import time
@@ -29,7 +29,7 @@ class _Senet(SENet):
 
 
 class Paced(_Senet):
-    """At most thirty forward passes a second, so that a moment can be met."""
+    """At most thirty forward passes a second, so that a test can act at a chosen step."""
 
     def fault(self, logits: Tensor, here: bool) -> Tensor:
         time.sleep(0.03)
@@ -45,7 +45,7 @@ class LongTest(_Senet):
 
 
 class Slow(_Senet):
-    """A device that takes its time."""
+    """A slow device."""
 
     def fault(self, logits: Tensor, here: bool) -> Tensor:
         time.sleep(0.4 if here else 0)
@@ -53,7 +53,7 @@ class Slow(_Senet):
 
 
 class Stuck(_Senet):
-    """Code that does not come back, and holds nothing."""
+    """Code that never returns, but keeps no lock."""
 
     def fault(self, logits: Tensor, here: bool) -> Tensor:
         if here and self.passes == AT:

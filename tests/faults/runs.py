@@ -1,4 +1,4 @@
-"""Runs that are disturbed: what they are started with, what is looked at while they train, and their recovery."""
+"""Runs that are disturbed: their options, how tests observe them, and how they recover."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def ranks_of(launcher: psutil.Popen) -> dict[int, psutil.Process]:
     """The processes of a launch by rank."""
     found = {}
     for process in descendants(launcher):
-        with suppress(psutil.Error, KeyError):  # it has just ended, or is not yet what it will be
+        with suppress(psutil.Error, KeyError):  # it has just ended, or has not yet called exec
             if any(part.endswith("train_ddp.py") for part in process.cmdline()):
                 found[int(process.environ()["RANK"])] = process
     return found

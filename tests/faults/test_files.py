@@ -56,7 +56,7 @@ Told = Callable[..., str]
 
 @pytest.fixture
 def told(train_here: Train, data_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Told:
-    """Start a run that is refused; the one line it says. ``train_here`` puts this process's torch back afterwards."""
+    """Start a run that is refused; returns its one line. ``train_here`` puts this process's torch back afterwards."""
 
     def start(*overrides: str) -> str:
         capfd.readouterr()
@@ -145,7 +145,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, leave: int) -> Path:
-    """Take all room but some bytes."""
+    """Fill the disk up to some bytes."""
     room = os.statvfs(disk)
     path = disk / "filler"
     with path.open("wb") as file:
@@ -166,7 +166,7 @@ def test_a_full_disk_costs_no_checkpoint(trial: Trial, data_root: Path, tmp_path
         filler = fill(small_disk, leave)
         before = checkpoints(run_dir)[-1]
         digest = hashlib.sha256(before.read_bytes()).digest()
-        if trial.number % 4 in (0, 1):  # the room does not come back
+        if trial.number % 4 in (0, 1):  # the disk stays full
             assert process.wait(60) == 1
             text = (tmp_path / "log").read_text()
             assert text.count("training goes on, the next one tries again") == 2, text
@@ -362,7 +362,7 @@ def test_what_is_hostile_runs_nothing_and_is_named(
         train_here(run_dir, "train.epochs=1")
         [*_, path] = checkpoints(run_dir)
         path.write_bytes(trap.read_bytes())
-        manifest = read_json(path.with_suffix(".json"))  # by somebody who also knows how it is hashed
+        manifest = read_json(path.with_suffix(".json"))  # by an attacker who also updates the hash
         manifest |= {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
         del manifest["manifest_sha256"]
         write_json(path.with_suffix(".json"), manifest | {"manifest_sha256": manifest_hash(manifest)})

@@ -29,7 +29,7 @@ from tests.harness import (
 )
 
 PACED = "model.name=tests.faults.networks:paced"
-LIMIT_S, LAUNCHER_S = 5, 30  # torchrun gives what is left of a failed group so long
+LIMIT_S, LAUNCHER_S = 5, 30  # torchrun gives the other ranks of a failed group so long to end
 SLACK_S = 5 if FULL else 40  # the quick form runs beside others
 CALLS = ("open", "write", "fsync", "rename", "fsyncdir", "unlink")
 
@@ -48,7 +48,7 @@ def test_a_run_killed_at_a_random_moment_ends_with_the_bits_of_an_unbroken_one(
         time.sleep(trial.random.uniform(0, 0.06))  # an update takes as long
     assert process.returncode != 0
     reached, saved = last_step(run_dir), newest_step(run_dir)
-    in_flight = 0 if FULL else EVERY  # beside other tests a write may take longer than the updates after it
+    in_flight = 0 if FULL else EVERY  # with other tests running, a write may take longer than the updates after it
     assert 0 < saved <= reached <= saved + EVERY + in_flight
     recover(trial, command, run_dir, tmp_path / "log2")
     assert f"at step {saved}" in (tmp_path / "log2").read_text()

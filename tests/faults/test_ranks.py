@@ -1,4 +1,4 @@
-"""Ranks that go wrong by themselves, runs that get in each other's way."""
+"""Ranks that fail, and runs that disturb each other."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_slow_rank_is_named_with_its_share_of_the_step(trial: Trial, data_root
         assert process.wait(120) == 0, (tmp_path / "log").read_text()
     line = next(line for line in (tmp_path / "log").read_text().splitlines() if f"rank {faulty} is slow" in line)
     step, text = line.removeprefix("WARNING: step ").split(": ", 1)
-    assert int(step) <= (2 if FULL else 4) * every  # beside other tests the first interval may be anybody's
+    assert int(step) <= (2 if FULL else 4) * every  # other tests may slow either rank at first
     own, others = (int(share) for share in re.findall(r"(\d+)%", text))
     assert own > 1.5 * others
 
@@ -87,7 +87,7 @@ CASES = ["alive here", "dead here", *(pytest.param(f"{how} elsewhere", marks=nee
 def test_a_run_directory_has_one_owner(case: str, trial: Trial, data_root: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     command = train_command(0, options(data_root, run_dir, NETWORK + "paced", "train.epochs=2000"))
-    # a host of another name, as far as anything in it can tell
+    # processes in it see another host name
     elsewhere = ["unshare", "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh"]
     with ExitStack() as stack:
         prefix = elsewhere if "elsewhere" in case else []
@@ -98,7 +98,7 @@ def test_a_run_directory_has_one_owner(case: str, trial: Trial, data_root: Path,
             kill_all(holder)
         if case == "dead elsewhere":
             owner = run_dir / "owner.json"
-            ahead_s = 300 if FULL else -2 * OLD_S  # a clock that is wrong; else nobody has to watch for a minute
+            ahead_s = 300 if FULL else -2 * OLD_S  # a wrong clock; without it the test need not wait for a minute
             write_json(owner, read_json(owner) | {"heartbeat": time.time() + ahead_s})
             if not FULL:
                 os.utime(owner, (time.time() + ahead_s,) * 2)
@@ -146,7 +146,7 @@ def test_a_port_that_is_taken_is_named(trial: Trial, data_root: Path, tmp_path: 
 def test_the_rank_that_cannot_save_is_the_one_that_says_why(
     number: int, trial: Trial, data_root: Path, tmp_path: Path
 ) -> None:
-    """Without a launcher rank 0 hosts the store, and takes it along when it ends."""
+    """Without a launcher rank 0 hosts the store, which ends with it."""
     run_dir, mirror = tmp_path / "run", tmp_path / "status.json"
     place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     place |= {"SENET_STATUS_FILE": str(mirror)}

@@ -67,7 +67,7 @@ def test_a_signal_anywhere_is_one_save_and_one_stop(
         while not PHASES[phase](run_dir, data):  # some last for milliseconds
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()
             assert launcher.poll() is None, (tmp_path / "log").read_text()
-        # as SLURM does, to each rank; once also as a person does, to torchrun, which passes on a first signal only
+        # to each rank, as SLURM does; once also to torchrun, as a user does, which passes on only the first signal
         told = [psutil.Process(launcher.pid)] if times == 1 else list(found.values())
         began = time.monotonic()
         for _ in range(times):
@@ -83,7 +83,7 @@ def test_a_signal_anywhere_is_one_save_and_one_stop(
         assert phase in ("import", "rendezvous", "data")
         assert code == (1 if ranks else STOPPED_EXIT_CODE)
         assert newest_step(run_dir) == 0
-        # in the first tenths of a second nobody is there yet who could say it
+        # in the first tenths of a second no handler is installed
         assert ranks or phase == "import" or f"stopped by {kind.name} before the first update" in log
         return
     ended = status(run_dir)

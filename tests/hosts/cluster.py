@@ -64,7 +64,7 @@ ConstrainRAMSpace=yes
 
 
 def missing_packages() -> str:
-    """What this host lacks for such a cluster, in one line with the remedy; '' where nothing is missing."""
+    """What this host lacks for such a cluster, in one line with the remedy; '' if nothing."""
     missing = [program for program in PROGRAMS if shutil.which(program) is None] + machines.missing()
     if not missing:
         return ""
@@ -99,7 +99,7 @@ class HostCluster(Cluster):
         self.conf = self.etc / "slurm.conf"
 
     def here(self, *command: str) -> list[str]:
-        """On the controller, which stands for a login node too."""
+        """On the controller, which is also the login node."""
         return self.machines[CONTROLLER].command(*command, cwd=self.folder)
 
     def start(self) -> None:
@@ -112,7 +112,7 @@ class HostCluster(Cluster):
         self.wait_idle()
 
     def end(self) -> None:
-        """Without power all of it ends; then nothing may be left."""
+        """Switch all machines off; then no process may be left."""
         try:
             self.network.end()
         finally:
@@ -123,13 +123,13 @@ class HostCluster(Cluster):
         self._forget(node)
 
     def power_on(self, node: str) -> None:
-        """The machine boots anew, with nothing of what ran on it."""
+        """The machine boots again, without the processes that ran on it."""
         self.machines[node].power_on()
         self._start_node(node)
 
     @contextmanager
     def silent_controller(self) -> Iterator[None]:
-        """While slurmctld is stopped its port accepts, and nobody answers."""
+        """While slurmctld is stopped, its port accepts connections, but nothing answers."""
         [controller] = self.machines[CONTROLLER].processes("slurmctld")
         controller.suspend()
         try:

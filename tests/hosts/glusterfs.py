@@ -46,7 +46,7 @@ class Volume:
 
     @contextmanager
     def hung(self) -> Iterator[None]:
-        """Its server is stopped: whoever touches a file waits; after 42 s (network.ping-timeout) ENOTCONN."""
+        """Its server is stopped: every access waits, and after 42 s (network.ping-timeout) fails with ENOTCONN."""
         [server] = self._server.processes("glusterfsd")
         server.suspend()
         try:

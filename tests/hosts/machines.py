@@ -159,7 +159,7 @@ class Machine:
         return found
 
     def cut(self) -> None:
-        """Pull the cable: nobody is told."""
+        """Pull the cable, without any notice."""
         _ip("link", "set", f"v{self._id}", "down")
 
     def mend(self) -> None:
@@ -167,7 +167,7 @@ class Machine:
         _ip("link", "set", f"v{self._id}", "up")
 
     def power_off(self) -> None:
-        """Without power: nobody on the network gets a last word from its processes. Nothing where it is off."""
+        """Cut the power: its processes send nothing more. Does nothing if it is off."""
         with suppress(subprocess.CalledProcessError):
             self.cut()
         if self._outer is not None:
@@ -194,7 +194,7 @@ class Machine:
 
 
 def _remove_cgroup(folder: Path) -> None:
-    """With those below it, once the kernel has seen the last process out."""
+    """Remove a cgroup and those below it, once the last process of each has ended."""
     deadline = time.monotonic() + 10
     while folder.exists():
         for each in sorted(folder.rglob("*/"), reverse=True):

@@ -1,4 +1,4 @@
-"""SLURM's controller takes connections and answers nobody."""
+"""SLURM's controller accepts connections, but does not answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two hosts that are two: what happens to one of them, and what the training makes of it."""
+"""Two emulated hosts: faults of one of them, and how the training ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A host that is cut off goes on with its start of a job that SLURM has started anew elsewhere, and then comes back."""
+"""A host that was cut off still runs an old start of a job that SLURM has started again elsewhere, and comes back."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ TITLE = (
 )
 COLUMNS = 84  # the line of an epoch fits
 SAVED = "step_000000060.g0001.json"  # in the middle of the third epoch of 22 steps
-SIZE = (1120, 900)  # of the picture of a report, in pixels
+SIZE = (1120, 850)  # of the picture of a report, in pixels: down to the two figures of the training
 
 
 def record(folder: Path) -> list[str]:
@@ -70,7 +70,7 @@ def photograph(page: Path) -> bytes:
         command = ["chromium", *options, size, f"--screenshot={shot}", page.resolve().as_uri()]
         subprocess.run(command, check=True, timeout=120, capture_output=True)
         content = io.BytesIO()
-        Image.open(shot).convert("RGB").quantize(128).save(content, "png", optimize=True)
+        Image.open(shot).convert("RGB").quantize(256).save(content, "png", optimize=True)
     return content.getvalue()
 
 

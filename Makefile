@@ -8,7 +8,7 @@ test: lint types ## style, types, all tests
 	$(PY) -m pytest -m fault -n 3 --dist worksteal -rs
 	$(PY) -m pytest -m slurm -n 4 -rs
 
-quick: setup ## what needs no processes and no seconds: a minute on 2 cores
+quick: setup ## the tests that start no processes and take no seconds: a minute on 2 cores
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slurm and not hosts and not fault and not ranks and not slow" -n 2 --dist worksteal
 
 setup:
@@ -24,7 +24,7 @@ types: setup
 smoke: ## the README's first command
 	./launch.sh
 
-faults: setup ## each fault of tests/faults many times (hours), and a table; what has survived is not tried again
+faults: setup ## each fault of tests/faults many times (hours), and a table; tries that have passed are not repeated
 	FAULTS=full $(PY) -m pytest tests/faults -q
 
 hosts: setup ## two emulated hosts: power, links, clocks

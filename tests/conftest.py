@@ -112,6 +112,19 @@ def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(folder, arcname=folder.name)
     dataset = torchvision.datasets.CIFAR10
+    monkeypatch.setattr(dataset, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    monkeypatch.setattr(dataset, "train_list", train)
+    monkeypatch.setattr(dataset, "test_list", test)
+    monkeypatch.setattr(dataset, "meta", {"filename": name, "key": "label_names", "md5": digest})
+    monkeypatch.setattr("senet.data.download.time.sleep", lambda _: None)
+    with _serve(archive.parent, tmp_path / "served.log") as address:
+        monkeypatch.setattr(dataset, "url", f"{address}/{archive.name}")
+        yield archive
+
+
+@contextlib.contextmanager
+def _serve(folder: Path, log: Path) -> Iterator[str]:
+    """Serve the files of a folder over HTTP, after two requests that fail; the status codes go into ``log``."""
     requests = itertools.count()
 
     class Handler(SimpleHTTPRequestHandler):
@@ -119,8 +132,8 @@ def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
             super().do_GET() if next(requests) >= 2 else self.send_error(503)
 
         def log_request(self, code: Any = "-", _size: Any = "-") -> None:
-            with (tmp_path / "served.log").open("a") as log:
-                log.write(f"{int(code)}\n")
+            with log.open("a") as file:
+                file.write(f"{int(code)}\n")
 
         def log_message(self, *_: object) -> None:
             """No output."""
@@ -129,14 +142,8 @@ def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
             with contextlib.suppress(BrokenPipeError):  # torchvision follows redirects with a request it does not read
                 super().copyfile(source, outputfile)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=archive.parent))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder))
     Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(dataset, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}")
-    monkeypatch.setattr(dataset, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
-    monkeypatch.setattr(dataset, "train_list", train)
-    monkeypatch.setattr(dataset, "test_list", test)
-    monkeypatch.setattr(dataset, "meta", {"filename": name, "key": "label_names", "md5": digest})
-    monkeypatch.setattr("senet.data.download.time.sleep", lambda _: None)
-    yield archive
+    yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()

@@ -583,4 +583,4 @@ def test_while_the_last_holder_is_watched_no_rank_takes_the_start_for_stuck(
     phases: list[str] = []
     monkeypatch.setattr(Watchdog, "phase", lambda _, name, alone=False: phases.append(f"{name} {alone}"))
     train_here(tmp_path, "train.epochs=1")
-    assert phases.count("watching whether the last holder of run_dir lives True") > 5
+    assert phases.count("watching whether the last holder of run_dir is alive True") > 5

@@ -77,7 +77,9 @@ class Lease:
             while (lease := patiently(lambda: cls._take(run_dir, watch))) is None:
                 if not told:
                     who = describe(watch.owner)
-                    log.info("run_dir=%s was held by %s; watching for %.0f s whether it lives", run_dir, who, WATCH_S)
+                    log.info(
+                        "run_dir=%s was held by %s; watching for %.0f s whether it is alive", run_dir, who, WATCH_S
+                    )
                     told = True
                 waiting()
                 time.sleep(POLL_S)

@@ -70,7 +70,7 @@ def _own_run_dir(
 ) -> tuple[Lease, CheckpointManager]:
     run_dir = Path(config.run_dir)
     stack.enter_context(nothing_left_if_refused(run_dir))
-    watching = partial(watchdog.phase, "watching whether the last holder of run_dir lives", alone=True)
+    watching = partial(watchdog.phase, "watching whether the last holder of run_dir is alive", alone=True)
     lease = stack.enter_context(Lease.acquire(run_dir, watching))  # each look is progress
     watchdog.phase("preparing data and network", alone=True)
     stop.before_leaving(partial(_give_up, lease))

@@ -81,11 +81,7 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
             writer.graph(learner.network, two_black_images(config, ranks.device))
         if checkpoint:
             warn_of_changes(checkpoint, facts)
-            record.progress.say(
-                f"resumed from {checkpoint.path} at step {state.step}"
-                if trains
-                else "this run has finished, nothing is left to train; another run_dir= begins anew"
-            )
+            record.progress.say(_resumed_line(checkpoint, trains))
         del saved  # it takes as much memory as what is trained
         summary = trainer.fit()
         record.end(config, summary, trained=trains, signal=stop.signal_name, tested=len(data.test))
@@ -119,6 +115,12 @@ def _hold_stops(stop: StopFlag, group: ProcessGroup) -> None:
         if stop:  # signalled too, just after hold()
             stop.leave(STOPPED_EXIT_CODE, stop.signal_name)
         raise
+
+
+def _resumed_line(checkpoint: Checkpoint, trains: bool) -> str:
+    if trains:
+        return f"resumed from {checkpoint.path} at step {checkpoint.step}"
+    return "this run has finished, nothing is left to train; another run_dir= begins anew"
 
 
 def _log_to_stderr(*, visible: bool) -> None:

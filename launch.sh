@@ -13,13 +13,14 @@
 # setup        ./launch.sh setup [dev | report | export | benchmarks]
 # help         this page
 #
-# train and slurm without a YAML file take configs/quickstart.yaml.
+# Without a YAML file, train and slurm take configs/quickstart.yaml.
 # A verb installs what it needs into .venv the first time.
-# NPROC=4            ranks; else train takes one per GPU, or 2 on a CPU, or
-#                    fewer that can share the batch, and evaluate takes 1
-# PYTHON=python3.12  makes a new .venv
+# NPROC=4            ranks of train (else one per GPU, or 2 on a CPU; fewer if
+#                    they cannot share the batch) and of evaluate (else 1)
+# PYTHON=python3.12  the Python of a new .venv
 # Exit code: 0 done, 2 bad input, 85 stopped by a signal and resumable, else
-# failed. Read on: README.md, docs/, ./launch.sh train --help
+# failed. Tab completion: source completion.bash.
+# Read on: ./launch.sh train --help, README.md, docs/
 set -eu
 
 verbs="train predict evaluate export report tensorboard slurm setup help"

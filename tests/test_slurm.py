@@ -946,6 +946,25 @@ def test_a_refused_submission_leaves_nothing(fake: Path, tmp_path: Path) -> None
     assert list((tmp_path / "old" / "run").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "sbatch: error: fetch_config: DNS SRV lookup failed\nsbatch: fatal: Could not establish a configuration source",
+        "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
+    ],
+)
+def test_a_submission_that_reaches_no_controller_says_where_to_submit(words: str, fake: Path, tmp_path: Path) -> None:
+    install(fake, "sbatch", f"echo '{words}' >&2; exit 1")
+    command = [*SUBMIT, *tiny("run_dir=run", "slurm.snapshot=false")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("slurm: no SLURM controller answers here, so nothing was submitted (")
+    assert words.rpartition("sbatch: ")[2] in last
+    assert "use a login node of the cluster, or slurm.cluster=local" in last
+    assert not (tmp_path / "run").exists()
+
+
 def test_without_slurm_a_submission_says_what_is_missing(tmp_path: Path) -> None:
     done = subprocess.run(
         [*SUBMIT, *tiny("run_dir=run")],

@@ -1,4 +1,4 @@
-"""SENet18 and its kin, trained by DistributedDataParallel."""
+"""SENet18 and other networks with squeeze-and-excitation gates, trained with DistributedDataParallel."""
 
 from pathlib import Path
 

@@ -24,8 +24,8 @@ _WORK = (0.05, 2**16)  # CPU seconds, bytes read and written, per second: far mo
 class Watchdog:
     """Ends the process when no rank has made progress for too long, whatever the main thread is waiting for.
 
-    The begin of a phase is progress. In a phase that waits for no other rank (a long first decoding), so is computing
-    and reading. In other phases it proves nothing: NCCL computes while it waits.
+    The start of a phase is progress. In a phase that waits for no other rank (a long first decoding), computing and
+    reading are progress too. In other phases they prove nothing: NCCL computes while it waits.
     """
 
     def __init__(self, own: Place, limit_s: float, end: Callable[[str], object]) -> None:

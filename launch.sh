@@ -164,7 +164,7 @@ setup)
     ;;
 train) run "" senet.launch train "$@" ;;
 predict) case " $* " in *.safetensors\ * | *.onnx\ *) run export senet.predict "$@" ;; *) run "" senet.predict "$@" ;; esac ;;
-evaluate) if [ "${NPROC:-1}" = 1 ]; then run "" senet.evaluate "$@"; else run "" senet.launch evaluate "$@"; fi ;;
+evaluate) if [ "${NPROC:-1}" = 1 ] || [ -n "$wants_help" ]; then run "" senet.evaluate "$@"; else run "" senet.launch evaluate "$@"; fi ;;
 export | report) run $verb senet.$verb "$@" ;;
 tensorboard) tensorboard "$@" ;;
 slurm)

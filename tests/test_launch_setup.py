@@ -125,6 +125,7 @@ def test_the_extra_dev_holds_what_export_and_report_need(checkout: Path) -> None
 def test_several_ranks_evaluate_under_torchrun_and_one_without(checkout: Path) -> None:
     for ranks, module in (("", "senet.evaluate"), ("1", "senet.evaluate"), ("2", "senet.launch evaluate")):
         assert start(checkout, "evaluate", "runs/a", NPROC=ranks).stdout == f"-P -m {module} runs/a\n"
+    assert start(checkout, "evaluate", "--help", NPROC="2").stdout == "-P -m senet.evaluate --help\n"
 
 
 def test_the_help_fits_a_screen_shows_each_verb_and_installs_nothing(checkout: Path) -> None:

@@ -253,6 +253,18 @@ def test_a_test_split_of_another_name_is_recognised(folder: Path) -> None:
         open_data(folder_config(folder.parent / "other"))
 
 
+def test_a_relative_folder_that_is_not_here_is_named_with_the_folder_it_was_looked_for_in(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"data\.folder=photos: no such folder in {tmp_path}; expected "):
+        open_data(folder_config(Path("photos")))
+    with pytest.raises(
+        ConfigError, match=rf"no decoded images in {tmp_path}/data/stores/digits-32; name the data\.root="
+    ):
+        open_data(DataConfig(source="digits", root="data"), build=False)
+
+
 def test_a_folder_that_may_not_be_read_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))

@@ -349,7 +349,7 @@ def test_another_network_or_other_classes_are_refused_naming_both(
     shutil.copytree(data_root, other)
     meta = other / "stores/digits-16/meta.json"
     write_json(meta, read_json(meta) | {"classes": [*"0123456789", "ten"]})
-    with pytest.raises(ConfigError, match="knows 10 classes, the data has 11: without none, with new ten"):
+    with pytest.raises(ConfigError, match="was trained on 10 classes, the data has 11: without none, with new ten"):
         train_here(tmp_path, f"data.root={other}", "resume.allow_changes=true")
 
 

@@ -1,4 +1,4 @@
-"""The test of an epoch."""
+"""Evaluation on the test split, after each epoch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from senet.training.peers import Peers
 from senet.training.scores import Progress, Scores, Tally
 
 
-@torch.no_grad()  # not inference_mode: a network may keep what it makes here, a table of positions, for training
+@torch.no_grad()  # not inference_mode: training may use a tensor that the network keeps, such as a table of positions
 def evaluate(learner: Learner, feed: Feed, peers: Peers, progress: Progress, *, batch_size: int) -> dict[str, Scores]:
     """Scores of the raw ("test") and the averaged ("ema") weights over the whole test split, each image once.
 

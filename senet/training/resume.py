@@ -108,7 +108,7 @@ def _check_classes(checkpoint: Checkpoint, data: ImageData) -> None:
     if saved != list(data.classes):
         gone, new = sorted({*saved} - {*data.classes}), sorted({*data.classes} - {*saved})
         raise ConfigError(
-            f"{checkpoint.path} knows {len(saved)} classes, the data has {len(data.classes)}: without "
+            f"{checkpoint.path} was trained on {len(saved)} classes, the data has {len(data.classes)}: without "
             f"{', '.join(gone) or 'none'}, with new {', '.join(new) or 'none'}; restore the data, or choose another "
             f"run_dir (with model.init_from={checkpoint.path} to begin from its weights)"
         )

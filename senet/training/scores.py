@@ -43,7 +43,7 @@ class Scores:
         )
 
     def row(self, prefix: str) -> dict[str, float]:
-        """For metrics.jsonl."""
+        """The scores by their names in metrics.jsonl."""
         named = {key: value for key, value in asdict(self).items() if value is not None and key != "num_images"}
         return {f"{prefix}_{key}": value for key, value in named.items()}
 

@@ -112,7 +112,7 @@ class Writer:
 
 
 class _Rows:
-    """The rows of ``metrics.jsonl``, appended. After an error nobody knows how much of the file is on the disk: then
+    """The rows of ``metrics.jsonl``, appended. After an error it is not known what of the file is on the disk, so
     the whole file is written again.
     """
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -186,6 +187,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="0: one epoch; more than that only of bare")
     parser.add_argument("--data-root", default=str(REPOSITORY / "data"), help="where decoded images are kept")
     args = parser.parse_args()
+    sys.path.insert(0, str(REPOSITORY))  # for --model=benchmarks.networks:linear
     import torch
 
     from senet.distributed.devices import set_threads

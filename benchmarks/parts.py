@@ -18,6 +18,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from senet import REPOSITORY
+
 
 class Clock:
     """Seconds that each label's calls have taken, without those of other labels' within them."""
@@ -111,6 +113,7 @@ def main() -> None:
     parser.add_argument("options", nargs="*", help="as for train_ddp.py")
     parser.add_argument("--json", action="store_true", help="for programs")
     args = parser.parse_intermixed_args()
+    sys.path.insert(0, str(REPOSITORY))  # for model.name=benchmarks.networks:linear
     ms = parts_ms(args.options)
     print(json.dumps(ms) if args.json else "\n".join(f"{label:32} {value:8.3f} ms" for label, value in ms.items()))
 

@@ -69,7 +69,7 @@ def stub(rank: int, world_size: int, port: int, steps: int, step_s: float, answe
     os._exit(0)
 
 
-def measure(world_size: int, steps: int, step_s: float) -> tuple[dict[str, list[float]], list[float], int]:
+def measure(world_size: int, steps: int, step_s: float) -> tuple[dict[int, list[float]], list[float], int]:
     """Milliseconds by steps between votes; seconds from the kill to each rank's word; how many named the right one."""
     import socket
 
@@ -89,7 +89,12 @@ def measure(world_size: int, steps: int, step_s: float) -> tuple[dict[str, list[
         found = [json.loads(line) for line in answers]
     for _ in range(world_size):
         os.wait()
-    return next(each[0] for each in found if each[0]), [each[1] for each in found], sum(each[2] for each in found)
+    by_every = next(each[0] for each in found if each[0])
+    return (
+        {int(every): ms for every, ms in by_every.items()},
+        [each[1] for each in found],
+        sum(each[2] for each in found),
+    )
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +25,42 @@ def test_a_benchmark_answers_help_with_its_first_sentence(path: Path) -> None:
     first_line = path.read_text().splitlines()[0].strip('"')
     assert first_line.split()[0] in done.stdout
     assert "usage: " in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    "command",
+    [
+        "step_parts.py --rank --pairs=1 --steps=1 configs/tiny.yaml model.name=resnet20",
+        "checkpoint.py --rank --pairs=1 configs/tiny.yaml checkpoint.every_steps=1 model.name=resnet20",
+        "parts.py --json configs/tiny.yaml model.name=benchmarks.networks:linear",
+        "loops.py bare --model=benchmarks.networks:linear --batch=16 --steps=2",
+    ],
+)
+def test_what_a_benchmark_starts_ends_with_its_times(command: str, tmp_path: Path) -> None:
+    file, *words = command.split()
+    store = common.lay_store(tmp_path, 64, 16)
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    options = [*store, "train.global_batch_size=8", "train.epochs=1", "data.image_size=32", f"run_dir={tmp_path}/run"]
+    given = [f"--data-root={tmp_path}"] if file == "loops.py" else options
+    done = subprocess.run(
+        [sys.executable, f"benchmarks/{file}", *words, *given],
+        cwd=REPOSITORY, env=os.environ | alone, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    times = json.loads(done.stdout.splitlines()[-1])
+    assert times
+
+
+@pytest.mark.ranks
+def test_a_killed_stub_is_named_by_the_other_and_votes_take_time() -> None:
+    code = "import json, votes; print(json.dumps(votes.measure(2, steps=2, step_s=0.01)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY / "benchmarks", capture_output=True, text=True, check=True
+    )
+    by_every, seconds, named = json.loads(done.stdout.splitlines()[-1])
+    assert (list(by_every), len(seconds), named) == (["1"], 1, 1)
 
 
 def test_a_spread_is_the_median_and_both_ends() -> None:

@@ -207,7 +207,7 @@ def gates(means: Mapping[str, Floats], classes: Sequence[str]) -> Figure:
         image = right.imshow(
             means_KC - mean_C, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto", interpolation="none"
         )
-        right.set_title("class mean minus mean", loc="left", fontsize=9)
+        right.set_title("class mean minus overall mean", loc="left", fontsize=9)
         right.set_xticks([])
         if len(classes) <= 20:
             right.set_yticks(range(len(classes)), [_at_an_axis(name) for name in classes], fontsize=6.5)
@@ -215,9 +215,8 @@ def gates(means: Mapping[str, Floats], classes: Sequence[str]) -> Figure:
             right.set_yticks([])
         right.tick_params(length=0)
         right.spines[:].set_visible(False)
-    figure.colorbar(
-        image, ax=rows[:, 1].tolist(), location="bottom", shrink=0.6, aspect=40, label="gate, class mean minus mean"
-    )
+    title = "class mean minus overall mean"
+    figure.colorbar(image, ax=rows[:, 1].tolist(), location="bottom", shrink=0.6, aspect=40, label=title)
     return figure
 
 

@@ -93,9 +93,15 @@ def test_one_waits_for_a_holder_who_is_alive(
     thread.join()
 
 
-def test_whoever_waits_is_told_for_whom(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_long_wait_names_the_holder_and_a_short_one_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     descriptor = held_elsewhere(tmp_path / "lock")
+    with pytest.raises(StillHeld), lock(tmp_path / "lock", patience_s=0.2):
+        raise AssertionError("entered")
+    assert "waiting" not in caplog.text
+    monkeypatch.setattr(locks, "_SILENT_S", 0.1)
     with pytest.raises(StillHeld), lock(tmp_path / "lock", patience_s=1.5):
         raise AssertionError("entered")
     assert f"waiting for process 77 on host elsewhere, which holds {tmp_path / 'lock'}" in caplog.text

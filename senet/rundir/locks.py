@@ -26,6 +26,7 @@ from senet.rundir.files import read_json, write_json
 BEAT_S = 5.0
 _ABANDONED_S = 180.0  # without a beat; what this host knows of a folder may be a minute old
 _POLL_S = 0.05
+_SILENT_S = 5.0  # the ranks of one start wait a moment for each other as a matter of course
 _BUILDER = "builder.json"
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,8 @@ def started_at(pid: int) -> int:
 
 def _wait(descriptor: int, path: Path, patience_s: float) -> bool:
     """Wait for the lock. True: it is held now. False: the file system has no locks."""
-    seen, since, told = 0, time.monotonic(), False
+    seen, told = 0, False
+    began = since = time.monotonic()
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -154,7 +156,7 @@ def _wait(descriptor: int, path: Path, patience_s: float) -> bool:
             seen, since = beat, now
         if now - since > patience_s:
             raise StillHeld(f"{_holder(path)} holds {path}, and gave no sign of life for {patience_s:g} s")
-        if not told and now - since > 1:
+        if not told and now - began > _SILENT_S:
             log.info("waiting for %s, which holds %s", _holder(path), path)
             told = True
         time.sleep(_POLL_S)

@@ -79,8 +79,8 @@ def main(run_dir: Path | None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         lines = record(folder)
-        (HERE / "terminal.txt").write_text("".join(f"{line}\n" for line in lines))
         (HERE / "terminal.svg").write_text(draw_terminal(lines))
+        (HERE / "terminal.txt").write_text("".join(f"{line}\n" for line in lines))
         reported = (run_dir or folder / "runs/quickstart").resolve()
         subprocess.run([sys.executable, "-m", "senet.report", reported], check=True, cwd=REPOSITORY)
         (HERE / "report.png").write_bytes(photograph(reported / "report/report.html"))

@@ -35,10 +35,12 @@ def to_svg(lines: Sequence[str], notes: Mapping[int, str], *, title: str) -> str
     rows = []
     for number, line in enumerate(lines):
         style = next((name for pattern, name in COLOURS if pattern.match(line)), "")
+        if "  " in line:  # between columns; a line is folded there, not inside of one
+            line = re.sub(r"(?<! ) (?! )", "\N{NO-BREAK SPACE}", line)
         folded = textwrap.wrap(line, COLUMNS, subsequent_indent=INDENT, break_long_words=False) or [""]
         rows += [[(text, style)] for text in folded]
         if number in notes:
-            rows[-1].append((f"  \u2190 {notes[number]}", "note"))
+            rows[-1].append((f"  \N{LEFTWARDS ARROW} {notes[number]}", "note"))
     texts = []
     for number, row in enumerate(rows):
         x, y = MARGIN, MARGIN + CELL_H * number + 14

@@ -42,7 +42,7 @@ def function(num_classes):
 """
 RECIPES = ("baseline", "cifar10", "fast", "quickstart")
 BEGIN_UNTRAINED = ("README.md", "docs/index.md")  # the others find runs/cifar10 and runs/other finished
-RUN = ("./launch.sh", "NPROC=", "torchrun ", "python train_ddp.py", "python slurm/submit.py --dry-run")
+RUN = ("./launch.sh", "NPROC=", "torchrun ", "python train_ddp.py")
 """How a command may begin."""
 SMALLER = {
     r"^\./launch\.sh$": "./launch.sh configs/quickstart.yaml",
@@ -53,8 +53,6 @@ SMALLER = {
     r"train\.epochs=60": "train.epochs=3",
     r"step_000000200": "step_000000005",
     r"/path/to/images": "photos",
-    r"^NPROC=2 \./launch\.sh evaluate": "torchrun --standalone --nproc_per_node=2 -m senet.evaluate",
-    r"^\./launch\.sh (predict|evaluate|export|report) ": r"python -m senet.\1 ",
 }
 """Of a command, as regular expressions, what is replaced by something that takes less time."""
 NOT_RUN = {

@@ -68,12 +68,13 @@ def test_a_checkpoint_that_does_not_say_which_weights_count_is_of_a_version_that
 
 
 @pytest.mark.parametrize("options", [("model.name=resnet20", "train.ema_decay=0"), ("model.name=se_resnet20",)])
-def test_the_python_lines_in_the_readme_run_for_any_network(
+def test_the_documented_python_lines_run_for_any_network(
     train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
     train_here(tmp_path / "runs/cifar10", "train.epochs=1", "train.global_batch_size=512", *options)
     monkeypatch.chdir(tmp_path)
-    [lines] = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    page = (REPOSITORY / "docs/use-a-trained-network.md").read_text()
+    [lines] = re.findall(r"```python\n(from senet.*?)```", page, re.DOTALL)
     found: dict[str, Any] = {}
     exec(lines, found)
     assert found["probabilities"].sum(1).tolist() == pytest.approx([1.0] * 8)

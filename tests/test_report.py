@@ -112,7 +112,7 @@ def test_a_report_without_images_and_without_predictions_says_so(run_dir: Path) 
     (run_dir / "report" / "predictions.npz").write_bytes(b"PK damaged")
     assert main([str(run_dir)]) == 0
     page = (run_dir / "report" / "report.html").read_text()
-    assert "the test images are not here: data.root=" in page
+    assert "the test images are not here: data.source=digits: no decoded images in" in page
     assert {path.stem for path in (run_dir / "report").glob("*.svg")} == {"loss", "accuracy", "learning_rate"}
     shutil.rmtree(run_dir / "checkpoints")
     assert main([str(run_dir)]) == 0

@@ -12,8 +12,10 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import pytest
@@ -22,8 +24,6 @@ from PIL import Image
 from senet import REPOSITORY
 from tests.documents import PAGES, Block, Command, blocks, commands, name
 from tests.harness import payload, rows
-
-pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
 RECIPE = """\
 data: {source: imagefolder, folder: photos, image_size: 16}
@@ -68,6 +68,16 @@ NOT_RUN = {
     r"\.venv/bin/python benchmarks/": "takes minutes on a machine without other work",
 }
 """How a command begins that is left out, and why."""
+
+
+in_own_environment = pytest.mark.skipif(
+    Path(sys.prefix) != REPOSITORY / ".venv", reason="launch.sh has a virtual environment of its own: use make test"
+)
+
+
+def types_commands(test: Callable[..., None]) -> Callable[..., None]:
+    marked: Callable[..., None] = pytest.mark.ranks(pytest.mark.slow(in_own_environment(test)))
+    return marked
 
 
 def is_left_out(command: str) -> bool:
@@ -142,8 +152,10 @@ def trained(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def problems(untrained: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Future[list[str]]]:
-    """By page, what went otherwise than it says; two pages at once."""
+def problems(
+    untrained: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> dict[Path, Future[list[str]]]:
+    """By page that a test asks for, what went otherwise than it says; two pages at once."""
 
     def read(page: Path) -> list[str]:
         folder = tmp_path_factory.mktemp(page.stem) / "folder"
@@ -151,9 +163,14 @@ def problems(untrained: Path, trained: Path, tmp_path_factory: pytest.TempPathFa
         return [problem for block in blocks(page) for problem in follow(block, folder)]
 
     pool = ThreadPoolExecutor(2)
-    found = {page: pool.submit(read, page) for page in PAGES}
+    asked = [item.callspec.params["page"] for item in request.session.items if is_followed(item)]
+    found = {page: pool.submit(read, page) for page in asked}
     pool.shutdown(wait=False)
     return found
+
+
+def is_followed(item: pytest.Item) -> TypeGuard[pytest.Function]:
+    return isinstance(item, pytest.Function) and item.originalname == test_a_page_can_be_followed.__name__
 
 
 def follow(block: Block, folder: Path) -> list[str]:
@@ -179,12 +196,14 @@ def is_shown(printed: str, shown: str) -> bool:
     return re.fullmatch(re.escape(shown).replace(r"\.\.\.", ".*"), printed, re.DOTALL) is not None
 
 
+@types_commands
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_a_page_can_be_followed(page: Path, problems: dict[Path, Future[list[str]]]) -> None:
     found = problems[page].result()
     assert not found, "\n\n".join(found)
 
 
+@types_commands
 def test_the_changes_of_the_code_can_be_made_and_do_what_they_say(untrained: Path, tmp_path: Path) -> None:
     shutil.copytree(untrained, tmp_path, symlinks=True, dirs_exist_ok=True)
     (tmp_path / "train_ddp.py").unlink()

@@ -160,9 +160,7 @@ def torchrun(ranks: int, command: Sequence[str], folder: str, words: io.StringIO
     Returns the exit code of the first rank that failed (0: none did, below 0: it did not end by itself), and what
     torchrun knows of it.
     """
-    os.environ |= MALLOC | os.environ
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a rank sets its number of threads itself
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")
+    _set_environment()
     import torch.distributed.run as torch_run  # takes seconds
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -175,8 +173,6 @@ def torchrun(ranks: int, command: Sequence[str], folder: str, words: io.StringIO
             raise SignalException(f"got {stop.signal_name}", signal.Signals(signum))
 
     _log_into(words)
-    for name in [name for name in os.environ if name.startswith("PET_")]:
-        del os.environ[name]  # torchrun's options, as Kubeflow sets them for a job of its own
     signals = [each for each in STOP_SIGNALS if signal.getsignal(each) != signal.SIG_IGN]  # nohup ignores one
     set_torchrun_signal_handler(handle)  # torchrun installs it again when it starts the ranks
     # no name of this host is needed, and nothing stays in the folder for temporary files
@@ -206,6 +202,15 @@ def torchrun(ranks: int, command: Sequence[str], folder: str, words: io.StringIO
         words.write(traceback.format_exc())
         return -1, f"torchrun: {' '.join(str(error).split())[:300]}"
     return 0, "the ranks ended without a word"
+
+
+def _set_environment() -> None:
+    """What torchrun and the ranks inherit; what the user has set stays."""
+    os.environ |= MALLOC | os.environ
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a rank sets its number of threads itself
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")
+    for name in [name for name in os.environ if name.startswith("PET_")]:
+        del os.environ[name]  # torchrun's options, as Kubeflow sets them for a job of its own
 
 
 def _log_into(words: io.StringIO) -> None:

@@ -111,3 +111,13 @@ def test_private_names_of_torch_are_used_in_compat_alone() -> None:
     )
     files = {*(REPOSITORY / "senet").rglob("*.py"), *(REPOSITORY / "slurm").glob("*.py"), REPOSITORY / "train_ddp.py"}
     assert [path.stem for path in files if private.search(path.read_text())] == ["compat"]
+
+
+def test_files_and_functions_fit_a_screen_or_five() -> None:
+    files = [*(REPOSITORY / "senet").rglob("*.py"), *(REPOSITORY / "slurm").glob("*.py"), REPOSITORY / "train_ddp.py"]
+    lines = {str(path.relative_to(REPOSITORY)): path.read_text().count("\n") for path in files}
+    assert [name for name, count in lines.items() if count > 250] == ["senet/config/options.py"]  # the manual
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 50, f"{path}: {node.name}"

@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 
-from senet.command import leave, record, trace_crashes
+from senet.command import leave, trace_crashes, write_error_file
 from senet.config.load import load_config
 from senet.config.manual import asked, help_text
 from senet.distributed.environment import own_rank, read_place
@@ -35,7 +35,7 @@ def main(argv: list[str], stop: StopFlag) -> int:
         return refuse(error, stop)
     except RunError as error:
         stop.hold()
-        record(error)
+        write_error_file(error)
         # what has spoken ends the others; if nothing does, it cannot
         if own_rank() == error.reporter or not stop.wait(10):
             print(f"train_ddp: failed: {error}", file=sys.stderr, flush=True)
@@ -43,7 +43,7 @@ def main(argv: list[str], stop: StopFlag) -> int:
         return FAILED_EXIT_CODE
     except BaseException as error:
         stop.hold()
-        record(error)
+        write_error_file(error)
         with contextlib.suppress(OSError):  # the terminal may be gone
             traceback.print_exc()
         # a guess: what it says may only have followed from the end of another rank
@@ -55,7 +55,7 @@ def main(argv: list[str], stop: StopFlag) -> int:
 def say_why(code: int, reason: str) -> None:
     """A process that is ended before its training has begun, from outside its main thread."""
     if code != STOPPED_EXIT_CODE:
-        record(RunError(reason))
+        write_error_file(RunError(reason))
         print(f"train_ddp: failed: {reason}", file=sys.stderr, flush=True)
         mirror_status({"state": "failed", "reason": reason, "guess": True})
     elif own_rank() == 0:
@@ -69,7 +69,7 @@ def say_why(code: int, reason: str) -> None:
 def refuse(error: ConfigError, stop: StopFlag) -> int:
     """Print one line in all: rank 0's. The others wait until it has spoken, which makes the launcher end them."""
     stop.hold()
-    record(error)
+    write_error_file(error)
     rank = own_rank()
     if rank == 0 or not stop.wait(10):
         text = f"{error}" if rank == 0 else f"rank {rank}: {error}"

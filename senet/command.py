@@ -78,7 +78,7 @@ def end(name: str, main: Callable[[Sequence[str]], int]) -> NoReturn:
         code = FAILED_EXIT_CODE
     except (ConfigError, RunError, OSError) as error:
         code = REFUSED_EXIT_CODE if isinstance(error, ConfigError) else FAILED_EXIT_CODE
-        record(error)
+        write_error_file(error)
         if own_rank() != 0:
             time.sleep(10)
         with contextlib.suppress(OSError):  # the terminal may be gone
@@ -86,13 +86,13 @@ def end(name: str, main: Callable[[Sequence[str]], int]) -> NoReturn:
     except KeyboardInterrupt:
         code = INTERRUPTED_EXIT_CODE
     except Exception as error:
-        record(error)
+        write_error_file(error)
         traceback.print_exc()
         code = FAILED_EXIT_CODE
     leave(code)
 
 
-def record(error: BaseException) -> None:
+def write_error_file(error: BaseException) -> None:
     """Write why this rank ends into torchrun's error file; its summary shows the earliest of all ranks."""
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         known = isinstance(error, ConfigError | RunError)

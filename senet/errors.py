@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-FINISHED_EXIT_CODE = 0
 FAILED_EXIT_CODE = 1
 REFUSED_EXIT_CODE = 2
 STOPPED_EXIT_CODE = 85  # stopped by a signal, checkpoint published: the same command resumes

@@ -4,65 +4,46 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from senet import REPOSITORY
 
-ROOMS = {
-    "senet": "errors compat verbs config rundir distributed command models data training inference report predict "
-    "evaluate export launch",
-    "senet/config": "reading options checks load recipes manual __main__",
-    "senet/rundir": "files locks owner lease commit history checkpoint copies saving",
-    "senet/distributed": "environment preemption watchdog devices ranks interfaces rollcall meeting agreement groups "
-    "timing",
-    "senet/models": "senet weights zoo",
-    "senet/data": "draws download sources store samplers augment",
-    "senet/training": "schedule state seeds optim scores rows boards writer feed learner peers evaluation resume "
-    "record trainer prepare run",
-    "senet/inference": "network formats scoring fetch",
-    "senet/report": "analysis examine figures curves drawings page __main__",
-    "slurm": "cluster batch snapshot job gpus sbatch preflight control submit",
-}
-"""Each folder's modules and packages, in the order of the map in CONTRIBUTING.md."""
+ENTRIES = "train_ddp senet.config.__main__ senet.predict senet.evaluate senet.export senet.report.__main__ senet.launch"
+ENTRIES += " slurm.submit slurm.batch slurm.job"
+"""What is started with ``--help``, before a launch or on a login node; importing torch takes seconds."""
 
-WITHOUT_TORCH = {
-    "senet/errors",
-    "senet/verbs",
-    "senet/command",
-    "senet/launch",
-    "senet/predict",
-    "senet/evaluate",
-    "senet/export",
-}
-WITHOUT_TORCH |= {f"senet/config/{name}" for name in ROOMS["senet/config"].split()}
-WITHOUT_TORCH |= {f"senet/rundir/{name}" for name in ("files", "locks", "owner", "lease", "commit", "history")}
-WITHOUT_TORCH |= {f"senet/distributed/{name}" for name in ("environment", "preemption", "watchdog", "devices")}
-WITHOUT_TORCH |= {"senet/inference/fetch", "senet/training/schedule", "senet/report/analysis", "senet/report/__main__"}
-WITHOUT_TORCH |= {f"slurm/{name}" for name in ROOMS["slurm"].split()}
-"""What a launcher or ``--help`` waits for; importing torch takes seconds."""
+
+def rooms() -> dict[str, list[str]]:
+    """Each folder's modules and packages, in the order of the map in CONTRIBUTING.md."""
+    rooms: dict[str, list[str]] = {}
+    [block] = re.findall(r"```\n(train_ddp\.py.*?)```", (REPOSITORY / "CONTRIBUTING.md").read_text(), re.S)
+    path: list[str] = []
+    for line in block.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        [names] = re.findall(r"^([\w.]+(?:, [\w.]+)*)/?(?: |$)", line.strip())
+        path = path[:depth]
+        if path:
+            rooms["/".join(path)] += names.split(", ")
+        if line.split()[0].endswith("/"):
+            path.append(names)
+            rooms["/".join(path)] = []
+    return rooms
 
 
 def modules(folder: str) -> set[str]:
     """Names of the modules and packages of a folder."""
-    inside = [
-        path for path in (REPOSITORY / folder).iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
-    ]
-    return {path.stem for path in inside} - {"__init__"}
+    inside = list((REPOSITORY / folder).iterdir())
+    return {p.stem for p in inside if p.suffix == ".py" or (p / "__init__.py").exists()} - {"__init__"}
 
 
-def imported(path: Path, *, at_start: bool = False) -> set[str]:
-    """Full names of what a file imports, in functions too unless only what counts at its start is asked for."""
-    tree = ast.parse(path.read_text())
-    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
-    only_for_types = [n for n in tree.body if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
-    later = [n for n in tree.body if isinstance(n, kinds)] + only_for_types if at_start else []
-    left_out = {id(inner) for node in later for inner in ast.walk(node)}
+def imported(path: Path) -> set[str]:
+    """Full names of what a file imports, in its functions too."""
     names = set()
-    for node in ast.walk(tree):
-        if id(node) in left_out:
-            continue
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
@@ -70,10 +51,11 @@ def imported(path: Path, *, at_start: bool = False) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("folder", ROOMS)
+@pytest.mark.parametrize("folder", rooms())
 def test_a_module_imports_only_from_those_above_it(folder: str) -> None:
-    order = ROOMS[folder].split()
+    order = rooms()[folder]
     assert modules(folder) == set(order)
+    assert all(f"{folder}/{name}" in rooms() for name in order if (REPOSITORY / folder / name).is_dir())
     prefix = folder.replace("/", ".") + "."
     for number, name in enumerate(order):
         place = REPOSITORY / folder / name
@@ -89,14 +71,9 @@ def test_slurm_imports_senet_and_never_the_other_way() -> None:
 
 
 def test_what_a_launcher_waits_for_does_not_import_torch() -> None:
-    for name in WITHOUT_TORCH:
-        assert not [
-            n for n in imported(REPOSITORY / f"{name}.py", at_start=True) if n.split(".")[0].startswith("torch")
-        ]
-        for other in imported(REPOSITORY / f"{name}.py", at_start=True):
-            inner = "/".join(other.split(".")[:-1] if other.startswith("senet.") else [])
-            if (REPOSITORY / f"{inner}.py").exists():
-                assert inner in WITHOUT_TORCH, f"{name} imports {inner}"
+    code = f"import sys, {', '.join(ENTRIES.split())}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_only_one_module_knows_omegaconf() -> None:

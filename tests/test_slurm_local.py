@@ -17,13 +17,13 @@ from tests.harness import differing, payload, rows, status, tiny, train, wait_un
 
 pytestmark = pytest.mark.slurm
 SUBMIT = [sys.executable, str(REPOSITORY / "slurm" / "submit.py")]
-OPTIONS = ("train.epochs=19", "checkpoint.every_steps=40", "log.every_steps=5")  # 418 steps, 42 s at the least
+OPTIONS = ("train.epochs=32", "checkpoint.every_steps=40", "log.every_steps=5")  # 704 steps, 70 s at the least
 JOB = (
     "model.name=tests.networks:slow_senet",
     "slurm.cluster=local",
     "slurm.ranks_per_node=2",
-    "slurm.time=1m",
-    "slurm.signal_lead_s=20",  # told to stop after 40 s; six starts must do, however long each takes to begin
+    "slurm.time=0:01:30",
+    "slurm.signal_lead_s=20",  # told to stop after 70 s; six starts must do, also where each takes 40 s to begin
 )
 MARK = "SENET_TEST_MARK"
 
@@ -62,12 +62,13 @@ def local(tmp_path: Path, data_root: Path) -> Iterator[Local]:
     assert left == []
 
 
+@pytest.mark.timeout(900)
 def test_at_the_time_limit_it_is_saved_and_started_again(local: Local, data_root: Path, tmp_path: Path) -> None:
     assert local.tool(*tiny(*OPTIONS, *JOB, *local.options)).startswith("submitted job ")
     assert local.tool("status", str(local.run_dir)).splitlines()[1].split()[2] in ("starting", "training")
-    wait_until(lambda: not local.processes(), 400, "the end of the job")
+    wait_until(lambda: not local.processes(), 600, "the end of the job")
     table = local.tool("status", str(local.run_dir))
-    assert table.splitlines()[1].split()[2:5] == ["finished", "418", "19"]
+    assert table.splitlines()[1].split()[2:5] == ["finished", "704", "32"]
     [log] = local.run_dir.glob("slurm/*_0_log.out")
     restarts = log.read_text().count("resumed from")
     assert restarts == log.read_text().count("stopped at step") > 0

@@ -32,7 +32,7 @@ from senet.rundir.files import read_json, write_json
 from senet.rundir.lease import Lease
 from senet.rundir.saving import CheckpointManager
 from senet.training.learner import Learner
-from senet.training.optim import build_ema, build_optimizer
+from senet.training.optim import build_average, build_optimizer
 from senet.training.schedule import lr_at
 from senet.training.seeds import seed_everything
 from senet.training.trainer import Trainer
@@ -57,7 +57,7 @@ def test_training_is_the_plain_loop(train_here: Train, digits: ImageData, tmp_pa
     config = tiny_config(*options)
     seed_everything(config.seed)
     model = build_model(config.model.name, num_classes=10).to(memory_format=torch.channels_last)
-    optimizer, ema = build_optimizer(model, config.optim, fused=True), build_ema(model, config.train.ema_decay)
+    optimizer, ema = build_optimizer(model, config.optim, fused=True), build_average(model, config.train.ema_decay)
     assert ema is not None
     sampler = ResumableSampler(digits.train, global_batch_size=64, rank=0, world_size=1, seed=config.seed)
     preprocess = Preprocess(
@@ -95,7 +95,7 @@ def test_accumulation_gives_the_same_updates(train_here: Train, tmp_path: Path) 
 def test_the_average_is_the_one_by_hand() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
     model[2].weight = model[0].weight  # shared by two layers, averaged once
-    ema = build_ema(model, 0.6)
+    ema = build_average(model, 0.6)
     assert ema is not None
     expected: dict[str, Tensor] = {}
     for n in range(8):

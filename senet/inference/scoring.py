@@ -21,7 +21,8 @@ from senet.distributed.groups import sum_over_ranks
 from senet.distributed.ranks import Ranks
 from senet.errors import ConfigError
 from senet.inference.network import Trained
-from senet.training.scores import Progress, Scores, Tally
+from senet.training.progress import Progress
+from senet.training.scores import Scores, Tally
 
 log = logging.getLogger(__name__)
 _DATA_OPTIONS = ("data.source", "data.root", "data.folder", "data.decode_threads")  # the network fixes the others

@@ -10,7 +10,8 @@ from senet.distributed.groups import broadcast_buffers, sum_over_ranks
 from senet.training.feed import Feed
 from senet.training.learner import Learner
 from senet.training.peers import Peers
-from senet.training.scores import Progress, Scores, Tally
+from senet.training.progress import Progress
+from senet.training.scores import Scores, Tally
 
 
 @torch.no_grad()  # not inference_mode: training may use a tensor that the network keeps, such as a table of positions

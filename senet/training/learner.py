@@ -21,7 +21,7 @@ from senet.distributed.groups import replicate, sync_batch_norms
 from senet.distributed.ranks import Ranks
 from senet.models.weights import lay_out
 from senet.training.feed import black_micro_batch, two_black_images
-from senet.training.optim import WeightAverage, build_ema, build_optimizer, load_optimizer
+from senet.training.optim import WeightAverage, build_average, build_optimizer, load_optimizer
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,9 @@ class Learner:
         lay_out(network, channels_last=config.train.channels_last)
         if config.train.sync_bn:
             network = sync_batch_norms(network)
-        average = build_ema(network, config.train.ema_decay)  # before it runs: then it may hold what cannot be copied
+        average = build_average(
+            network, config.train.ema_decay
+        )  # before it runs: then it may hold what cannot be copied
         mixed: Callable[[], AbstractContextManager[None]] = partial(
             autocast, ranks.device.type, dtype=torch.float16 if amp == "fp16" else torch.bfloat16, enabled=amp != "off"
         )

@@ -159,6 +159,6 @@ def _saved_tensors(model: nn.Module) -> list[Tensor]:
     return list(dict.fromkeys(t for t in model.state_dict(keep_vars=True).values() if isinstance(t, Tensor)))
 
 
-def build_ema(model: nn.Module, decay: float) -> WeightAverage | None:
+def build_average(model: nn.Module, decay: float) -> WeightAverage | None:
     """None where ``decay`` is 0."""
     return WeightAverage(model, decay) if decay else None

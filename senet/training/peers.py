@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch.distributed import ProcessGroup
 
+from senet.distributed import groups
 from senet.distributed.agreement import Agreement
-from senet.distributed.groups import set_time_limit
 from senet.distributed.preemption import StopFlag
 from senet.distributed.ranks import Ranks
 from senet.distributed.watchdog import Watchdog
@@ -28,7 +28,7 @@ class Peers:
         """Once a step, when its work has been issued; see ``Agreement.exchange``."""
         self.agreement.exchange(stop=bool(self.stop))
 
-    def limit(self, timeout_s: float) -> None:
+    def set_time_limit(self, timeout_s: float) -> None:
         """How long a rank waits for the others from now on. The watchdog, which times the start, ends."""
-        set_time_limit(self.group, timeout_s)
+        groups.set_time_limit(self.group, timeout_s)
         self.watchdog.close()

@@ -27,9 +27,9 @@ from senet.rundir.files import read_json, read_rows
 from senet.rundir.lease import Lease
 from senet.rundir.saving import CheckpointManager
 from senet.training.feed import two_black_images
+from senet.training.progress import Progress
 from senet.training.resume import rate_jump
 from senet.training.rows import result_line
-from senet.training.scores import Progress
 from senet.training.state import Summary, TrainState
 from senet.training.writer import Writer
 

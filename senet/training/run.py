@@ -28,9 +28,9 @@ from senet.training.feed import Feed, two_black_images
 from senet.training.learner import Learner, choose_amp
 from senet.training.peers import Peers
 from senet.training.prepare import Prepared, prepare
+from senet.training.progress import Progress
 from senet.training.record import Record, provenance, publish_start
 from senet.training.resume import identity, warn_of_changes
-from senet.training.scores import Progress
 from senet.training.seeds import set_deterministic
 from senet.training.state import Summary, TrainState
 from senet.training.trainer import Trainer

@@ -1,21 +1,16 @@
-"""Scores, their sums on the device, and what the terminal shows while they grow."""
+"""Scores, and the sums on the device that they are made of."""
 
 from __future__ import annotations
 
 import logging
 import math
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 _LOSS_UNIT = 2.0**-24  # nats; the sum over 10**9 images still fits into 63 bits
 _AT_ONCE = 16  # batches counted together: on small tensors, calling an operation costs more than its arithmetic
 _NOT_FINITE = -(2.0**52)  # makes any sum negative; a cross entropy never is
@@ -85,36 +80,3 @@ class Tally:
         units_B = torch.where(loss_B.isfinite(), (loss_B.double() * (batch / _LOSS_UNIT)).round(), _NOT_FINITE).long()
         images = torch.full((), len(hits), device=hits.device)
         self._sums += torch.stack((images, units_B.sum(), hits[:, :1].sum(), hits.sum()))
-
-
-class Progress:
-    """What rank 0 shows: progress bars on a terminal, plain lines elsewhere. Other ranks show nothing."""
-
-    def __init__(self, visible: bool) -> None:
-        self._visible = visible
-        self._bars = visible and sys.stdout.isatty()
-        self._bar: tqdm[Any] | None = None
-
-    def over(self, batches: Iterable[T], *, title: str, total: int, done: int = 0) -> Iterator[T]:
-        """Iterate, and show it as a bar."""
-        if not self._bars:
-            yield from batches
-            return
-        with tqdm(total=total, initial=done, desc=title, unit="batch", file=sys.stdout, leave=False) as self._bar:
-            for batch in batches:
-                yield batch
-                self._bar.update()
-        self._bar = None
-
-    def facts(self, line: str) -> None:
-        """Numbers of the last log interval: after the bar, or as a line."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(line, refresh=False)
-        else:
-            self.say(line)
-
-    def say(self, line: str) -> None:
-        """Print a line."""
-        if self._visible:
-            with suppress(OSError):  # the terminal was closed, or the log cannot be written: the run goes on
-                tqdm.write(line) if self._bars else print(line, flush=True)

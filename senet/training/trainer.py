@@ -65,7 +65,7 @@ class Trainer:
                     self.train_epoch()
                 self.finish_epoch()
         except StopRequested:
-            self.peers.limit(self.config.distributed.eval_timeout_s)
+            self.peers.set_time_limit(self.config.distributed.eval_timeout_s)
             self.save(wait=True)
             return Summary("stopped", self.state.step, self.state.last_result)
         return Summary("finished", self.state.step, self.state.last_result)
@@ -83,7 +83,7 @@ class Trainer:
             self.train_step(images_NHWC, labels_N, indices_N, epoch)
             step = self.state.step
             if step == first + 1:  # that one may compile, and has the time of a start
-                self.peers.limit(config.distributed.step_timeout_s)
+                self.peers.set_time_limit(config.distributed.step_timeout_s)
             if step % config.log.every_steps == 0:
                 self.log()
             if self._check_every and step % self._check_every == 0:
@@ -159,7 +159,7 @@ class Trainer:
     def finish_epoch(self) -> None:
         """Evaluate, update the plateau, write the epoch's row, and save."""
         state, config = self.state, self.config
-        self.peers.limit(config.distributed.eval_timeout_s)
+        self.peers.set_time_limit(config.distributed.eval_timeout_s)
         with self.training:  # a GPU may still be computing the last step
             self._collect()
         train = Scores.from_sums(state.epoch_sums, self.feed.num_classes)

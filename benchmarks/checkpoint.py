@@ -14,7 +14,7 @@ Options of the trainer may follow (model.name=..., for a try).
    ``torch.load`` of the plain file; both files are in the page cache.
 3. Pairs of whole runs of --updates updates, with checkpoint.every_steps=10 and without any: seconds of training.
 
-The share of training time at a checkpoint every 100 updates (wanted: at most 0.5 %) is too small to be seen in a run,
+The share of training time at a checkpoint every 100 updates (target: at most 0.5 %) is too small to be seen in a run,
 so it is found from what one save costs, in two ways: by 3, the difference divided by the number of saves, whose spread
 shows the noise; by 1, blocked seconds and the thread's seconds of a core, as if training lost all of both, which is a
 bound from above unless memory bandwidth or the disk slow the steps down besides. Prints tables and appends rows to
@@ -225,7 +225,7 @@ def keep(times: Times, costs: list[float], step_s: float, args: argparse.Namespa
     row("a checkpoint", times["MB"][:1], "MB", of="saves", digits=0)
     row("cost of a save, whole runs", [1000 * cost for cost in costs], "ms", digits=0)
     row("seconds an update", [step_s], "s", n=args.pairs, digits=3)
-    row("share of training, a save each 100 steps", [cost / step_s for cost in costs], "%", wanted="<= 0.5")
+    row("share of training, a save each 100 steps", [cost / step_s for cost in costs], "%", target="<= 0.5")
     bound_s = statistics.median(times[OWN]) + statistics.median(times[f"{BEHIND} (core)"])
     row("share of training, bound from above", [bound_s / step_s], "%", n=args.pairs, of="saves")
 

@@ -80,7 +80,7 @@ def record(
 
     Args:
         values: each repetition, or the one number that came of ``n`` of them.
-        more: ``wanted``, ``note``, ``images_per_s``, ``parts``, see ``results.Row``.
+        more: ``target``, ``note``, ``images_per_s``, ``parts``, see ``results.Row``.
     """
     import torch  # seconds, which --help does without
 
@@ -103,7 +103,7 @@ def record(
         cores=psutil.cpu_count() or 1,
         torch=torch.__version__,
         python=platform.python_version(),
-        commit=commit()[:9],
+        commit=re.sub(r"^([0-9a-f]{9})[0-9a-f]+", r"\1", commit()),
         **more,
     )
     results.append(row)

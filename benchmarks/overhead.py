@@ -6,7 +6,7 @@ train_ddp.py, one rank with all cores of the CPU, bf16, and everything on: metri
 averaged weights, the comparison of ranks and a checkpoint each 200 steps; one rank has nobody to vote with. 51,200
 random images of 32x32 in a store of their own, two epochs, of which the second counts (evaluation left out):
 milliseconds a step, its mean, less that of ``loops.py bare`` in the same repetition. Augmentation off and on, batches
-of 128 and 512. The bar: at most 0.7 ms with batches of 128 and augmentation off. Then, by ``parts.py``, where the time
+of 128 and 512. Target: at most 0.7 ms with batches of 128 and augmentation off. Then, by ``parts.py``, where the time
 of that step goes, and the places in the code where the host waits for a device. Prints tables and appends rows to
 results.jsonl. Nothing else should run meanwhile.
 """
@@ -21,13 +21,13 @@ from common import arguments, lay_store, measured, record, spread, train
 
 from senet import REPOSITORY
 
-BAR = "<= 0.7"  # ms
+TARGET = "<= 0.7"  # ms
 NETWORK = "benchmarks.networks:linear"
 OFF = ["augment.crop_padding=0", "augment.flip=false", "augment.cutout=0"]
 CASES = {
     f"batch {batch}, augmentation {'off' if off else 'on'}": (batch, off) for batch in (128, 512) for off in (OFF, [])
 }
-BARRED = next(iter(CASES))
+JUDGED = next(iter(CASES))
 
 
 def options(data_root: str, batch: int, augment: list[str]) -> list[str]:
@@ -50,7 +50,7 @@ def own_ms(data_root: str, batch: int, augment: list[str], steps: int) -> float:
 def parts(data_root: str) -> dict[str, float]:
     """Milliseconds a step, by part."""
     with tempfile.TemporaryDirectory() as run_dir:
-        return measured("parts.py", "--json", *options(data_root, *CASES[BARRED]), f"run_dir={run_dir}")
+        return measured("parts.py", "--json", *options(data_root, *CASES[JUDGED]), f"run_dir={run_dir}")
 
 
 def sync_points() -> list[str]:
@@ -80,15 +80,15 @@ def main() -> None:
     print("\nmilliseconds a step, less those of a bare loop")
     for case, values in times.items():
         print(f"{case:32} {spread(values)}")
-    print(f"\nwhere the step's time goes ({BARRED}), ms")
+    print(f"\nwhere the step's time goes ({JUDGED}), ms")
     for label in by_part[0]:
         print(f"{label:32} {spread([each[label] for each in by_part], 3)}")
     print("\nwhere the host waits\n" + "\n".join(sync_points()))
     for case, values in times.items():
-        record("overhead.py", case, values, "ms", wanted=BAR if case == BARRED else None, note=args.note)
+        record("overhead.py", case, values, "ms", target=TARGET if case == JUDGED else None, note=args.note)
     mean = {label: round(statistics.median(each[label] for each in by_part), 3) for label in by_part[0]}
     whole = mean.pop("whole step")
-    record("overhead.py", f"{BARRED}, whole step", [whole], "ms", n=args.pairs, parts=mean, note=args.note)
+    record("overhead.py", f"{JUDGED}, whole step", [whole], "ms", n=args.pairs, parts=mean, note=args.note)
 
 
 if __name__ == "__main__":

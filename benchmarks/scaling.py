@@ -27,7 +27,7 @@ SHARED = ["configs/cifar10.yaml", "train.epochs=1", "log.every_steps=1", "log.te
 UNSAVED = ["checkpoint.every_steps=1000000", "train.desync_check_every=0"]
 GLOBAL_BATCHES = (128, 512)
 PER_RANK = 128
-WANTED = {"2 ranks over 1, global batch 128": ">= 0.97", "2 ranks over 1, global batch 512": ">= 1.05"}
+TARGETS = {"2 ranks over 1, global batch 128": ">= 0.97", "2 ranks over 1, global batch 512": ">= 1.05"}
 
 
 class Case(NamedTuple):
@@ -85,7 +85,7 @@ def main() -> None:
             print(f"{name:20} {case.ranks:5} {n:3} {spread(speeds[case], 1):>26} {spread(gains):>26}", flush=True)
             what = ", ".join([f"{case.ranks} ranks over {first.ranks}", name, *args.options])
             both = medians(speeds[case], speeds[first][:n])
-            record("scaling.py", what, gains, RATIO, wanted=WANTED.get(what), images_per_s=both, note=args.note)
+            record("scaling.py", what, gains, RATIO, target=TARGETS.get(what), images_per_s=both, note=args.note)
 
 
 if __name__ == "__main__":

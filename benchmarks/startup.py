@@ -5,8 +5,8 @@
 train_ddp.py with SENet18 on the digits at 32x32, batch 64, one rank, images decoded before; the first step has ended
 when its row is in metrics.jsonl (log.every_steps=1), which is looked for each 5 ms. In each repetition, one after
 another: a fresh start, a start that resumes from a checkpoint, ``import torch, torchvision`` in a new interpreter, and
-``train_ddp.py --help``. The bars: a start takes at most 3 s more than the imports, --help at most 1 s. Appends
-rows to results.jsonl. Nothing else should run meanwhile.
+``train_ddp.py --help``. Targets: a start takes at most 3 s more than the imports, --help at most 1 s. Appends rows
+to results.jsonl. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from common import arguments, record, train
 from senet import REPOSITORY
 from senet.distributed.environment import MALLOC
 
-MORE_BAR, HELP_BAR = "<= 3", "<= 1"  # seconds
+MORE_TARGET, HELP_TARGET = "<= 3", "<= 1"  # seconds
 LIMIT_S = 600.0
 FRESH, RESUMED, IMPORTS, HELP = "fresh start", "resumed start", "import torch, torchvision", "train_ddp.py --help"
 
@@ -102,9 +102,9 @@ def report(times: dict[str, list[float]], model: str, note: str) -> None:
     for name in (FRESH, RESUMED):
         more = [start - imports for start, imports in zip(times[name], times[IMPORTS], strict=True)]
         record("startup.py", f"{name} of {model}, exec to first step", times[name], "s", note=about)
-        record("startup.py", f"{name} of {model} beyond the imports", more, "s", wanted=MORE_BAR, note=about)
+        record("startup.py", f"{name} of {model} beyond the imports", more, "s", target=MORE_TARGET, note=about)
     record("startup.py", IMPORTS, times[IMPORTS], "s", note=note)
-    record("startup.py", HELP, times[HELP], "s", wanted=HELP_BAR, note=note)
+    record("startup.py", HELP, times[HELP], "s", target=HELP_TARGET, note=note)
 
 
 if __name__ == "__main__":

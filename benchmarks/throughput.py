@@ -30,7 +30,7 @@ WARM_UP = 2  # steps
 LOOPS = {
     "bare": "a bare loop", "baseline": "the usual script", "lightning": "Lightning", "accelerate": "Accelerate"
 }  # fmt: skip
-WANTED = {"bare": ">= 0.98", "baseline": ">= 2.5", "lightning": ">= 1", "accelerate": ">= 1"}
+TARGETS = {"bare": ">= 0.98", "baseline": ">= 2.5", "lightning": ">= 1", "accelerate": ">= 1"}
 PRODUCT_GFLOP = 2 * 2048**3 / 1e9
 
 
@@ -53,11 +53,11 @@ def main() -> None:
     parser.add_argument("--peers", default=",".join(LOOPS), help="only these beside the trainer")
     parser.add_argument("options", nargs="*", help="key=value, on top of configs/cifar10.yaml")
     args = parser.parse_intermixed_args()
-    wanted = args.peers.split(",")
-    if unknown := set(wanted) - LOOPS.keys():
+    chosen = args.peers.split(",")
+    if unknown := set(chosen) - LOOPS.keys():
         parser.error(f"--peers: {', '.join(sorted(unknown))} is none of {', '.join(LOOPS)}")
-    missing = [peer for peer in wanted if peer in ("lightning", "accelerate") and not find_spec(peer)]
-    peers = [peer for peer in wanted if peer not in missing]
+    missing = [peer for peer in chosen if peer in ("lightning", "accelerate") and not find_spec(peer)]
+    peers = [peer for peer in chosen if peer not in missing]
     speeds: dict[str, list[float]] = {name: [] for name in ("ours", *peers)}
     products: list[float] = []
     with tempfile.TemporaryDirectory() as data_root:
@@ -90,7 +90,7 @@ def report(speeds: dict[str, list[float]], products: list[float], args: argparse
         if name != "ours":
             what = ", ".join([f"trainer over {LOOPS[name]}", *special])
             both = medians(speeds["ours"], values)
-            record("throughput.py", what, gains, RATIO, wanted=WANTED[name], images_per_s=both, note=args.note)
+            record("throughput.py", what, gains, RATIO, target=TARGETS[name], images_per_s=both, note=args.note)
     print(f"{'matmul':16} {'':28} {spread(products, 0):28}")
     shares = [100 * share for share in ratios([gflop * value for value in speeds["ours"]], products)]
     note = "; ".join(filter(None, [f"{gflop:.2f} GFLOP an image", args.note]))

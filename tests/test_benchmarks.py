@@ -85,13 +85,24 @@ def test_a_measurement_is_kept_with_its_command_and_its_machine(monkeypatch: pyt
     monkeypatch.setattr(
         sys, "argv", ["x.py", "--pairs=3", "--note", "a note", "model.name=se_resnet20", "data.root=/d"]
     )
-    common.record("x.py", "what", [3.0, 1.0, 2.254], "x", wanted=">= 2", note="a note")
+    common.record("x.py", "what", [3.0, 1.0, 2.254], "x", target=">= 2", note="a note")
     [row] = kept
     assert (row.value, row.low, row.high, row.n, row.of) == (2.25, 1, 3, 3, "pairs")
     assert row.command == "benchmarks/x.py model.name=se_resnet20"
-    assert (row.wanted, row.note, row.torch) == (">= 2", "a note", torch.__version__)
+    assert (row.target, row.note, row.torch) == (">= 2", "a note", torch.__version__)
     assert row.cores > 0
     assert row.cpu
+
+
+@pytest.mark.parametrize(
+    ("of_git", "kept"), [("0123456789ab+", "012345678+"), ("0123456789ab", "012345678"), ("unknown", "unknown")]
+)
+def test_a_changed_checkout_is_recorded_as_one(of_git: str, kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[Row] = []
+    monkeypatch.setattr(common.results, "append", rows.append)
+    monkeypatch.setattr("senet.rundir.commit.commit", lambda: of_git)
+    common.record("x.py", "what", [1.0], "x")
+    assert rows[0].commit == kept
 
 
 def test_one_number_of_several_repetitions_has_no_range(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from tests.harness import REPOSITORY
 
 FOLDER = REPOSITORY / "benchmarks"
 ROWS = results.read()
-ROW = replace(ROWS[0], benchmark="ring.py", what="speed", value=0.99, low=0.9, high=1.04, unit="x", wanted=">= 1")
+ROW = replace(ROWS[0], benchmark="ring.py", what="speed", value=0.99, low=0.9, high=1.04, unit="x", target=">= 1")
 REMEDY = "run .venv/bin/python benchmarks/results.py"
 
 
@@ -50,7 +50,7 @@ def test_each_measurement_has_what_a_reader_needs() -> None:
         assert row.low is None or row.high is None or row.low <= row.value <= row.high, row
         assert row.n >= 1, row
         assert all((row.command, row.what, row.unit, row.of, row.cpu, row.torch, row.python)), row
-        assert row.wanted is None or re.fullmatch(r"[<>]= [\d.]+", row.wanted), row
+        assert row.target is None or re.fullmatch(r"[<>]= [\d.]+", row.target), row
         assert len(row.what) <= 60, row  # a cell of a table
         assert len(row.note or "") <= 80, row
         assert "|" not in f"{row.what}{row.note}", row
@@ -87,10 +87,10 @@ def test_a_row_without_a_field_or_with_an_unknown_one_is_refused(tmp_path: Path,
         results.read(tmp_path / "rows.jsonl")
 
 
-def test_a_median_that_misses_what_is_wanted_is_called_missed() -> None:
+def test_a_median_that_misses_its_target_is_called_missed() -> None:
     assert "| 0.99 (0.90 to 1.04) | >= 1 | **missed** |" in results.page([ROW])
     assert "| 1.00 (0.90 to 1.04) | >= 1 | met |" in results.page([replace(ROW, value=1.0)])
-    assert not replace(ROW, wanted="<= 0.9").met
+    assert not replace(ROW, target="<= 0.9").met
 
 
 def test_only_the_last_of_equal_measurements_is_plotted_and_judged() -> None:

@@ -1,7 +1,8 @@
 """What the documents tell people to type, typed from the top of each page to its end, in a folder of the page's own.
 
 As it stands there, but for what ``SMALLER`` replaces, what ``NOT_RUN`` leaves out, and the recipes: in that folder
-those of ``configs/`` train a small network on a hundred pictures, on one rank unless a line says how many.
+those of ``configs/`` train a small network on a hundred pictures, on one rank unless a line says how many. With the
+real recipes, the options of a command are read, no more.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,6 +24,9 @@ import pytest
 from PIL import Image
 
 from senet import REPOSITORY
+from senet.config.load import load_config
+from senet.config.recipes import with_recipe
+from senet.errors import ConfigError
 from tests.documents import PAGES, Block, Command, blocks, commands, name
 from tests.harness import payload, rows
 
@@ -46,10 +51,10 @@ RUN = ("./launch.sh", "NPROC=", "torchrun ", "python train_ddp.py")
 """How a command may begin."""
 SMALLER = {
     r"^\./launch\.sh$": "./launch.sh configs/quickstart.yaml",
-    r"^torchrun --nproc_per_node=4 train_ddp\.py$": (
-        "torchrun --standalone --nproc_per_node=2 train_ddp.py configs/cifar10.yaml run_dir=runs/torchrun"
+    r"^torchrun --nproc_per_node=4 (train_ddp\.py .*)$": (
+        r"torchrun --standalone --nproc_per_node=2 \1 run_dir=runs/torchrun"
     ),
-    r"^python train_ddp\.py train\.epochs=5$": "python train_ddp.py configs/cifar10.yaml run_dir=runs/alone",
+    r"^python train_ddp\.py .*$": r"\g<0> run_dir=runs/alone",
     r"train\.epochs=60": "train.epochs=3",
     r"step_000000200": "step_000000005",
     r"/path/to/images": "photos",
@@ -103,6 +108,30 @@ def test_every_command_is_run_or_left_out_for_a_reason(page: Path) -> None:
 def test_what_is_replaced_or_left_out_stands_in_some_page() -> None:
     lines = [command.text for page in PAGES for command in typed_commands(page)]
     assert not [text for text in (*SMALLER, *NOT_RUN) if not any(re.search(text, line) for line in lines)]
+
+
+def named_options(command: str) -> list[str] | None:
+    """What a command gives the trainer, with the recipe that launch.sh adds; None for a command of another kind."""
+    words = [word for word in shlex.split(command) if not re.match("[A-Z_]+=", word) and word != "--dry-run"]
+    if "train_ddp.py" in words:
+        return words[words.index("train_ddp.py") + 1 :]
+    verb = words[1] if words[1:2] in (["train"], ["slurm"]) else "train"
+    given = [word for word in words[1:] if word != verb]
+    is_of_options = not given or "=" in given[0] or given[0].endswith(".yaml")
+    return with_recipe(verb, given, pytest.fail) if words[0] == "./launch.sh" and is_of_options else None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_the_real_recipes_have_every_option_that_a_command_sets(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    for command in typed_commands(page):
+        ranks = int((re.match(r"NPROC=(\d+) ", command.text) or ["", "1"])[1])
+        refused = (command.output or "").partition("launch.sh: ")[2].strip()
+        if refused:
+            with pytest.raises(ConfigError, match=f"^{re.escape(refused)}$"):
+                load_config(named_options(command.text) or [], ranks)
+        elif (argv := named_options(command.text)) is not None:
+            load_config(argv, ranks)
 
 
 def run(folder: Path, command: str, *, stdin: str = "") -> subprocess.CompletedProcess[str]:

@@ -176,7 +176,23 @@ def test_test_images_of_other_classes_are_refused(run_dir: Path, data_root: Path
     meta = tmp_path / "data/stores/digits-16/meta.json"
     meta.write_text(meta.read_text().replace('"9"', '"nine"'))
     with pytest.raises(ConfigError, match=r"8, nine\) are not those of .*8, 9\)"):
-        main([str(run_dir), "--data", f"data.root={tmp_path / 'data'}"])
+        main([str(run_dir), f"data.root={tmp_path / 'data'}"])
+
+
+def test_a_run_directory_may_have_an_equals_sign_in_its_name_and_other_options_are_refused(
+    run_dir: Path, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "lr=0.1"
+    shutil.copytree(run_dir, copy)
+    (copy / "report" / "predictions.npz").unlink()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"'optim.lr=1': only data.source, data.root"):
+        main(["lr=0.1", "optim.lr=1"])
+    with pytest.raises(ConfigError, match="no RUN_DIR"):
+        main([f"data.root={data_root}"])
+    own = ["--device", "cpu", "--model", "tests.networks:tiny_senet"]
+    assert main([*own, "lr=0.1", f"{tmp_path}/lr=0.1", f"data.root={data_root}"]) == 0
+    assert predictions_in(copy).sha256 == predictions_in(run_dir).sha256
 
 
 def test_the_accuracy_is_the_one_that_training_wrote_down(run_dir: Path) -> None:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from senet.command import Parser, end, path_argument
+from senet.command import Parser, end
+from senet.config.load import named_path
 from senet.errors import ConfigError
 from senet.rundir.files import replace_file
 from senet.rundir.history import Run, read_run
@@ -86,25 +87,30 @@ def to_tensorboard(run: Run, drawings: dict[str, Drawing]) -> None:
 def main(argv: Sequence[str]) -> int:
     """Write the report, and print the path of its page."""
     parser = Parser(prog=typed("report"), description=__doc__.split("\n\n")[1])
+    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="the first is reported, all compared")
     parser.add_argument(
-        "run_dirs", nargs="+", type=path_argument, metavar="RUN_DIR", help="the first is reported, all compared"
-    )
-    parser.add_model()
-    parser.add_device()
-    parser.add_argument(
-        "--data",
-        action="append",
-        default=[],
+        "overrides",
+        nargs="*",
         metavar="key=value",
         help="where the test images are, if they have moved: data.source, data.root, data.folder, data.decode_threads",
     )
-    arguments = parser.parse_args(argv)
+    parser.add_model()
+    parser.add_device()
+    arguments = parser.parse_intermixed_args(argv)
+    words = [*arguments.run_dirs, *arguments.overrides]  # of its two lists argparse fills the first alone
+    overrides = [word for word in words if _is_override(word)]
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    page = write_report(
-        arguments.run_dirs, model_name=arguments.model, device=arguments.device, overrides=arguments.data
-    )
-    print(page)
+    folders = [named_path(word) for word in words if word not in overrides]
+    if not folders:
+        raise ConfigError("no RUN_DIR is named; --help shows the usage")
+    print(write_report(folders, model_name=arguments.model, device=arguments.device, overrides=overrides))
     return 0
+
+
+def _is_override(word: str) -> bool:
+    """Whether it is ``key=value``. The path of a folder may hold a ``=`` too: runs/lr=0.1."""
+    key, equals, _ = word.partition("=")
+    return bool(equals) and "/" not in key and not Path(word).is_dir()
 
 
 if __name__ == "__main__":

@@ -7,15 +7,20 @@ import shlex
 import shutil
 import sys
 
+DEFAULT_RECIPE = "configs/cifar10.yaml"
+"""What is trained where no YAML file is named."""
+QUICKSTART = "configs/quickstart.yaml"
+"""The same for launch.sh, which passes it on."""
+
 
 def by_launcher() -> bool:
-    """Whether launch.sh started this process."""
+    """Whether hints name launch.sh. A job inherits this variable: nothing else may depend on it."""
     return "SENET_COMMAND" in os.environ
 
 
 def default_recipe() -> str:
-    """What is trained where no YAML file is named."""
-    return "configs/quickstart.yaml" if by_launcher() else "configs/cifar10.yaml"
+    """What is trained by ``typed("train")`` where no YAML file is named."""
+    return QUICKSTART if by_launcher() else DEFAULT_RECIPE
 
 
 def typed(verb: str) -> str:
@@ -25,4 +30,4 @@ def typed(verb: str) -> str:
     python = "python" if shutil.which("python") == sys.executable else shlex.quote(sys.executable)
     if verb == "slurm":
         return f"{python} {shlex.quote(sys.argv[0])}"
-    return "train_ddp.py" if verb == "train" else f"{python} -m senet.{verb}"
+    return f"{python} {'train_ddp.py' if verb == 'train' else f'-m senet.{verb}'}"

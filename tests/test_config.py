@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -401,6 +403,27 @@ def test_help_about_what_is_no_group_is_one_line_and_code_2(topic: str, hint: st
         assert (done.returncode, done.stdout) == (2, "")
         [line] = done.stderr.splitlines()
         assert f"--help {topic}: no such group of options; {hint}" in line
+
+
+def test_hints_name_the_command_as_it_was_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    for called, typed in (("", f"{shlex.quote(sys.executable)} train_ddp.py"), ("../launch.sh", "../launch.sh train")):
+        monkeypatch.setenv("PATH", "/nowhere")  # there is no python that is this one
+        monkeypatch.delenv("SENET_COMMAND", raising=False)
+        if called:
+            monkeypatch.setenv("SENET_COMMAND", called)
+        assert help_text().startswith(f"usage: {typed} [FILE.yaml ...]")
+        with pytest.raises(ConfigError, match=f"see {typed} --help data$"):
+            restore_data({"data.root": 1})
+
+
+def test_a_package_without_its_checkout_says_so_in_one_line(tmp_path: Path) -> None:
+    shutil.copytree(REPOSITORY / "senet", tmp_path / "senet")
+    command = [sys.executable, "-m", "senet.config"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert f"configs/cifar10.yaml is not in {tmp_path}; " in line
+    assert line.endswith("pip install -e .")
 
 
 def test_help_and_check_import_neither_torch_nor_numpy() -> None:

@@ -17,8 +17,7 @@ from senet.config.checks import check_ranges, check_split, check_together
 from senet.config.options import Config, DataConfig, flat_values, groups, near_option, options, types
 from senet.config.reading import Quoted, as_path, as_type, parse, plain, shown, unquoted
 from senet.errors import ConfigError, did_you_mean
-
-DEFAULT_CONFIG = REPOSITORY / "configs" / "cifar10.yaml"
+from senet.verbs import DEFAULT_RECIPE, typed
 
 
 def load_config(argv: Sequence[str], world_size: int = 1) -> Config:
@@ -31,14 +30,26 @@ def load_config(argv: Sequence[str], world_size: int = 1) -> Config:
             contradict each other, or a global batch that ``world_size`` ranks cannot share.
     """
     files, overrides = sort_arguments(argv)
-    sources = [(f"{shown(name)}: ", _read_yaml(name)) for name in files or [str(DEFAULT_CONFIG)]]
+    if not files:
+        files = [str(_default_recipe())]
+    sources = [(f"{shown(name)}: ", _read_yaml(name)) for name in files]
     config = _merge([*sources, *(("", _read_override(pair)) for pair in overrides)])
     if not config.run_dir:
-        config = dataclasses.replace(config, run_dir=f"runs/{Path(files[0] if files else DEFAULT_CONFIG).stem}")
+        config = dataclasses.replace(config, run_dir=f"runs/{Path(files[0]).stem}")
     check_ranges(config)
     check_together(config)
     check_split(config.train, world_size)
     return config
+
+
+def _default_recipe() -> Path:
+    path = REPOSITORY / DEFAULT_RECIPE
+    if not path.exists():  # the package was installed without its checkout
+        raise ConfigError(
+            f"no YAML file is named, and {DEFAULT_RECIPE} is not in {REPOSITORY}; name a file, or install from a "
+            f"checkout: pip install -e ."
+        )
+    return path
 
 
 def sort_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -53,7 +64,7 @@ def sort_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         elif is_yaml:
             files.append(argument)
         else:
-            shipped = {path.stem: path.relative_to(REPOSITORY) for path in DEFAULT_CONFIG.parent.rglob("*.yaml")}
+            shipped = {path.stem: path.relative_to(REPOSITORY) for path in (REPOSITORY / "configs").rglob("*.yaml")}
             near = f"did you mean '{shipped[argument]}'?" if argument in shipped else near_option(argument)
             raise ConfigError(
                 f"argument {argument!r} is neither key=value nor a YAML file; {near or '--help all lists the options'}"
@@ -168,7 +179,9 @@ def restore_data(saved: Mapping[str, Any], overrides: Sequence[str] = ()) -> Dat
         if fits and isinstance(value, tuple):
             fits = len(value) == 3 and all(type(each) in (int, float) for each in value)
         if not fits or (spec.name == "source" and value not in get_args(get_type_hints(DataConfig)["source"])):
-            raise ConfigError(f"data.{spec.name}={value!r} is no value of this option; see train_ddp.py --help data")
+            raise ConfigError(
+                f"data.{spec.name}={value!r} is no value of this option; see {typed('train')} --help data"
+            )
         values[spec.name] = value
     given = _merge([("", _read_override(pair)) for pair in overrides])
     names = [pair.partition("=")[0].strip().removeprefix("data.") for pair in overrides]

@@ -8,9 +8,7 @@ from collections.abc import Callable, Sequence
 from senet import REPOSITORY
 from senet.config.load import load_config, named_path, sort_arguments
 from senet.errors import ConfigError
-from senet.verbs import typed
-
-QUICKSTART = REPOSITORY / "configs" / "quickstart.yaml"
+from senet.verbs import DEFAULT_RECIPE, QUICKSTART, typed
 
 
 def with_recipe(verb: str, argv: Sequence[str], say: Callable[[str], None]) -> list[str]:
@@ -24,12 +22,12 @@ def with_recipe(verb: str, argv: Sequence[str], say: Callable[[str], None]) -> l
     """
     files, _ = sort_arguments(argv)
     if not files:
-        argv = [str(QUICKSTART), *argv]
+        argv = [str(REPOSITORY / QUICKSTART), *argv]
         if (source := load_config(argv).data.source) != "digits":
             own = "" if any(each.startswith("run_dir=") for each in argv) else " run_dir=runs/NAME"
             raise ConfigError(
-                f"data.source={source} needs a recipe; without a YAML file that is configs/quickstart.yaml, which is "
-                f"for the digits; type: {typed(verb)} configs/cifar10.yaml {shlex.join(argv[1:])}{own}"
+                f"data.source={source} needs a recipe; without a YAML file that is {QUICKSTART}, which is for the "
+                f"digits; type: {typed(verb)} {DEFAULT_RECIPE} {shlex.join(argv[1:])}{own}"
             )
         return argv
     beside = {}

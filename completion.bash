@@ -21,10 +21,9 @@ _launch_options_for() {
     esac | sort -u
 }
 
-_launch_files_for() { # YAML files from here on, and the recipes
+_launch_files_for() { # YAML files from here on, and the recipes, which are found from any folder
     compgen -G "$1*.y*ml"
-    compgen -G "configs/*.yaml"
-    compgen -G "configs/slurm/*.yaml"
+    (cd "$_launch_here" && compgen -G "configs/*.yaml"; compgen -G "configs/slurm/*.yaml")
 }
 
 _launch_runs_for() { # run directories from here on, and those in runs/
@@ -34,19 +33,23 @@ _launch_runs_for() { # run directories from here on, and those in runs/
     done
 }
 
+_launch_list() { # the words of a list in launch.sh
+    sed -n "s/^$1=\"\(.*\)\"\$/\1/p" "$_launch_here/launch.sh"
+}
+
 _launch() {
     local line=${COMP_LINE:0:COMP_POINT} typed=() words verbs verb cur each
     cur=${line##*[[:blank:]]}
     read -ra typed <<<"${line%"$cur"}"
-    verbs=$(sed -n 's/^verbs="\(.*\)"$/\1/p' "$_launch_here/launch.sh")
+    verbs=$(_launch_list verbs)
     verb=${typed[1]-}
     if [[ " $verbs " != *" $verb "* ]]; then verb=train; fi
     words=$(
         case $verb:${typed[${#typed[@]} - 1]} in
-        train:*--help) _launch_options | sed -n 's/\..*//p' && echo all ;;
+        train:*--help | slurm:*--help) _launch_options | sed -n 's/\..*//p' && echo all ;;
         slurm:status | slurm:stop) _launch_runs_for "$cur" ;;
         train:* | slurm:*) _launch_options_for "$cur" && _launch_files_for "$cur" ;;
-        setup:*) printf '%s\n' dev report export benchmarks ;;
+        setup:*) printf '%s\n' $(_launch_list setup_extras) ;;
         help:*) ;;
         predict:"$verb" | evaluate:"$verb" | export:"$verb" | report:* | tensorboard:*) _launch_runs_for "$cur" ;;
         esac

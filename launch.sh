@@ -23,6 +23,7 @@
 # Read on: ./launch.sh train --help, README.md, docs/
 set -eu
 
+setup_extras="dev report export benchmarks"
 verbs="train predict evaluate export report tensorboard slurm setup help"
 not_yet="data sweep compare follow why doctor drill profile sync prune"
 
@@ -44,9 +45,12 @@ refuse() {
     exit 2
 }
 
-# Whether the words $2 hold the word $1.
+# Whether the word $1 is among those that follow.
 is_one_of() {
-    case " $2 " in *" $1 "*) ;; *) return 1 ;; esac
+    word=$1
+    shift
+    for each in "$@"; do if [ "$each" = "$word" ]; then return; fi; done
+    return 1
 }
 
 # The head of this file.
@@ -136,15 +140,15 @@ case ${1:-} in
 -h | --help) if [ $# -eq 1 ]; then verb=help; else verb=train; fi ;;
 -*) verb=train ;;
 *)
-    if is_one_of "$1" "$not_yet"; then refuse "$1 is not there yet; ./launch.sh help shows what is"; fi
-    if ! is_one_of "$1" "$verbs"; then refuse_word "$1"; fi
+    if is_one_of "$1" $not_yet; then refuse "$1 is not there yet; ./launch.sh help shows what is"; fi
+    if ! is_one_of "$1" $verbs; then refuse_word "$1"; fi
     verb=$1
     shift
     ;;
 esac
 
 wants_help=
-if is_one_of --help "$*" || is_one_of -h "$*"; then
+if is_one_of --help "$@" || is_one_of -h "$@"; then
     wants_help=yes
     case $verb in setup | tensorboard) verb=help ;; esac
     if [ $verb != help ] && ! is_whole; then # nothing is installed to be told about options
@@ -155,12 +159,14 @@ if is_one_of --help "$*" || is_one_of -h "$*"; then
 fi
 
 case $verb in
-help) help ;;
+help)
+    if [ -z "$wants_help" ] && [ $# -gt 0 ]; then refuse "help takes no word; one verb tells more: ./launch.sh VERB --help"; fi
+    help
+    ;;
 setup)
-    case ${1:-} in
-    '' | dev | report | export | benchmarks) setup "${1:-}" ;;
-    *) refuse "setup $1: there is dev, report, export and benchmarks" ;;
-    esac
+    if [ $# -gt 1 ]; then refuse "setup takes one extra at a time, found: $*"; fi
+    if [ $# -eq 1 ] && ! is_one_of "$1" $setup_extras; then refuse "setup $1: no such extra; there is: $setup_extras"; fi
+    setup "${1:-}"
     ;;
 train) run "" senet.launch train "$@" ;;
 predict) case " $* " in *.safetensors\ * | *.onnx\ *) run export senet.predict "$@" ;; *) run "" senet.predict "$@" ;; esac ;;
@@ -169,6 +175,7 @@ export | report) run $verb senet.$verb "$@" ;;
 tensorboard) tensorboard "$@" ;;
 slurm)
     if [ -z "$wants_help" ]; then setup ""; fi
-    exec "$venv/bin/python" "$here/slurm/submit.py" "$@"
+    exec "$venv/bin/python" "$here/slurm/submit.py" --quickstart "$@"
     ;;
+*) refuse_word "$verb" ;;
 esac

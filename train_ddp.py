@@ -11,9 +11,9 @@ import os
 import sys
 import traceback
 
-from senet.command import leave, trace_crashes, write_error_file
+from senet.command import end, leave, trace_crashes, write_error_file
 from senet.config.load import load_config
-from senet.config.manual import asked, help_text
+from senet.config.manual import asked, show_help
 from senet.distributed.environment import own_rank, read_place
 from senet.errors import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError, RunError
 from senet.rundir.lease import mirror_status
@@ -24,9 +24,6 @@ def main(argv: list[str], stop: StopFlag) -> int:
     die_with_launcher()
     stop.before_leaving(say_why)
     try:
-        if (topics := asked(argv)) is not None:
-            print(help_text(topics))
-            return 0
         config = load_config(argv, read_place().world_size)
         from senet.training.run import run  # takes seconds: torch
 
@@ -80,4 +77,6 @@ def refuse(error: ConfigError, stop: StopFlag) -> int:
 
 if __name__ == "__main__":
     trace_crashes()
+    if asked(sys.argv[1:]) is not None:
+        end("train_ddp", show_help)
     leave(main(sys.argv[1:], stop))

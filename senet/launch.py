@@ -23,16 +23,16 @@ from pathlib import Path
 from types import FrameType
 
 from senet import REPOSITORY
-from senet.command import BUS_ERROR, leave
+from senet.command import BUS_ERROR, end, leave
 from senet.config.checks import check_split
 from senet.config.load import load_config
-from senet.config.manual import asked, help_text
+from senet.config.manual import asked, show_help
 from senet.config.options import TrainConfig
 from senet.config.recipes import with_recipe
 from senet.distributed.devices import count_gpus
 from senet.distributed.environment import MALLOC
 from senet.distributed.preemption import LAUNCHER_VARIABLE
-from senet.errors import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError
+from senet.errors import FAILED_EXIT_CODE, INTERRUPTED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError
 from senet.rundir.files import read_json
 from senet.rundir.lease import MIRROR_VARIABLE
 
@@ -43,9 +43,6 @@ def main(argv: Sequence[str], stop: StopFlag) -> int:
     """The verb and its arguments. 0 done, 2 bad input, 85 stopped by a signal and resumable, 1 failed."""
     verb, *arguments = argv
     try:
-        if verb == "train" and (topics := asked(arguments)) is not None:
-            print(help_text(topics))
-            return 0
         refuse_other_packages()
         return evaluate(arguments, stop) if verb == "evaluate" else train(arguments, stop)
     except ConfigError as error:
@@ -82,17 +79,22 @@ def train(argv: Sequence[str], stop: StopFlag) -> int:
 
 
 def evaluate(argv: Sequence[str], stop: StopFlag) -> int:
-    """``senet.evaluate`` by NPROC ranks on this machine.
+    """``senet.evaluate`` by NPROC ranks on this machine; Ctrl-C ends it as it ends one process.
 
     Raises:
         ConfigError: NPROC is no number.
     """
     ranks = wanted_ranks() or 1
     os.environ["PYTHONSAFEPATH"] = "1"  # as launch.sh has it: no module of the folder one stands in
+    words = io.StringIO()
     with _temporary_folder() as folder:
-        code, cause = torchrun(ranks, ["-m", "senet.evaluate", *argv], folder, io.StringIO(), stop)
-    if stop or code < 0:  # else a rank has said why
-        _say(f"evaluate: {f'stopped by {stop.signal_name}' if stop else f'failed: {cause}'}")
+        code, cause = torchrun(ranks, ["-m", "senet.evaluate", *argv], folder, words, stop)
+    if stop.signal_name == "SIGINT":
+        return INTERRUPTED_EXIT_CODE
+    if stop:
+        _say(f"evaluate: stopped by {stop.signal_name}")
+    elif code < 0:  # else a rank has said why
+        _say(f"evaluate: failed: {cause}; torchrun says:\n{words.getvalue()}")
     return FAILED_EXIT_CODE if stop or code < 0 else code
 
 
@@ -240,4 +242,6 @@ def _say(what: object) -> None:
 
 
 if __name__ == "__main__":
+    if asked(sys.argv[1:]) is not None:  # launch.sh starts senet.evaluate itself for its --help
+        end("launch.sh", show_help)
     leave(main(sys.argv[1:], stop))

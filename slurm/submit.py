@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -17,14 +18,15 @@ import socket
 import time
 
 from senet import REPOSITORY
+from senet.command import end
 from senet.config.load import load_config, to_yaml
-from senet.config.manual import group_help
+from senet.config.manual import asked, group_help, help_text
 from senet.config.options import Config
 from senet.config.recipes import with_recipe
-from senet.errors import REFUSED_EXIT_CODE, ConfigError, RunError
+from senet.errors import ConfigError, did_you_mean
 from senet.rundir.files import replace_file, write_json
 from senet.rundir.locks import StillHeld, lock
-from senet.verbs import by_launcher, default_recipe, typed
+from senet.verbs import QUICKSTART, default_recipe, typed
 from slurm.control import status, stop
 from slurm.gpus import ranks_per_node
 from slurm.job import Job
@@ -38,16 +40,17 @@ usage: {here} [--dry-run] [FILE.yaml ...] [key=value ...]
        {here} stop RUN_DIR
 
 Submit a training; the same command again resumes. Without a file: {recipe}.
-  --dry-run   print the checks, the sbatch script and the launch line; submit nothing
-  status      what SLURM and the run itself say; without RUN_DIR: of all in runs/
-  stop        save, end, and do not requeue
+  --dry-run     print the checks, the sbatch script and the launch line; submit nothing
+  --quickstart  take {quickstart} where no file is named; launch.sh adds it
+  status        what SLURM and the run itself say; without RUN_DIR: of all in runs/
+  stop          save, end, and do not requeue
 
-Options of the training: {train} --help. Those of the job:
+Options of the training: {train} --help. Exit code: 0 done, 1 failed, 2 bad input. Those of the job:
 
 {options}"""
 
 
-def submit(argv: list[str], *, dry_run: bool) -> None:
+def submit(argv: Sequence[str], *, dry_run: bool) -> None:
     """Check, take the snapshot, submit, and print the commands that follow; with ``dry_run`` only show the script.
 
     Raises:
@@ -68,7 +71,10 @@ def submit(argv: list[str], *, dry_run: bool) -> None:
         _say(f"warning: {finding.text}")
     folder = run_dir / "slurm"
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run_dir={run_dir} cannot be created ({error.strerror}); name another folder") from None
     try:
         with lock(folder / ".submit.lock", patience_s=60):
             _refuse([*owner(run_dir)])  # another submission may have come first
@@ -137,7 +143,7 @@ def _show(config: Config, run_dir: Path, findings: list[Finding]) -> None:
     print(f"\n# sbatch script\n{script}\n\n# launch line of the script\n{launch}")
 
 
-def _submit(config: Config, run_dir: Path, argv: list[str]) -> str:
+def _submit(config: Config, run_dir: Path, argv: Sequence[str]) -> str:
     """Submit, and record the job in ``job.json``; returns its id."""
     folder = run_dir / "slurm"
     code = take_snapshot(folder, without=run_dir) if config.slurm.snapshot else REPOSITORY
@@ -151,23 +157,33 @@ def _submit(config: Config, run_dir: Path, argv: list[str]) -> str:
     return job_id
 
 
-def main(argv: list[str]) -> int:
-    """The exit code is 0, or 2 after one line on stderr."""
-    try:
-        if {"-h", "--help"} & set(argv):
-            here, train, options = typed("slurm"), typed("train"), group_help("slurm")
-            print(_USAGE.format(here=here, train=train, options=options, recipe=default_recipe()))
-        elif argv[:1] == ["status"]:
-            status(argv[1:])
-        elif argv[:1] == ["stop"]:
-            stop(argv[1:])
-        else:
-            arguments = [each for each in argv if each != "--dry-run"]
-            submit(with_recipe("slurm", arguments, _say) if by_launcher() else arguments, dry_run="--dry-run" in argv)
-    except (ConfigError, RunError, OSError) as error:
-        _say(str(error))
-        return REFUSED_EXIT_CODE
+def main(argv: Sequence[str]) -> int:
+    """Submit, or what the first word says."""
+    arguments = [each for each in argv if each not in ("--dry-run", "--quickstart")]
+    first = arguments[0] if arguments else ""
+    if (topics := asked(argv)) is not None:
+        print(help_text(topics) if topics else _usage())
+    elif first == "status":
+        status(arguments[1:])
+    elif first == "stop":
+        stop(arguments[1:])
+    elif first.isalpha() and (near := did_you_mean(first, ["status", "stop"])):
+        raise ConfigError(f"argument {first!r} is neither a command nor key=value nor a YAML file; {near}")
+    else:
+        if "--quickstart" in argv:
+            arguments = with_recipe("slurm", arguments, _say)
+        submit(arguments, dry_run="--dry-run" in argv)
     return 0
+
+
+def _usage() -> str:
+    return _USAGE.format(
+        here=typed("slurm"),
+        train=typed("train"),
+        options=group_help("slurm"),
+        recipe=default_recipe(),
+        quickstart=QUICKSTART,
+    )
 
 
 def _say(what: str) -> None:
@@ -175,4 +191,4 @@ def _say(what: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end("slurm", main)

@@ -65,6 +65,24 @@ def test_output_that_found_no_room_is_a_failure() -> None:
 @pytest.mark.parametrize(
     "command",
     [
+        ["train_ddp.py", "--help", "all"],
+        ["-m", "senet.launch", "train", "--help", "all"],
+        ["slurm/submit.py", "--help"],
+    ],
+)
+def test_a_manual_whose_reader_has_seen_enough_ends_without_a_word(command: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        done = subprocess.run(
+            [sys.executable, *command], stdout=pipe, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, timeout=60
+        )
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
         lambda path: predict.main([path, "a.png"]),
         lambda path: export.main([path, "--format=onnx"]),
         lambda path: report.main([path]),

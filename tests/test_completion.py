@@ -39,10 +39,10 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def offered(checkout: Path, *lines: str) -> list[list[str]]:
+def offered(checkout: Path, *lines: str, cwd: str = "") -> list[list[str]]:
     """What Tab offers at the end of each line."""
     script = """
-    source ./completion.bash
+    source "$0"
     for line in "$@"; do
         COMP_LINE=$line COMP_POINT=${#line} COMP_CWORD=1 COMP_WORDS=()
         _launch
@@ -51,7 +51,12 @@ def offered(checkout: Path, *lines: str) -> list[list[str]]:
     done
     """
     done = subprocess.run(
-        ["bash", "-c", script, "bash", *lines], cwd=checkout, capture_output=True, text=True, check=True, timeout=60
+        ["bash", "-c", script, checkout / "completion.bash", *lines],
+        cwd=checkout / cwd,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     assert done.stderr == ""
     return [line.split() for line in done.stdout.splitlines()]
@@ -93,12 +98,17 @@ def test_tab_offers_what_launch_sh_and_its_options_are(checkout: Path) -> None:
         ("./launch.sh report elsewhere/two r", "runs/one"),
         ("./launch.sh tensorboard elsewhere/t", "elsewhere/two"),
         ("./launch.sh predict runs/one ", ""),  # the names of files, which bash offers by itself
+        ("./launch.sh slurm --help resu", "resume"),
         ("./launch.sh setup ", "benchmarks dev export report"),
         ("./launch.sh help ", ""),
     ],
 )
 def test_tab_offers_what_goes_on_from_there(line: str, expected: str, checkout: Path) -> None:
     assert offered(checkout, line) == [expected.split()]
+
+
+def test_recipes_are_offered_in_any_folder(checkout: Path) -> None:
+    assert offered(checkout, "./launch.sh configs/", cwd="elsewhere") == [RECIPES]
 
 
 def test_python_is_asked_once_for_the_options_and_again_when_they_have_changed(checkout: Path) -> None:

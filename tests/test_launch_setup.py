@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -74,7 +77,7 @@ def test_it_installs_once_and_again_when_the_list_of_packages_has_changed(checko
     assert (done.returncode, done.stdout) == (0, "-P -m senet.launch train train.epochs=1\n")
     assert installs(checkout) == ["--clear", "pip"]
     assert start(checkout, "train.epochs=1").stderr == ""
-    assert start(checkout, "slurm", "status").stdout == f"{checkout}/slurm/submit.py status\n"
+    assert start(checkout, "slurm", "status").stdout == f"{checkout}/slurm/submit.py --quickstart status\n"
     assert installs(checkout) == []
     with (checkout / "pyproject.toml").open("a") as file:
         file.write("# another\n")
@@ -144,7 +147,10 @@ def test_the_help_fits_a_screen_shows_each_verb_and_installs_nothing(checkout: P
 @pytest.mark.parametrize("verb", ["train", "predict", "evaluate", "export", "report", "tensorboard", "slurm"])
 def test_the_help_of_a_verb_never_makes_a_set_up(verb: str, checkout: Path) -> None:
     page = start(checkout, "help").stdout
-    own = {"slurm": f"{checkout}/slurm/submit.py", "train": "-P -m senet.launch train"}.get(verb, f"-P -m senet.{verb}")
+    own = {
+        "slurm": f"{checkout}/slurm/submit.py --quickstart",
+        "train": "-P -m senet.launch train",
+    }.get(verb, f"-P -m senet.{verb}")
     last = "launch.sh: more help needs .venv: ./launch.sh setup\n"
     done = start(checkout, verb, "--help")
     assert (done.returncode, done.stdout) == (0, page if verb == "tensorboard" else page + last)
@@ -239,9 +245,37 @@ def test_a_checkout_that_cannot_be_written_is_used_as_it_is_or_refused_in_one_li
     assert (done.returncode, done.stdout, done.stderr) == (0, "-P -m senet.launch train\n", "")
 
 
-def test_an_extra_that_does_not_exist_is_refused(checkout: Path) -> None:
+def test_the_extras_of_setup_are_those_of_the_project(checkout: Path) -> None:
+    known = list(tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    [words] = re.findall('^setup_extras="(.*)"$', (REPOSITORY / "launch.sh").read_text(), re.M)
+    assert sorted(words.split()) == sorted(known)
+    assert f"./launch.sh setup [{' | '.join(words.split())}]\n" in start(checkout, "help").stdout
     done = start(checkout, "setup", "test")
-    assert (done.returncode, done.stderr) == (2, "launch.sh: setup test: there is dev, report, export and benchmarks\n")
+    assert (done.returncode, done.stderr) == (2, f"launch.sh: setup test: no such extra; there is: {words}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["help", "nonsense"], "help takes no word"),
+        (["setup", "dev", "extra"], "setup takes one extra at a time, found: dev extra"),
+        (["setup", "dev report"], "setup dev report: no such extra"),
+        (["train predict"], "'train predict' is neither a verb nor "),
+    ],
+)
+def test_words_that_no_verb_takes_are_refused(arguments: list[str], why: str, checkout: Path) -> None:
+    (checkout / "configs").mkdir()
+    done = start(checkout, *arguments)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"launch.sh: {why}")
+    assert installs(checkout) == []
+
+
+def test_a_verb_that_only_the_list_knows_is_refused(checkout: Path) -> None:
+    script = checkout / "launch.sh"
+    script.write_text(script.read_text().replace('\nverbs="', '\nverbs="fly '))
+    assert start(checkout, "fly").returncode == 2
 
 
 @pytest.mark.parametrize(
@@ -304,6 +338,34 @@ def test_an_option_that_ends_as_a_file_does_is_none(monkeypatch: pytest.MonkeyPa
         assert launch.main(["train", *arguments], StopFlag()) == 1
     quickstart = str(REPOSITORY / "configs" / "quickstart.yaml")
     assert started == [[quickstart, "data.folder=own.yml"], [quickstart], [str(tmp_path / "own.yml")]]
+
+
+@pytest.mark.parametrize(
+    ("received", "code", "expected", "said"),
+    [
+        ("SIGINT", -1, 130, []),  # as one process ends
+        ("SIGTERM", -1, 1, ["launch.sh: evaluate: stopped by SIGTERM"]),
+        ("", -1, 1, ["launch.sh: evaluate: failed: no ports; torchrun says:", "Traceback", "words"]),
+        ("", 2, 2, []),  # a rank has said why
+    ],
+)
+def test_an_evaluation_by_several_ranks_ends_as_that_by_one_or_says_all_that_is_known(
+    received: str,
+    code: int,
+    expected: int,
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def torchrun(_ranks: int, _command: list[str], _folder: str, words: io.StringIO, stop: StopFlag) -> tuple[int, str]:
+        stop.signal_name = received
+        words.write("Traceback\nwords")
+        return code, "no ports"
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # it sets what the ranks inherit
+    monkeypatch.setattr(launch, "torchrun", torchrun)
+    assert launch.main(["evaluate", "run"], StopFlag()) == expected
+    assert capsys.readouterr().err.splitlines() == said
 
 
 def test_the_recipes_beside_the_launcher_are_found_from_any_folder_but_do_not_win(

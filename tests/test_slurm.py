@@ -6,6 +6,7 @@ import os
 import pickletools
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from senet.rundir.lease import Lease
 from slurm import batch, cluster, control, preflight, sbatch, snapshot
 from slurm.gpus import gpus_per_node, ranks_per_node
 from slurm.job import Job
-from tests.harness import tiny
+from tests.harness import tiny, wait_until
 
 SUBMIT = [sys.executable, str(REPOSITORY / "slurm" / "submit.py")]
 RUNNING = "JobId=7 JobName=x JobState=RUNNING Reason=None PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=None"
@@ -741,7 +742,7 @@ def test_what_slurm_does_not_say_is_no_reason_not_to_stop(fake: Path, run_dir: P
     write_json(run_dir / "slurm" / "job.json", {"job": "7", "cluster": "slurm"})
     install(fake, "squeue", DOWN)
     done = subprocess.run([*SUBMIT, "stop", str(run_dir)], capture_output=True, text=True)
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert f"slurm: job 7 of run_dir={run_dir} was not stopped, try again: squeue does not answer" in done.stderr
     install(fake, "squeue", "echo '7|RUNNING|None|0|'")
     install(fake, "scancel", "echo no such luck >&2; exit 1")
@@ -921,9 +922,12 @@ def test_a_job_that_finds_another_senet_is_refused(tmp_path: Path) -> None:
         (["status"], "no run in runs/"),
         (["stop"], "stop takes one run directory"),
         (["stop", "nowhere"], "nothing was submitted from there"),
-        (["statsu"], "neither key=value nor a YAML file"),
+        (["statsu"], "did you mean 'status'?"),
+        (["cifar10"], "did you mean 'configs/cifar10.yaml'?"),
+        (["status.yaml"], "status.yaml: no such file"),
+        (["--help", "dat"], "did you mean 'data'?"),
         (["slurm.gpus_per_node=1", "slurm.ranks_per_node=2"], "two ranks cannot share a GPU"),
-        (["run_dir=/proc/x"], "/proc/x"),
+        (["run_dir=/proc/x"], "run_dir=/proc/x cannot be created"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(tmp_path: Path, args: list[str], expected: str) -> None:
@@ -977,8 +981,31 @@ def test_without_slurm_a_submission_says_what_is_missing(tmp_path: Path) -> None
     assert "slurm.cluster=local" in done.stderr.splitlines()[-1]
 
 
+def test_only_the_command_line_decides_what_is_trained_where_no_file_is_named(tmp_path: Path) -> None:
+    inherited = os.environ | {"SENET_COMMAND": "./launch.sh"}  # as in a job that launch.sh submitted
+    for flags, name in (([], "cifar10"), (["--quickstart"], "quickstart")):
+        done = subprocess.run(
+            [*SUBMIT, *flags, "--dry-run"], cwd=tmp_path, env=inherited, capture_output=True, text=True
+        )
+        assert f"#SBATCH --job-name={name}\n" in done.stdout, done.stderr
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(fake: Path, tmp_path: Path) -> None:
+    write_json(tmp_path / "job.json", {"job": "7", "cluster": "slurm"})
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "job.json").rename(tmp_path / "slurm" / "job.json")
+    install(fake, "squeue", f"touch {fake}/asked; exec sleep 60")
+    command = subprocess.Popen([*SUBMIT, "status", str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    wait_until((fake / "asked").exists)
+    command.send_signal(signal.SIGINT)
+    _, said = command.communicate(timeout=60)
+    assert (command.returncode, said) == (130, "")
+
+
 def test_help_has_the_options_of_a_job() -> None:
     done = subprocess.run([*SUBMIT, "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     for part in ("status [RUN_DIR ...]", "slurm.signal_lead_s* = 120", "slurm.snapshot* = true"):
         assert part in done.stdout
+    done = subprocess.run([*SUBMIT, "--help", "log"], capture_output=True, text=True)
+    assert done.stdout.startswith("log: ")

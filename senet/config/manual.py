@@ -28,6 +28,12 @@ def asked(argv: Sequence[str]) -> list[str] | None:
     return list(argv[at[0] + 1 :]) if at else None
 
 
+def show_help(argv: Sequence[str]) -> int:
+    """Print what the words behind ``--help`` name; the exit code."""
+    print(help_text(asked(argv) or ()))
+    return 0
+
+
 def help_text(topics: Sequence[str] = ()) -> str:
     """The option manual: what people set first and the names of the groups; or whole groups, or all of it.
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+import tomllib
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+import yaml
 
 from senet import REPOSITORY
 from senet.config.load import load_config
@@ -66,10 +68,10 @@ def test_every_block_says_what_it_is(page: Path) -> None:
 @each_page
 def test_every_option_that_is_named_exists(page: Path) -> None:
     lines = [command.text for block in blocks(page) if block.language == "sh" for command in commands(block)]
-    words = [word for line in lines for word in line.split()]
-    words = [word for word in words if "=" in word] + inline_code(page)
-    found = [re.match(r"([a-z]+)\.([a-z_]+)(\.\w+)?(?==|$)", word) for word in words]
-    named = {(match[1], match[2]) for match in found if match and match[1] in GROUPS}
+    words = [word for line in lines for word in line.split() if "=" in word]
+    words += [word for code in inline_code(page) for word in code.split()]
+    found = [re.match(r"([a-z]+)\.([a-z_]+)(?:\.\w+)?(=|$)", word) for word in words]
+    named = {(match[1], match[2]) for match in found if match and (match[1] in GROUPS or match[3])}
     files = ("jsonl", "json", "yaml", "txt", "py", "pt")
     assert not {f"{group}.{last}" for group, last in named if last not in files} - OPTIONS
 
@@ -111,10 +113,20 @@ def test_the_page_on_resume_names_the_options_that_may_change_freely() -> None:
     assert set(re.findall(r"`([a-z_.]+)`", row)) - {"slurm"} == free - also
 
 
+def test_the_citation_has_the_version_of_the_package() -> None:
+    package = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (package["version"], package["license"])
+
+
 def _texts(file: Path) -> list[str]:
-    """All strings of a module, with … for each value that is put in."""
+    """All strings of a module but doc strings, with … for each value that is put in."""
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    docs = {node.value for node in nodes if isinstance(node, ast.Expr)}
     found = []
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in nodes:
+        if node in docs:
+            continue
         if isinstance(node, ast.JoinedStr):
             found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):

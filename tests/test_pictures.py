@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from docs.pictures.make import HERE, draw_terminal
+from docs.pictures.make import HERE, check_bits, draw_terminal
 from docs.pictures.session import Session, on_screen
 from docs.pictures.svg import COLUMNS, to_svg
 
@@ -21,11 +21,24 @@ def test_the_terminal_picture_is_drawn_from_what_was_kept() -> None:
     assert (HERE / "terminal.svg").read_text() == draw_terminal(SHOWN.read_text().splitlines())
 
 
-def test_the_killed_run_and_the_undisturbed_one_have_the_same_weights() -> None:
+def test_what_was_kept_is_a_run_that_was_killed_and_resumed_to_the_same_weights() -> None:
     text = SHOWN.read_text()
     assert text.index("\nKilled\n") < text.index("\nresumed from ") < text.index("\nfinished: ")
-    [killed, undisturbed] = re.findall(r"^([0-9a-f]{64}) runs/(?:quickstart|undisturbed)$", text, flags=re.MULTILINE)
-    assert killed == undisturbed
+    check_bits(text.splitlines())
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        ["1a runs/quickstart", "2b runs/undisturbed"],
+        ["1a runs/quickstart", "$ ls"],
+        ["runs/quickstart: no such file", "runs/undisturbed: no such file"],
+    ],
+)
+def test_a_recording_of_unlike_weights_is_refused(shown: list[str]) -> None:
+    check_bits(["$ ./launch.sh", "1a runs/quickstart", "1a runs/undisturbed"])
+    with pytest.raises(SystemExit, match="not the same"):
+        check_bits(["$ ./launch.sh", *shown])
 
 
 @pytest.mark.parametrize("name", ["terminal.svg", "report.png"])

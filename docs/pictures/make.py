@@ -21,9 +21,9 @@ from PIL import Image
 
 from docs.pictures.session import Session
 from docs.pictures.svg import to_svg
+from senet import REPOSITORY
 
 HERE = Path(__file__).resolve().parent
-REPOSITORY = HERE.parents[1]
 TITLE = (
     "A terminal: a training is killed, the same command resumes it, and its weights have the sha256 of an unbroken run"
 )
@@ -50,7 +50,16 @@ def record(folder: Path) -> list[str]:
     session.type("./launch.sh")
     session.type("./launch.sh run_dir=runs/undisturbed 2>&1 | tail -n 1")
     session.type(".venv/bin/python docs/pictures/weights_sha256.py runs/*")
-    return session.close()
+    lines = session.close()
+    check_bits(lines)
+    return lines
+
+
+def check_bits(lines: Sequence[str]) -> None:
+    """End with an error unless the last lines show the same weights of both runs."""
+    bits = {run: digest for digest, _, run in (line.partition(" ") for line in lines[-2:])}
+    if set(bits) != {"runs/quickstart", "runs/undisturbed"} or len(set(bits.values())) != 1:
+        sys.exit("\n".join(["the weights of the two runs are not the same:", *lines[-2:]]))
 
 
 def draw_terminal(lines: Sequence[str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import platform
@@ -136,15 +135,15 @@ def torchrun(script: str, *options: str, ranks: int) -> Any:
 
 def lay_store(data_root: Path, train_images: int, test_images: int = 64) -> list[str]:
     """Random uint8 images at 32x32 where ``senet.data`` keeps CIFAR-10; the options that have them used."""
+    from senet.data.store import write_meta  # imports more than --help needs
+
     store = data_root / "stores" / "cifar10-32"
     store.mkdir(parents=True)
     generator = np.random.default_rng(0)
     for split, count in (("train", train_images), ("test", test_images)):
         np.save(store / f"{split}.images.npy", generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8))
         np.save(store / f"{split}.labels.npy", generator.integers(0, 10, count, dtype=np.int64))
-    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in store.glob("*.npy")}
-    meta = {"classes": [str(number) for number in range(10)], "sha256": hashes}
-    (store / "meta.json").write_text(json.dumps(meta))
+    write_meta(store, [str(number) for number in range(10)])
     return ["data.source=cifar10", f"data.root={data_root}"]
 
 

@@ -161,9 +161,13 @@ def _build(config: DataConfig, own: Path) -> None:
             f"{config.folder}: {len(errors):,} of {sum(map(len, files.values())):,} files cannot be read as images: "
             f"{some(errors)}; repair or remove them (the decoded images are kept in {kept})"
         )
-    hashes = {path.name: _sha256(path) for path in sorted(new.glob("*.npy"))}
-    meta = {"format": FORMAT, "classes": list(source.classes), "sha256": hashes}
-    write_json(new / "meta.json", meta, durable=True)
+    write_meta(new, source.classes)
+
+
+def write_meta(store: Path, classes: Sequence[str]) -> None:
+    """Make a store of a folder that holds its arrays."""
+    hashes = {path.name: _sha256(path) for path in sorted(store.glob("*.npy"))}
+    write_json(store / "meta.json", {"format": FORMAT, "classes": list(classes), "sha256": hashes}, durable=True)
 
 
 def _kept(config: DataConfig, stores: Path) -> Path:

@@ -71,7 +71,7 @@ class Trainer:
         return Summary("finished", self.state.step, self.state.last_result)
 
     def train_epoch(self) -> None:
-        """The batches of this epoch that are still to do. None, where the run was stopped during the evaluation."""
+        """Train on the batches of this epoch that are left: all, or none if the run was stopped in the evaluation."""
         config, epoch, first = self.config, self.state.epochs_done, self.state.step
         done = first - epoch * self.steps_per_epoch
         batches = self.own_time.fetch(self.feed.train(epoch, done))

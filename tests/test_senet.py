@@ -16,7 +16,7 @@ STRIDES = {1: 1, 2: 2, 3: 2, 4: 2}
 
 
 def flat_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The widely used layout: ``fc1`` and ``fc2`` directly in the block."""
+    """The names of github.com/kuangliu/pytorch-cifar: ``fc1`` and ``fc2`` directly in the block."""
     return {key.replace(".se.", "."): value for key, value in state.items()}
 
 

@@ -219,7 +219,7 @@ def test_padded_shortcuts_are_strided_pixels_and_zeros() -> None:
 
 def test_a_small_stem_keeps_height_and_width() -> None:
     model = build_model("resnet18", num_classes=10, small_stem=True)
-    assert parameters(model) == 11_173_962  # of the widely used ResNet18 for CIFAR-10
+    assert parameters(model) == 11_173_962  # of ResNet18 in github.com/kuangliu/pytorch-cifar
     shapes: list[tuple[int, ...]] = []
     for stage in range(1, 5):
         model.get_submodule(f"layer{stage}").register_forward_hook(lambda _m, _i, out: shapes.append(out.shape[1:]))

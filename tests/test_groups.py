@@ -250,4 +250,4 @@ def test_a_restore_holds_the_file_once_beside_what_is_in_it(tmp_path: Path) -> N
     file = tmp_path / "checkpoint.pt"
     torch.save({"weights": torch.ones(150_000_000)}, file)  # more than importing torch takes for a while
     copies = run_ranks(2, _copies, str(file), tmp_path=tmp_path)
-    assert max(copies) < 2.2, copies
+    assert max(copies) < 2.5, copies  # 2.0 alone, 2.2 beside other work; one copy more would be 3.0

@@ -75,16 +75,16 @@ def test_a_text_keeps_its_text_wherever_it_stands(tmp_path: Path, text: str) -> 
     """YAML 1.1 takes all of these for something else."""
     file = tmp_path / "a.yaml"
     file.write_text(
-        f"run_dir: {text}\ndata.folder: {text}\nslurm: {{account: {text}, setup: [{text}], environment: {{A: {text}}}}}"
+        f"run_dir: {text}\ndata.root: {text}\nslurm: {{account: {text}, setup: [{text}], environment: {{A: {text}}}}}"
     )
-    typed = [f"run_dir={text}", f"data.folder={text}", f"slurm.account={text}", f"slurm.setup=[{text}]"]
+    typed = [f"run_dir={text}", f"data.root={text}", f"slurm.account={text}", f"slurm.setup=[{text}]"]
     for config in (
         load_config([str(file)]),
         load_config([*typed, f"slurm.environment.A={text}"]),
         load_config([*typed, f"slurm.environment={{A: {text}}}"]),
         load_config([f"run_dir='{text}'", *typed[1:], f'slurm.environment={{A: "{text}"}}']),
     ):
-        assert config.run_dir == config.data.folder == config.slurm.account == text
+        assert config.run_dir == config.data.root == config.slurm.account == text
         assert (config.slurm.setup, config.slurm.environment) == ((text,), {"A": text})
 
 
@@ -160,7 +160,8 @@ def test_a_path_begins_at_home_where_it_begins_with_a_tilde(
     ):
         file.write_text(f"{option}: {text}\n")
         for argument in (f"{option}={text}", str(file)):
-            assert to_flat(load_config([argument]))[option] == path
+            config = load_config([argument, *(["data.source=imagefolder"] if option == "data.folder" else [])])
+            assert to_flat(config)[option] == path
     for text, reason in (("~nobody-here/a", "no such user"), ("$SCRATCH/a", "write ${oc.env:SCRATCH}")):
         file.write_text(f"{option}: {text}\n")
         for argument in (f"{option}={text}", str(file)):
@@ -286,6 +287,8 @@ def test_the_resolved_configuration_reads_back_the_same(tmp_path: Path) -> None:
         ("missing.yaml", "no such file"),
         ("configs/cifar.yaml", "did you mean"),
         ("epochs", "neither key=value nor a YAML file"),
+        ("train.epochs", "write train.epochs=VALUE, without spaces"),
+        ("configs", "to train on a folder of images: data.source=imagefolder data.folder=configs"),
         ("train.accumulate=3", "use a multiple of 3, e.g. 129"),
     ],
 )
@@ -469,3 +472,19 @@ def test_a_data_option_of_a_file_that_training_would_refuse_is_refused(key: str,
         restore_data({f"data.{key}": value})
     with pytest.raises(ConfigError, match="needs data"):
         restore_data({}, ["data.source=imagefolder"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["data.folder=/my", "images"], "quote a value with spaces: 'data.folder=/my images'"),
+        (["run_dir=", "runs/q"], "leave out the space: run_dir=runs/q"),
+        (["train.epochs", "=", "3"], "write train.epochs=VALUE, without spaces"),
+        (["seed=1", "epochs"], "did you mean 'train.epochs'?"),
+        (["slurm.gpus=4"], "did you mean 'slurm.gpus_per_node'?"),
+        (["data.folder=/my"], "add data.source=imagefolder, or leave data.folder out"),
+    ],
+)
+def test_a_space_too_many_and_an_option_that_would_be_ignored_are_named(arguments: list[str], hint: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(hint) + "$"):
+        load_config(arguments)

@@ -334,10 +334,10 @@ def test_an_option_that_ends_as_a_file_does_is_none(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "environ", dict(os.environ))  # it sets what the ranks inherit
     monkeypatch.setattr(launch, "torchrun", torchrun)
     (tmp_path / "own.yml").write_text("train: {epochs: 1}\n")
-    for arguments in (["data.folder=own.yml"], [], [str(tmp_path / "own.yml")]):
+    for arguments in (["data.root=own.yml"], [], [str(tmp_path / "own.yml")]):
         assert launch.main(["train", *arguments], StopFlag()) == 1
     quickstart = str(REPOSITORY / "configs" / "quickstart.yaml")
-    assert started == [[quickstart, "data.folder=own.yml"], [quickstart], [str(tmp_path / "own.yml")]]
+    assert started == [[quickstart, "data.root=own.yml"], [quickstart], [str(tmp_path / "own.yml")]]
 
 
 @pytest.mark.parametrize(

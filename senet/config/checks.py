@@ -11,6 +11,7 @@ from senet.config.options import (
     NETWORKS,
     TORCHVISION_RESNETS,
     Config,
+    DataConfig,
     ModelConfig,
     TrainConfig,
     flat_values,
@@ -80,6 +81,15 @@ def check_together(config: Config) -> None:
     _check_mapping("slurm.environment", config.slurm.environment, r"[A-Za-z_]\w*", (str,))
     _check_mapping("slurm.sbatch", config.slurm.sbatch, r"[a-z][a-z0-9_-]*", (str, int, float))
     _check_model(config.model, config.data.image_size)
+
+
+def refuse_ignored_folder(data: DataConfig) -> None:
+    """Of a command line; what is saved with a checkpoint may hold both."""
+    if data.folder and data.source != "imagefolder":
+        raise ConfigError(
+            f"data.folder={data.folder} is read with data.source=imagefolder alone, and data.source={data.source}; "
+            f"add data.source=imagefolder, or leave data.folder out"
+        )
 
 
 def _check_small(config: Config) -> None:

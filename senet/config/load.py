@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -13,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from senet import REPOSITORY
-from senet.config.checks import check_ranges, check_split, check_together
+from senet.config.checks import check_ranges, check_split, check_together, refuse_ignored_folder
 from senet.config.options import Config, DataConfig, flat_values, groups, near_option, options, types
 from senet.config.reading import Quoted, as_path, as_type, parse, plain, shown, unquoted
 from senet.errors import ConfigError, did_you_mean
@@ -38,6 +39,7 @@ def load_config(argv: Sequence[str], world_size: int = 1) -> Config:
         config = dataclasses.replace(config, run_dir=f"runs/{Path(files[0]).stem}")
     check_ranges(config)
     check_together(config)
+    refuse_ignored_folder(config.data)
     check_split(config.train, world_size)
     return config
 
@@ -64,12 +66,29 @@ def sort_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         elif is_yaml:
             files.append(argument)
         else:
-            shipped = {path.stem: path.relative_to(REPOSITORY) for path in (REPOSITORY / "configs").rglob("*.yaml")}
-            near = f"did you mean '{shipped[argument]}'?" if argument in shipped else near_option(argument)
-            raise ConfigError(
-                f"argument {argument!r} is neither key=value nor a YAML file; {near or '--help all lists the options'}"
-            )
+            hint = _hint(argument, overrides) or "--help all lists the options"
+            raise ConfigError(f"argument {argument!r} is neither key=value nor a YAML file; {hint}")
     return files, overrides
+
+
+def _hint(argument: str, overrides: Sequence[str]) -> str:
+    """What may have been meant by a word that is neither a file nor an option with a value."""
+    shipped = {path.stem: path.relative_to(REPOSITORY) for path in (REPOSITORY / "configs").rglob("*.yaml")}
+    if argument in shipped:
+        return f"did you mean '{shipped[argument]}'?"
+    if _find_option(argument)[0]:
+        return f"write {argument}=VALUE, without spaces"
+    if Path(argument).is_dir():
+        return f"to train on a folder of images: data.source=imagefolder data.folder={shlex.quote(argument)}"
+    near = near_option(argument)
+    if (
+        overrides and "." not in argument and f".{argument}'" not in near
+    ):  # after a space that the shell took for an end
+        before = overrides[-1]
+        if before.endswith("="):
+            return f"leave out the space: {before}{argument}"
+        return f"quote a value with spaces: {shlex.quote(f'{before} {argument}')}"
+    return near
 
 
 def _merge(sources: Sequence[tuple[str, dict[str, Any]]]) -> Config:

@@ -367,4 +367,5 @@ def near_option(key: str) -> str:
     last = key.rpartition(".")[2]
     near = [name for name in known if name.rpartition(".")[2] == last]
     near = near or [name for name in known if name.endswith(f"_{last}")]
+    near = near or [name for name in known if "." in key and name.startswith(f"{key}_")]
     return f"did you mean {' or '.join(map(repr, near))}?" if near else did_you_mean(key, known)

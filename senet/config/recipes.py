@@ -26,8 +26,8 @@ def with_recipe(verb: str, argv: Sequence[str], say: Callable[[str], None]) -> l
         if (source := load_config(argv).data.source) != "digits":
             own = "" if any(each.startswith("run_dir=") for each in argv) else " run_dir=runs/NAME"
             raise ConfigError(
-                f"data.source={source} needs a recipe; without a YAML file that is {QUICKSTART}, which is for the "
-                f"digits; type: {typed(verb)} {DEFAULT_RECIPE} {shlex.join(argv[1:])}{own}"
+                f"data.source={source} needs a recipe: {DEFAULT_RECIPE}, or for less than a few thousand images "
+                f"{QUICKSTART}; type: {typed(verb)} {DEFAULT_RECIPE} {shlex.join(argv[1:])}{own}"
             )
         return argv
     beside = {}

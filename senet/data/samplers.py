@@ -83,7 +83,7 @@ class ResumableSampler(DistributedSampler[int]):
         if global_batch_size > len(dataset):
             raise ConfigError(
                 f"train.global_batch_size={global_batch_size} is more than the {len(dataset)} training images; "
-                f"use at most {len(dataset)}"
+                f"use at most {len(dataset)}, and a smaller optim.lr in proportion"
             )
         self.global_batch_size = global_batch_size
         self.batches_per_epoch = len(dataset) // global_batch_size

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -15,7 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from senet import REPOSITORY
 from senet.config.checks import check_ranges, check_split, check_together, refuse_ignored_folder
-from senet.config.options import Config, DataConfig, flat_values, groups, near_option, options, types
+from senet.config.hints import near_option, what_was_meant
+from senet.config.options import Config, DataConfig, flat_values, groups, options, types
 from senet.config.reading import Quoted, as_path, as_type, parse, plain, shown, unquoted
 from senet.errors import ConfigError, did_you_mean
 from senet.verbs import DEFAULT_RECIPE, typed
@@ -66,29 +66,9 @@ def sort_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         elif is_yaml:
             files.append(argument)
         else:
-            hint = _hint(argument, overrides) or "--help all lists the options"
+            hint = what_was_meant(argument, overrides) or "--help all lists the options"
             raise ConfigError(f"argument {argument!r} is neither key=value nor a YAML file; {hint}")
     return files, overrides
-
-
-def _hint(argument: str, overrides: Sequence[str]) -> str:
-    """What may have been meant by a word that is neither a file nor an option with a value."""
-    shipped = {path.stem: path.relative_to(REPOSITORY) for path in (REPOSITORY / "configs").rglob("*.yaml")}
-    if argument in shipped:
-        return f"did you mean '{shipped[argument]}'?"
-    if _find_option(argument)[0]:
-        return f"write {argument}=VALUE, without spaces"
-    if Path(argument).is_dir():
-        return f"to train on a folder of images: data.source=imagefolder data.folder={shlex.quote(argument)}"
-    near = near_option(argument)
-    if (
-        overrides and "." not in argument and f".{argument}'" not in near
-    ):  # after a space that the shell took for an end
-        before = overrides[-1]
-        if before.endswith("="):
-            return f"leave out the space: {before}{argument}"
-        return f"quote a value with spaces: {shlex.quote(f'{before} {argument}')}"
-    return near
 
 
 def _merge(sources: Sequence[tuple[str, dict[str, Any]]]) -> Config:

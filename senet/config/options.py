@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_type_hints
 
-from senet.errors import did_you_mean
-
 CIFAR_RESNETS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 TORCHVISION_RESNETS = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
@@ -358,14 +356,3 @@ def range_text(spec: dataclasses.Field[Any]) -> str:
     parts = [f">= {low}" if low is not None else "", f"> {above}" if above is not None else ""]
     parts.append(f"<= {high}" if high is not None else "")
     return "".join(f", {part}" for part in parts if part)
-
-
-def near_option(key: str) -> str:
-    """A hint; the same name in another group comes before a similar one."""
-    known = [name for name, _ in options()]
-    key = key.lstrip("-+").replace("-", "_").lower()
-    last = key.rpartition(".")[2]
-    near = [name for name in known if name.rpartition(".")[2] == last]
-    near = near or [name for name in known if name.endswith(f"_{last}")]
-    near = near or [name for name in known if "." in key and name.startswith(f"{key}_")]
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else did_you_mean(key, known)

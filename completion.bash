@@ -38,7 +38,7 @@ _launch_list() { # the words of a list in launch.sh
 }
 
 _launch() {
-    local line=${COMP_LINE:0:COMP_POINT} typed=() words verbs verb cur each
+    local line=${COMP_LINE:0:COMP_POINT} typed=() words verbs verb cur each rest
     cur=${line##*[[:blank:]]}
     read -ra typed <<<"${line%"$cur"}"
     verbs=$(_launch_list verbs)
@@ -59,8 +59,9 @@ _launch() {
     )
     COMPREPLY=()
     while read -r each; do
-        # bash replaces only what follows the last = or :
-        if [[ $each == "$cur"* ]]; then COMPREPLY+=("${each#"${cur%"${cur##*[=:]}"}"}"); fi
+        # bash replaces only what follows the last = or :; where nothing does, it offers the names of files
+        rest=${each#"${cur%"${cur##*[=:]}"}"}
+        if [[ $each == "$cur"* && $rest ]]; then COMPREPLY+=("$rest"); fi
     done < <(sort -u <<<"$words")
     if [[ ${COMPREPLY[0]-} == *[=.] ]]; then compopt -o nospace 2>/dev/null; fi
 }

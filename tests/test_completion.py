@@ -46,7 +46,7 @@ def offered(checkout: Path, *lines: str, cwd: str = "") -> list[list[str]]:
     for line in "$@"; do
         COMP_LINE=$line COMP_POINT=${#line} COMP_CWORD=1 COMP_WORDS=()
         _launch
-        printf '%s ' "${COMPREPLY[@]}"
+        for word in "${COMPREPLY[@]}"; do printf '%s ' "${word:-EMPTY}"; done
         echo
     done
     """
@@ -87,6 +87,8 @@ def test_tab_offers_what_launch_sh_and_its_options_are(checkout: Path) -> None:
         ("./launch.sh seed=1 train.amp=b", "bf16"),
         ("./launch.sh train train.compile=", "false true"),
         ("./launch.sh train.epochs=", ""),
+        ("./launch.sh data.folder=", ""),
+        ("./launch.sh run_dir=elsewhere/", ""),
         ("./launch.sh train.epo", "train.epochs="),
         ("./launch.sh own", "own.yml"),
         ("./launch.sh slurm st", "status stop"),
@@ -105,6 +107,29 @@ def test_tab_offers_what_launch_sh_and_its_options_are(checkout: Path) -> None:
 )
 def test_tab_offers_what_goes_on_from_there(line: str, expected: str, checkout: Path) -> None:
     assert offered(checkout, line) == [expected.split()]
+
+
+def test_bash_puts_no_space_behind_an_equals_sign_and_completes_the_folder(checkout: Path) -> None:
+    typed = (
+        'PS1=; source completion.bash; launch.sh() { echo "$@" >>typed; }\n'
+        "launch.sh run_dir=\telse\ttwo\n"
+        "launch.sh seed=1 data.folder=else\tt\t\n"
+        "launch.sh model.name=\tresnet20\n"
+        "exit\n"
+    )
+    environment = {"PATH": os.environ["PATH"], "HOME": str(checkout), "TERM": "dumb", "INPUTRC": "/dev/null"}
+    keyboard, terminal = os.openpty()
+    try:
+        os.write(keyboard, typed.encode())
+        bash = ["bash", "--norc", "-i"]
+        subprocess.run(
+            bash, cwd=checkout, stdin=terminal, stdout=terminal, stderr=terminal, env=environment, timeout=60
+        )
+    finally:
+        os.close(keyboard)
+        os.close(terminal)
+    lines = (checkout / "typed").read_text().splitlines()
+    assert lines == ["run_dir=elsewhere/two", "seed=1 data.folder=elsewhere/two/", "model.name=resnet20"]
 
 
 def test_recipes_are_offered_in_any_folder(checkout: Path) -> None:

@@ -70,11 +70,22 @@ is_up_to_date() {
     esac 2>/dev/null | grep -qxF "$version" && is_whole
 }
 
+# Why .venv is not up to date for the extra $1.
+what_is_missing() {
+    if is_whole; then
+        echo "$venv lacks what ${1:-this version} needs"
+    elif [ -e "$venv" ] && ! [ -x "$venv/bin/python" ]; then
+        echo "$venv/bin/python cannot be run by you"
+    else
+        echo "$venv is not set up"
+    fi
+}
+
 # Make .venv once, and again only when pyproject.toml has changed. $1: an extra of pyproject.toml, or nothing.
 setup() {
     version=$(cksum <"$here/pyproject.toml")
     if is_up_to_date "$1"; then return; fi
-    if ! [ -w "$here" ]; then refuse "$venv is not set up, and $here cannot be written; copy it to a folder of your own"; fi
+    if ! [ -w "$here" ]; then refuse "$(what_is_missing "$1"), and $here cannot be written; copy it to a folder of your own"; fi
     exec 9>"$here/.venv.lock"
     if command -v flock >/dev/null && ! flock -n 9; then # two first starts at once
         echo "launch.sh: waiting for another start that installs into $venv" >&2

@@ -243,6 +243,12 @@ def test_a_checkout_that_cannot_be_written_is_used_as_it_is_or_refused_in_one_li
     start(checkout)
     done = start(checkout, before=read_only)
     assert (done.returncode, done.stdout, done.stderr) == (0, "-P -m senet.launch train\n", "")
+    remedy = f", and {checkout} cannot be written; copy it to a folder of your own\n"
+    done = start(checkout, "report", "runs/a", before=read_only)
+    assert (done.returncode, done.stderr) == (2, f"launch.sh: {checkout}/.venv lacks what report needs{remedy}")
+    (checkout / ".venv" / "bin" / "python").chmod(0o644)  # of another user
+    done = start(checkout, before=read_only)
+    assert (done.returncode, done.stderr) == (2, f"launch.sh: {checkout}/.venv/bin/python cannot be run by you{remedy}")
 
 
 def test_the_extras_of_setup_are_those_of_the_project(checkout: Path) -> None:

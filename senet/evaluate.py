@@ -67,7 +67,9 @@ def main(argv: Sequence[str]) -> int:
         watchdog.close()
         result = evaluate(trained, data, ranks, batch_size=arguments.batch_size, flip_average=arguments.flip_average)
         if ranks.is_main:
-            report = _report(result, trained, data) | {"flip_average": arguments.flip_average}
+            # a named file may have been the best one only when it was written
+            best = arguments.network.is_dir() and trained.manifest["best"]
+            report = _report(result, trained, data) | {"best": best, "flip_average": arguments.flip_average}
             print(json.dumps(report) if arguments.json else _text(report), flush=True)
             if arguments.predictions:
                 replace_file(arguments.predictions, _predictions(result, data, data_config))
@@ -136,8 +138,9 @@ def _text(report: Mapping[str, Any]) -> str:
     width = max(len("class"), *(len(row["class"]) for row in rows))
     loss = "not finite" if report["loss"] is None else f"{report['loss']:.4f}"
     top5 = "" if report["top5"] is None else f"   top-5 {report['top5']:.2f} %"
+    which = f"{'best checkpoint, ' if report['best'] else ''}step {report['step']}, {report['weights']} weights"
     lines = [
-        f"{report['checkpoint']} (step {report['step']}, {report['weights']} weights), {report['images']:,} test images"
+        f"{report['checkpoint']} ({which}), {report['images']:,} test images"
         + (", each with its mirror image" if report["flip_average"] else ""),
         f"top-1 {report['top1']:.2f} %{top5}   loss {loss}",
         "",
@@ -179,6 +182,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=(),  # else argparse calls them required
         metavar="key=value",
         help="data.source, data.root, data.folder, data.decode_threads; default: as it was trained. Images are only "
         "downloaded and decoded into a data.root that is given here",

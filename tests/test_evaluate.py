@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,9 @@ from senet.errors import ConfigError
 from senet.evaluate import _predictions, _text, main
 from senet.inference.network import load_trained
 from senet.inference.scoring import Evaluation, open_test_data
+from senet.report.__main__ import main as report_main
 from senet.report.examine import predictions_of
+from senet.rundir.checkpoint import find_checkpoint, is_best
 from senet.training.scores import Scores
 from tests.conftest import Train
 
@@ -132,6 +135,23 @@ def test_the_table_has_a_line_for_each_class(finished_run: Path, capsys: pytest.
     assert sum(int(line.split()[1]) for line in lines[4:]) == 360
 
 
+def test_a_run_directory_stands_for_its_best_checkpoint_and_the_first_line_says_so(
+    finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = find_checkpoint(finished_run)
+    assert is_best(best)
+    assert main(arguments(finished_run)) == 0
+    assert capsys.readouterr().out.startswith(f"{best} (best checkpoint, step ")
+    assert main(arguments(best)) == 0  # it is not known whether another is better
+    assert capsys.readouterr().out.startswith(f"{best} (step ")
+
+
+@pytest.mark.parametrize(("command", "needed"), [(main, "network"), (report_main, "RUN_DIR")])
+def test_options_of_the_images_are_not_required(command: Callable[[Sequence[str]], int], needed: str) -> None:
+    with pytest.raises(ConfigError, match=f"required: {needed};"):
+        command([])
+
+
 def test_of_many_classes_the_lowest_have_a_line() -> None:
     rows = [
         {"class": f"c{number}", "images": number > 0, "top1": (number * 7919) % 1000 / 10} for number in range(1000)
@@ -139,6 +159,7 @@ def test_of_many_classes_the_lowest_have_a_line() -> None:
     rows[0]["top1"] = None
     report = {"checkpoint": "a", "step": 1, "images": 999, "loss": 1.0, "top1": 1.0, "top5": 1.0, "classes": rows}
     report["weights"] = "raw"
+    report["best"] = False
     lines = _text(report | {"flip_average": False}).splitlines()
     assert lines[0] == "a (step 1, raw weights), 999 test images"
     lowest = sorted(rows[1:], key=lambda row: row["top1"])[:10]
@@ -164,7 +185,7 @@ def test_a_class_name_cannot_command_the_terminal() -> None:
     row = {"class": "\x1b]0;x\x07red", "images": 1, "top1": 100.0}
     lines = _text(
         {"checkpoint": "a", "step": "\x1b", "images": 1, "loss": 1.0, "top1": 1.0, "top5": 1.0, "classes": [row]}
-        | {"flip_average": False, "weights": "\x1b"}
+        | {"best": True, "flip_average": False, "weights": "\x1b"}
     )
     table = predict._format("table", ["a.png"], [row["class"]])(predict.Prediction("a.png", ((row["class"], 0.5),)))
     assert lines.splitlines()[-1] == "?]0;x?red       1 100.00 %"

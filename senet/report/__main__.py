@@ -91,6 +91,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=(),  # else argparse calls them required
         metavar="key=value",
         help="where the test images are, if they have moved: data.source, data.root, data.folder, data.decode_threads",
     )

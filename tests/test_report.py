@@ -434,6 +434,13 @@ def test_what_is_no_run_directory_is_named(path: str, tmp_path: Path) -> None:
         main([str(tmp_path / path)])
 
 
+def test_a_run_directory_that_cannot_be_written_is_named_at_once_with_a_remedy(run_dir: Path) -> None:
+    shutil.rmtree(run_dir / "report")
+    (run_dir / "report").symlink_to("/proc")  # where root cannot write either
+    with pytest.raises(ConfigError, match=r"/copy/report cannot be written \(.+\); report on a copy of the run dir"):
+        main([str(run_dir)])
+
+
 def test_without_the_packages_that_draw_one_line_says_what_to_install(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from senet.command import Parser, end
@@ -47,9 +48,10 @@ def write_report(
     folder = runs[0].folder / "report"
     try:
         folder.mkdir(exist_ok=True)
+        TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ConfigError(
-            f"{folder} cannot be created ({error.strerror}); report on a copy of the run directory"
+            f"{folder} cannot be written ({error.strerror}); report on a copy of the run directory"
         ) from None
     predictions, why = predictions_of(
         runs[0].folder, folder / "predictions.npz", model_name=model_name, device=device, overrides=overrides

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from senet.config.checks import check_split
-from senet.config.options import Config, SlurmConfig
+from senet.config.options import Config, DataConfig, SlurmConfig
+from senet.data.sources import SPLITS, split_folder
 from senet.distributed.preemption import steps_between_votes
 from senet.errors import ConfigError
 from senet.rundir.files import read_json
@@ -41,6 +42,7 @@ def preflight(config: Config, run_dir: Path) -> list[Finding]:
         ConfigError: an option from which no script can be made.
     """
     findings = [*_tasks(config), *_limits(config, run_dir), *_directory(config, run_dir), *owner(run_dir)]
+    findings += _images(config.data)
     if config.slurm.cluster == "slurm":
         script = make_slurm_executor(config, run_dir, run_dir / "slurm" / "code").text()
         environment, site = sbatch_environment(script), cluster.site()
@@ -64,10 +66,17 @@ def _tasks(config: Config) -> Iterator[Finding]:
     if slurm.cluster == "local" and slurm.nodes > 1:
         yield Finding(True, f"slurm.nodes={slurm.nodes} with slurm.cluster=local, which has one machine; use 1")
     if slurm.cluster == "local" and slurm.setup:
-        yield Finding(
-            True, "slurm.setup with slurm.cluster=local is not supported; run those lines in your shell before"
-        )
+        yield Finding(True, "slurm.setup with slurm.cluster=local is not supported; run those lines in your shell")
     yield from (Finding(*found) for found in gpu_findings(slurm, config.train.device))
+
+
+def _images(data: DataConfig) -> Iterator[Finding]:
+    """A folder of images that this machine does not see: the nodes may."""
+    try:
+        for split in SPLITS if data.source == "imagefolder" else ():
+            split_folder(Path(data.folder), split)
+    except (ConfigError, OSError) as error:
+        yield Finding(False, f"{error}; the job will fail unless its nodes see that folder")
 
 
 def _limits(config: Config, run_dir: Path) -> Iterator[Finding]:
@@ -177,18 +186,14 @@ def _from_environment(environment: dict[str, str]) -> Iterator[Finding]:
     """``environment`` has only those SBATCH_* that no option of the job replaces."""
     for name, value in environment.items():
         if name.startswith("SBATCH_"):
-            yield Finding(
-                False, f"{name}={value} in the environment applies to this job; unset it if you do not mean it"
-            )
+            yield Finding(False, f"{name}={value} in the environment applies to this job; unset it if it should not")
     if others := os.environ.get("SLURM_CLUSTERS"):
         yield Finding(False, f"SLURM_CLUSTERS={others} in the environment is ignored; submit on a host of that cluster")
 
 
 def _site(config: Config, run_dir: Path, environment: dict[str, str], site: dict[str, str]) -> Iterator[Finding]:
     if not site:
-        yield Finding(
-            False, "scontrol does not answer here: partition, account, KillWait and GraceTime are not checked"
-        )
+        yield Finding(False, "scontrol does not answer here: partition, account, KillWait, GraceTime are not checked")
         return
     slurm, known = config.slurm, cluster.partitions()
     default = next((name for name, fields in known.items() if fields.get("Default") == "YES"), "")
@@ -241,8 +246,5 @@ def _preemption(site: dict[str, str], partition: dict[str, str], needed_s: float
             f"what is not saved by then is repeated; lower checkpoint.every_steps",
         )
     if mode == "CANCEL":
-        yield Finding(
-            False,
-            f"partition {partition['PartitionName']} has PreemptMode=CANCEL: only a job that has saved within its "
-            f"GraceTime requeues itself; any other ends, and must be submitted again",
-        )
+        text = "has PreemptMode=CANCEL: only a job that has saved within its GraceTime requeues itself; any other ends"
+        yield Finding(False, f"partition {partition['PartitionName']} {text}, and must be submitted again")

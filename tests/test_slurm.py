@@ -459,6 +459,11 @@ def found(*overrides: str, run_dir: Path) -> str:
         (["slurm.time=2m"], "refused: slurm.signal_lead_s=120 is not less than slurm.time=2m"),
         (["slurm.cluster=local", "slurm.nodes=2"], "refused: slurm.nodes=2 with slurm.cluster=local"),
         (["slurm.cluster=local", "slurm.setup=[x]"], "refused: slurm.setup with slurm.cluster=local"),
+        (
+            ["data.source=imagefolder", "data.folder=/nowhere"],
+            "warning: data.folder=/nowhere: no such folder; expected data.folder/train/<class>/<image> and "
+            "data.folder/test/<class>/<image>; the job will fail unless its nodes see that folder",
+        ),
         ([], "looks local to this machine"),
         ([], "warning: scontrol does not answer here"),
     ],
@@ -466,6 +471,18 @@ def found(*overrides: str, run_dir: Path) -> str:
 @pytest.mark.usefixtures("fake")
 def test_preflight_names_value_and_remedy(run_dir: Path, overrides: list[str], expected: str) -> None:
     assert expected in found(*overrides, run_dir=run_dir)
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_folder_of_images_is_looked_for_with_both_its_splits(run_dir: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    options = ("data.source=imagefolder", f"data.folder={photos}")
+    for made, missing in (("val", "train"), ("train", "test")):
+        (photos / made).mkdir(parents=True)
+        assert f"warning: {photos / missing}: no such folder; " in found(*options, run_dir=run_dir)
+    assert f"rename it, or link to it with ln -s val {photos / 'test'}; the job" in found(*options, run_dir=run_dir)
+    (photos / "test").mkdir()
+    assert "no such folder" not in found(*options, run_dir=run_dir)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # what Windows, macOS, Synology and file systems leave in folders
 _NO_IMAGES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin", "lost+found")
+_LAYOUT = "expected data.folder/train/<class>/<image> and data.folder/test/<class>/<image>"
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,16 @@ def fit_image(picture: Image.Image, size: int) -> np.ndarray:
     return np.asarray(picture)
 
 
+def split_folder(root: Path, split: str) -> Path:
+    """The folder of a split. ConfigError: there is none. OSError: it cannot be read."""
+    if not root.is_dir():
+        here = "" if root.is_absolute() else f" in {Path.cwd()}"
+        raise ConfigError(f"data.folder={root}: no such folder{here}; {_LAYOUT}")
+    if not (folder := root / split).is_dir():
+        raise ConfigError(f"{folder}: no such folder; {_other_name(folder) or _LAYOUT}")
+    return folder
+
+
 def image_paths(root: Path, split: str) -> tuple[list[Path], list[str]]:
     """All files of a split in a fixed order, and its class names; without hidden files and those in ``_NO_IMAGES``.
 
@@ -106,14 +117,8 @@ def image_paths(root: Path, split: str) -> tuple[list[Path], list[str]]:
         ConfigError: no such folder, no classes, a class without images; or what would silently be left out: folders in
             a class, images outside of one, broken links.
     """
-    folder = root / split
-    remedy = "expected data.folder/train/<class>/<image> and data.folder/test/<class>/<image>"
     try:
-        if not root.is_dir():
-            here = "" if root.is_absolute() else f" in {Path.cwd()}"
-            raise ConfigError(f"data.folder={root}: no such folder{here}; {remedy}")
-        if not folder.is_dir():
-            raise ConfigError(f"{folder}: no such folder; {_other_name(folder) or remedy}")
+        folder = split_folder(root, split)
         classes, left_out = [], []
         for entry in _entries(folder):
             if entry.is_dir():
@@ -132,11 +137,11 @@ def image_paths(root: Path, split: str) -> tuple[list[Path], list[str]]:
         raise ConfigError(f"data.folder={root} cannot be read: {error}") from None
     if left_out:
         named = some([f"{entry.relative_to(root)} ({_kind(entry)})" for entry in left_out])
-        raise ConfigError(f"{root}: {named} would be left out; {remedy}, without folders in a class")
+        raise ConfigError(f"{root}: {named} would be left out; {_LAYOUT}, without folders in a class")
     if not classes:
-        raise ConfigError(f"{folder} has no class folders; {remedy}")
+        raise ConfigError(f"{folder} has no class folders; {_LAYOUT}")
     if empty:
-        raise ConfigError(f"{some([str(folder / name) for name in empty])} has no images; {remedy}")
+        raise ConfigError(f"{some([str(folder / name) for name in empty])} has no images; {_LAYOUT}")
     for name in classes:
         if "\udc80" <= max(name) <= "\udcff":  # how Python represents bytes that are not UTF-8
             raise ConfigError(f"{folder / name}: the name of a class must be UTF-8; rename the folder")

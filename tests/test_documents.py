@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from urllib.parse import unquote
@@ -15,6 +17,7 @@ import yaml
 from senet import REPOSITORY
 from senet.config.load import load_config
 from senet.config.options import Config, options
+from senet.data.sources import image_paths
 from tests.documents import LANGUAGES, OTHERS, PAGES, anchors, blocks, commands, inline_code, links, name, prose
 
 GROUPS = {field.name for field in dataclasses.fields(Config)} - {"run_dir", "seed"}
@@ -111,6 +114,19 @@ def test_the_page_on_resume_names_the_options_that_may_change_freely() -> None:
     also = {"train.device", "train.threads_per_rank"}  # with a warning: the row below
     free = {key for key, spec in options() if spec.metadata.get("free") and not key.startswith("slurm.")}
     assert set(re.findall(r"`([a-z_.]+)`", row)) - {"slurm"} == free - also
+
+
+def test_a_folder_is_split_as_the_page_says(tmp_path: Path) -> None:
+    [code] = [block.text for block in blocks(REPOSITORY / "docs/your-data.md") if 'Path("all")' in block.text]
+    images = [Path(name, f"{number}.png") for name, count in (("cat", 12), ("dog", 5)) for number in range(count)]
+    for image in images:
+        (tmp_path / "all" / image).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "all" / image).write_text(str(image))
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    (train, classes), (test, others) = (image_paths(tmp_path / "photos", split) for split in ("train", "test"))
+    assert classes == others == ["cat", "dog"]
+    assert (len(train), len(test)) == (13, 4)
+    assert sorted(path.read_text() for path in (*train, *test)) == sorted(map(str, images))
 
 
 def test_the_citation_has_the_version_of_the_package() -> None:

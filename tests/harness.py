@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from senet.distributed.environment import read_place
 from senet.distributed.preemption import StopFlag
 from senet.distributed.watchdog import Watchdog
 from senet.rundir.checkpoint import read_checkpoint, unpickle
+from slurm.batch import free_port
 
 CLOCKS = {"train_s", "epoch_s", "logged_s", "images_per_s"}
 
@@ -51,12 +51,6 @@ def tiny(*overrides: str) -> list[str]:
 def tiny_config(*overrides: str, world_size: int = 1) -> Config:
     """The small run's configuration."""
     return load_config(tiny(*overrides), world_size)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def idle_watchdog(limit_s: float = 60) -> Watchdog:

@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+from senet.errors import FAILED_EXIT_CODE, REFUSED_EXIT_CODE
 from tests.harness import status, tiny, wait_until
 from tests.hosts.cluster import HostCluster
 from tests.hosts.test_hosts import LONG, Undisturbed, ends_with
@@ -24,10 +25,10 @@ def test_no_answer_is_neither_yes_nor_no(cluster: HostCluster, tmp_path: Path, d
         assert time.monotonic() - began < 20  # one question for all
         assert [line.split()[2] for line in said.stdout.splitlines()[1:]] == ["training", "unknown", "unknown"]
         stop = runs[0].tool("stop", str(runs[0].run_dir))
-        assert stop.returncode == 2
+        assert stop.returncode == FAILED_EXIT_CODE
         assert "was not stopped, try again: squeue does not answer" in stop.stderr
         again = runs[1].tool(*tiny(*runs[1].options, "slurm.time=20m"))
-        assert again.returncode == 2
+        assert again.returncode == REFUSED_EXIT_CODE
         assert f"whether job {runs[1].job} still waits or runs is not known" in again.stderr
     table = wait_until(lambda: runs[0].tool("status", *(str(run.run_dir) for run in runs)).stdout.splitlines()[1:])
     assert [line.split()[2] for line in table] == ["training", "waiting", "waiting"]

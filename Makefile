@@ -8,7 +8,7 @@ test: lint types ## style, types, all tests
 	$(PY) -m pytest -m fault -n 3 --dist worksteal -rs
 	$(PY) -m pytest -m slurm -n 4 -rs
 
-quick: setup ## the tests that start no processes and take no seconds: a minute on 2 cores
+quick: setup ## the tests that start no processes and take no seconds: 100 s on 2 cores
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slurm and not hosts and not fault and not ranks and not slow" -n 2 --dist worksteal
 
 setup:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
-from senet.config.options import NETWORKS, Config
-from senet.data.samplers import ImageData, ResumableSampler, open_data
+from senet.config.options import NETWORKS, Config, DataConfig
+from senet.data.samplers import ImageData, ResumableSampler
 from senet.distributed.preemption import StopFlag
 from senet.distributed.ranks import Ranks
 from senet.distributed.watchdog import Watchdog
@@ -25,6 +25,12 @@ from senet.rundir.saving import CheckpointManager
 from senet.training.feed import build_preprocess, build_sampler
 from senet.training.resume import check_fits, choose_checkpoint
 from senet.training.seeds import seed_everything
+
+
+class OpenImages(Protocol):
+    """How the images are opened; ``open_data`` is one."""
+
+    def __call__(self, config: DataConfig, *, local_rank: int) -> ImageData: ...
 
 
 class Prepared(NamedTuple):
@@ -45,7 +51,9 @@ class Prepared(NamedTuple):
         }
 
 
-def prepare(config: Config, ranks: Ranks, stack: ExitStack, stop: StopFlag, watchdog: Watchdog) -> Prepared:
+def prepare(
+    config: Config, ranks: Ranks, stack: ExitStack, stop: StopFlag, watchdog: Watchdog, open_images: OpenImages
+) -> Prepared:
     """Run directory, data and network.
 
     Raises:
@@ -56,7 +64,7 @@ def prepare(config: Config, ranks: Ranks, stack: ExitStack, stop: StopFlag, watc
     if ranks.is_main:
         lease, checkpoints = _own_run_dir(config, stack, stop, watchdog)
         checkpoint = choose_checkpoint(config, checkpoints)
-    data = open_data(config.data, local_rank=ranks.local_rank)
+    data = open_images(config.data, local_rank=ranks.local_rank)
     sampler = build_sampler(config, data, ranks)
     network = _build_network(config, data, begins_anew=checkpoint is None)
     if checkpoint is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -14,6 +14,7 @@ from typing import Any
 from torch.distributed import ProcessGroup
 
 from senet.config.options import Config
+from senet.data.samplers import open_data
 from senet.distributed.agreement import Agreement
 from senet.distributed.devices import set_threads
 from senet.distributed.environment import read_place
@@ -27,19 +28,30 @@ from senet.rundir.checkpoint import Checkpoint, unpickle
 from senet.training.feed import Feed, two_black_images
 from senet.training.learner import Learner, choose_amp
 from senet.training.peers import Peers
-from senet.training.prepare import Prepared, prepare
+from senet.training.prepare import OpenImages, Prepared, prepare
 from senet.training.progress import Progress
 from senet.training.record import Record, provenance, publish_start
 from senet.training.resume import identity, warn_of_changes
 from senet.training.seeds import set_deterministic
 from senet.training.state import Summary, TrainState
-from senet.training.trainer import Trainer
+from senet.training.trainer import Observer, Trainer
 
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
+def run(
+    config: Config,
+    argv: Sequence[str],
+    stop: StopFlag,
+    *,
+    open_images: OpenImages = open_data,
+    observe: Callable[[Trainer], Observer] | None = None,
+) -> Summary:
     """Train to the end of the schedule or to an agreed stop, and report. Call on every rank.
+
+    Args:
+        open_images: in place of ``open_data``.
+        observe: called when all is restored, before the first update; what it returns is called after each.
 
     Raises:
         ConfigError: a user's mistake. Before the process groups are made, except what only a running network shows.
@@ -57,7 +69,7 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
             ranks,
             watchdog,
             must_be_equal(ranks, {**options_of(config), "precision": facts["amp"]}),
-            lambda: prepare(config, ranks, stack, stop, watchdog),
+            lambda: prepare(config, ranks, stack, stop, watchdog, open_images),
             Prepared.facts,
         )
         group = stack.enter_context(process_groups(ranks, store, config.distributed, watchdog))
@@ -75,14 +87,10 @@ def run(config: Config, argv: Sequence[str], stop: StopFlag) -> Summary:
         agreement = Agreement(group, every=1 if facts["amp"] == "fp16" else None)  # fp16 waits for the device each step
         trainer = Trainer(config, learner, feed, Peers(ranks, group, agreement, stop, watchdog), record, state)
         trains = state.epochs_done < config.train.epochs
-        if saved:
-            learner.load_state_dict(saved)
-        else:
-            writer.graph(learner.network, two_black_images(config, ranks.device))
-        if checkpoint:
-            warn_of_changes(checkpoint, facts)
-            record.progress.say(_resumed_line(checkpoint, trains))
+        _restore(trainer, saved, checkpoint, trains=trains)
         del saved  # it takes as much memory as what is trained
+        if observe is not None:
+            trainer.observers.append(observe(trainer))
         summary = trainer.fit()
         record.end(config, summary, trained=trains, signal=stop.signal_name, tested=len(data.test))
         leave_together(group)  # everything is published: the first exit may make the launcher end the others
@@ -104,6 +112,18 @@ def _broadcast(checkpoint: Checkpoint | None, group: ProcessGroup) -> tuple[dict
     """The payload of rank 0's checkpoint, on every rank; and the checkpoint without its bytes, to have them once."""
     content = broadcast_bytes(checkpoint.content if checkpoint else None, group)
     return unpickle(content) if content else None, replace(checkpoint, content=b"") if checkpoint else None
+
+
+def _restore(trainer: Trainer, saved: dict[str, Any] | None, checkpoint: Checkpoint | None, *, trains: bool) -> None:
+    """Continue from what was saved, and say so, with what is different now."""
+    learner, record = trainer.learner, trainer.record
+    if saved:
+        learner.load_state_dict(saved)
+    else:
+        record.writer.graph(learner.network, two_black_images(trainer.config, trainer.peers.ranks.device))
+    if checkpoint:
+        warn_of_changes(checkpoint, record.manifest["facts"])
+        record.progress.say(_resumed_line(checkpoint, trains))
 
 
 def _hold_stops(stop: StopFlag, group: ProcessGroup) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ from senet.training.seeds import seed_everything
 from senet.training.state import Summary, TrainState
 
 log = logging.getLogger(__name__)
+Observer = Callable[[], None]
+"""Called on every rank after each update; where it raises StopRequested, on all ranks alike, the run stops there."""
 
 
 @dataclass
@@ -41,6 +44,7 @@ class Trainer:
     peers: Peers
     record: Record
     state: TrainState
+    observers: list[Observer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.steps_per_epoch = self.feed.sampler.batches_per_epoch
@@ -89,6 +93,8 @@ class Trainer:
             if self._check_every and step % self._check_every == 0:
                 self.peers.agreement.conclude()
                 check_in_sync(self.learner.network, self.peers.group)  # sync point: once per train.desync_check_every
+            for observer in self.observers:
+                observer()
             if self.peers.agreement.stop_agreed:
                 raise StopRequested
             is_last = step == (epoch + 1) * self.steps_per_epoch

@@ -136,7 +136,8 @@ def be_a_rank(options: list[str], *, pairs: int, steps: int) -> None:
             if learner.average is not None:
                 learner.average.update_parameters(learner.network)
 
-        learner.replicas.train()
+        learner.train()
+        assert learner.replicas is not None
         step = Step(learner.replicas, batches(), update, learner.autocast, config.train.label_smoothing)
         mine = measure(step, pairs=pairs, steps=steps)
         everyones: list[Seconds] = [{} for _ in range(ranks.world_size)]

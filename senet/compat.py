@@ -14,6 +14,7 @@ from torch.optim import _muon
 
 __all__ = [
     "BatchNorm",
+    "add_",
     "copy_",
     "lerp_",
     "module_versions",
@@ -45,6 +46,11 @@ def muon_(
 def lerp_(targets: Sequence[Tensor], sources: Sequence[Tensor], weight: float) -> None:
     """``target.lerp_(source, weight)`` for each pair, in a few kernels instead of one per tensor."""
     torch._foreach_lerp_(list(targets), list(sources), weight)
+
+
+def add_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """``target.add_(source)`` for each pair, likewise."""
+    torch._foreach_add_(list(targets), list(sources))
 
 
 def copy_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:

@@ -24,7 +24,7 @@ from types import FrameType
 
 from senet import REPOSITORY
 from senet.command import BUS_ERROR, end, leave
-from senet.config.checks import check_split
+from senet.config.checks import check_split, most_ranks
 from senet.config.load import load_config
 from senet.config.manual import asked, show_help
 from senet.config.options import TrainConfig
@@ -129,8 +129,11 @@ def choose_ranks(train: TrainConfig) -> int:
         return wanted
     gpus = count_gpus() if train.device != "cpu" else 0
     most = gpus or 2
-    ranks = max(n for n in range(1, most + 1) if train.global_batch_size % (n * train.accumulate) == 0)
-    if ranks < most:
+    ranks = most_ranks(train, most)
+    if ranks < most and train.shards:
+        which = f"for {gpus} GPUs" if gpus else "instead of 2"
+        _say(f"{ranks} rank(s) {which}, since train.shards={train.shards} cannot be dealt to more")
+    elif ranks < most:
         _say(
             f"{ranks} rank(s) {f'for {gpus} GPUs' if gpus else 'instead of 2'}, since "
             f"train.global_batch_size={train.global_batch_size} (train.accumulate={train.accumulate}) cannot be split "

@@ -23,12 +23,12 @@ from senet.distributed.groups import (
     broadcast_bytes,
     leave_together,
     process_groups,
-    replicate,
     set_time_limit,
     sum_over_ranks,
 )
 from senet.distributed.meeting import meet
 from senet.distributed.ranks import PeerFailed, Ranks
+from senet.distributed.replicas import replicate, run_once
 from senet.errors import ConfigError, RunError
 from senet.rundir.checkpoint import unpickle
 from senet.rundir.files import read_json
@@ -88,7 +88,8 @@ def _gradients(hook: str) -> dict[str, Tensor]:
         torch.manual_seed(0)
         model = counts_its_passes(10)
         images, labels = torch.randn(12, 3, 16, 16), torch.randint(0, 10, (12,))
-        ddp = replicate(model, ranks, dummy_NCHW=images[:2], num_classes=10, comm_hook=hook)  # type: ignore[arg-type]
+        ddp = replicate(model, ranks, comm_hook=hook)  # type: ignore[arg-type]
+        run_once(ddp, dummy_NCHW=images[:2], num_classes=10)
         assert all(p.grad is None or not p.grad.any() for p in model.parameters())  # the dummy step left nothing
         assert model.passes == 0
         share = slice(12 // ranks.world_size * ranks.rank, 12 // ranks.world_size * (ranks.rank + 1))

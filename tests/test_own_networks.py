@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from senet.data.samplers import ImageData
-from senet.distributed.groups import sync_batch_norms
+from senet.distributed.replicas import sync_batch_norms
 from senet.errors import ConfigError, RunError
 from senet.inference.formats import export
 from senet.inference.network import load_trained

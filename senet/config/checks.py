@@ -22,7 +22,10 @@ from senet.errors import ConfigError, did_you_mean
 
 
 def check_split(train: TrainConfig, world_size: int) -> None:
-    """Raise ConfigError unless the global batch can be shared equally by ranks and micro-batches."""
+    """Raise ConfigError unless the global batch can be shared equally by ranks or shards, and micro-batches."""
+    if train.shards:
+        _check_shards(train, world_size)
+        return
     unit = world_size * train.accumulate
     if train.global_batch_size % unit:
         nearest = max(unit, round(train.global_batch_size / unit) * unit)
@@ -30,6 +33,30 @@ def check_split(train: TrainConfig, world_size: int) -> None:
             f"train.global_batch_size={train.global_batch_size} cannot be split over {_count(world_size, 'rank')} x "
             f"{_count(train.accumulate, 'micro-batch')}; use a multiple of {unit}, e.g. {nearest}"
         )
+
+
+def _check_shards(train: TrainConfig, world_size: int) -> None:
+    given, unit = f"train.shards={train.shards}", train.shards * train.accumulate
+    if train.shards & (train.shards - 1):
+        near = 2 ** round(math.log2(train.shards))
+        raise ConfigError(f"{given} is not a power of two; use e.g. {near}")
+    if train.shards % world_size:
+        most = 2 ** int(math.log2(min(world_size, train.shards)))
+        more = "" if world_size & (world_size - 1) else f", or train.shards={world_size} for a new run"
+        raise ConfigError(f"{given} cannot be dealt to {_count(world_size, 'rank')}; use {_count(most, 'rank')}{more}")
+    if train.global_batch_size % unit:
+        nearest = max(unit, round(train.global_batch_size / unit) * unit)
+        raise ConfigError(
+            f"train.global_batch_size={train.global_batch_size} cannot be split over {given} x "
+            f"{_count(train.accumulate, 'micro-batch')}; use a multiple of {unit}, e.g. {nearest}"
+        )
+
+
+def most_ranks(train: TrainConfig, most: int) -> int:
+    """The largest number of ranks, at most this, that can share the global batch."""
+    if train.shards:
+        return max(n for n in range(1, most + 1) if train.shards % n == 0)
+    return max(n for n in range(1, most + 1) if train.global_batch_size % (n * train.accumulate) == 0)
 
 
 def check_ranges(config: Config) -> None:
@@ -78,6 +105,8 @@ def check_together(config: Config) -> None:
         raise ConfigError("data.root= is empty; name a folder, e.g. data.root=data")
     if config.train.sync_bn and config.train.device == "cpu":
         raise ConfigError("train.sync_bn=true needs CUDA, but train.device=cpu; set train.sync_bn=false")
+    if config.train.shards:
+        _check_with_shards(config.train)
     _check_mapping("slurm.environment", config.slurm.environment, r"[A-Za-z_]\w*", (str,))
     _check_mapping("slurm.sbatch", config.slurm.sbatch, r"[a-z][a-z0-9_-]*", (str, int, float))
     _check_model(config.model, config.data.image_size)
@@ -90,6 +119,20 @@ def refuse_ignored_folder(data: DataConfig) -> None:
             f"data.folder={data.folder} is read with data.source=imagefolder alone, and data.source={data.source}; "
             f"add data.source=imagefolder, or leave data.folder out"
         )
+
+
+def _check_with_shards(train: TrainConfig) -> None:
+    """ConfigError for what would depend on the number of ranks."""
+    given = f"train.shards={train.shards}"
+    if train.sync_bn:
+        raise ConfigError(f"train.sync_bn=true makes statistics of all ranks, {given} of each shard; leave one out")
+    if train.comm_hook != "none":
+        raise ConfigError(
+            f"train.comm_hook={train.comm_hook} is for gradients between ranks, and {given} has the same "
+            f"bits without ranks; set train.comm_hook=none"
+        )
+    if not train.deterministic:
+        raise ConfigError(f"{given} promises equal bits, which train.deterministic=false does not; leave one out")
 
 
 def _check_small(config: Config) -> None:

@@ -126,9 +126,15 @@ class TrainConfig:
     global_batch_size: int = option(128, low=1, high=1_048_576)
     """Images per update, over all ranks and micro-batches. Never rescaled in silence."""
     accumulate: int = option(1, low=1, high=4096)
-    """Micro-batches per update and rank."""
+    """Micro-batches per update and rank, or per shard."""
+    shards: int = option(0, low=0, high=4096)
+    """Parts of the global batch, a power of two: the run then has the same bits on any number of ranks that divides it,
+    also if that changes on resume. Each part is computed by itself, with its own batch statistics (the running ones
+    are of the first) and random numbers, and the gradients are added up in one order. That holds for one kind of
+    processor, one number of threads_per_rank (0: that of the first start) and one version of torch. 0: one part per
+    rank, by DistributedDataParallel."""
     eval_batch_size: int = option(256, low=1, high=65_536, free=True)
-    """Images per rank and forward pass in evaluation."""
+    """Images per rank and forward pass in evaluation. With shards the last bits of the test loss depend on it."""
     label_smoothing: float = option(0.1, low=0, high=1)
     """Weight of the uniform distribution in the target."""
     clip_norm: float = option(0.0, low=0)
@@ -145,9 +151,9 @@ class TrainConfig:
     compile: bool = False
     """torch.compile the network."""
     sync_bn: bool = False
-    """Batch statistics over all ranks instead of one (CUDA only)."""
+    """Batch statistics over all ranks instead of one (CUDA only, without shards)."""
     comm_hook: Literal["none", "bf16", "fp16"] = "none"
-    """Compress gradients to this type for the all-reduce; one rank has none."""
+    """Compress gradients to this type for the all-reduce; one rank has none. Without shards only."""
     desync_check_every: int = option(200, low=0, high=1_000_000, free=True)
     """Updates between comparisons of all weights, bit by bit, over the ranks; also before each checkpoint. Ranks that
     have drifted apart (a broken GPU, a change on one rank) end the run. 0: off."""

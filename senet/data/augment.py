@@ -58,7 +58,7 @@ class Preprocess:
         config, size = self._config, images_NHWC.shape[1]
         if not (config.crop_padding or config.flip or config.cutout or epoch < config.small_epochs):
             return self.test(images_NHWC)
-        keys_N = _random(mix(self._seed, epoch), indices_N)
+        keys_N = self.keys(indices_N, epoch)
         if config.crop_padding or config.flip:
             padding = config.crop_padding
             top_N = _below(2 * padding + 1, keys_N, 0)
@@ -72,6 +72,10 @@ class Preprocess:
         if epoch < config.small_epochs:
             images_NCHW = F.interpolate(images_NCHW, config.small_size, mode="bilinear", antialias=True)
         return images_NCHW
+
+    def keys(self, indices_N: Tensor, epoch: int) -> Tensor:
+        """64 random bits for each image in this epoch, int64."""
+        return _random(mix(self._seed, epoch), indices_N)
 
     def _flips(self, indices_N: Tensor, epoch: int, keys_N: Tensor) -> Tensor:
         if self._config.alternate_flip:

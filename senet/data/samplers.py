@@ -125,6 +125,22 @@ class ShardSampler(torch.utils.data.Sampler[Tensor]):
             yield self._indices[batch * self._batch_size : (batch + 1) * self._batch_size]
 
 
+class ChunkSampler(torch.utils.data.Sampler[Tensor]):
+    """Chunks of consecutive images: chunk k is one batch of rank k mod W, so that no batch depends on the number of
+    ranks. All ranks yield equally many batches, the last may be empty."""
+
+    def __init__(self, num_images: int, *, batch_size: int, rank: int, world_size: int) -> None:
+        chunks = list(torch.arange(num_images).split(batch_size))
+        chunks += [torch.arange(0)] * (-len(chunks) % world_size)
+        self._chunks = chunks[rank::world_size]
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._chunks)
+
+
 def keep_on_device(data: ImageData, wanted: str, device: torch.device) -> ImageData:
     """Move both splits to the device if ``wanted`` (``data.resident``) is ``on``, or ``auto`` and a GPU has room."""
     if wanted == "auto" and device.type == "cuda":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import platform
+import re
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,6 +133,20 @@ def _quota(group: Path) -> list[int]:
         return [math.ceil(int(quota) / int(period))] if int(quota) > 0 else []
     except (OSError, ValueError):  # no such file, or "max": no limit
         return []
+
+
+def processor(device: torch.device) -> str:
+    """What computes, by name: another may round differently."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        known = re.findall(r"^(?:cpu )?(?:family|model)\s*: (\d+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        known = []
+    name = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
+    return " ".join([name, "/".join(known[:2]), torch.backends.cpu.get_cpu_capability()])
 
 
 def set_threads(wanted: int, local_world_size: int) -> int:

@@ -7,22 +7,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.nn.parallel import DistributedDataParallel
 
-from senet.compat import BatchNorm
 from senet.config.options import DistributedConfig
 from senet.distributed.interfaces import choose_interface, describe_interface
 from senet.distributed.ranks import Ranks
 from senet.distributed.rollcall import RollCall
 from senet.distributed.watchdog import Watchdog
-from senet.errors import ConfigError, RunError
+from senet.errors import RunError
 
 _NCCL_LATER_S = 60.0
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -81,92 +77,6 @@ def set_time_limit(group: dist.ProcessGroup, timeout_s: float) -> None:
     dist.set_timeout(timedelta(seconds=timeout_s), group)
 
 
-def replicate(
-    model: nn.Module,
-    ranks: Ranks,
-    *,
-    dummy_NCHW: Tensor,
-    num_classes: int,
-    comm_hook: Literal["none", "bf16", "fp16"],
-) -> DistributedDataParallel:
-    """Wrap in DDP, and have it build its final gradient buckets now.
-
-    A new DDP reduces in one bucket, and after a step rebuilds its buckets in the order in which the gradients arrived;
-    with three ranks or more this changes the order of the sums. One dummy step in evaluation mode, before anything is
-    restored, gives an unbroken and a resumed run the same buckets from their first step. Parameters and buffers that
-    the dummy step changes are restored.
-
-    Raises:
-        ConfigError: the network does not return one logit per class, or a parameter gets no gradient.
-    """
-    ddp = DistributedDataParallel(
-        model, device_ids=[ranks.device] if ranks.device.type == "cuda" else None, gradient_as_bucket_view=True
-    )
-    if comm_hook == "bf16":
-        ddp.register_comm_hook(None, default_hooks.bf16_compress_hook)
-    elif comm_hook == "fp16":
-        ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
-    tensors = [*model.parameters(), *model.buffers()]
-    before = [tensor.detach().clone() for tensor in tensors]
-    ddp.eval()
-    logits_NK = ddp(dummy_NCHW)
-    refuse_other_outputs(logits_NK, (len(dummy_NCHW), num_classes))
-    logits_NK.sum().backward()  # the next forward rebuilds the buckets
-    refuse_unused(model)
-    ddp.zero_grad()
-    with torch.no_grad():
-        for tensor, value in zip(tensors, before, strict=True):
-            tensor.copy_(value)
-    return ddp
-
-
-def refuse_other_outputs(output: Any, shape: tuple[int, int]) -> None:
-    """Check what a network returned for images.
-
-    Raises:
-        ConfigError: it is not one tensor of this shape, [images, classes].
-    """
-    found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if found != shape:
-        raise ConfigError(
-            f"the network returned {found} for {shape[0]} images, expected logits {shape}; have it return one tensor "
-            f"with num_classes columns, in training too"
-        )
-
-
-def refuse_unused(model: nn.Module) -> None:
-    """Call after a backward pass, on every rank. DDP itself would only notice in the next forward, and never under
-    ``no_sync``.
-
-    Raises:
-        ConfigError: a trainable parameter has no gradient; names it.
-    """
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.grad is None:
-            name = name.removeprefix("_orig_mod.")  # of torch.compile
-            raise ConfigError(
-                f"{name} gets no gradient, and DistributedDataParallel needs one for every trained parameter; use it "
-                f"in forward, remove it, or freeze it with requires_grad_(False)"
-            )
-
-
-def sync_batch_norms(model: nn.Module) -> nn.Module:
-    """The same network with SyncBatchNorm in place of each BatchNorm.
-
-    Raises:
-        ConfigError: a layer derived from BatchNorm, whose own part (an activation) torch would drop; names it.
-    """
-    plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-    for name, module in model.named_modules():
-        if isinstance(module, BatchNorm) and type(module) not in plain:
-            raise ConfigError(
-                f"train.sync_bn=true would make a plain SyncBatchNorm of {name}, a {type(module).__name__}; set it to "
-                f"false, or build the network of BatchNorm2d and separate layers"
-            )
-    synchronised: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return synchronised
-
-
 def check_in_sync(model: nn.Module, group: dist.ProcessGroup) -> None:
     """Compare the bits of all parameters over the ranks. Sync point: the host waits for the device.
 
@@ -205,9 +115,17 @@ def gather(value: float, group: dist.ProcessGroup) -> list[float]:
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Copy rank 0's buffers to every rank: after a step BatchNorm's running statistics differ between ranks."""
-    for buffer in model.buffers():
-        dist.broadcast(buffer, src=0)
+    """Copy rank 0's buffers to every rank, as one message: after a step BatchNorm's running statistics may differ."""
+    buffers = list(model.buffers())
+    if dist.get_world_size() == 1 or not buffers:
+        return
+    parts = [buffer.detach().reshape(-1).view(torch.uint8) for buffer in buffers]
+    message = torch.cat(parts)
+    dist.broadcast(message, src=0)
+    if dist.get_rank() > 0:
+        with torch.no_grad():
+            for buffer, part in zip(buffers, message.split([len(part) for part in parts]), strict=True):
+                buffer.copy_(part.clone().view(buffer.dtype).view(buffer.shape))  # a copy: aligned for its dtype
 
 
 def broadcast_bytes(content: bytes | None, group: dist.ProcessGroup) -> io.BytesIO | None:

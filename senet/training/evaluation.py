@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from senet.config.options import TrainConfig
 from senet.distributed.agreement import StopRequested
 from senet.distributed.groups import broadcast_buffers, sum_over_ranks
 from senet.training.feed import Feed
@@ -15,7 +16,7 @@ from senet.training.scores import Scores, Tally
 
 
 @torch.no_grad()  # not inference_mode: training may use a tensor that the network keeps, such as a table of positions
-def evaluate(learner: Learner, feed: Feed, peers: Peers, progress: Progress, *, batch_size: int) -> dict[str, Scores]:
+def evaluate(learner: Learner, feed: Feed, peers: Peers, progress: Progress, config: TrainConfig) -> dict[str, Scores]:
     """Scores of the raw ("test") and the averaged ("ema") weights over the whole test split, each image once.
 
     A collective: call on every rank.
@@ -29,7 +30,7 @@ def evaluate(learner: Learner, feed: Feed, peers: Peers, progress: Progress, *, 
     for network in networks.values():
         broadcast_buffers(network)
         network.eval()
-    batches, total = feed.test(batch_size)
+    batches, total = feed.test(config)
     for images_NHWC, labels_N, _ in progress.over(batches, title="test", total=total):
         if len(labels_N):
             images_NHWC, labels_N = feed.to_device(images_NHWC, labels_N)

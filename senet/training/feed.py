@@ -8,9 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from senet.config.options import Config
+from senet.config.options import Config, TrainConfig
 from senet.data.augment import Preprocess
-from senet.data.samplers import Batch, ImageData, ResumableSampler, ShardSampler, keep_on_device, load_batches
+from senet.data.samplers import (
+    Batch,
+    ChunkSampler,
+    ImageData,
+    ResumableSampler,
+    ShardSampler,
+    keep_on_device,
+    load_batches,
+)
 from senet.distributed.ranks import Ranks
 
 
@@ -38,9 +46,10 @@ class Feed:
         self.sampler.start_at(epoch, first_batch)
         return load_batches(self.data.train, self.sampler, self.ranks.device)
 
-    def test(self, batch_size: int) -> tuple[Iterator[Batch], int]:
+    def test(self, config: TrainConfig) -> tuple[Iterator[Batch], int]:
         """This rank's share of the test images, each once, and the number of batches. The last may be empty."""
-        sampler = ShardSampler(
+        deal, batch_size = ChunkSampler if config.shards else ShardSampler, config.eval_batch_size
+        sampler = deal(
             len(self.data.test), batch_size=batch_size, rank=self.ranks.rank, world_size=self.ranks.world_size
         )
         return load_batches(self.data.test, sampler, self.ranks.device), len(sampler)
@@ -81,6 +90,7 @@ def two_black_images(config: Config, device: torch.device) -> Tensor:
 def black_micro_batch(config: Config, ranks: Ranks) -> Tensor:
     """As many images as training runs at once, in the same memory layout: for another number or layout, torch.compile
     would compile again."""
-    count, size = config.train.global_batch_size // (ranks.world_size * config.train.accumulate), config.data.image_size
+    parts = (config.train.shards or ranks.world_size) * config.train.accumulate
+    count, size = config.train.global_batch_size // parts, config.data.image_size
     images_NHWC = torch.zeros(count, size, size, 3, dtype=torch.uint8, device=ranks.device)
     return build_preprocess(config, ranks.device).test(images_NHWC)

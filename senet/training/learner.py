@@ -17,8 +17,8 @@ from torch.nn.utils import get_total_norm
 
 from senet.config.options import Config
 from senet.distributed.agreement import NonFiniteLoss
-from senet.distributed.groups import replicate, sync_batch_norms
 from senet.distributed.ranks import Ranks
+from senet.distributed.replicas import replicate, run_once, sync_batch_norms
 from senet.models.weights import lay_out
 from senet.training.feed import black_micro_batch, two_black_images
 from senet.training.optim import WeightAverage, build_average, build_optimizer, load_optimizer
@@ -32,8 +32,10 @@ class Learner:
 
     network: nn.Module
     """Without wrappers: this is what is evaluated, averaged and saved."""
-    replicas: DistributedDataParallel
-    """The network as it is trained: compiled if asked for, its gradients averaged over the ranks."""
+    running: nn.Module
+    """The network as it runs in training: compiled, if asked for."""
+    replicas: DistributedDataParallel | None
+    """That in DistributedDataParallel, which averages its gradients over the ranks; None with ``train.shards``."""
     average: WeightAverage | None
     optimizer: torch.optim.Optimizer
     scaler: GradScaler
@@ -55,18 +57,21 @@ class Learner:
         compiled = torch.compile(network) if config.train.compile else network
         assert isinstance(compiled, nn.Module)
         black = black_micro_batch(config, ranks) if config.train.compile else two_black_images(config, ranks.device)
+        replicas = None if config.train.shards else replicate(compiled, ranks, comm_hook=config.train.comm_hook)
         with mixed():
-            replicas = replicate(
-                compiled, ranks, dummy_NCHW=black, num_classes=num_classes, comm_hook=config.train.comm_hook
-            )
+            run_once(replicas or compiled, dummy_NCHW=black, num_classes=num_classes)
         optimizer = build_optimizer(network, config.optim, fused=amp != "fp16")
         scaler = GradScaler(ranks.device.type, enabled=amp == "fp16")
-        return cls(network, replicas, average, optimizer, scaler, mixed)
+        return cls(network, compiled, replicas, average, optimizer, scaler, mixed)
 
     @property
     def weights(self) -> Literal["raw", "averaged"]:
         """Those that are the result, if the run ends now."""
         return "averaged" if self.average is not None and self.average.counts else "raw"
+
+    def train(self) -> None:
+        """Set the training mode, which evaluation has left."""
+        (self.replicas or self.running).train()
 
     def networks(self) -> dict[str, nn.Module]:
         """What is evaluated, by its name in metrics.jsonl: raw weights "test", averaged ones "ema"."""

@@ -122,11 +122,12 @@ def _check_images(config: Config, ranks: Ranks, network: nn.Module) -> None:
     if config.model.name not in NETWORKS:
         for size in {config.data.image_size, *small}:
             refuse_other_images(network, config.model.name, size)
-    parts = ranks.world_size * config.train.accumulate
+    parts = (config.train.shards or ranks.world_size) * config.train.accumulate
     if config.train.global_batch_size > parts or (config.train.sync_bn and ranks.world_size > 1):
         return
+    part = "shard" if config.train.shards else "rank"
     if not trains_on_one_image(network, *(small or [config.data.image_size])):
         raise ConfigError(
-            f"train.global_batch_size={config.train.global_batch_size} is one image per rank and micro-batch, and "
+            f"train.global_batch_size={config.train.global_batch_size} is one image per {part} and micro-batch, and "
             f"{config.model.name} has a norm over a single value of it; use {2 * parts} or more"
         )

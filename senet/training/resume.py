@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from senet.config.load import changed_options, to_flat
 from senet.config.options import Config, ScheduleConfig
-from senet.data.samplers import ImageData
+from senet.data.samplers import ImageData, ResumableSampler
 from senet.errors import ConfigError
 from senet.rundir.checkpoint import FORMAT, Checkpoint, CheckpointError, published_files, read_checkpoint, unpickle
 from senet.rundir.saving import CheckpointManager
@@ -65,14 +65,15 @@ def read_named(name: str) -> Checkpoint:
         raise ConfigError(f"resume.mode={name}: {error}") from None
 
 
-def identity(config: Config, data: ImageData, steps_per_epoch: int) -> dict[str, Any]:
+def identity(config: Config, data: ImageData, sampler: ResumableSampler, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint belongs to: compared before it is resumed from, needed to use it afterwards."""
     return {
         "format": FORMAT,
         "classes": list(data.classes),
         "data": data.fingerprint,
-        "steps_per_epoch": steps_per_epoch,
+        "steps_per_epoch": sampler.batches_per_epoch,
         "config": to_flat(config),
+        "facts": dict(facts),
     }
 
 
@@ -182,9 +183,11 @@ def rate_jump(config: Config, checkpoint: Checkpoint, state: TrainState) -> list
     return [before, after]
 
 
-def warn_of_changes(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> None:
+def warn_of_changes(config: Config, checkpoint: Checkpoint, facts: Mapping[str, Any]) -> None:
     """Log what is different in the facts that the bits of a run depend on besides its options."""
     saved = checkpoint.manifest["facts"]
     for key, now in facts.items():
-        if saved.get(key) != now:
-            log.warning("%s was %s, now %s: the run goes on, but not bit for bit", key, saved.get(key), now)
+        if key not in saved or (key == "world_size" and config.train.shards):  # of an older version, or of no matter
+            continue
+        if saved[key] != now:
+            log.warning("%s was %s, now %s: the run goes on, but not bit for bit", key, saved[key], now)

@@ -5,20 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import zlib
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch.distributed import ProcessGroup
 
 from senet.config.options import Config
 from senet.data.samplers import open_data
 from senet.distributed.agreement import Agreement
-from senet.distributed.devices import set_threads
+from senet.distributed.devices import processor, set_threads
 from senet.distributed.environment import read_place
-from senet.distributed.groups import broadcast_bytes, leave_together, process_groups, wait_for_all
+from senet.distributed.groups import broadcast_bytes, gather, leave_together, process_groups, wait_for_all
 from senet.distributed.meeting import meet, must_be_equal, options_of
 from senet.distributed.preemption import StopFlag
 from senet.distributed.ranks import Ranks
@@ -48,10 +50,7 @@ def run(
     observe: Callable[[Trainer], Observer] | None = None,
 ) -> Summary:
     """Train to the end of the schedule or to an agreed stop, and report. Call on every rank.
-
-    Args:
-        open_images: in place of ``open_data``.
-        observe: called when all is restored, before the first update; what it returns is called after each.
+    ``observe`` is called when all is restored, before the first update; what it returns is called after each.
 
     Raises:
         ConfigError: a user's mistake. Before the process groups are made, except what only a running network shows.
@@ -73,24 +72,21 @@ def run(
             Prepared.facts,
         )
         group = stack.enter_context(process_groups(ranks, store, config.distributed, watchdog))
+        _keep_conditions(config, facts, checkpoint, group)
         watchdog.phase("running the network for the first time")
         learner = Learner.build(config, ranks, network, facts["amp"], len(data.classes))
         feed = Feed.build(config, ranks, data, sampler)
         saved, checkpoint = _broadcast(checkpoint, group)
         state = TrainState.from_state_dict(saved["state"]) if saved else TrainState()
-        watchdog.phase("the first update")
-        _hold_stops(stop, group)
-        writer = publish_start(config, facts | provenance(argv), learner.network, data, lease, state, checkpoint)
-        stack.callback(writer.close)
-        manifest = identity(config, data, sampler.batches_per_epoch) | {"facts": facts}
+        _hold_stops(stop, group, watchdog)
+        started = publish_start(config, facts | provenance(argv), learner.network, data, lease, state, checkpoint)
+        writer, manifest = stack.enter_context(closing(started)), identity(config, data, sampler, facts)
         record = Record(lease, writer, checkpoints, Progress(ranks.is_main), manifest)
         agreement = Agreement(group, every=1 if facts["amp"] == "fp16" else None)  # fp16 waits for the device each step
         trainer = Trainer(config, learner, feed, Peers(ranks, group, agreement, stop, watchdog), record, state)
-        trains = state.epochs_done < config.train.epochs
-        _restore(trainer, saved, checkpoint, trains=trains)
+        trains = _restore(trainer, saved, checkpoint)
         del saved  # it takes as much memory as what is trained
-        if observe is not None:
-            trainer.observers.append(observe(trainer))
+        trainer.observers.extend([observe(trainer)] if observe else [])
         summary = trainer.fit()
         record.end(config, summary, trained=trains, signal=stop.signal_name, tested=len(data.test))
         leave_together(group)  # everything is published: the first exit may make the launcher end the others
@@ -102,10 +98,30 @@ def _facts(config: Config, ranks: Ranks) -> dict[str, Any]:
     threads = set_threads(config.train.threads_per_rank, ranks.local_world_size)
     amp = choose_amp(config.train.amp, ranks.device)
     facts = {"world_size": ranks.world_size, "threads_per_rank": threads, "amp": amp, "device": ranks.device.type}
-    if ranks.device.type == "cuda" and ranks.world_size > 1:
+    facts |= {"processor": processor(ranks.device), "torch": torch.__version__}
+    if ranks.device.type == "cuda" and ranks.world_size > 1 and not config.train.shards:
         facts["nccl_algo"] = os.environ.get("NCCL_ALGO", "")
         log.info("NCCL_ALGO=%s: the order in which gradients are added up", facts["nccl_algo"])
     return facts
+
+
+def _keep_conditions(config: Config, facts: dict[str, Any], checkpoint: Checkpoint | None, group: ProcessGroup) -> None:
+    """With shards: take the number of threads of the first start, and say what the equal bits rest on."""
+    if not config.train.shards:
+        return
+    saved = checkpoint.manifest["facts"] if checkpoint else facts
+    if not config.train.threads_per_rank:
+        facts["threads_per_rank"] = int(gather(saved["threads_per_rank"], group)[0])
+        torch.set_num_threads(facts["threads_per_rank"])
+    if len(set(gather(zlib.crc32(facts["processor"].encode()), group))) > 1:
+        log.warning("the ranks have different processors: the bits depend on which rank has which shard")
+    log.info(
+        "train.shards=%d: the same bits on any number of ranks that divides it, with %d thread(s) each, %s, torch %s",
+        config.train.shards,
+        facts["threads_per_rank"],
+        facts["processor"],
+        facts["torch"],
+    )
 
 
 def _broadcast(checkpoint: Checkpoint | None, group: ProcessGroup) -> tuple[dict[str, Any] | None, Checkpoint | None]:
@@ -114,20 +130,23 @@ def _broadcast(checkpoint: Checkpoint | None, group: ProcessGroup) -> tuple[dict
     return unpickle(content) if content else None, replace(checkpoint, content=b"") if checkpoint else None
 
 
-def _restore(trainer: Trainer, saved: dict[str, Any] | None, checkpoint: Checkpoint | None, *, trains: bool) -> None:
-    """Continue from what was saved, and say so, with what is different now."""
+def _restore(trainer: Trainer, saved: dict[str, Any] | None, checkpoint: Checkpoint | None) -> bool:
+    """Continue from what was saved, and say so, with what is different now. Whether there is anything left to train."""
     learner, record = trainer.learner, trainer.record
+    trains = trainer.state.epochs_done < trainer.config.train.epochs
     if saved:
         learner.load_state_dict(saved)
     else:
         record.writer.graph(learner.network, two_black_images(trainer.config, trainer.peers.ranks.device))
     if checkpoint:
-        warn_of_changes(checkpoint, record.manifest["facts"])
+        warn_of_changes(trainer.config, checkpoint, record.manifest["facts"])
         record.progress.say(_resumed_line(checkpoint, trains))
+    return trains
 
 
-def _hold_stops(stop: StopFlag, group: ProcessGroup) -> None:
+def _hold_stops(stop: StopFlag, group: ProcessGroup, watchdog: Watchdog) -> None:
     """From here on the ranks agree on a stop, and save. A rank that was signalled earlier has left at once."""
+    watchdog.phase("the first update")
     stop.hold()
     try:
         wait_for_all(group)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from senet.config.options import Config
 from senet.distributed.agreement import StopRequested
-from senet.distributed.groups import check_in_sync, gather, refuse_other_outputs, refuse_unused, sum_over_ranks
+from senet.distributed.groups import check_in_sync, gather, sum_over_ranks
+from senet.distributed.replicas import refuse_unused
 from senet.distributed.timing import OwnTime, Stopwatch
 from senet.rundir.history import judged
 from senet.training.evaluation import evaluate
@@ -23,10 +21,11 @@ from senet.training.feed import Feed
 from senet.training.learner import Learner
 from senet.training.peers import Peers
 from senet.training.record import Record
+from senet.training.replicated import Replicated
 from senet.training.rows import epoch_line, epoch_row, interval_line, interval_row
 from senet.training.schedule import lr_at
 from senet.training.scores import Scores, Tally
-from senet.training.seeds import seed_everything
+from senet.training.sharded import Sharded
 from senet.training.state import Summary, TrainState
 
 log = logging.getLogger(__name__)
@@ -50,11 +49,13 @@ class Trainer:
         self.steps_per_epoch = self.feed.sampler.batches_per_epoch
         self.total_steps = self.steps_per_epoch * self.config.train.epochs
         self.tally = Tally(self.peers.ranks.device)
+        kind = Sharded if self.config.train.shards else Replicated
+        self.gradients = kind(self.config, self.learner, self.feed, self.peers, self.tally)
         self.training = Stopwatch()
-        self.own_time = OwnTime(self.learner.replicas.module, self.peers.ranks.device)
+        self.own_time = OwnTime(self.learner.running, self.peers.ranks.device)
         self._saved_at = (self.state.step, self.state.epochs_done)
         self._check_every = self.config.train.desync_check_every
-        self._checked = False  # that the network returns logits, and uses all its parameters, in training too
+        self._checked = False  # that the network uses all its parameters in training too
         self.learner.optimizer.register_step_post_hook(self._count_update)
 
     def fit(self) -> Summary:
@@ -80,7 +81,7 @@ class Trainer:
         done = first - epoch * self.steps_per_epoch
         batches = self.own_time.fetch(self.feed.train(epoch, done))
         title = f"epoch {epoch + 1}/{config.train.epochs}"
-        self.learner.replicas.train()
+        self.learner.train()
         self.own_time.lap_s()
         for batch in self.record.progress.over(batches, title=title, total=self.steps_per_epoch, done=done):
             images_NHWC, labels_N, indices_N = self.feed.to_device(*batch)
@@ -103,27 +104,10 @@ class Trainer:
 
     def train_step(self, images_NHWC: Tensor, labels_N: Tensor, indices_N: Tensor, epoch: int) -> None:
         """One update from this rank's share of the global batch: uint8 images, labels, and sample indices."""
-        train, state, learner, ranks = self.config.train, self.state, self.learner, self.peers.ranks
-        seed_everything(self.config.seed, state.step, ranks.rank)
+        train, state, learner = self.config.train, self.state, self.learner
         for group in learner.optimizer.param_groups:
             group["lr"] = self.lr(state.step, group["initial_lr"])
-        images_NCHW = self.feed.preprocess.train(images_NHWC, indices_N, epoch)
-        micro_batches = list(zip(images_NCHW.chunk(train.accumulate), labels_N.chunk(train.accumulate), strict=True))
-        total = torch.zeros((), device=ranks.device)
-        for index, (images, labels) in enumerate(micro_batches):
-            is_last = index == len(micro_batches) - 1
-            # gradients are averaged over the ranks in the last backward only; no_sync must cover the forward as well
-            with nullcontext() if is_last and ranks.world_size > 1 else learner.replicas.no_sync():
-                with learner.autocast():
-                    logits_NK = learner.replicas(images)
-                if not self._checked:
-                    refuse_other_outputs(logits_NK, (len(labels), self.feed.num_classes))
-                loss = F.cross_entropy(logits_NK.float(), labels, label_smoothing=train.label_smoothing)
-                total += loss.detach()
-                if is_last:
-                    self.peers.agreement.observe(state.step + 1, total)
-                learner.scaler.scale(loss / len(micro_batches)).backward()
-            self.tally.add(loss.detach(), logits_NK.detach(), labels)  # stays on the device
+        self.gradients.backward(images_NHWC, labels_N, indices_N, epoch=epoch, step=state.step)
         if not self._checked:
             refuse_unused(learner.network)
             self._checked = True
@@ -132,7 +116,7 @@ class Trainer:
             self.peers.agreement.settle()
         if train.clip_norm:
             learner.scaler.unscale_(learner.optimizer)
-            clip_grad_norm_(learner.replicas.parameters(), train.clip_norm)
+            clip_grad_norm_(learner.network.parameters(), train.clip_norm)
         state.skipped_steps += 1  # _count_update takes it back when the optimizer runs
         learner.scaler.step(learner.optimizer)  # sync point, fp16 only: whether a gradient overflowed is read here
         learner.scaler.update()
@@ -185,8 +169,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, Scores]:
         """See ``evaluation.evaluate``."""
-        batch_size = self.config.train.eval_batch_size
-        return evaluate(self.learner, self.feed, self.peers, self.record.progress, batch_size=batch_size)
+        return evaluate(self.learner, self.feed, self.peers, self.record.progress, self.config.train)
 
     def save(self, *, best: bool = False, wait: bool = False) -> None:
         """Publish a checkpoint of this moment, unless it has one. Sync point: once per checkpoint."""

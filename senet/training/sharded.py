@@ -1,0 +1,110 @@
+"""Gradients of a batch, shard by shard: the same bits on any number of ranks that divides the shards."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from senet.compat import copy_
+from senet.config.options import Config
+from senet.distributed.groups import broadcast_buffers
+from senet.distributed.replicas import refuse_other_outputs
+from senet.distributed.tree import RankSum, TreeSum
+from senet.training.feed import Feed
+from senet.training.learner import Learner
+from senet.training.losses import cross_entropy
+from senet.training.peers import Peers
+from senet.training.scores import Tally
+from senet.training.seeds import seed_everything
+
+
+class Sharded:
+    """Rank r of W computes the r-th of W runs of consecutive shards, one after another.
+
+    Whatever has state or draws follows the shard, never the rank: random numbers are seeded by (seed, step, shard);
+    each forward sees the buffers as they were before the update, of which those that shard 0 leaves are kept.
+    """
+
+    def __init__(self, config: Config, learner: Learner, feed: Feed, peers: Peers, tally: Tally) -> None:
+        self._config, self._learner, self._feed, self._peers, self._tally = config, learner, feed, peers, tally
+        count = config.train.shards // peers.ranks.world_size
+        self._shards = range(peers.ranks.rank * count, (peers.ranks.rank + 1) * count)
+        self._parameters = [p for p in learner.network.parameters() if p.requires_grad]
+        self._buffers = _Buffers(learner.network)
+        self._tree, self._over_ranks = TreeSum(), RankSum(self._parameters, peers.ranks)
+        self._loss = cross_entropy(config.train.label_smoothing)
+        self._checked = False  # that the network returns logits in training too
+
+    def backward(self, images_NHWC: Tensor, labels_N: Tensor, indices_N: Tensor, *, epoch: int, step: int) -> None:
+        """Leave the gradients of update ``step`` in the parameters: those of the mean loss over the global batch."""
+        self._buffers.begin()
+        size = len(labels_N) // len(self._shards)
+        batches = zip(images_NHWC.split(size), labels_N.split(size), indices_N.split(size), strict=True)
+        total = torch.zeros((), device=labels_N.device)
+        for shard, batch in zip(self._shards, batches, strict=True):
+            seed_everything(self._config.seed, step, shard)
+            self._buffers.restore()
+            total += self._shard(*batch, epoch)
+            self._tree.add([_taken(parameter) for parameter in self._parameters])
+            if shard == 0:
+                self._buffers.keep()
+        self._checked = True
+        self._peers.agreement.observe(step + 1, total)
+        gradients = self._over_ranks(self._tree.take())
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        if 0 in self._shards:
+            self._buffers.take_kept()
+        broadcast_buffers(self._learner.network)
+
+    def _shard(self, images_NHWC: Tensor, labels_N: Tensor, indices_N: Tensor, epoch: int) -> Tensor:
+        """Forward and backward of one shard, in micro-batches; the sum of its losses."""
+        train, learner, preprocess = self._config.train, self._learner, self._feed.preprocess
+        total = torch.zeros((), device=labels_N.device)
+        whole = preprocess.train(images_NHWC, indices_N, epoch), labels_N, preprocess.keys(indices_N, epoch)
+        for images, labels, keys in zip(*(tensor.chunk(train.accumulate) for tensor in whole), strict=True):
+            with learner.autocast():
+                logits_NK = learner.running(images)
+            if not self._checked:
+                refuse_other_outputs(logits_NK, (len(labels), self._feed.num_classes))
+            loss = self._loss(logits_NK.float(), labels, keys)
+            learner.scaler.scale(loss / train.global_batch_size).backward()
+            total += loss.detach()
+            self._tally.add(loss.detach() / len(labels), logits_NK.detach(), labels)  # stays on the device
+        return total
+
+
+def _taken(parameter: nn.Parameter) -> Tensor:
+    """Its gradient, which it has no longer."""
+    gradient, parameter.grad = parameter.grad, None
+    assert gradient is not None
+    return gradient
+
+
+class _Buffers:
+    """The buffers of a network while shards are computed one after another."""
+
+    def __init__(self, network: nn.Module) -> None:
+        parts = network.modules()
+        self._places = [(part, name) for part in parts for name, _ in part.named_buffers(recurse=False)]
+        self._before, self._kept = ([b.clone() for b in self._now()] for _ in range(2))
+
+    def begin(self) -> None:
+        """Note how they are before an update."""
+        copy_(self._before, self._now())
+
+    def restore(self) -> None:
+        """Set them to how they were before the update."""
+        copy_(self._now(), self._before)
+
+    def keep(self) -> None:
+        """Note how they are now."""
+        copy_(self._kept, self._now())
+
+    def take_kept(self) -> None:
+        """Set them to how they were when they were kept."""
+        copy_(self._now(), self._kept)
+
+    def _now(self) -> list[Tensor]:
+        """A network may put another tensor in the place of a buffer."""
+        return [getattr(module, name) for module, name in self._places]

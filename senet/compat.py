@@ -54,8 +54,9 @@ def add_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 
 
 def copy_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """``target.copy_(source)`` for each pair, likewise."""
-    torch._foreach_copy_(list(targets), list(sources))
+    """``target.copy_(source)`` for each pair, likewise; there may be none."""
+    if targets:
+        torch._foreach_copy_(list(targets), list(sources))
 
 
 def module_versions(state_dict: Mapping[str, Any]) -> dict[str, Any] | None:

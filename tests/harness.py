@@ -207,7 +207,7 @@ def differing(one: Any, other: Any, path: str = "") -> list[str]:
     """Names of tensors (and other leaves) that are not the same bits in two trees."""
     if isinstance(one, torch.Tensor):
         same = one.dtype == other.dtype and one.shape == other.shape
-        same = same and one.contiguous().numpy().tobytes() == other.contiguous().numpy().tobytes()
+        same = same and _content(one) == _content(other)
         return [] if same else [path]
     if isinstance(one, dict):
         assert one.keys() == other.keys(), f"{path}: {one.keys() ^ other.keys()}"
@@ -216,6 +216,10 @@ def differing(one: Any, other: Any, path: str = "") -> list[str]:
         assert len(one) == len(other), path
         return [n for i, (a, b) in enumerate(zip(one, other, strict=True)) for n in differing(a, b, f"{path}[{i}]")]
     return [] if one == other else [path]
+
+
+def _content(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def without_clock(state: dict[str, Any]) -> dict[str, Any]:

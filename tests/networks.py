@@ -199,3 +199,72 @@ def no_norm_partly_frozen(num_classes: int) -> nn.Module:
     network = _NoNorm(num_classes)
     network.features.requires_grad_(False)
     return network
+
+
+class _Attention(nn.Module):
+    """16 patches of 4x4 pixels of images of 16x16."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 32, 4, stride=4)
+        self.places = nn.Parameter(0.02 * torch.randn(1, 16, 32))
+        self.layer = nn.TransformerEncoderLayer(32, 4, dim_feedforward=64, dropout=0.1, batch_first=True)
+        self.norm, self.linear = nn.LayerNorm(32), nn.Linear(32, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.places
+        return self.linear(self.norm(self.layer(tokens)).mean(1))
+
+
+def attention(num_classes: int) -> nn.Module:
+    """Layer norms, attention, dropout; no batch statistics."""
+    return _Attention(num_classes)
+
+
+def norm_and_dropout(num_classes: int) -> nn.Module:
+    """Batch statistics, and random numbers in each step."""
+    pooled = (nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.5))
+    convolution = (nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU())
+    return nn.Sequential(*convolution, *pooled, nn.Linear(32, num_classes))
+
+
+class _Centred(_NoNorm):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.register_buffer("mean", torch.zeros(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.features(x).mean((2, 3))
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * features.detach().float().mean(0)
+        return self.linear(features - self.mean)
+
+
+def replaces_its_buffer(num_classes: int) -> nn.Module:
+    """A running mean that is used in training, each time a new tensor."""
+    return _Centred(num_classes)
+
+
+class _FrozenNorm(nn.BatchNorm2d):
+    def train(self, mode: bool = True) -> "_FrozenNorm":  # noqa: ARG002
+        return super().train(False)
+
+
+def with_frozen_norm(num_classes: int) -> nn.Module:
+    """A batch norm that neither uses nor changes statistics of a batch, and whose parameters are not trained."""
+    network = norm_and_dropout(num_classes)
+    assert isinstance(network, nn.Sequential)
+    network[1] = _FrozenNorm(8).requires_grad_(False)
+    return network
+
+
+class _Mixed(_NoNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.features(x).mean((2, 3)).bfloat16())
+
+
+def partly_bfloat16_partly_frozen(num_classes: int) -> nn.Module:
+    network = _Mixed(num_classes)
+    network.linear.bfloat16()
+    network.features[0].requires_grad_(False)
+    return network

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from senet.config.options import DistributedConfig, TrainConfig
 from senet.distributed.groups import (
-    broadcast_buffers,
     broadcast_bytes,
+    broadcast_tensors,
     leave_together,
     process_groups,
     set_time_limit,
@@ -114,7 +114,7 @@ def _everything_else() -> dict[str, Any]:
         model = tiny_senet(10)
         for buffer in model.buffers():
             buffer.fill_(ranks.rank + 1)
-        broadcast_buffers(model)
+        broadcast_tensors(model.buffers())
         return {
             "buffers": sorted({float(value) for buffer in model.buffers() for value in buffer.unique()}),
             "sum": sum_over_ranks(torch.tensor([ranks.rank, 2**40])),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -114,18 +114,18 @@ def gather(value: float, group: dist.ProcessGroup) -> list[float]:
     return [float(each) for each in found]
 
 
-def broadcast_buffers(model: nn.Module) -> None:
-    """Copy rank 0's buffers to every rank, as one message: after a step BatchNorm's running statistics may differ."""
-    buffers = list(model.buffers())
-    if dist.get_world_size() == 1 or not buffers:
+def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
+    """Copy rank 0's to every rank, as one message: after a step BatchNorm's running statistics may differ."""
+    tensors = list(tensors)
+    if dist.get_world_size() == 1 or not tensors:
         return
-    parts = [buffer.detach().reshape(-1).view(torch.uint8) for buffer in buffers]
+    parts = [tensor.detach().reshape(-1).view(torch.uint8) for tensor in tensors]
     message = torch.cat(parts)
     dist.broadcast(message, src=0)
     if dist.get_rank() > 0:
         with torch.no_grad():
-            for buffer, part in zip(buffers, message.split([len(part) for part in parts]), strict=True):
-                buffer.copy_(part.clone().view(buffer.dtype).view(buffer.shape))  # a copy: aligned for its dtype
+            for tensor, part in zip(tensors, message.split([len(part) for part in parts]), strict=True):
+                tensor.copy_(part.clone().view(tensor.dtype).view(tensor.shape))  # a copy: aligned for its dtype
 
 
 def broadcast_bytes(content: bytes | None, group: dist.ProcessGroup) -> io.BytesIO | None:

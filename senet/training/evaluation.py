@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from senet.config.options import TrainConfig
 from senet.distributed.agreement import StopRequested
-from senet.distributed.groups import broadcast_buffers, sum_over_ranks
+from senet.distributed.groups import broadcast_tensors, sum_over_ranks
 from senet.training.feed import Feed
 from senet.training.learner import Learner
 from senet.training.peers import Peers
@@ -28,7 +28,7 @@ def evaluate(learner: Learner, feed: Feed, peers: Peers, progress: Progress, con
     networks = learner.networks()
     tallies = {name: Tally(peers.ranks.device) for name in networks}
     for network in networks.values():
-        broadcast_buffers(network)
+        broadcast_tensors(network.buffers())
         network.eval()
     batches, total = feed.test(config)
     for images_NHWC, labels_N, _ in progress.over(batches, title="test", total=total):

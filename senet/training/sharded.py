@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from senet.compat import copy_
 from senet.config.options import Config
-from senet.distributed.groups import broadcast_buffers
-from senet.distributed.replicas import refuse_other_outputs
+from senet.distributed.groups import broadcast_tensors
+from senet.distributed.replicas import refuse_other_outputs, refuse_unused
 from senet.distributed.tree import RankSum, TreeSum
 from senet.training.feed import Feed
 from senet.training.learner import Learner
@@ -22,7 +22,7 @@ class Sharded:
     """Rank r of W computes the r-th of W runs of consecutive shards, one after another.
 
     Whatever has state or draws follows the shard, never the rank: random numbers are seeded by (seed, step, shard);
-    each forward sees the buffers as they were before the update, of which those that shard 0 leaves are kept.
+    each forward sees the buffers that rank 0 had before the update, and those that shard 0 leaves are kept there.
     """
 
     def __init__(self, config: Config, learner: Learner, feed: Feed, peers: Peers, tally: Tally) -> None:
@@ -30,6 +30,7 @@ class Sharded:
         count = config.train.shards // peers.ranks.world_size
         self._shards = range(peers.ranks.rank * count, (peers.ranks.rank + 1) * count)
         self._parameters = [p for p in learner.network.parameters() if p.requires_grad]
+        broadcast_tensors(learner.network.parameters())  # once: those of rank 0, as DistributedDataParallel does
         self._buffers = _Buffers(learner.network)
         self._tree, self._over_ranks = TreeSum(), RankSum(self._parameters, peers.ranks)
         self._loss = cross_entropy(config.train.label_smoothing)
@@ -37,6 +38,7 @@ class Sharded:
 
     def backward(self, images_NHWC: Tensor, labels_N: Tensor, indices_N: Tensor, *, epoch: int, step: int) -> None:
         """Leave the gradients of update ``step`` in the parameters: those of the mean loss over the global batch."""
+        broadcast_tensors(self._learner.network.buffers())  # once per update
         self._buffers.begin()
         size = len(labels_N) // len(self._shards)
         batches = zip(images_NHWC.split(size), labels_N.split(size), indices_N.split(size), strict=True)
@@ -45,7 +47,7 @@ class Sharded:
             seed_everything(self._config.seed, step, shard)
             self._buffers.restore()
             total += self._shard(*batch, epoch)
-            self._tree.add([_taken(parameter) for parameter in self._parameters])
+            self._tree.add(self._taken_gradients())
             if shard == 0:
                 self._buffers.keep()
         self._checked = True
@@ -55,7 +57,6 @@ class Sharded:
             parameter.grad = gradient
         if 0 in self._shards:
             self._buffers.take_kept()
-        broadcast_buffers(self._learner.network)
 
     def _shard(self, images_NHWC: Tensor, labels_N: Tensor, indices_N: Tensor, epoch: int) -> Tensor:
         """Forward and backward of one shard, in micro-batches; the sum of its losses."""
@@ -73,12 +74,14 @@ class Sharded:
             self._tally.add(loss.detach() / len(labels), logits_NK.detach(), labels)  # stays on the device
         return total
 
-
-def _taken(parameter: nn.Parameter) -> Tensor:
-    """Its gradient, which it has no longer."""
-    gradient, parameter.grad = parameter.grad, None
-    assert gradient is not None
-    return gradient
+    def _taken_gradients(self) -> list[Tensor]:
+        """Those of the parameters, which have none after this."""
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        if len(gradients) < len(self._parameters):
+            refuse_unused(self._learner.network)
+        for parameter in self._parameters:
+            parameter.grad = None
+        return gradients
 
 
 class _Buffers:

@@ -8,12 +8,13 @@
 # export       ./launch.sh export runs/cifar10 --format onnx
 # report       ./launch.sh report runs/cifar10 runs/other
 # tensorboard  ./launch.sh tensorboard runs/cifar10 runs/other
+# drill        ./launch.sh drill configs/cifar10.yaml drill.steps=60
 # slurm        ./launch.sh slurm configs/cifar10.yaml slurm.partition=gpu
 #              ./launch.sh slurm status, ./launch.sh slurm stop runs/cifar10
 # setup        ./launch.sh setup [dev | report | export | benchmarks]
 # help         this page
 #
-# Without a YAML file, train and slurm take configs/quickstart.yaml.
+# Without a YAML file, train, drill, slurm take configs/quickstart.yaml.
 # A verb installs what it needs into .venv the first time.
 # NPROC=4            ranks of train (else one per GPU, or 2 on a CPU; fewer if
 #                    they cannot share the batch) and of evaluate (else 1)
@@ -24,8 +25,8 @@
 set -eu
 
 setup_extras="dev report export benchmarks"
-verbs="train predict evaluate export report tensorboard slurm setup help"
-not_yet="data sweep compare follow why doctor drill profile sync prune"
+verbs="train predict evaluate export report tensorboard drill slurm setup help"
+not_yet="data sweep compare follow why doctor profile sync prune"
 
 # what is closed would be given to the next file that is opened
 for stream in 0 1 2; do
@@ -184,6 +185,7 @@ predict) case " $* " in *.safetensors\ * | *.onnx\ *) run export senet.predict "
 evaluate) if [ "${NPROC:-1}" = 1 ] || [ -n "$wants_help" ]; then run "" senet.evaluate "$@"; else run "" senet.launch evaluate "$@"; fi ;;
 export | report) run $verb senet.$verb "$@" ;;
 tensorboard) tensorboard "$@" ;;
+drill) run "" senet.drill "$@" ;;
 slurm)
     if [ -z "$wants_help" ]; then setup ""; fi
     exec "$venv/bin/python" "$here/slurm/submit.py" --quickstart "$@"

@@ -10,11 +10,14 @@ import contextlib
 import os
 import sys
 import traceback
+from typing import Any
 
 from senet.command import end, leave, trace_crashes, write_error_file
 from senet.config.load import load_config
 from senet.config.manual import asked, show_help
+from senet.config.options import Config
 from senet.distributed.environment import own_rank, read_place
+from senet.drill.plan import PLAN_VARIABLE
 from senet.errors import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError, RunError
 from senet.rundir.lease import mirror_status
 
@@ -27,7 +30,7 @@ def main(argv: list[str], stop: StopFlag) -> int:
         config = load_config(argv, read_place().world_size)
         from senet.training.run import run  # takes seconds: torch
 
-        summary = run(config, argv, stop)
+        summary = run(config, argv, stop, **drill_hooks(config))
     except ConfigError as error:
         return refuse(error, stop)
     except RunError as error:
@@ -47,6 +50,15 @@ def main(argv: list[str], stop: StopFlag) -> int:
         mirror_status({"state": "failed", "reason": f"{type(error).__name__}: {error}", "guess": True})
         return FAILED_EXIT_CODE
     return STOPPED_EXIT_CODE if summary.state == "stopped" else 0
+
+
+def drill_hooks(config: Config) -> dict[str, Any]:
+    """What a drill adds to the training, if this is one."""
+    if plan := os.environ.get(PLAN_VARIABLE):
+        from senet.drill.probe import hooks
+
+        return hooks(config, plan)
+    return {}
 
 
 def say_why(code: int, reason: str) -> None:

@@ -144,7 +144,7 @@ def test_the_help_fits_a_screen_shows_each_verb_and_installs_nothing(checkout: P
         assert word in page
 
 
-@pytest.mark.parametrize("verb", ["train", "predict", "evaluate", "export", "report", "tensorboard", "slurm"])
+@pytest.mark.parametrize("verb", ["train", "predict", "evaluate", "export", "report", "tensorboard", "drill", "slurm"])
 def test_the_help_of_a_verb_never_makes_a_set_up(verb: str, checkout: Path) -> None:
     page = start(checkout, "help").stdout
     own = {
@@ -162,7 +162,7 @@ def test_the_help_of_a_verb_never_makes_a_set_up(verb: str, checkout: Path) -> N
 
 
 def test_a_verb_that_is_not_there_yet_is_refused_even_where_a_file_has_its_name(checkout: Path) -> None:
-    for verb in ("data", "sweep", "compare", "follow", "why", "doctor", "drill", "profile", "sync", "prune"):
+    for verb in ("data", "sweep", "compare", "follow", "why", "doctor", "profile", "sync", "prune"):
         (checkout / verb).touch()
         done = start(checkout, verb, "list", cwd=checkout)
         assert done.returncode == 2

@@ -1,0 +1,106 @@
+"""Train a little, kill it, resume, compare: ``./launch.sh drill [FILE.yaml ...] [key=value ...] [drill.steps=60]``."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from senet.command import Parser, end
+from senet.config.checks import check_split
+from senet.config.load import load_config
+from senet.config.options import Config
+from senet.config.recipes import with_recipe
+from senet.drill.plan import Size, take_options
+from senet.errors import FAILED_EXIT_CODE, ConfigError
+from senet.launch import choose_ranks, refuse_other_packages
+from senet.verbs import typed
+
+
+def main(argv: Sequence[str]) -> int:
+    """0: the same bits; 1: a difference, or a start failed; 2: bad input."""
+    size, words = take_options(_parser().parse_intermixed_args(argv).words)
+    refuse_other_packages()
+    words = with_recipe("drill", words, _say)
+    config = load_config(words)
+    size = replace(size, ranks=size.ranks or _usual_ranks(config))
+    for ranks in size.ranks:
+        check_split(config.train, ranks)
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, lambda *_: sys.exit(FAILED_EXIT_CODE))  # the start that runs is ended, the folder removed
+    scratch = _scratch_folder()
+    kept = False
+    try:
+        kept = not _drill(words, config, size, scratch)
+    finally:
+        if not kept:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return FAILED_EXIT_CODE if kept else 0
+
+
+def _drill(words: Sequence[str], config: Config, size: Size, scratch: Path) -> bool:
+    """Print a verdict on all numbers of ranks together, if they must give the same bits, else on each."""
+    from senet.drill.starts import carry_out
+    from senet.drill.trials import Trials, drill  # takes seconds: torch
+
+    trials = Trials(words, config, size, scratch, carry_out, _say)
+    _say(f"{size.steps} updates of {config.model.name}, unbroken; again with two kills; in {scratch}")
+    together = [("", size.ranks)] if _shards(config) else [(f"on-{ranks}-", (ranks,)) for ranks in size.ranks]
+    verdicts = [drill(trials, ranks, name) for name, ranks in together]
+    for verdict in verdicts:
+        print("\n".join(verdict.lines), flush=True)
+    same = all(verdict.same for verdict in verdicts)
+    if not same:
+        print(f"kept: {scratch}, with the run directory and the output of each start")
+    return same
+
+
+def _shards(config: Config) -> int:
+    return getattr(config.train, "shards", 0)
+
+
+def _usual_ranks(config: Config) -> tuple[int, ...]:
+    """What a training would take, and with shards another number."""
+    ranks = choose_ranks(config.train)
+    if not _shards(config):
+        return (ranks,)
+    return (ranks, ranks // 2) if ranks > 1 else (1, 2)
+
+
+def _scratch_folder() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="senet-drill-"))
+    except OSError as error:
+        text = f"no folder for temporary files: {error}; name one that can be written with TMPDIR"
+        raise ConfigError(text) from None
+
+
+def _say(what: object) -> None:
+    print(f"drill: {what}", file=sys.stderr, flush=True)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog=typed("drill"),
+        description="Trains your network on your images with your options for a while, in a folder of its own: once "
+        "undisturbed, once with two SIGKILLs, and compares all tensors and scores bit by bit. Where they differ, it "
+        "looks for the cause.",
+        epilog="Exit code: 0 the same bits, 1 a difference or a failure, 2 bad input.",
+    )
+    parser.add_argument(
+        "words",
+        nargs="*",
+        default=(),
+        metavar="FILE.yaml | key=value",
+        help="as of train; besides, drill.steps=60: updates, 8 or more; drill.ranks=1,2: numbers of ranks, each "
+        "drilled; default: what train takes",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    end("drill", main)

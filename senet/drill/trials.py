@@ -1,0 +1,164 @@
+"""The runs of a drill: an unbroken one, others that must end with the same bits, and more where one does not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from senet.config.options import Config
+from senet.drill.compare import (
+    Difference,
+    Left,
+    Run,
+    first_difference,
+    read_left,
+    read_run,
+    what_differs,
+)
+from senet.drill.diagnose import Cause, depends_on_ranks, lost_on_resume, not_deterministic
+from senet.drill.plan import Size, choose_kills, first_plan, save_every
+
+Carry = Callable[[Sequence[str], Path, Sequence[int]], None]
+"""Carries out the starts of one run: arguments of the training, file of the plan, ranks of each start. It returns when
+the last start has ended by itself, and raises where a start ended otherwise than planned."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether all runs ended with the same bits, and what is printed."""
+
+    same: bool
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Trials:
+    """The runs of one drill, each in a folder of its own, and how they are carried out."""
+
+    argv: Sequence[str]
+    """Of the user's training."""
+    config: Config
+    size: Size
+    scratch: Path
+    carry: Carry
+    say: Callable[[str], None]
+
+    def run(
+        self,
+        name: str,
+        ranks: Sequence[int],
+        *,
+        kills: tuple[int, ...] = (),
+        steps: int | None = None,
+        layers: bool = False,
+    ) -> Run:
+        """Train once, in as many starts as there are entries in ``ranks``."""
+        folder, began = self.scratch / name, time.monotonic()
+        folder.mkdir(parents=True)
+        plan = replace(first_plan(self.config, self.size, folder), kills=kills, layers=layers)
+        plan = replace(plan, steps=steps or plan.steps)
+        plan.write(folder / "plan.json")
+        self.carry([*self.argv, *_options(folder, self.size)], folder / "plan.json", ranks)
+        killed = f", killed after {' and '.join(map(str, kills))}" if kills else ""
+        count = ", ".join(map(str, dict.fromkeys(ranks)))
+        self.say(f"{name}: {plan.steps} updates{killed}; {count} rank(s), {time.monotonic() - began:.0f} s")
+        return read_run(folder)
+
+
+def _options(folder: Path, size: Size) -> list[str]:
+    """What a drill sets: it never touches the user's run directory, and begins anew."""
+    return [
+        f"run_dir={folder / 'run'}",
+        "resume.mode=auto",
+        f"checkpoint.every_steps={save_every(size.steps)}",
+        "log.every_steps=1",
+        "log.tensorboard=false",
+    ]
+
+
+def drill(trials: Trials, ranks: Sequence[int], name: str = "") -> Verdict:
+    """Whether a run is the same when it is killed twice, and on the other numbers of ranks.
+
+    Args:
+        ranks: of the unbroken run, and the others that must give its bits.
+        name: in front of the names of the folders.
+    """
+    began = time.monotonic()
+    unbroken = trials.run(f"{name}unbroken", ranks[:1])
+    left = read_left(unbroken.folder)
+    kills = choose_kills(trials.size.steps, unbroken.epoch_steps, trials.config.seed)
+    planned = {"killed": (ranks[0],) * 3}
+    planned |= {f"ranks-{other}": (other, ranks[0], other) for other in ranks[1:]}
+    starts = 1
+    for what, counts in planned.items():
+        other = trials.run(f"{name}{what}", counts, kills=kills)
+        other_left = read_left(other.folder)
+        starts += len(counts)
+        differing = what_differs(left, other_left)
+        difference = first_difference(unbroken, other) or _of_the_rest(differing, other)
+        if difference is not None:
+            cause = find_cause(trials, name, unbroken, other, difference)
+            return Verdict(False, (*_told(left, differing, other, difference), *_because(cause)))
+    return Verdict(True, tuple(_praise(left, unbroken, kills, ranks, starts, time.monotonic() - began)))
+
+
+def _of_the_rest(differing: Sequence[str], other: Run) -> Difference | None:
+    """Where the weights were the same after each update, but a score or a counter is not."""
+    if not differing:
+        return None
+    last = other.moments[-1]
+    in_rows = [name for name in differing if "in the row of step" in name]
+    step = int(in_rows[0].partition("in the row of step ")[2].split()[0]) if in_rows else last.step
+    start = max(moment.start for moment in other.moments if moment.restored and moment.step < step)
+    restored = other.restored_at(start)
+    return Difference((in_rows or differing)[0], step, start, restored.step if restored else 0)
+
+
+def find_cause(trials: Trials, name: str, unbroken: Run, other: Run, difference: Difference) -> Cause:
+    """Try more runs, as far as the first update after which the two differ."""
+    ranks = unbroken.ranks[:1]
+    trials.say("they differ: more runs, to find the cause")
+    again, once_more = (
+        trials.run(f"{name}{which}", ranks, steps=difference.step, layers=True) for which in ("again", "once-more")
+    )
+    if cause := not_deterministic(unbroken, again, once_more):
+        return cause
+    if difference.start > 1:
+        return lost_on_resume(unbroken, other, difference)
+    if other.ranks[0] == ranks[0]:
+        text = "unknown: it differed before the first kill, so it is not deterministic, but two more runs were the same"
+        return Cause(text)
+    elsewhere = trials.run(f"{name}again-{other.ranks[0]}", other.ranks[:1], steps=difference.step, layers=True)
+    return depends_on_ranks(again, elsewhere)
+
+
+def _told(left: Left, differing: Sequence[str], other: Run, difference: Difference) -> list[str]:
+    when = f"after update {difference.step}"
+    if difference.start > 1:
+        when += f", in start {difference.start}, which went on from update {difference.resumed_from}"
+    in_checkpoint = [name for name in differing if "metrics.jsonl" not in name]
+    return [
+        f"not the same: {difference.what} differs first, {when} ({other.folder.name})",
+        f"in the end: {len(in_checkpoint)} of {len(left.payload)} parts of the last checkpoint differ, "
+        f"{len(differing) - len(in_checkpoint)} numbers in the {len(left.rows)} rows of metrics.jsonl",
+    ]
+
+
+def _because(cause: Cause) -> list[str]:
+    return [f"probable cause: {cause.text}", *(f"    {line}" for line in cause.details)]
+
+
+def _praise(
+    left: Left, unbroken: Run, kills: Sequence[int], ranks: Sequence[int], starts: int, seconds: float
+) -> list[str]:
+    updates = unbroken.moments[-1].step
+    evaluations = sum("epoch" in row for row in left.rows)
+    return [
+        f"same: {left.tensors} tensors of the last checkpoint (weights, averages, optimizer) and its counters,",
+        f"    {len(left.rows)} rows of metrics.jsonl, {evaluations} of them of evaluations, and all weights after each "
+        f"of {updates} updates",
+        f"    {starts} starts on {', '.join(map(str, ranks))} rank(s), SIGKILL after updates {kills[0]} and "
+        f"{kills[1]}; {seconds:.0f} s",
+    ]

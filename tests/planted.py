@@ -41,7 +41,7 @@ def noisy_images(num_classes: int) -> nn.Module:
 
     def noisy(self: Split, indices: Tensor) -> Batch:
         images, labels, indices = read(self, indices)
-        return images ^ random.SystemRandom().randrange(2), labels, indices
+        return images ^ random.SystemRandom().randrange(256), labels, indices
 
     Split.__getitem__ = noisy  # type: ignore[method-assign]
     return sound(num_classes)

@@ -84,6 +84,25 @@ def test_a_planted_defect_is_found_and_its_cause_named(defect: str, drill_here: 
         assert expected in text
 
 
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_a_layer_that_looks_at_the_rank_is_named(drill_here: Drill) -> None:
+    verdict = drill_here("tests.planted:looks_at_the_rank", "train.shards=4", ranks=(2, 1))
+    text = "\n".join(verdict.lines)
+    assert not verdict.same
+    assert "(ranks-1)" in text
+    assert "it depends on the rank: 2 and 1 rank(s) differ" in text
+    assert "the output of defect (_ByRank) differs first, from the same input, in update 1" in text
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_with_shards_all_numbers_of_ranks_give_the_same_bits(drill_here: Drill) -> None:
+    verdict = drill_here("tests.planted:attention_and_dropout", "train.shards=4", "train.accumulate=2", ranks=(4, 1, 2))
+    assert verdict.same, "\n".join(verdict.lines)
+    assert "10 starts on 4, 1, 2 rank(s)" in verdict.lines[2]
+
+
 SOUND = {
     "tests.planted:attention_and_dropout": [],
     "tests.planted:dropout_of_python": [],

@@ -49,7 +49,7 @@ def _drill(words: Sequence[str], config: Config, size: Size, scratch: Path) -> b
 
     trials = Trials(words, config, size, scratch, carry_out, _say)
     _say(f"{size.steps} updates of {config.model.name}, unbroken; again with two kills; in {scratch}")
-    together = [("", size.ranks)] if _shards(config) else [(f"on-{ranks}-", (ranks,)) for ranks in size.ranks]
+    together = [("", size.ranks)] if config.train.shards else [(f"on-{ranks}-", (ranks,)) for ranks in size.ranks]
     verdicts = [drill(trials, ranks, name) for name, ranks in together]
     for verdict in verdicts:
         print("\n".join(verdict.lines), flush=True)
@@ -59,14 +59,10 @@ def _drill(words: Sequence[str], config: Config, size: Size, scratch: Path) -> b
     return same
 
 
-def _shards(config: Config) -> int:
-    return getattr(config.train, "shards", 0)
-
-
 def _usual_ranks(config: Config) -> tuple[int, ...]:
     """What a training would take, and with shards another number."""
     ranks = choose_ranks(config.train)
-    if not _shards(config):
+    if config.train.shards < 2:
         return (ranks,)
     return (ranks, ranks // 2) if ranks > 1 else (1, 2)
 

@@ -35,9 +35,12 @@ class Run:
     folder: Path
     """Of its traces and its run directory, ``run``."""
     moments: tuple[Moment, ...]
-    epoch_steps: int
     ranks: tuple[int, ...]
     """Of each start."""
+    epoch_steps: int
+    """Updates per epoch."""
+    threads: int
+    """Of each rank of the first start."""
 
     def after(self, step: int) -> Moment | None:
         """The last time that this update was done."""
@@ -67,16 +70,18 @@ class Difference:
 
 def read_run(folder: Path) -> Run:
     """Read the traces of a run."""
-    moments, epoch_steps, ranks = [], 0, []
+    moments: list[Moment] = []
+    starts: list[dict[str, Any]] = []
     for start, path in enumerate(sorted(folder.glob("start-*.jsonl"), key=lambda path: int(path.stem[6:])), 1):
         others: dict[str, str] = {}
         for row in read_rows(path):
             others = others | row["others"]
             moments.append(Moment(start, row["step"], row["restored"], row["tensors"], others))
-            epoch_steps = row["epoch_steps"]
-            if row["restored"]:
-                ranks.append(row["ranks"])
-    return Run(folder, tuple(moments), epoch_steps, tuple(ranks))
+            starts += [row] if row["restored"] else []
+    if not starts:
+        return Run(folder, (), (), 0, 0)
+    ranks = tuple(row["ranks"] for row in starts)
+    return Run(folder, tuple(moments), ranks, starts[0]["epoch_steps"], starts[0]["threads"])
 
 
 def first_difference(one: Run, other: Run) -> Difference | None:

@@ -43,7 +43,9 @@ _SAME_LAYERS = (
 
 def lost_on_resume(unbroken: Run, resumed: Run, difference: Difference) -> Cause:
     """What the start in which the difference showed did not have, of what the unbroken run had at that step."""
-    text = f"state that is not saved: it differs only after a resume (from update {difference.resumed_from})"
+    text = f"state that is not saved: it differs only after a resume (from update {difference.resumed_from}"
+    ranks = resumed.ranks[difference.start - 2 : difference.start]
+    text += ")" if len(set(ranks)) == 1 else f", on {ranks[1]} rank(s) instead of {ranks[0]})"
     before, after = unbroken.after(difference.resumed_from), resumed.restored_at(difference.start)
     if before is None or after is None:
         return Cause(f"{text}; the unbroken run has no trace of that update")

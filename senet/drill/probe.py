@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from senet.config.options import Config, DataConfig
 from senet.data.samplers import ImageData, Split, open_data
@@ -98,7 +99,9 @@ class Probe:
         tensors = sums(trained(trainer.learner))
         others = unsaved(trainer.learner, trainer.feed.data.train)
         row = {"step": trainer.state.step, "restored": restored, "tensors": tensors, "others": self._changed(others)}
-        row |= {"epoch_steps": trainer.steps_per_epoch, "ranks": trainer.peers.ranks.world_size}
+        if restored:
+            row |= {"epoch_steps": trainer.steps_per_epoch, "ranks": trainer.peers.ranks.world_size}
+            row |= {"threads": torch.get_num_threads()}
         self._trace.write(json.dumps(row) + "\n")
         self._trace.flush()
 

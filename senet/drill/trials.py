@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from senet.config.options import Config
 from senet.drill.compare import (
@@ -45,24 +46,15 @@ class Trials:
     carry: Carry
     say: Callable[[str], None]
 
-    def run(
-        self,
-        name: str,
-        ranks: Sequence[int],
-        *,
-        kills: tuple[int, ...] = (),
-        steps: int | None = None,
-        layers: bool = False,
-    ) -> Run:
-        """Train once, in as many starts as there are entries in ``ranks``."""
+    def run(self, name: str, ranks: Sequence[int], **changes: Any) -> Run:
+        """Train once, in as many starts as there are entries in ``ranks``; ``changes`` are to fields of the plan."""
         folder, began = self.scratch / name, time.monotonic()
         folder.mkdir(parents=True)
-        plan = replace(first_plan(self.config, self.size, folder), kills=kills, layers=layers)
-        plan = replace(plan, steps=steps or plan.steps)
+        plan = replace(first_plan(self.config, self.size, folder), **changes)
         plan.write(folder / "plan.json")
         self.carry([*self.argv, *_options(folder, self.size)], folder / "plan.json", ranks)
-        killed = f", killed after {' and '.join(map(str, kills))}" if kills else ""
-        count = ", ".join(map(str, dict.fromkeys(ranks)))
+        killed = f", killed after {' and '.join(map(str, plan.kills))}" if plan.kills else ""
+        count = ", then ".join(map(str, ranks if len(set(ranks)) > 1 else ranks[:1]))
         self.say(f"{name}: {plan.steps} updates{killed}; {count} rank(s), {time.monotonic() - began:.0f} s")
         return read_run(folder)
 
@@ -88,15 +80,16 @@ def drill(trials: Trials, ranks: Sequence[int], name: str = "") -> Verdict:
     began = time.monotonic()
     unbroken = trials.run(f"{name}unbroken", ranks[:1])
     left = read_left(unbroken.folder)
+    if trials.config.train.shards:  # the number of threads changes bits, and is that of a run's first start
+        trials = replace(trials, argv=[*trials.argv, f"train.threads_per_rank={unbroken.threads}"])
     kills = choose_kills(trials.size.steps, unbroken.epoch_steps, trials.config.seed)
     planned = {"killed": (ranks[0],) * 3}
     planned |= {f"ranks-{other}": (other, ranks[0], other) for other in ranks[1:]}
     starts = 1
     for what, counts in planned.items():
         other = trials.run(f"{name}{what}", counts, kills=kills)
-        other_left = read_left(other.folder)
         starts += len(counts)
-        differing = what_differs(left, other_left)
+        differing = what_differs(left, read_left(other.folder))
         difference = first_difference(unbroken, other) or _of_the_rest(differing, other)
         if difference is not None:
             cause = find_cause(trials, name, unbroken, other, difference)
@@ -117,20 +110,21 @@ def _of_the_rest(differing: Sequence[str], other: Run) -> Difference | None:
 
 
 def find_cause(trials: Trials, name: str, unbroken: Run, other: Run, difference: Difference) -> Cause:
-    """Try more runs, as far as the first update after which the two differ."""
+    """Try more runs, of which the input and the output of each layer are kept."""
     ranks = unbroken.ranks[:1]
+    steps = max(difference.step, trials.size.steps // 2)  # the longer, the more likely that a rare cause shows again
     trials.say("they differ: more runs, to find the cause")
     again, once_more = (
-        trials.run(f"{name}{which}", ranks, steps=difference.step, layers=True) for which in ("again", "once-more")
+        trials.run(f"{name}{which}", ranks, steps=steps, layers=True) for which in ("again", "once-more")
     )
     if cause := not_deterministic(unbroken, again, once_more):
         return cause
     if difference.start > 1:
         return lost_on_resume(unbroken, other, difference)
     if other.ranks[0] == ranks[0]:
-        text = "unknown: it differed before the first kill, so it is not deterministic, but two more runs were the same"
-        return Cause(text)
-    elsewhere = trials.run(f"{name}again-{other.ranks[0]}", other.ranks[:1], steps=difference.step, layers=True)
+        text = "it is not deterministic, though seldom: it differed before the first kill"
+        return Cause(text, (f"unknown where: in two more runs of {steps} updates nothing differed",))
+    elsewhere = trials.run(f"{name}again-{other.ranks[0]}", other.ranks[:1], steps=steps, layers=True)
     return depends_on_ranks(again, elsewhere)
 
 

@@ -19,7 +19,7 @@ from senet.rundir.files import read_json
 from senet.rundir.owner import holder, refuse_links
 from senet.verbs import typed
 from slurm import cluster
-from slurm.gpus import gpu_findings, ranks_per_node
+from slurm.gpus import fitting, gpu_findings, ranks_per_node
 from slurm.sbatch import make_slurm_executor, minutes, sbatch_environment
 
 _LEAVING_S = 5.0  # from the published checkpoint to the end of the last rank
@@ -62,7 +62,7 @@ def _tasks(config: Config) -> Iterator[Finding]:
     try:
         check_split(config.train, slurm.nodes * ranks)
     except ConfigError as error:
-        yield Finding(True, str(error))
+        yield Finding(True, f"{error}{fitting(slurm, config.train)}")
     if slurm.cluster == "local" and slurm.nodes > 1:
         yield Finding(True, f"slurm.nodes={slurm.nodes} with slurm.cluster=local, which has one machine; use 1")
     if slurm.cluster == "local" and slurm.setup:

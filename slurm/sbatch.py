@@ -18,7 +18,7 @@ from submitit.core.utils import FailedJobError
 
 from senet import REPOSITORY
 from senet.config.options import Config, SlurmConfig
-from senet.distributed.environment import MALLOC
+from senet.distributed.environment import CORES_VARIABLE, MALLOC
 from senet.errors import ConfigError
 from slurm.batch import free_port
 from slurm.gpus import binding, gpus_per_node, ranks_per_node
@@ -216,8 +216,9 @@ def environment(slurm: SlurmConfig, code: Path) -> dict[str, str]:
     cwd = Path.cwd()
     # the user's own modules in the working directory; those of the checkout come from the snapshot
     paths = [code] if cwd == REPOSITORY else [code, cwd]
-    malloc = {name: os.environ.get(name, value) for name, value in MALLOC.items()}
-    return {**malloc, **slurm.environment, "PYTHONPATH": ":".join(str(path) for path in paths)}
+    own = {name: os.environ.get(name, value) for name, value in MALLOC.items()}
+    own[CORES_VARIABLE] = str(slurm.cpus_per_task)
+    return {**own, **slurm.environment, "PYTHONPATH": ":".join(str(path) for path in paths)}
 
 
 def _passed_through(slurm: SlurmConfig) -> dict[str, Any]:

@@ -107,8 +107,7 @@ def _remove(made: list[Path]) -> None:
 
 
 def _resolve(config: Config) -> Config:
-    """Absolute paths, since the job runs in another folder, and the threads of a rank, since on some sites a task sees
-    all cores of its node."""
+    """Absolute paths, since the job runs in another folder."""
 
     def absolute(path: str) -> str:
         return str(Path(path).absolute()) if path else ""
@@ -117,12 +116,7 @@ def _resolve(config: Config) -> Config:
     model = dataclasses.replace(config.model, init_from=absolute(config.model.init_from))
     mode = config.resume.mode
     resume = dataclasses.replace(config.resume, mode=mode if mode in ("auto", "never") else absolute(mode))
-    train = dataclasses.replace(
-        config.train, threads_per_rank=config.train.threads_per_rank or config.slurm.cpus_per_task
-    )
-    return dataclasses.replace(
-        config, run_dir=absolute(config.run_dir), data=data, model=model, resume=resume, train=train
-    )
+    return dataclasses.replace(config, run_dir=absolute(config.run_dir), data=data, model=model, resume=resume)
 
 
 def _refuse(findings: list[Finding]) -> None:

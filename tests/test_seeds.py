@@ -53,6 +53,14 @@ def test_affinity_and_quotas_of_control_groups_limit_the_threads(
     assert set_threads(7, 2) == 7
 
 
+def test_a_rank_has_as_many_threads_as_cores_were_asked_for(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (host / "own").write_text("0::/\n")
+    monkeypatch.setenv("SENET_CORES_PER_RANK", "3")
+    assert (set_threads(0, 2), set_threads(7, 2)) == (3, 7)
+    monkeypatch.setenv("SENET_CORES_PER_RANK", "0")
+    assert set_threads(0, 2) == 8
+
+
 def test_deterministic_mode_leaves_out_what_nvswitch_adds_up_unless_somebody_chose(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -115,11 +115,13 @@ def test_the_batch_script_has_what_was_asked_for() -> None:
         "slurm.sbatch.exclusive=true",
         "slurm.sbatch.mail_type=END",
         "slurm.environment.NCCL_DEBUG=a b",
+        "slurm.cpus_per_task=3",
         "slurm.setup=[module load cuda]",
     )
     flags = [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")]
     assert flags == [
         "chdir=/code",
+        "cpus-per-task=3",
         "exclusive",
         "gpus-per-node=4",
         "job-name=run",
@@ -137,6 +139,7 @@ def test_the_batch_script_has_what_was_asked_for() -> None:
     setup = text[text.index("# setup") : text.index("# command")]
     assert setup.splitlines()[1] == "module load cuda"
     assert "export NCCL_DEBUG='a b'" in setup
+    assert "export SENET_CORES_PER_RANK=3\n" in setup
     assert "--kill-on-bad-exit=1 --export=ALL" in text[text.index("# command") :]
     assert text.rstrip().endswith("finish")
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
@@ -445,6 +448,13 @@ def found(*overrides: str, run_dir: Path) -> str:
     ("overrides", "expected"),
     [
         (["slurm.nodes=3"], "refused: train.global_batch_size=64 cannot be split over 3 ranks"),
+        (
+            ["train.shards=4", "slurm.nodes=3"],
+            "refused: train.shards=4 cannot be dealt to 3 ranks; use 2 ranks; slurm.nodes=2 "
+            "slurm.ranks_per_node=1 fits",
+        ),
+        (["train.shards=8", "slurm.nodes=2", "slurm.gpus_per_node=6"], "; slurm.nodes=2 slurm.gpus_per_node=4 fits"),
+        (["train.shards=8", "slurm.nodes=4", "slurm.ranks_per_node=4"], "; slurm.nodes=2 slurm.ranks_per_node=4 fits"),
         (["slurm.gpus_per_node=2", "slurm.ranks_per_node=4"], "refused: slurm.ranks_per_node=4 is more than the 2"),
         (["slurm.gpus_per_node=4", "slurm.ranks_per_node=2"], "warning: slurm.ranks_per_node=2, but 4 GPUs per node"),
         (

@@ -18,7 +18,7 @@ import pytest
 
 from senet import REPOSITORY
 from tests.cluster import Cluster, missing_packages, private_cluster
-from tests.harness import differing, payload, rows, status, tiny, wait_until, without_clock
+from tests.harness import CLOCKS, differing, payload, rows, status, tiny, train, wait_until, without_clock
 from tests.submitted import SLOW, Run
 
 SOAK = bool(os.environ.get("SOAK"))
@@ -157,6 +157,42 @@ def test_stop_saves_and_ends_the_job(run: Run) -> None:
     assert status(run.run_dir)["state"] == "stopped"
     again = run.tool("stop", str(run.run_dir))
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+
+
+def test_with_shards_it_goes_on_with_other_nodes_and_the_same_bits(run: Run, data_root: Path, tmp_path: Path) -> None:
+    options = ("train.epochs=3", "checkpoint.every_steps=10", "log.every_steps=5")
+    options += ("train.shards=4", "train.threads_per_rank=0")
+
+    def submit(job: str) -> None:
+        run.submit(*options, SLOW, *job.split())
+        run.wait_for_steps(5, 0)
+
+    submit("slurm.nodes=2 slurm.cpus_per_task=1")
+    requeue(run)
+    run.wait_for_stop(0)
+    run.wait_for_steps(5, 1)
+    assert run.tool("stop", str(run.run_dir)).returncode == 0
+    run.wait_for("CANCELLED")
+    submit("slurm.nodes=1 slurm.cpus_per_task=2")
+    for rank in run.ranks():
+        rank.kill()
+    run.wait_for("FAILED")
+    submit("slurm.nodes=2 slurm.ranks_per_node=2 slurm.cpus_per_task=3")
+    run.wait_for("COMPLETED")
+
+    starts = [json.loads(line) for line in (run.run_dir / "starts.jsonl").read_text().splitlines()]
+    assert [(start["world_size"], start["threads_per_rank"]) for start in starts] == [(2, 1), (2, 1), (1, 1), (4, 1)]
+    assert "not bit for bit" not in run.logs()
+    unbroken = tmp_path / "unbroken"
+    alone = ("train.threads_per_rank=1", f"data.root={data_root}", f"run_dir={unbroken}")
+    assert train(1, *tiny(*options, *alone)).returncode == 0
+    assert differing(without_clock(payload(run.run_dir)), without_clock(payload(unbroken))) == []
+    for kind in ("train", "epoch"):
+        assert without_clocks(rows(run.run_dir, kind)) == without_clocks(rows(unbroken, kind)) != []
+
+
+def without_clocks(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key not in CLOCKS} for row in found]
 
 
 def test_a_killed_rank_fails_the_job_at_once(run: Run) -> None:

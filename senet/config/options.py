@@ -163,8 +163,8 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = option("auto", free=True)
     """auto: CUDA where a GPU is visible. A change on resume changes the numbers and is warned about."""
     threads_per_rank: int = option(0, low=0, high=1024, free=True)
-    """CPU threads of each rank; 0: the cores this process may use, divided by the ranks on the node. Another number
-    may change the last bits, so a change on resume is warned about."""
+    """CPU threads of each rank; 0: slurm.cpus_per_task in a job that has it, else the cores this process may use,
+    divided by the ranks on the node. Another number may change the last bits, so a change on resume is warned about."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from senet.distributed.environment import CORES_VARIABLE
 from senet.errors import ConfigError
 
 if TYPE_CHECKING:  # importing torch takes seconds; a launcher only counts GPUs
@@ -150,9 +151,11 @@ def processor(device: torch.device) -> str:
 
 
 def set_threads(wanted: int, local_world_size: int) -> int:
-    """Set torch's CPU threads; 0: this process's cores shared by the ranks on the node. Returns the number set."""
+    """Set torch's CPU threads; 0: the cores that the launcher has asked for, or else those of this process, shared by
+    the ranks on the node. Returns the number set."""
     import torch
 
-    threads = wanted or max(1, cores() // local_world_size)
+    # where a batch system does not confine its tasks, each sees all cores of the node
+    threads = wanted or int(os.environ.get(CORES_VARIABLE, "0")) or max(1, cores() // local_world_size)
     torch.set_num_threads(threads)
     return threads

@@ -11,6 +11,8 @@ from senet.errors import ConfigError
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 """For GNU malloc: the process keeps freed activations, which saves page faults."""
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
+CORES_VARIABLE = "SENET_CORES_PER_RANK"
+"""How many a launcher has asked for; 0 or not set: unknown."""
 
 
 class Place(NamedTuple):

@@ -55,8 +55,8 @@ _launch() {
         esac
         if [[ $cur == -* ]]; then echo --help; fi
         if ((${#typed[@]} == 1)); then printf '%s\n' ${verbs}; fi
-        if [[ $verb == drill ]]; then printf '%s\n' drill.steps= drill.ranks=; fi
-        if [[ $verb:${#typed[@]} == slurm:2 ]]; then printf '%s\n' status stop --dry-run; fi
+        if [[ " ${typed[*]} " == *" drill "* ]]; then printf '%s\n' drill.steps= drill.ranks=; fi
+        if [[ $verb:${#typed[@]} == slurm:2 ]]; then printf '%s\n' status stop drill --dry-run; fi
     )
     COMPREPLY=()
     while read -r each; do

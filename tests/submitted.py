@@ -28,9 +28,9 @@ class Run:
         self.env |= {"SLURM_CPUS_PER_TASK": "9", "SLURM_NNODES": "5", "MASTER_PORT": "1"}
         self.options = [f"data.root={data_root}", f"run_dir={run_dir}"]
 
-    def tool(self, *args: str) -> subprocess.CompletedProcess[str]:
+    def tool(self, *args: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         command = self.cluster.here(sys.executable, str(self.checkout / "slurm" / "submit.py"), *args)
-        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=timeout_s)
 
     def submit(self, *options: str) -> str:
         done = self.tool(*tiny("slurm.time=20m", "slurm.nodes=2", *self.options, *options))

@@ -21,7 +21,7 @@ from senet import REPOSITORY
 from senet.rundir import locks
 from senet.rundir.lease import Lease
 from senet.rundir.locks import StillHeld, has_ended, lock, own_folder, this_process
-from slurm import submit
+from slurm import submission, submit
 from tests.harness import tiny, wait_until
 
 NO_LOCKS = [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP]
@@ -128,10 +128,10 @@ def test_a_job_is_submitted_where_there_are_no_locks(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", failing(errno.ENOLCK))
-    for name, answer in (("preflight", []), ("owner", []), ("_submit", "77")):
-        monkeypatch.setattr(submit, name, lambda *_, answer=answer: answer)
-    monkeypatch.setattr(submit.shutil, "which", lambda _: "/usr/bin/sbatch")
-    submit.submit(tiny(f"run_dir={tmp_path / 'run'}"), dry_run=False)
+    for name, answer in (("preflight", []), ("owner", []), ("_send", "77")):
+        monkeypatch.setattr(submission, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(submission.shutil, "which", lambda _: "/usr/bin/sbatch")
+    submit.submit(tiny(f"run_dir={tmp_path / 'run'}"))
     assert "submitted job 77" in capsys.readouterr().out
     assert f"{tmp_path / 'run/slurm/.submit.lock'} cannot be locked (No locks available)" in caplog.text
 

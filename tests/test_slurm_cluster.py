@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +20,18 @@ import pytest
 
 from senet import REPOSITORY
 from tests.cluster import Cluster, missing_packages, private_cluster
-from tests.harness import CLOCKS, differing, payload, rows, status, tiny, train, wait_until, without_clock
+from tests.harness import (
+    CLOCKS,
+    differing,
+    payload,
+    rows,
+    started,
+    status,
+    tiny,
+    train,
+    wait_until,
+    without_clock,
+)
 from tests.submitted import SLOW, Run
 
 SOAK = bool(os.environ.get("SOAK"))
@@ -299,3 +312,62 @@ def test_a_python_that_is_not_there_fails_the_job_and_status_names_the_log(run: 
     log = f"{run.run_dir}/slurm/{run.job}_0_log.out"
     assert f"see {log}" in run.tool("status", str(run.run_dir)).stdout
     assert "/no/python" in run.log()
+
+
+# --- slurm drill ---
+
+
+def drill_words(run: Run, *options: str) -> list[str]:
+    return ["drill", *tiny("drill.steps=8", "train.epochs=3", "slurm.time=20m", *run.options, *options)]
+
+
+def scratch_of(run: Run) -> list[Path]:
+    return list(run.run_dir.parent.glob("run-drill-*"))
+
+
+def jobs_of(run: Run, said: str) -> list[dict[str, str]]:
+    """The jobs that a drill has told of, in their order."""
+    return [run.cluster.job(job_id) for job_id in dict.fromkeys(re.findall(r"^slurm: job (\d+): ", said, re.MULTILINE))]
+
+
+def test_a_drill_requeues_its_jobs_and_has_the_same_bits_on_other_nodes(run: Run) -> None:
+    sound = ("model.name=tests.planted:attention_and_dropout", "train.shards=2", "slurm.nodes=2")
+    done = run.tool(*drill_words(run, *sound), timeout_s=600)
+    assert (done.returncode, done.stdout[:6]) == (0, "same: "), done.stdout + done.stderr
+    assert "7 starts on 2, 1 rank(s), requeue after updates" in done.stdout
+    found = [(job["NumNodes"], job["Restarts"], job["JobState"]) for job in jobs_of(run, done.stderr)]
+    assert found == [
+        ("2", "0", "FAILED"),  # it stops as planned, and has no requeue left
+        ("2", "2", "FAILED"),
+        ("1", "0", "CANCELLED"),
+        ("2", "0", "CANCELLED"),
+        ("1", "0", "FAILED"),
+    ]
+    assert scratch_of(run) == []
+
+
+def test_a_drill_finds_what_a_requeued_job_has_lost(run: Run) -> None:
+    done = run.tool(*drill_words(run, "model.name=tests.planted:counter_in_an_attribute"), timeout_s=600)
+    assert done.returncode == 1
+    assert "probable cause: state that is not saved" in done.stdout, done.stdout + done.stderr
+    assert "defect.updates: " in done.stdout
+    [scratch] = scratch_of(run)
+    assert f"kept: {scratch}" in done.stdout
+
+
+def test_a_drill_says_that_it_waits_and_ctrl_c_cancels_its_job(run: Run, tmp_path: Path) -> None:
+    command = [sys.executable, str(REPOSITORY / "slurm" / "submit.py"), *drill_words(run, "slurm.sbatch.hold=true")]
+    log = tmp_path / "log"
+    with started(command, log, **run.env) as process:
+        wait_until(lambda: "pending JobHeldUser" in log.read_text(), 60, log.read_text())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    [job] = jobs_of(run, log.read_text())
+    assert (job["JobState"], scratch_of(run)) == ("CANCELLED", [])
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_drill_without_slurm_names_the_other_drill(run: Run) -> None:
+    done = run.tool(*drill_words(run, "slurm.cluster=local"))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "slurm.cluster=local has no scontrol requeue; use " in done.stderr

@@ -43,20 +43,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _drill(words: Sequence[str], config: Config, size: Size, scratch: Path) -> bool:
-    """Print a verdict on all numbers of ranks together, if they must give the same bits, else on each."""
     from senet.drill.starts import carry_out
-    from senet.drill.trials import Trials, drill  # takes seconds: torch
+    from senet.drill.trials import Trials, drill_all  # takes seconds: torch
 
-    trials = Trials(words, config, size, scratch, carry_out, _say)
     _say(f"{size.steps} updates of {config.model.name}, unbroken; again with two kills; in {scratch}")
-    together = [("", size.ranks)] if config.train.shards else [(f"on-{ranks}-", (ranks,)) for ranks in size.ranks]
-    verdicts = [drill(trials, ranks, name) for name, ranks in together]
-    for verdict in verdicts:
-        print("\n".join(verdict.lines), flush=True)
-    same = all(verdict.same for verdict in verdicts)
-    if not same:
-        print(f"kept: {scratch}, with the run directory and the output of each start")
-    return same
+    return drill_all(Trials(words, config, size, scratch, carry_out, _say))
 
 
 def _usual_ranks(config: Config) -> tuple[int, ...]:

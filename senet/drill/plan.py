@@ -39,6 +39,8 @@ class Plan:
     """Test images, at most."""
     kills: tuple[int, ...] = ()
     """Start n is killed after update ``kills[n - 1]``; one that has no entry goes on to the end."""
+    waits: bool = False
+    """Instead of being killed, a start waits there until it is told to stop, and saves."""
     layers: bool = False
     """Whether the input and the output of every layer are traced."""
 

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import signal
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,10 @@ from senet.distributed.groups import broadcast_bytes, wait_for_all
 from senet.drill.digests import sums, trained, unsaved
 from senet.drill.layers import LayerTrace
 from senet.drill.plan import Plan
-from senet.errors import ConfigError
+from senet.errors import ConfigError, RunError
 from senet.training.trainer import Trainer
+
+_PATIENCE_S = 600
 
 
 def hooks(config: Config, plan_file: str) -> dict[str, Any]:
@@ -87,9 +90,20 @@ class Probe:
         if step == self._kill_after:
             self._trainer.record.checkpoints.finish()  # else it might go on from none at all
             wait_for_all(self._trainer.peers.group)
-            os.kill(os.getpid(), signal.SIGKILL)
+            self._end()
         if step == self._plan.steps and step < self._trainer.total_steps:
             raise StopRequested
+
+    def _end(self) -> None:
+        """Here the start ends as planned. Waiting for no other rank, no collective can be late."""
+        if not self._plan.waits:
+            os.kill(os.getpid(), signal.SIGKILL)
+        began = time.monotonic()
+        while not self._trainer.peers.stop:
+            if time.monotonic() - began > _PATIENCE_S:
+                raise RunError(f"nobody has stopped this start of a drill within {_PATIENCE_S} s")
+            time.sleep(0.1)
+        raise StopRequested
 
     def _write(self, *, restored: bool) -> None:
         """A row of this moment, on rank 0. Sync point: once per update."""

@@ -45,6 +45,7 @@ class Trials:
     scratch: Path
     carry: Carry
     say: Callable[[str], None]
+    interruption: str = "SIGKILL"
 
     def run(self, name: str, ranks: Sequence[int], **changes: Any) -> Run:
         """Train once, in as many starts as there are entries in ``ranks``; ``changes`` are to fields of the plan."""
@@ -53,7 +54,7 @@ class Trials:
         plan = replace(first_plan(self.config, self.size, folder), **changes)
         plan.write(folder / "plan.json")
         self.carry([*self.argv, *_options(folder, self.size)], folder / "plan.json", ranks)
-        killed = f", killed after {' and '.join(map(str, plan.kills))}" if plan.kills else ""
+        killed = f", {self.interruption} after {' and '.join(map(str, plan.kills))}" if plan.kills else ""
         count = ", then ".join(map(str, ranks if len(set(ranks)) > 1 else ranks[:1]))
         self.say(f"{name}: {plan.steps} updates{killed}; {count} rank(s), {time.monotonic() - began:.0f} s")
         return read_run(folder)
@@ -68,6 +69,19 @@ def _options(folder: Path, size: Size) -> list[str]:
         "log.every_steps=1",
         "log.tensorboard=false",
     ]
+
+
+def drill_all(trials: Trials) -> bool:
+    """Print a verdict on all numbers of ranks together, if they must give the same bits, else on each."""
+    numbers = trials.size.ranks
+    together = [("", numbers)] if trials.config.train.shards else [(f"on-{each}-", (each,)) for each in numbers]
+    verdicts = [drill(trials, ranks, name) for name, ranks in together]
+    for verdict in verdicts:
+        print("\n".join(verdict.lines), flush=True)
+    same = all(verdict.same for verdict in verdicts)
+    if not same:
+        print(f"kept: {trials.scratch}, with the run directory and the output of each start")
+    return same
 
 
 def drill(trials: Trials, ranks: Sequence[int], name: str = "") -> Verdict:
@@ -94,7 +108,9 @@ def drill(trials: Trials, ranks: Sequence[int], name: str = "") -> Verdict:
         if difference is not None:
             cause = find_cause(trials, name, unbroken, other, difference)
             return Verdict(False, (*_told(left, differing, other, difference), *_because(cause)))
-    return Verdict(True, tuple(_praise(left, unbroken, kills, ranks, starts, time.monotonic() - began)))
+    how = f"{starts} starts on {', '.join(map(str, ranks))} rank(s), {trials.interruption} after updates "
+    how += f"{kills[0]} and {kills[1]}; {time.monotonic() - began:.0f} s"
+    return Verdict(True, (*_praise(left, unbroken), f"    {how}"))
 
 
 def _of_the_rest(differing: Sequence[str], other: Run) -> Difference | None:
@@ -144,15 +160,10 @@ def _because(cause: Cause) -> list[str]:
     return [f"probable cause: {cause.text}", *(f"    {line}" for line in cause.details)]
 
 
-def _praise(
-    left: Left, unbroken: Run, kills: Sequence[int], ranks: Sequence[int], starts: int, seconds: float
-) -> list[str]:
-    updates = unbroken.moments[-1].step
+def _praise(left: Left, unbroken: Run) -> list[str]:
     evaluations = sum("epoch" in row for row in left.rows)
     return [
         f"same: {left.tensors} tensors of the last checkpoint (weights, averages, optimizer) and its counters,",
         f"    {len(left.rows)} rows of metrics.jsonl, {evaluations} of them of evaluations, and all weights after each "
-        f"of {updates} updates",
-        f"    {starts} starts on {', '.join(map(str, ranks))} rank(s), SIGKILL after updates {kills[0]} and "
-        f"{kills[1]}; {seconds:.0f} s",
+        f"of {unbroken.moments[-1].step} updates",
     ]

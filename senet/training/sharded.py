@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.amp import autocast
 
 from senet.compat import copy_
 from senet.config.options import Config
@@ -43,13 +44,14 @@ class Sharded:
         size = len(labels_N) // len(self._shards)
         batches = zip(images_NHWC.split(size), labels_N.split(size), indices_N.split(size), strict=True)
         total = torch.zeros((), device=labels_N.device)
-        for shard, batch in zip(self._shards, batches, strict=True):
-            seed_everything(self._config.seed, step, shard)
-            self._buffers.restore()
-            total += self._shard(*batch, epoch)
-            self._tree.add(self._taken_gradients())
-            if shard == 0:
-                self._buffers.keep()
+        with autocast(labels_N.device.type, enabled=False):  # weights that are cast inside are kept for all shards
+            for shard, batch in zip(self._shards, batches, strict=True):
+                seed_everything(self._config.seed, step, shard)
+                self._buffers.restore()
+                total += self._shard(*batch, epoch)
+                self._tree.add(self._taken_gradients())
+                if shard == 0:
+                    self._buffers.keep()
         self._checked = True
         self._peers.agreement.observe(step + 1, total)
         gradients = self._over_ranks(self._tree.take())

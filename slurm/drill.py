@@ -43,10 +43,10 @@ def drill(argv: Sequence[str], say: Callable[[str], None]) -> int:
     config = load_config(words)
     if config.slurm.cluster == cluster.LOCAL:
         raise ConfigError(f"slurm.cluster=local has no scontrol requeue; use {typed('drill')} with the same words")
-    size = replace(size, ranks=size.ranks or _usual_ranks(config))
+    size = replace(size, ranks=size.ranks or usual_ranks(config))
     run_dir = Path(config.run_dir).absolute()
     for ranks in size.ranks:
-        found = submission.check(load_config([*words, *_job(config.slurm, ranks), f"run_dir={run_dir}-drill"]))
+        found = submission.check(load_config([*words, *job_of(config.slurm, ranks), f"run_dir={run_dir}-drill"]))
         for finding in found if ranks == size.ranks[0] else ():
             say(f"warning: {finding.text}")
     for each in (signal.SIGTERM, signal.SIGHUP):
@@ -73,7 +73,7 @@ def _drill(words: Sequence[str], config: Config, size: Size, scratch: Path, say:
     return drill_all(Trials(words, config, size, scratch, carry, say, interruption="requeue"))
 
 
-def _usual_ranks(config: Config) -> tuple[int, ...]:
+def usual_ranks(config: Config) -> tuple[int, ...]:
     """Those of the job, and with shards another number."""
     ranks = config.slurm.nodes * ranks_per_node(config.slurm)
     if config.train.shards < 2:
@@ -81,7 +81,7 @@ def _usual_ranks(config: Config) -> tuple[int, ...]:
     return (ranks, ranks // 2) if ranks > 1 else (1, 2)
 
 
-def _job(slurm: SlurmConfig, ranks: int) -> list[str]:
+def job_of(slurm: SlurmConfig, ranks: int) -> list[str]:
     """The options of a job with so many ranks: on other nodes, if each can have as many as before."""
     each = ranks_per_node(slurm)
     nodes, each = (ranks // each, each) if ranks % each == 0 else (1, ranks)
@@ -113,7 +113,7 @@ class _Carry:
             starts = len(list(group))
             last += starts
             job = [f"slurm.environment.{PLAN_VARIABLE}={plan_file}", f"slurm.max_requeues={starts - 1}"]
-            words = [*argv, *_job(self.slurm, count), *job]
+            words = [*argv, *job_of(self.slurm, count), *job]
             config = submission.resolve(load_config(words))
             job_id = submission.submit(config, words)
             final = last == len(ranks)

@@ -23,7 +23,7 @@ from senet.errors import ConfigError
 from senet.rundir import commit as commit_module
 from senet.rundir.files import read_json, write_json
 from senet.rundir.lease import Lease
-from slurm import batch, cluster, control, preflight, sbatch, snapshot
+from slurm import batch, cluster, control, drill, preflight, sbatch, snapshot
 from slurm.gpus import gpus_per_node, ranks_per_node
 from slurm.job import Job
 from tests.harness import tiny, wait_until
@@ -1027,6 +1027,24 @@ def test_ctrl_c_ends_a_command_without_a_traceback(fake: Path, tmp_path: Path) -
     command.send_signal(signal.SIGINT)
     _, said = command.communicate(timeout=60)
     assert (command.returncode, said) == (130, "")
+
+
+@pytest.mark.parametrize(
+    ("job", "ranks", "other"),
+    [
+        (["slurm.nodes=2"], (2, 1), ["slurm.nodes=1", "slurm.ranks_per_node=1"]),
+        (["slurm.nodes=2", "slurm.gpus_per_node=4"], (8, 4), ["slurm.nodes=1", "slurm.ranks_per_node=4"]),
+        (["slurm.gpus_per_node=4"], (4, 2), ["slurm.nodes=1", "slurm.ranks_per_node=2"]),
+        ([], (1, 2), ["slurm.nodes=2", "slurm.ranks_per_node=1"]),
+    ],
+)
+def test_a_drill_tries_another_number_of_nodes_or_of_ranks_on_one(
+    job: list[str], ranks: tuple[int, int], other: list[str]
+) -> None:
+    config = load_config(tiny("train.shards=8", *job))
+    assert drill.usual_ranks(config) == ranks
+    assert drill.job_of(config.slurm, ranks[1]) == other
+    assert drill.usual_ranks(load_config(tiny(*job))) == ranks[:1]
 
 
 def test_help_has_the_options_of_a_job() -> None:

@@ -189,8 +189,8 @@ def _parser() -> Parser:
         prog=f"{typed('slurm')} drill",
         description="Trains your network on your images with your options for a while, as jobs in a folder beside "
         "run_dir: once undisturbed, once with two scontrol requeue, with train.shards on another number of ranks too, "
-        "and compares all tensors and scores bit by bit. Where they differ, it looks for the cause. Ctrl-C cancels its "
-        "job.",
+        "and compares all tensors and scores bit by bit. Where they differ, it looks for the cause. Leave your code as "
+        "it is meanwhile: each job takes a copy. Ctrl-C cancels its job.",
         epilog="Exit code: 0 the same bits, 1 a difference or a failure, 2 bad input.",
     )
     parser.add_argument(

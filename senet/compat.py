@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.optim import _muon
@@ -20,6 +22,7 @@ __all__ = [
     "module_versions",
     "muon_",
     "set_torchrun_signal_handler",
+    "time_limit",
     "with_module_versions",
 ]
 
@@ -71,6 +74,14 @@ def with_module_versions(tensors: Mapping[str, Any], versions: Mapping[str, Any]
     if versions is not None:
         state_dict._metadata = OrderedDict(versions)  # type: ignore[attr-defined]
     return state_dict
+
+
+def time_limit() -> timedelta:
+    """Of the default group's collectives on the CPU, as it was last set."""
+    group = dist.group.WORLD
+    assert group is not None
+    limit: timedelta = group._get_backend(torch.device("cpu")).options._timeout
+    return limit
 
 
 def set_torchrun_signal_handler(handler: Callable[..., None]) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from senet.compat import add_, copy_
+from senet.compat import add_, copy_, time_limit
 from senet.distributed.ranks import Ranks
 
 
@@ -105,4 +105,7 @@ def _exchange(sent: Tensor, received: Tensor, peer: int) -> None:
     """On a GPU only its stream waits, not the host."""
     both = [dist.P2POp(dist.isend, sent, peer), dist.P2POp(dist.irecv, received, peer)]
     for work in dist.batch_isend_irecv(both):
-        work.wait()
+        if sent.is_cuda:
+            work.wait()
+        else:  # by itself gloo takes the limit at which the group was made, not the one that was set since
+            work.wait(time_limit())

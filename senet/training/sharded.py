@@ -32,7 +32,7 @@ class Sharded:
         self._shards = range(peers.ranks.rank * count, (peers.ranks.rank + 1) * count)
         self._parameters = [p for p in learner.network.parameters() if p.requires_grad]
         broadcast_tensors(learner.network.parameters())  # once: those of rank 0, as DistributedDataParallel does
-        self._buffers = _Buffers(learner.network)
+        self._buffers = Buffers(learner.network)
         self._tree, self._over_ranks = TreeSum(), RankSum(self._parameters, peers.ranks)
         self._loss = cross_entropy(config.train.label_smoothing)
         self._checked = False  # that the network returns logits in training too
@@ -86,8 +86,8 @@ class Sharded:
         return gradients
 
 
-class _Buffers:
-    """The buffers of a network while shards are computed one after another."""
+class Buffers:
+    """The buffers of a network while parts are computed one after another, none of which may see another's."""
 
     def __init__(self, network: nn.Module) -> None:
         parts = network.modules()
@@ -95,11 +95,11 @@ class _Buffers:
         self._before, self._kept = ([b.clone() for b in self._now()] for _ in range(2))
 
     def begin(self) -> None:
-        """Note how they are before an update."""
+        """Note how they are, at first and before each update."""
         copy_(self._before, self._now())
 
     def restore(self) -> None:
-        """Set them to how they were before the update."""
+        """Set them to how they were then."""
         copy_(self._now(), self._before)
 
     def keep(self) -> None:

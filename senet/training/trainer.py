@@ -169,7 +169,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, Scores]:
         """See ``evaluation.evaluate``."""
-        return evaluate(self.learner, self.feed, self.peers, self.record.progress, self.config.train)
+        return evaluate(self.learner, self.feed, self.peers, self.record.progress, self.config, self.state.step)
 
     def save(self, *, best: bool = False, wait: bool = False) -> None:
         """Publish a checkpoint of this moment, unless it has one. Sync point: once per checkpoint."""

@@ -3,8 +3,12 @@ test_shards_ranks.py."""
 
 from __future__ import annotations
 
+import threading
+from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 
 import pytest
 import torch
@@ -16,7 +20,8 @@ from senet.config.checks import most_ranks
 from senet.config.options import Config, TrainConfig
 from senet.data.augment import Preprocess
 from senet.data.samplers import ChunkSampler, ImageData, ResumableSampler
-from senet.distributed.tree import TreeSum
+from senet.distributed.ranks import Ranks
+from senet.distributed.tree import RankSum, TreeSum
 from senet.errors import ConfigError
 from senet.models.zoo import build_model
 from senet.training.losses import cross_entropy
@@ -62,6 +67,46 @@ def test_a_sum_whose_order_matters_is_the_one_by_hand() -> None:
         sums.add([torch.tensor([value])])
     assert sums.take()[0].item() == 0.0  # (big + 1) + (-big + 1)
     assert one_by_one([torch.tensor([value]) for value in (big, 1.0, -big, 1.0)]).item() == 1.0
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_ranks_add_up_the_upper_part_of_the_same_tree(world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank is a thread, and what it sends goes through a queue. 16 shards, several types and memory orders."""
+    examples = [
+        torch.empty(3),
+        torch.empty(5, 4, 3, 3).to(memory_format=torch.channels_last),
+        torch.empty(7).bfloat16(),
+    ]
+    generator, shards, this = torch.Generator().manual_seed(0), 16, threading.local()
+    queues: dict[tuple[int, int], Queue[Tensor]] = defaultdict(Queue)
+
+    def exchange(sent: Tensor, received: Tensor, peer: int) -> None:
+        queues[this.rank, peer].put(sent.clone())
+        received.copy_(queues[peer, this.rank].get(timeout=60))
+
+    monkeypatch.setattr("senet.distributed.tree._exchange", exchange)
+
+    def draw(example: Tensor) -> Tensor:
+        return torch.empty_like(example).copy_(torch.randn(example.shape, generator=generator))
+
+    parts = [[[draw(example) for example in examples] for _ in range(shards)] for _ in range(2)]
+
+    def rank_main(rank: int) -> list[list[Tensor]]:
+        this.rank, share = rank, shards // world_size
+        own, over_ranks = TreeSum(), RankSum(examples, Ranks(rank, world_size, rank, world_size, torch.device("cpu")))
+        found = []
+        for update in parts:
+            for part in update[rank * share : (rank + 1) * share]:
+                own.add([tensor.clone() for tensor in part])
+            found.append([tensor.clone() for tensor in over_ranks(own.take())])
+        return found
+
+    with ThreadPoolExecutor(world_size) as pool:
+        by_rank = list(pool.map(rank_main, range(world_size)))
+    expected = [[tree(tensors) for tensors in zip(*update, strict=True)] for update in parts]
+    for found in by_rank:
+        assert differing(found, expected) == []
+        assert [tensor.stride() for tensor in found[0]] == [example.stride() for example in examples]
 
 
 @pytest.mark.parametrize(("length", "batch_size"), [(37, 8), (64, 8), (3, 8), (0, 4)])

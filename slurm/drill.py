@@ -50,7 +50,8 @@ def drill(argv: Sequence[str], say: Callable[[str], None]) -> int:
         for finding in found if ranks == size.ranks[0] else ():
             say(f"warning: {finding.text}")
     for each in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, lambda *_: sys.exit(FAILED_EXIT_CODE))  # the job is cancelled, the folder removed
+        if signal.getsignal(each) != signal.SIG_IGN:  # nohup: it may take an hour
+            signal.signal(each, lambda *_: sys.exit(FAILED_EXIT_CODE))  # the job is cancelled, the folder removed
     scratch = _scratch_folder(run_dir)
     kept = False
     try:

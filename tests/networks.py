@@ -1,5 +1,6 @@
 """Small networks for tests, named in configurations as ``tests.networks:...``."""
 
+import os
 import time
 from typing import Any
 
@@ -278,3 +279,30 @@ class _Restless(_Counted):
 def restless(num_classes: int) -> nn.Module:
     """Draws random numbers and changes a buffer, which it uses, in evaluation mode too."""
     return _Restless(num_classes)
+
+
+class _OfItsRank(_NoNorm):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        generator = torch.Generator().manual_seed(int(os.environ.get("RANK", "0")))
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.1, generator=generator)
+        self.register_buffer("scale", torch.rand(16, generator=generator), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.features(x).mean((2, 3)) * self.scale)
+
+
+def begins_different_on_each_rank(num_classes: int) -> nn.Module:
+    """Weights, and a buffer that is not saved."""
+    return _OfItsRank(num_classes)
+
+
+class _Loud(_NoNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return 1000 * super().forward(x)
+
+
+def loud(num_classes: int) -> nn.Module:
+    """Its gradients overflow fp16 at the scale with which a ``GradScaler`` begins."""
+    return _Loud(num_classes)

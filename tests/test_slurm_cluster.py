@@ -176,25 +176,25 @@ def test_with_shards_it_goes_on_with_other_nodes_and_the_same_bits(run: Run, dat
     options = ("train.epochs=3", "checkpoint.every_steps=10", "log.every_steps=5")
     options += ("train.shards=4", "train.threads_per_rank=0")
 
-    def submit(job: str) -> None:
+    def submit(job: str, ranks: int) -> None:
         run.submit(*options, SLOW, *job.split())
         run.wait_for_steps(5, 0)
+        start = json.loads((run.run_dir / "starts.jsonl").read_text().splitlines()[-1])
+        assert (start["world_size"], start["threads_per_rank"]) == (ranks, 1)  # threads as at the first start
 
-    submit("slurm.nodes=2 slurm.cpus_per_task=1")
+    submit("slurm.nodes=2 slurm.cpus_per_task=1", 2)
     requeue(run)
     run.wait_for_stop(0)
     run.wait_for_steps(5, 1)
     assert run.tool("stop", str(run.run_dir)).returncode == 0
     run.wait_for("CANCELLED")
-    submit("slurm.nodes=1 slurm.cpus_per_task=2")
+    submit("slurm.nodes=1 slurm.cpus_per_task=2", 1)
     for rank in run.ranks():
         rank.kill()
     run.wait_for("FAILED")
-    submit("slurm.nodes=2 slurm.ranks_per_node=2 slurm.cpus_per_task=3")
+    submit("slurm.nodes=2 slurm.ranks_per_node=2 slurm.cpus_per_task=3", 4)
     run.wait_for("COMPLETED")
 
-    starts = [json.loads(line) for line in (run.run_dir / "starts.jsonl").read_text().splitlines()]
-    assert [(start["world_size"], start["threads_per_rank"]) for start in starts] == [(2, 1), (2, 1), (1, 1), (4, 1)]
     assert "not bit for bit" not in run.logs()
     unbroken = tmp_path / "unbroken"
     alone = ("train.threads_per_rank=1", f"data.root={data_root}", f"run_dir={unbroken}")

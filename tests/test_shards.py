@@ -56,7 +56,7 @@ def test_shards_are_added_up_as_a_tree(shards: int) -> None:
         sequential = [one_by_one(tensors) for tensors in zip(*parts, strict=True)]
         for part in parts:
             sums.add([tensor.clone() for tensor in part])
-        found = sums.take()
+        (found,) = sums.take()
         assert differing(found, expected) == []
         assert (differing(found, sequential) == []) == (shards <= 2)
 
@@ -65,7 +65,7 @@ def test_a_sum_whose_order_matters_is_the_one_by_hand() -> None:
     big, sums = 2.0**26, TreeSum()  # float32 has none between this and big + 8, or big - 4
     for value in (big, 1.0, -big, 1.0):
         sums.add([torch.tensor([value])])
-    assert sums.take()[0].item() == 0.0  # (big + 1) + (-big + 1)
+    assert sums.take()[0][0].item() == 0.0  # (big + 1) + (-big + 1)
     assert one_by_one([torch.tensor([value]) for value in (big, 1.0, -big, 1.0)]).item() == 1.0
 
 

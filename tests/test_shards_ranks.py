@@ -107,7 +107,7 @@ def _seeded_by_rank(seed: int, step: int, _shard: int) -> None:
 
 MUTATIONS: dict[str, tuple[Any, str, Any]] = {
     "shards of a rank added one by one": (tree.TreeSum, "add", _one_by_one),
-    "ranks added by an all-reduce": (tree.RankSum, "_add_up", lambda _self, flat, _received: dist.all_reduce(flat)),
+    "ranks added by an all-reduce": (tree.RankSum, "_add_up", lambda _self, flat: dist.all_reduce(flat)),
     "random numbers of the rank": (sharded, "seed_everything", _seeded_by_rank),
     "statistics of the last shard": (sharded.Buffers, "take_kept", lambda _: None),
     "evaluation dealt by image": (feed, "ChunkSampler", ShardSampler),

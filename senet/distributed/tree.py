@@ -7,19 +7,23 @@ consecutive shards, so each rank computes a subtree by itself, and the ranks the
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from senet.compat import add_, copy_, time_limit
 from senet.distributed.ranks import Ranks
 
+_BUCKET_BYTES = 8 << 20
+
 
 class TreeSum:
-    """The sum of the shards of one rank, given one after another.
+    """The sum of shards, given one after another: lists of tensors.
 
     Sums of equally many shards are added, as in a binary counter: at most log2(shards) + 1 are kept.
     """
@@ -36,55 +40,148 @@ class TreeSum:
             tensors, count = lower, 2 * count
         self._sums.append((count, tensors))
 
-    def take(self) -> list[Tensor]:
-        """The sum, of a power of two of shards. Begins anew."""
-        ((_, tensors),) = self._sums
-        self._sums = []
-        return tensors
+    def take(self) -> list[list[Tensor]]:
+        """The sums so far, the newest first: the last of a power of two of shards is added to each, in this order.
+        Begins anew."""
+        sums, self._sums = [tensors for _, tensors in reversed(self._sums)], []
+        return sums
+
+
+class GradientSum:
+    """The sum of the gradients of all shards, of all ranks, left in the parameters.
+
+    With several ranks the exchange begins while the backward pass of a rank's last shard goes on, bucket by bucket, in
+    an order that is the same on all ranks. The buckets take the memory of the gradients once more.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:
+        self._parameters = list(parameters)
+        self._tree, self._over_ranks = TreeSum(), RankSum(ranks)
+        self._before: list[list[Tensor]] = []  # sums of the shards before this rank's last, the newest first
+        self._buckets = _buckets(self._parameters, ranks) if ranks.world_size > 1 else []
+        self._missing: list[set[int]] = []  # of each bucket: the parameters whose last gradient has not come
+        self._started = 0
+        for number, bucket in enumerate(self._buckets):
+            for index in bucket.indices:
+                self._parameters[index].register_post_accumulate_grad_hook(partial(self._arrived, number, index))
+
+    def add(self) -> None:
+        """A shard of this rank but its last: the parameters have its gradients now, and none after this."""
+        self._tree.add([_gradient(parameter) for parameter in self._parameters])
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def begin_last(self) -> None:
+        """Before the last backward pass of this rank's last shard."""
+        self._before, self._started = self._tree.take(), 0
+        self._missing = [set(bucket.indices) for bucket in self._buckets]
+
+    def finish(self) -> None:
+        """After it, when all parameters have their gradients. A collective."""
+        self._missing = []
+        if not self._buckets:
+            for parameter, total in zip(self._parameters, self._sum_here(range(len(self._parameters))), strict=True):
+                parameter.grad = total
+        self._over_ranks.wait()
+        for bucket in self._buckets:
+            for index, view in zip(bucket.indices, bucket.views, strict=True):
+                self._parameters[index].grad = view
+        self._before = []  # their memory is free
+
+    def _arrived(self, number: int, index: int, _: Tensor) -> None:
+        """Called when a parameter has got a gradient."""
+        if not self._missing:  # not the last one
+            return
+        self._missing[number].discard(index)
+        while self._started < len(self._buckets) and not self._missing[self._started]:
+            bucket = self._buckets[self._started]
+            copy_(bucket.views, self._sum_here(bucket.indices))
+            self._over_ranks.start(bucket.flat)
+            self._started += 1
+
+    def _sum_here(self, indices: Sequence[int]) -> list[Tensor]:
+        """Over the shards of this rank, of some parameters."""
+        total = [_gradient(self._parameters[index]) for index in indices]
+        for earlier in self._before:
+            lower = [earlier[index] for index in indices]
+            add_(lower, total)
+            total = lower
+        return total
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+class _Bucket(NamedTuple):
+    """Some parameters of one dtype, whose gradients are exchanged at once."""
+
+    indices: list[int]
+    flat: Tensor
+    """Its length is a multiple of the number of ranks."""
+    views: list[Tensor]
+    """Of ``flat``, in the memory order of each parameter, as the optimizers want it."""
+
+
+def _buckets(parameters: Sequence[nn.Parameter], ranks: Ranks) -> list[_Bucket]:
+    """From the last layer to the first, about as a backward pass goes."""
+    groups: list[list[int]] = [[]]
+    size, dtype = 0, parameters[-1].dtype
+    for index in reversed(range(len(parameters))):
+        if size >= _BUCKET_BYTES or parameters[index].dtype != dtype:
+            groups.append([])
+            size, dtype = 0, parameters[index].dtype
+        groups[-1].append(index)
+        size += parameters[index].nbytes
+    return [_bucket(group, [parameters[index] for index in group], ranks) for group in groups]
+
+
+def _bucket(indices: list[int], parameters: Sequence[nn.Parameter], ranks: Ranks) -> _Bucket:
+    length = sum(parameter.numel() for parameter in parameters)
+    padded = -(-length // ranks.world_size) * ranks.world_size
+    flat = torch.zeros(padded, dtype=parameters[0].dtype, device=ranks.device)
+    views, start = [], 0
+    for parameter in parameters:
+        part = flat[start : start + parameter.numel()]
+        views.append(part.as_strided(parameter.size(), torch.empty_like(parameter).stride()))
+        start += parameter.numel()
+    return _Bucket(indices, flat, views)
 
 
 class RankSum:
-    """The sum over all ranks of tensors like the examples: the upper levels of the tree.
+    """Adds up flat tensors over the ranks, one after another, beside the backward pass: in a thread, on a GPU on a
+    stream of its own.
 
     By recursive halving and doubling (Thakur, Rabenseifner & Gropp, "Optimization of collective communication
     operations in MPICH", 2005), nearest ranks first: each rank sends as many bytes as in a ring, and every element is
     added up along the same tree.
     """
 
-    def __init__(self, examples: Sequence[Tensor], ranks: Ranks) -> None:
-        """Takes 1.5 times the memory of the examples, where there are several ranks."""
+    def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
-        self._flat: dict[torch.dtype, Tensor] = {}
-        self._received: dict[torch.dtype, Tensor] = {}
-        self._views: list[Tensor] = []
-        if ranks.world_size > 1:
-            sizes: dict[torch.dtype, int] = defaultdict(int)
-            starts = []
-            for each in examples:
-                starts.append(sizes[each.dtype])
-                sizes[each.dtype] += each.numel()
-            for dtype, size in sizes.items():  # zeros at the end, so that it can be halved
-                padded = -(-size // ranks.world_size) * ranks.world_size
-                self._flat[dtype] = torch.zeros(padded, dtype=dtype, device=ranks.device)
-                self._received[dtype] = torch.empty_like(self._flat[dtype][: padded // 2])
-            self._views = [
-                # in the memory order of the example, as the optimizers want it
-                self._flat[each.dtype][start : start + each.numel()].as_strided(
-                    each.size(), torch.empty_like(each).stride()
-                )
-                for each, start in zip(examples, starts, strict=True)
-            ]
+        self._stream = torch.cuda.Stream(ranks.device) if ranks.device.type == "cuda" else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="exchange")
+        self._running: list[Future[None]] = []
 
-    def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
-        """A collective. What is returned is overwritten by the next call."""
-        if self._ranks.world_size == 1:
-            return tensors
-        copy_(self._views, tensors)
-        for dtype, flat in self._flat.items():
-            self._add_up(flat, self._received[dtype])
-        return self._views
+    def start(self, flat: Tensor) -> None:
+        """What this rank has so far becomes the sum over all ranks, by the time that ``wait`` returns."""
+        if self._stream is None:
+            self._running.append(self._thread.submit(self._add_up, flat))
+            return
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            self._add_up(flat)
 
-    def _add_up(self, flat: Tensor, received: Tensor) -> None:
+    def wait(self) -> None:
+        """On a GPU only its stream waits, not the host."""
+        for future in self._running:
+            future.result()
+        self._running.clear()
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)
+
+    def _add_up(self, flat: Tensor) -> None:
         rank, distance, low, high = self._ranks.rank, 1, 0, len(flat)
         steps = []
         while distance < self._ranks.world_size:
@@ -92,7 +189,7 @@ class RankSum:
             lower, upper = flat[low:middle], flat[middle:high]
             mine, other = (upper, lower) if rank & distance else (lower, upper)
             low, high = (middle, high) if rank & distance else (low, middle)
-            peer, theirs = rank ^ distance, received[: len(mine)]
+            peer, theirs = rank ^ distance, torch.empty_like(mine)
             _exchange(other, theirs, peer)
             mine.add_(theirs)  # a + b and b + a have the same bits: both ranks of a pair get one sum
             steps.append((mine, other, peer))
@@ -102,7 +199,6 @@ class RankSum:
 
 
 def _exchange(sent: Tensor, received: Tensor, peer: int) -> None:
-    """On a GPU only its stream waits, not the host."""
     both = [dist.P2POp(dist.isend, sent, peer), dist.P2POp(dist.irecv, received, peer)]
     for work in dist.batch_isend_irecv(both):
         if sent.is_cuda:

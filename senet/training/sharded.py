@@ -10,7 +10,7 @@ from senet.compat import copy_
 from senet.config.options import Config
 from senet.distributed.groups import broadcast_tensors
 from senet.distributed.replicas import refuse_other_outputs, refuse_unused
-from senet.distributed.tree import RankSum, TreeSum
+from senet.distributed.tree import GradientSum
 from senet.training.feed import Feed
 from senet.training.learner import Learner
 from senet.training.losses import cross_entropy
@@ -33,7 +33,7 @@ class Sharded:
         self._parameters = [p for p in learner.network.parameters() if p.requires_grad]
         broadcast_tensors(learner.network.parameters())  # once: those of rank 0, as DistributedDataParallel does
         self._buffers = Buffers(learner.network)
-        self._tree, self._over_ranks = TreeSum(), RankSum(self._parameters, peers.ranks)
+        self._sum = GradientSum(self._parameters, peers.ranks)
         self._loss = cross_entropy(config.train.label_smoothing)
         self._checked = False  # that the network returns logits in training too
 
@@ -48,42 +48,37 @@ class Sharded:
             for shard, batch in zip(self._shards, batches, strict=True):
                 seed_everything(self._config.seed, step, shard)
                 self._buffers.restore()
-                total += self._shard(*batch, epoch)
-                self._tree.add(self._taken_gradients())
+                total += self._shard(*batch, epoch, is_last=shard == self._shards[-1])
                 if shard == 0:
                     self._buffers.keep()
         self._checked = True
         self._peers.agreement.observe(step + 1, total)
-        gradients = self._over_ranks(self._tree.take())
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            parameter.grad = gradient
+        self._sum.finish()
         if 0 in self._shards:
             self._buffers.take_kept()
 
-    def _shard(self, images_NHWC: Tensor, labels_N: Tensor, indices_N: Tensor, epoch: int) -> Tensor:
-        """Forward and backward of one shard, in micro-batches; the sum of its losses."""
+    def _shard(self, images_NHWC: Tensor, labels_N: Tensor, indices_N: Tensor, epoch: int, *, is_last: bool) -> Tensor:
+        """Forward and backward of one shard, in micro-batches; the sum of its losses. ``is_last``: of this rank."""
         train, learner, preprocess = self._config.train, self._learner, self._feed.preprocess
         total = torch.zeros((), device=labels_N.device)
         whole = preprocess.train(images_NHWC, indices_N, epoch), labels_N, preprocess.keys(indices_N, epoch)
-        for images, labels, keys in zip(*(tensor.chunk(train.accumulate) for tensor in whole), strict=True):
+        micro_batches = list(zip(*(tensor.chunk(train.accumulate) for tensor in whole), strict=True))
+        for index, (images, labels, keys) in enumerate(micro_batches):
             with learner.autocast():
                 logits_NK = learner.running(images)
             if not self._checked:
                 refuse_other_outputs(logits_NK, (len(labels), self._feed.num_classes))
             loss = self._loss(logits_NK.float(), labels, keys)
+            if is_last and index == len(micro_batches) - 1:
+                self._sum.begin_last()
             learner.scaler.scale(loss / train.global_batch_size).backward()
             total += loss.detach()
             self._tally.add(loss.detach() / len(labels), logits_NK.detach(), labels)  # stays on the device
+        if any(parameter.grad is None for parameter in self._parameters):
+            refuse_unused(learner.network)
+        if not is_last:
+            self._sum.add()
         return total
-
-    def _taken_gradients(self) -> list[Tensor]:
-        """Those of the parameters, which have none after this."""
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        if len(gradients) < len(self._parameters):
-            refuse_unused(self._learner.network)
-        for parameter in self._parameters:
-            parameter.grad = None
-        return gradients
 
 
 class Buffers:

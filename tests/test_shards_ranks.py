@@ -148,6 +148,7 @@ def _cells() -> dict[str, Sequence[str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200 if SOAK else 600)
 def test_one_two_four_and_eight_ranks_end_with_the_same_bits(few_images: Path, tmp_path: Path) -> None:
     cases = _cells()
     _train_on(WORLDS, cases, few_images, tmp_path, timeout_s=4000)

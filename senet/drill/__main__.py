@@ -33,20 +33,24 @@ def main(argv: Sequence[str]) -> int:
     for each in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, lambda *_: sys.exit(FAILED_EXIT_CODE))  # the start that runs is ended, the folder removed
     scratch = _scratch_folder()
-    kept = False
+    wanted = True  # what the starts of a failure have left
     try:
-        kept = not _drill(words, config, size, scratch)
+        wanted = not _drill(words, config, size, scratch)
+    except (ConfigError, KeyboardInterrupt, SystemExit):
+        wanted = False
+        raise
     finally:
-        if not kept:
+        if not wanted:
             shutil.rmtree(scratch, ignore_errors=True)
-    return FAILED_EXIT_CODE if kept else 0
+    return FAILED_EXIT_CODE if wanted else 0
 
 
 def _drill(words: Sequence[str], config: Config, size: Size, scratch: Path) -> bool:
+    """Whether all was the same. Prints the verdicts."""
+    _say(f"{size.steps} updates of {config.model.name}, unbroken, and again with two kills; in {scratch}")
     from senet.drill.starts import carry_out
     from senet.drill.trials import Trials, drill_all  # takes seconds: torch
 
-    _say(f"{size.steps} updates of {config.model.name}, unbroken; again with two kills; in {scratch}")
     return drill_all(Trials(words, config, size, scratch, carry_out, _say))
 
 

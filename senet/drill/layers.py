@@ -23,7 +23,7 @@ class LayerTrace:
     """
 
     def __init__(self, network: nn.Module, path: Path, rank: int) -> None:
-        self._rank, self._file = rank, path.open("x")
+        self._rank, self._path = rank, path
         self._passes: list[list[Event]] = []
         for name, module in network.named_modules():
             into, out_of = partial(self._before, name), partial(self._after, name)
@@ -46,12 +46,12 @@ class LayerTrace:
 
     def end_of_update(self, step: int) -> None:
         """Write what the passes of update ``step`` were. Sync point: once per update."""
-        for number, events in enumerate(self._passes):
-            values = torch.stack([value for *_, value in events]).tolist()
-            table = [[name, kind, side, value] for (name, kind, side, _), value in zip(events, values, strict=True)]
-            row = {"step": step, "pass": self._rank * len(self._passes) + number, "events": table}
-            self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        with self._path.open("a") as file:
+            for number, events in enumerate(self._passes):
+                values = torch.stack([value for *_, value in events]).tolist()
+                table = [[name, kind, side, value] for (name, kind, side, _), value in zip(events, values, strict=True)]
+                row = {"step": step, "pass": self._rank * len(self._passes) + number, "events": table}
+                file.write(json.dumps(row) + "\n")
         self._passes = []
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from senet.config.options import Config
-from senet.errors import ConfigError, did_you_mean
+from senet.errors import ConfigError
 
 PLAN_VARIABLE = "SENET_DRILL"  # names the file of a plan; a training that finds it is under drill
 FEWEST_STEPS = 8
@@ -71,8 +71,7 @@ def take_options(words: Sequence[str]) -> tuple[Size, list[str]]:
         elif key == "drill.ranks":
             size = replace(size, ranks=_numbers(key, text, "numbers of ranks, each once, such as 1,2", least=1, most=8))
         else:
-            hint = did_you_mean(key, ("drill.steps", "drill.ranks")) or "there is drill.steps and drill.ranks"
-            raise ConfigError(f"unknown option {key!r}; {hint}")
+            raise ConfigError(f"unknown option {key!r}; there is drill.steps and drill.ranks")
     return size, left
 
 

@@ -74,7 +74,7 @@ class Probe:
         start = int(sent.read())
         self._kill_after = plan.kills[start - 1] if start <= len(plan.kills) else None
         self._told: dict[str, str] = {}
-        self._trace = (folder / f"start-{start}.jsonl").open("x") if ranks.is_main else None
+        self._trace = folder / f"start-{start}.jsonl" if ranks.is_main else None
         self._layers = None
         if plan.layers and not trainer.config.train.compile:  # it would compile again, with what looks at its layers
             self._layers = LayerTrace(
@@ -116,8 +116,8 @@ class Probe:
         if restored:
             row |= {"epoch_steps": trainer.steps_per_epoch, "ranks": trainer.peers.ranks.world_size}
             row |= {"threads": torch.get_num_threads()}
-        self._trace.write(json.dumps(row) + "\n")
-        self._trace.flush()
+        with self._trace.open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
     def _changed(self, others: Mapping[str, str]) -> dict[str, str]:
         """Most never change: they are written once."""

@@ -43,15 +43,16 @@ def carry_out(argv: Sequence[str], plan_file: Path, ranks: Sequence[int], start:
     for number, count in enumerate(ranks, 1):
         log = plan_file.parent / f"start-{number}.log"
         code = start(argv, plan_file, count, log)
-        killed_after = plan.kills[number - 1] if number <= len(plan.kills) else None
+        if code == REFUSED_EXIT_CODE:
+            raise ConfigError(_why(log))
         reached = [moment.step for moment in read_run(plan_file.parent).moments if moment.start == number]
-        as_planned = code in (0, STOPPED_EXIT_CODE) if killed_after is None else reached[-1:] == [killed_after]
-        if not as_planned:
-            kind = ConfigError if code == REFUSED_EXIT_CODE else RunError
-            raise kind(_why(log) or f"a start ended with exit code {code}; its output is in {log}")
+        planned = plan.kills[number - 1] if number <= len(plan.kills) else plan.steps
+        if reached[-1:] != [planned] or (planned == plan.steps and code not in (0, STOPPED_EXIT_CODE)):
+            raise RunError(f"a start failed: {_why(log)}; its output is in {log}")
 
 
 def _why(log: Path) -> str:
-    """The line on how it ended."""
-    said = [line for line in log.read_text(errors="replace").splitlines() if line.startswith(_SPEAKERS)]
-    return said[-1].partition(": ")[2].removeprefix("failed: ") if said else ""
+    """The line on how it ended: a command's, or the last one of a traceback."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] or ["it said nothing"]
+    said = [line.partition(": ")[2].removeprefix("failed: ") for line in lines if line.startswith(_SPEAKERS)]
+    return (said or lines)[-1]

@@ -74,7 +74,8 @@ def _options(folder: Path, size: Size) -> list[str]:
 def drill_all(trials: Trials) -> bool:
     """Print a verdict on all numbers of ranks together, if they must give the same bits, else on each."""
     numbers = trials.size.ranks
-    together = [("", numbers)] if trials.config.train.shards else [(f"on-{each}-", (each,)) for each in numbers]
+    at_once = trials.config.train.shards or len(numbers) == 1
+    together = [("", numbers)] if at_once else [(f"on-{each}-", (each,)) for each in numbers]
     verdicts = [drill(trials, ranks, name) for name, ranks in together]
     for verdict in verdicts:
         print("\n".join(verdict.lines), flush=True)
@@ -135,6 +136,9 @@ def find_cause(trials: Trials, name: str, unbroken: Run, other: Run, difference:
     )
     if cause := not_deterministic(unbroken, again, once_more):
         return cause
+    if scores := what_differs(read_left(again.folder), read_left(once_more.folder)):
+        text = "the evaluation is not deterministic: in two runs that nothing disturbed the weights were the same"
+        return Cause(text, (f"{scores[0]} differs first",))
     if difference.start > 1:
         return lost_on_resume(unbroken, other, difference)
     if other.ranks[0] == ranks[0]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import train_ddp
+from senet import REPOSITORY
 from senet.command import leave
 from senet.config.load import load_config
 from senet.distributed.preemption import StopFlag
@@ -19,9 +22,13 @@ from senet.drill.plan import PLAN_VARIABLE, take_options
 from senet.drill.starts import carry_out
 from senet.drill.trials import Trials, Verdict, drill
 from slurm.batch import free_port
-from tests.harness import tiny
+from tests.harness import descendants, started, survivors, tiny, wait_until
 
+LAUNCH = str(REPOSITORY / "launch.sh")
 Drill = Callable[..., Verdict]
+in_own_environment = pytest.mark.skipif(
+    Path(sys.prefix) != REPOSITORY / ".venv", reason="launch.sh has a virtual environment of its own: use make test"
+)
 
 
 def _rank(rank: int, ranks: int, port: int, argv: Sequence[str], plan_file: Path, log: Path) -> None:
@@ -126,3 +133,83 @@ def test_there_is_no_false_alarm(network: str, drill_here: Drill) -> None:
     verdict = drill_here(network, *SOUND[network], *small)
     assert verdict.same, "\n".join(verdict.lines)
     assert verdict.lines[0].startswith("same: all ")
+
+
+# the command
+
+
+def command(data_root: Path, network: str, *options: str) -> list[str]:
+    return [LAUNCH, "drill", *tiny(f"data.root={data_root}", f"model.name={network}", "drill.steps=8", *options)]
+
+
+def ended(folder: Path, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """The command in a folder of its own, and what it leaves for temporary files in ``tmp``."""
+    (folder / "tmp").mkdir()
+    env = os.environ | {"TMPDIR": str(folder / "tmp")}
+    return subprocess.run(arguments, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+
+
+def left_in(folder: Path) -> list[str]:
+    """What a drill has left; torch leaves folders of its own."""
+    return [str(path) for path in (folder / "tmp").iterdir() if path.name.startswith("senet")]
+
+
+@pytest.mark.ranks
+@in_own_environment
+def test_a_drill_that_finds_nothing_leaves_nothing(data_root: Path, tmp_path: Path) -> None:
+    done = ended(tmp_path, command(data_root, "tests.networks:tiny_senet", "drill.ranks=2"))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("same: 199 tensors of the last checkpoint")
+    assert "10 rows of metrics.jsonl, 1 of them of evaluations, and all weights after each of 8 updates" in lines[1]
+    assert "4 starts on 2 rank(s), SIGKILL after updates" in lines[2]
+    assert left_in(tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+@in_own_environment
+def test_a_drill_that_finds_a_difference_keeps_what_it_has_seen(data_root: Path, tmp_path: Path) -> None:
+    done = ended(tmp_path, command(data_root, "tests.planted:counter_in_an_attribute", "drill.ranks=1"))
+    assert done.returncode == 1, done.stderr
+    [folder] = left_in(tmp_path)
+    assert done.stdout.endswith(f"kept: {folder}, with the run directory and the output of each start\n")
+    assert {path.name for path in Path(folder).iterdir()} == {"unbroken", "killed", "again", "once-more"}
+    assert "resumed from" in (Path(folder) / "killed" / "start-2.log").read_text()
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+@in_own_environment
+@pytest.mark.parametrize(
+    ("network", "option", "code", "expected"),
+    [
+        ("tests.networks:fails_inside", "seed=1", 1, "a start failed: AttributeError: 'Linear' object has no"),
+        ("tests.networks:of_16_pixels", "data.image_size=32", 2, "takes no images of shape (N, 3, 32, 32)"),
+        ("tests.networks:tiny_senet", "drill.steps=45", 2, "drill.steps=45 is more than the 44 updates of"),
+    ],
+)
+def test_a_training_that_cannot_be_says_why(
+    network: str, option: str, code: int, expected: str, data_root: Path, tmp_path: Path
+) -> None:
+    done = ended(tmp_path, command(data_root, network, option, "drill.ranks=1"))
+    assert done.returncode == code
+    assert done.stdout == ""
+    assert expected in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].startswith("drill: ")
+    assert len(left_in(tmp_path)) == (code == 1)
+
+
+@pytest.mark.ranks
+@in_own_environment
+def test_a_drill_that_is_stopped_ends_its_training_and_leaves_nothing(data_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    arguments = command(data_root, "tests.networks:slow_senet", "drill.ranks=1", "train.epochs=500", "drill.steps=500")
+    with started(arguments, tmp_path / "log", TMPDIR=str(tmp_path / "tmp")) as process:
+        wait_until(lambda: list((tmp_path / "tmp").glob("senet-drill-*/unbroken/start-1.jsonl")))
+        below = descendants(process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 1
+        assert survivors(below) == []
+    assert left_in(tmp_path) == []

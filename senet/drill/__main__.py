@@ -31,11 +31,16 @@ def main(argv: Sequence[str]) -> int:
     for ranks in size.ranks:
         check_split(config.train, ranks)
     for each in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, lambda *_: sys.exit(FAILED_EXIT_CODE))  # the start that runs is ended, the folder removed
+        if signal.getsignal(each) != signal.SIG_IGN:  # nohup ignores one
+            signal.signal(each, lambda *_: sys.exit(FAILED_EXIT_CODE))  # the start that runs is ended first
     scratch = _scratch_folder()
-    wanted = True  # what the starts of a failure have left
+    _say(f"{size.steps} updates of {config.model.name}, unbroken, and again with two kills; in {scratch}")
+    from senet.drill.starts import carry_out
+    from senet.drill.trials import Trials, drill_all  # takes seconds: torch
+
+    wanted = True  # what the starts have left, where there is a difference or a failure
     try:
-        wanted = not _drill(words, config, size, scratch)
+        wanted = not drill_all(Trials(words, config, size, scratch, carry_out, _say))
     except (ConfigError, KeyboardInterrupt, SystemExit):
         wanted = False
         raise
@@ -43,15 +48,6 @@ def main(argv: Sequence[str]) -> int:
         if not wanted:
             shutil.rmtree(scratch, ignore_errors=True)
     return FAILED_EXIT_CODE if wanted else 0
-
-
-def _drill(words: Sequence[str], config: Config, size: Size, scratch: Path) -> bool:
-    """Whether all was the same. Prints the verdicts."""
-    _say(f"{size.steps} updates of {config.model.name}, unbroken, and again with two kills; in {scratch}")
-    from senet.drill.starts import carry_out
-    from senet.drill.trials import Trials, drill_all  # takes seconds: torch
-
-    return drill_all(Trials(words, config, size, scratch, carry_out, _say))
 
 
 def _usual_ranks(config: Config) -> tuple[int, ...]:

@@ -55,6 +55,7 @@ SMALLER = {
         r"torchrun --standalone --nproc_per_node=2 \1 run_dir=runs/torchrun"
     ),
     r"^python train_ddp\.py .*$": r"\g<0> run_dir=runs/alone",
+    r"^\./launch\.sh drill .*$": r"\g<0> drill.steps=8",
     r"train\.epochs=60": "train.epochs=3",
     r"step_000000200": "step_000000005",
     r"/path/to/images": "photos",
@@ -115,8 +116,8 @@ def named_options(command: str) -> list[str] | None:
     words = [word for word in shlex.split(command) if not re.match("[A-Z_]+=", word) and word != "--dry-run"]
     if "train_ddp.py" in words:
         return words[words.index("train_ddp.py") + 1 :]
-    verb = words[1] if words[1:2] in (["train"], ["slurm"]) else "train"
-    given = [word for word in words[1:] if word != verb]
+    verb = words[1] if words[1:2] in (["train"], ["drill"], ["slurm"]) else "train"
+    given = [word for word in words[1:] if word != verb and not word.startswith("drill.")]
     is_of_options = not given or "=" in given[0] or given[0].endswith(".yaml")
     return with_recipe(verb, given, pytest.fail) if words[0] == "./launch.sh" and is_of_options else None
 

@@ -15,7 +15,7 @@ from senet.config.checks import check_split
 from senet.config.load import load_config
 from senet.config.options import Config
 from senet.config.recipes import with_recipe
-from senet.drill.plan import Size, take_options
+from senet.drill.plan import take_options
 from senet.errors import FAILED_EXIT_CODE, ConfigError
 from senet.launch import choose_ranks, refuse_other_packages
 from senet.verbs import typed

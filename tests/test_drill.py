@@ -151,7 +151,7 @@ def test_one_bit_changes_a_sum(kind: torch.dtype) -> None:
 
 
 def _learner(network: nn.Module) -> Learner:
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, fused=True)
     average = build_average(network, 0.9)
     return Learner(network, network, None, average, optimizer, torch.amp.GradScaler("cpu"), torch.no_grad)  # type: ignore[arg-type]
 
@@ -206,11 +206,13 @@ def test_traces_are_read_with_what_did_not_change(tmp_path: Path) -> None:
     ]
     rows[0] |= {"epoch_steps": 9, "ranks": 4, "threads": 1}
     for start in (1, 2, 10):
-        (tmp_path / f"start-{start}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, ')
+        lines = [json.dumps(row | {"tensors": {"a": start}}) + "\n" for row in rows]
+        (tmp_path / f"start-{start}.jsonl").write_text("".join(lines) + '{"step": 4, ')
     found = read_run(tmp_path)
     assert (found.ranks, found.epoch_steps, found.threads, found.resumed_from) == ((4, 4, 4), 9, 1, [2, 2])
     assert [(m.start, m.step, m.restored) for m in found.moments[-2:]] == [(3, 2, True), (3, 3, False)]
     assert found.moments[-1].others == {"x": "3", "y": "2"}
+    assert [found.moments[number].tensors["a"] for number in (0, 2, 4)] == [1, 2, 10]
     assert read_run(tmp_path / "none").moments == ()
 
 
@@ -271,7 +273,9 @@ SAME = [("", "in", 1), ("body", "in", 1), ("body.a", "in", 1), ("body.a", "out",
 )
 def test_the_first_layer_that_differs_is_named(changed: int, expected: str, tmp_path: Path) -> None:
     events = [event if number < changed else (*event[:2], 9) for number, event in enumerate(SAME)]
-    one, other = layers(tmp_path / "one", SAME, SAME), layers(tmp_path / "other", SAME, events)
+    last = [("", "in", 8)]
+    one, other = (layers(tmp_path / name, SAME, each, last) for name, each in (("one", SAME), ("other", events)))
+    (other / "layers-1-0.jsonl").write_text((other / "layers-1-0.jsonl").read_text().replace(", 8]", ", 9]"))
     assert (first_layer(unbroken(one), unbroken(other)) or "").startswith(expected)
     assert first_layer(unbroken(one), unbroken(one)) is None
 

@@ -23,7 +23,7 @@ class Cause:
 
 def not_deterministic(unbroken: Run, again: Run, once_more: Run) -> Cause | None:
     """Whether three runs that nothing disturbed differ; the last two with the traces of their layers."""
-    pairs = ((unbroken, again), (unbroken, once_more), (again, once_more))
+    pairs = ((unbroken, again), (again, once_more))
     found = next((difference for pair in pairs if (difference := first_difference(*pair))), None)
     place = first_layer(again, once_more)
     if found is None and place is None:

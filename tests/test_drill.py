@@ -301,6 +301,10 @@ def test_two_undisturbed_runs_that_differ_are_not_deterministic(tmp_path: Path) 
     assert cause.details[0].startswith(
         "parameter b differs first, after update 3; what the layers computed was the same"
     )
+    compiled = [unbroken(tmp_path, b=b) for b in (2, 3, 2)]
+    cause = not_deterministic(*compiled)
+    assert cause is not None
+    assert "train.compile=false may name one" in cause.details[0]
 
 
 def test_what_a_resumed_start_did_not_have_is_named(tmp_path: Path) -> None:

@@ -32,13 +32,14 @@ def not_deterministic(unbroken: Run, again: Run, once_more: Run) -> Cause | None
     if place is not None:
         return Cause(text, (place,))
     assert found is not None
-    return Cause(text, (f"{found.what} differs first, after update {found.step}; {_SAME_LAYERS}",))
+    return Cause(text, (f"{found.what} differs first, after update {found.step}; {_no_layer(again)}",))
 
 
-_SAME_LAYERS = (
-    "what the layers computed was the same in the runs in which they were looked at, so it is the backward pass, the "
-    "optimizer, or too rare to be seen again"
-)
+def _no_layer(run: Run) -> str:
+    """Why none is named."""
+    if not list(run.folder.glob("layers-*.jsonl")):
+        return "with train.compile=true the layers are not looked at, train.compile=false may name one"
+    return "what the layers computed was the same: it is the backward pass, the optimizer, or seldom"
 
 
 def lost_on_resume(unbroken: Run, resumed: Run, difference: Difference) -> Cause:
@@ -63,7 +64,7 @@ def lost_on_resume(unbroken: Run, resumed: Run, difference: Difference) -> Cause
 def depends_on_ranks(one: Run, other: Run) -> Cause:
     """Of two runs on different numbers of ranks, with the traces of their layers."""
     text = f"it depends on the rank: {one.ranks[0]} and {other.ranks[0]} rank(s) differ, in the first start already"
-    return Cause(text, (first_layer(one, other) or _SAME_LAYERS.partition(", or")[0],))
+    return Cause(text, (first_layer(one, other) or _no_layer(one),))
 
 
 def first_layer(one: Run, other: Run) -> str | None:

@@ -66,6 +66,7 @@ def _options(folder: Path, size: Size) -> list[str]:
         f"run_dir={folder / 'run'}",
         "resume.mode=auto",
         f"checkpoint.every_steps={save_every(size.steps)}",
+        "checkpoint.keep=1",
         "log.every_steps=1",
         "log.tensorboard=false",
     ]

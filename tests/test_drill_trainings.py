@@ -161,7 +161,7 @@ def test_a_drill_that_finds_nothing_leaves_nothing(data_root: Path, tmp_path: Pa
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("same: 199 tensors of the last checkpoint")
-    assert "10 rows of metrics.jsonl, 1 of them of evaluations, and all weights after each of 8 updates" in lines[1]
+    assert "10 rows of metrics.jsonl, 2 of them of evaluations, and all weights after each of 8 updates" in lines[1]
     assert "4 starts on 2 rank(s), SIGKILL after updates" in lines[2]
     assert left_in(tmp_path) == []
     assert [path.name for path in tmp_path.iterdir()] == ["tmp"]

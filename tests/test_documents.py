@@ -21,7 +21,7 @@ from senet.data.sources import image_paths
 from tests.documents import LANGUAGES, OTHERS, PAGES, anchors, blocks, commands, inline_code, links, name, prose
 
 GROUPS = {field.name for field in dataclasses.fields(Config)} - {"run_dir", "seed"}
-OPTIONS = {key for key, _ in options()}
+OPTIONS = {key for key, _ in options()} | {"drill.steps", "drill.ranks"}
 each_page = pytest.mark.parametrize("page", PAGES, ids=name)
 
 

@@ -21,7 +21,7 @@ from senet.config.options import Config, TrainConfig
 from senet.data.augment import Preprocess
 from senet.data.samplers import ChunkSampler, ImageData, ResumableSampler
 from senet.distributed.ranks import Ranks
-from senet.distributed.tree import RankSum, TreeSum
+from senet.distributed.tree import GradientSum, RankSum, TreeSum
 from senet.errors import ConfigError
 from senet.models.zoo import build_model
 from senet.training.losses import cross_entropy
@@ -69,44 +69,76 @@ def test_a_sum_whose_order_matters_is_the_one_by_hand() -> None:
     assert one_by_one([torch.tensor([value]) for value in (big, 1.0, -big, 1.0)]).item() == 1.0
 
 
+EXAMPLES = (torch.empty(3), torch.empty(5, 4, 3, 3).to(memory_format=torch.channels_last), torch.empty(7).bfloat16())
+
+
+@pytest.mark.parametrize("late", [0, 1, 2])
+@pytest.mark.parametrize("bucket_bytes", [1, 1 << 20])
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
-def test_ranks_add_up_the_upper_part_of_the_same_tree(world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each rank is a thread, and what it sends goes through a queue. 16 shards, several types and memory orders."""
-    examples = [
-        torch.empty(3),
-        torch.empty(5, 4, 3, 3).to(memory_format=torch.channels_last),
-        torch.empty(7).bfloat16(),
-    ]
+def test_ranks_add_up_the_upper_part_of_the_same_tree(
+    world_size: int, bucket_bytes: int, late: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rank is a thread, and what it sends goes through a queue. 16 shards, several types and memory orders; the
+    gradients of ``late`` parameters come in a micro-batch before the last only."""
     generator, shards, this = torch.Generator().manual_seed(0), 16, threading.local()
     queues: dict[tuple[int, int], Queue[Tensor]] = defaultdict(Queue)
+    add_up = RankSum._add_up
+
+    def in_thread(self: RankSum, flat: Tensor) -> None:
+        this.rank = self._ranks.rank
+        add_up(self, flat)
 
     def exchange(sent: Tensor, received: Tensor, peer: int) -> None:
         queues[this.rank, peer].put(sent.clone())
         received.copy_(queues[peer, this.rank].get(timeout=60))
 
-    monkeypatch.setattr("senet.distributed.tree._exchange", exchange)
-
     def draw(example: Tensor) -> Tensor:
         return torch.empty_like(example).copy_(torch.randn(example.shape, generator=generator))
 
-    parts = [[[draw(example) for example in examples] for _ in range(shards)] for _ in range(2)]
+    monkeypatch.setattr("senet.distributed.tree._BUCKET_BYTES", bucket_bytes)
+    monkeypatch.setattr("senet.distributed.tree._exchange", exchange)
+    monkeypatch.setattr(RankSum, "_add_up", in_thread)
+    updates = [[[draw(example) for example in EXAMPLES] for _ in range(shards)] for _ in range(2)]
 
     def rank_main(rank: int) -> list[list[Tensor]]:
-        this.rank, share = rank, shards // world_size
-        own, over_ranks = TreeSum(), RankSum(examples, Ranks(rank, world_size, rank, world_size, torch.device("cpu")))
-        found = []
-        for update in parts:
-            for part in update[rank * share : (rank + 1) * share]:
-                own.add([tensor.clone() for tensor in part])
-            found.append([tensor.clone() for tensor in over_ranks(own.take())])
+        parameters = [nn.Parameter(torch.zeros_like(example)) for example in EXAMPLES]
+        sums = GradientSum(parameters, Ranks(rank, world_size, rank, world_size, torch.device("cpu")))
+        found, share = [], shards // world_size
+        for update in updates:
+            *others, last = update[rank * share : (rank + 1) * share]
+            for part in others:
+                _backward(parameters, part)
+                sums.add()
+            _backward(parameters[:late], last[:late])
+            sums.begin_last()
+            _backward(parameters[late:], last[late:])
+            sums.finish()
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            assert [gradient.stride() for gradient in gradients] == [example.stride() for example in EXAMPLES]
+            found.append([gradient.clone() for gradient in gradients])
+            for parameter in parameters:
+                parameter.grad = None
         return found
 
     with ThreadPoolExecutor(world_size) as pool:
         by_rank = list(pool.map(rank_main, range(world_size)))
-    expected = [[tree(tensors) for tensors in zip(*update, strict=True)] for update in parts]
+    expected = [[tree(tensors) for tensors in zip(*update, strict=True)] for update in updates]
     for found in by_rank:
         assert differing(found, expected) == []
-        assert [tensor.stride() for tensor in found[0]] == [example.stride() for example in examples]
+
+
+def _backward(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    if parameters:
+        torch.autograd.backward([parameter * 1 for parameter in parameters], [gradient * 1 for gradient in gradients])
+
+
+def test_a_gradient_that_comes_in_parts_is_refused_where_it_may_have_been_sent() -> None:
+    parameters = [nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(4))]
+    sums = GradientSum(parameters, Ranks(0, 2, 0, 2, torch.device("cpu")))
+    sums.begin_last()
+    _backward(parameters[:1], [torch.ones(2, 3)])
+    with pytest.raises(ConfigError, match=r"shape \(2, 3\) gets its gradient in parts in one backward pass"):
+        _backward(parameters[:1], [torch.ones(2, 3)])
 
 
 @pytest.mark.parametrize(("length", "batch_size"), [(37, 8), (64, 8), (3, 8), (0, 4)])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from senet.compat import add_, copy_, time_limit
 from senet.distributed.ranks import Ranks
+from senet.errors import ConfigError
 
 _BUCKET_BYTES = 8 << 20
 
@@ -78,6 +79,8 @@ class GradientSum:
 
     def finish(self) -> None:
         """After it, when all parameters have their gradients. A collective."""
+        while self._started < len(self._buckets):  # some gradients came in earlier micro-batches only
+            self._start()
         self._missing = []
         if not self._buckets:
             for parameter, total in zip(self._parameters, self._sum_here(range(len(self._parameters))), strict=True):
@@ -92,12 +95,21 @@ class GradientSum:
         """Called when a parameter has got a gradient."""
         if not self._missing:  # not the last one
             return
-        self._missing[number].discard(index)
+        if index not in self._missing[number]:
+            raise ConfigError(
+                f"a parameter of shape {tuple(self._parameters[index].shape)} gets its gradient in parts in one "
+                f"backward pass, as under torch.utils.checkpoint with use_reentrant=True; use use_reentrant=False"
+            )
+        self._missing[number].remove(index)
         while self._started < len(self._buckets) and not self._missing[self._started]:
-            bucket = self._buckets[self._started]
-            copy_(bucket.views, self._sum_here(bucket.indices))
-            self._over_ranks.start(bucket.flat)
-            self._started += 1
+            self._start()
+
+    def _start(self) -> None:
+        """Send the next bucket."""
+        bucket = self._buckets[self._started]
+        copy_(bucket.views, self._sum_here(bucket.indices))
+        self._over_ranks.start(bucket.flat)
+        self._started += 1
 
     def _sum_here(self, indices: Sequence[int]) -> list[Tensor]:
         """Over the shards of this rank, of some parameters."""

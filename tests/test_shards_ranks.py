@@ -166,6 +166,7 @@ UNUSUAL = (
     "with_frozen_norm",
     "restless",
     "begins_different_on_each_rank",
+    "wide",  # several buckets of gradients
 )
 
 

@@ -134,18 +134,20 @@ class _Carry:
                 state = cluster.job_states([job_id])[job_id]
             except cluster.NoAnswer as error:
                 state = cluster.JobState("unknown", str(error))
-            start, step = _reached(Path(plan.folder))
-            running = state.word == "RUNNING" and start > interrupted
-            place = f"start {start}, update {step} of {plan.steps}"
-            text = place if running else f"{state.word.lower()} {state.reason}"
-            if text != told and (not running or time.monotonic() - told_at > _TOLD_EVERY_S):
-                told, told_at = text, time.monotonic()
-                self.say(f"job {job_id}: {text.strip()}")
             if state.word not in cluster.ACTIVE and state.word != "unknown":
                 return
+            start, step = _reached(Path(plan.folder))
+            running = state.word == "RUNNING" and start > interrupted
+            waits = f"{state.word.lower()} ({state.reason})" if state.reason else state.word.lower()
+            text = f"start {start}, update {step} of {plan.steps}" if running else waits
+            if text != told and (not running or time.monotonic() - told_at > _TOLD_EVERY_S):
+                told, told_at = text, time.monotonic()
+                self.say(f"job {job_id}: {text}")
             if interrupted < start <= len(plan.kills) and step == plan.kills[start - 1]:
                 interrupted = start
-                _tell_slurm("scancel" if start == last_start else "scontrol requeue", job_id)
+                command = "scancel" if start == last_start else "scontrol requeue"
+                self.say(f"job {job_id}: {command} after update {step}")
+                _tell_slurm(command, job_id)
             time.sleep(_POLL_S)
 
     def _check_end(self, job_id: str, run_dir: Path, plan: Plan, goal: int) -> None:

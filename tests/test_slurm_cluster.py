@@ -343,6 +343,7 @@ def test_a_drill_requeues_its_jobs_and_has_the_same_bits_on_other_nodes(run: Run
         ("2", "0", "CANCELLED"),
         ("1", "0", "FAILED"),
     ]
+    assert (done.stderr.count("scontrol requeue after update"), done.stderr.count("scancel after update")) == (2, 2)
     assert scratch_of(run) == []
 
 
@@ -359,7 +360,7 @@ def test_a_drill_says_that_it_waits_and_ctrl_c_cancels_its_job(run: Run, tmp_pat
     command = [sys.executable, str(REPOSITORY / "slurm" / "submit.py"), *drill_words(run, "slurm.sbatch.hold=true")]
     log = tmp_path / "log"
     with started(command, log, **run.env) as process:
-        wait_until(lambda: "pending JobHeldUser" in log.read_text(), 60, log.read_text())
+        wait_until(lambda: "pending (JobHeldUser)" in log.read_text(), 60, log.read_text())
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
     [job] = jobs_of(run, log.read_text())

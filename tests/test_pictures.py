@@ -13,12 +13,17 @@ from PIL import Image
 from docs.pictures.make import HERE, check_bits, draw_terminal
 from docs.pictures.session import Session, on_screen
 from docs.pictures.svg import COLUMNS, to_svg
+from docs.pictures.tree import draw_shards
 
 SHOWN = HERE / "terminal.txt"
 
 
 def test_the_terminal_picture_is_drawn_from_what_was_kept() -> None:
     assert (HERE / "terminal.svg").read_text() == draw_terminal(SHOWN.read_text().splitlines())
+
+
+def test_the_picture_of_shards_is_the_one_that_is_drawn() -> None:
+    assert (HERE / "shards.svg").read_text() == draw_shards()
 
 
 def test_what_was_kept_is_a_run_that_was_killed_and_resumed_to_the_same_weights() -> None:
@@ -41,7 +46,7 @@ def test_a_recording_of_unlike_weights_is_refused(shown: list[str]) -> None:
         check_bits(["$ ./launch.sh", *shown])
 
 
-@pytest.mark.parametrize("name", ["terminal.svg", "report.png"])
+@pytest.mark.parametrize("name", ["terminal.svg", "report.png", "shards.svg"])
 def test_a_picture_is_small(name: str) -> None:
     assert 2_000 < (HERE / name).stat().st_size < 200_000
 

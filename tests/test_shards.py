@@ -7,6 +7,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from queue import Queue
 
@@ -156,9 +157,10 @@ def test_evaluation_has_the_same_chunks_for_any_number_of_ranks(length: int, bat
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_a_loss_is_the_sum_over_the_samples(smoothing: float) -> None:
     logits, labels = torch.randn(12, 10, requires_grad=True), torch.arange(12) % 10
-    loss, keys = cross_entropy(smoothing), torch.zeros(12, dtype=torch.int64)
+    loss, keys = partial(cross_entropy, label_smoothing=smoothing, reduction="sum"), torch.zeros(12, dtype=torch.int64)
     found = loss(logits, labels, keys)
     mean = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    assert torch.equal(loss(logits, labels, keys, reduction="mean"), mean)
     torch.testing.assert_close(found, 12 * mean)
     torch.testing.assert_close(loss(logits[:5], labels[:5], keys[:5]) + loss(logits[5:], labels[5:], keys[5:]), found)
     [gradient], [expected] = torch.autograd.grad(found / 12, logits), torch.autograd.grad(mean, logits)

@@ -2,8 +2,8 @@
 
 ``terminal.svg``: the quickstart is trained, killed with SIGKILL, started again by the same command, and compared with a
 run that nothing disturbed. What the terminal showed is kept in ``terminal.txt``. ``report.png``: the top of a run's
-report page, by default of that run. A few minutes, with Debian's chromium; nothing else should run meanwhile, since the
-pictures show images per second.
+report page, by default of that run. ``shards.svg`` is drawn. A few minutes, with Debian's chromium; nothing else should
+run meanwhile, since the pictures show images per second.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from PIL import Image
 
 from docs.pictures.session import Session
 from docs.pictures.svg import to_svg
+from docs.pictures.tree import draw_shards
 from senet import REPOSITORY
 
 HERE = Path(__file__).resolve().parent
@@ -84,7 +85,8 @@ def photograph(page: Path) -> bytes:
 
 
 def main(run_dir: Path | None) -> None:
-    """Make both; ``run_dir``: whose report is shown."""
+    """Make all; ``run_dir``: whose report is shown."""
+    (HERE / "shards.svg").write_text(draw_shards())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         lines = record(folder)
@@ -93,7 +95,7 @@ def main(run_dir: Path | None) -> None:
         reported = (run_dir or folder / "runs/quickstart").resolve()
         subprocess.run([sys.executable, "-m", "senet.report", reported], check=True, cwd=REPOSITORY)
         (HERE / "report.png").write_bytes(photograph(reported / "report/report.html"))
-    print(f"{HERE}: terminal.svg, terminal.txt, report.png")
+    print(f"{HERE}: shards.svg, terminal.svg, terminal.txt, report.png")
 
 
 if __name__ == "__main__":

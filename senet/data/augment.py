@@ -49,16 +49,17 @@ class Preprocess:
         images_NCHW = pixels_NHWC.permute(0, 3, 1, 2)
         return images_NCHW if self._channels_last else images_NCHW.contiguous()
 
-    def train(self, images_NHWC: Tensor, indices_N: Tensor, epoch: int) -> Tensor:
+    def train(self, images_NHWC: Tensor, indices_N: Tensor, epoch: int, keys_N: Tensor | None = None) -> Tensor:
         """Crop and flip, normalise, cut out, scale.
 
         Args:
             indices_N: indices of the images in the training split, int64.
+            keys_N: what ``keys`` returned for them, where it was called already.
         """
         config, size = self._config, images_NHWC.shape[1]
         if not (config.crop_padding or config.flip or config.cutout or epoch < config.small_epochs):
             return self.test(images_NHWC)
-        keys_N = self.keys(indices_N, epoch)
+        keys_N = self.keys(indices_N, epoch) if keys_N is None else keys_N
         if config.crop_padding or config.flip:
             padding = config.crop_padding
             top_N = _below(2 * padding + 1, keys_N, 0)

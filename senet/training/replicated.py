@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from senet.config.options import Config
 from senet.distributed.replicas import refuse_other_outputs
 from senet.training.feed import Feed
 from senet.training.learner import Learner
+from senet.training.losses import cross_entropy
 from senet.training.peers import Peers
 from senet.training.scores import Tally
 from senet.training.seeds import seed_everything
@@ -22,6 +23,7 @@ class Replicated:
 
     def __init__(self, config: Config, learner: Learner, feed: Feed, peers: Peers, tally: Tally) -> None:
         self._config, self._learner, self._feed, self._peers, self._tally = config, learner, feed, peers, tally
+        self._loss = partial(cross_entropy, label_smoothing=config.train.label_smoothing, reduction="mean")
         self._checked = False  # that the network returns logits in training too
 
     def backward(self, images_NHWC: Tensor, labels_N: Tensor, indices_N: Tensor, *, epoch: int, step: int) -> None:
@@ -29,10 +31,11 @@ class Replicated:
         train, learner, ranks = self._config.train, self._learner, self._peers.ranks
         assert learner.replicas is not None
         seed_everything(self._config.seed, step, ranks.rank)
-        images_NCHW = self._feed.preprocess.train(images_NHWC, indices_N, epoch)
-        micro_batches = list(zip(images_NCHW.chunk(train.accumulate), labels_N.chunk(train.accumulate), strict=True))
+        keys_N = self._feed.preprocess.keys(indices_N, epoch)
+        whole = self._feed.preprocess.train(images_NHWC, indices_N, epoch, keys_N), labels_N, keys_N
+        micro_batches = list(zip(*(tensor.chunk(train.accumulate) for tensor in whole), strict=True))
         total = torch.zeros((), device=ranks.device)
-        for index, (images, labels) in enumerate(micro_batches):
+        for index, (images, labels, keys) in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
             # gradients are averaged over the ranks in the last backward only; no_sync must cover the forward as well
             with nullcontext() if is_last and ranks.world_size > 1 else learner.replicas.no_sync():
@@ -40,7 +43,7 @@ class Replicated:
                     logits_NK = learner.replicas(images)
                 if not self._checked:
                     refuse_other_outputs(logits_NK, (len(labels), self._feed.num_classes))
-                loss = F.cross_entropy(logits_NK.float(), labels, label_smoothing=train.label_smoothing)
+                loss = self._loss(logits_NK.float(), labels, keys)
                 total += loss.detach()
                 if is_last:
                     self._peers.agreement.observe(step + 1, total)

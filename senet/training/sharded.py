@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.amp import autocast
@@ -34,7 +36,7 @@ class Sharded:
         broadcast_tensors(learner.network.parameters())  # once: those of rank 0, as DistributedDataParallel does
         self._buffers = Buffers(learner.network)
         self._sum = GradientSum(self._parameters, peers.ranks)
-        self._loss = cross_entropy(config.train.label_smoothing)
+        self._loss = partial(cross_entropy, label_smoothing=config.train.label_smoothing, reduction="sum")
         self._checked = False  # that the network returns logits in training too
 
     def backward(self, images_NHWC: Tensor, labels_N: Tensor, indices_N: Tensor, *, epoch: int, step: int) -> None:
@@ -61,7 +63,8 @@ class Sharded:
         """Forward and backward of one shard, in micro-batches; the sum of its losses. ``is_last``: of this rank."""
         train, learner, preprocess = self._config.train, self._learner, self._feed.preprocess
         total = torch.zeros((), device=labels_N.device)
-        whole = preprocess.train(images_NHWC, indices_N, epoch), labels_N, preprocess.keys(indices_N, epoch)
+        keys_N = preprocess.keys(indices_N, epoch)
+        whole = preprocess.train(images_NHWC, indices_N, epoch, keys_N), labels_N, keys_N
         micro_batches = list(zip(*(tensor.chunk(train.accumulate) for tensor in whole), strict=True))
         for index, (images, labels, keys) in enumerate(micro_batches):
             with learner.autocast():

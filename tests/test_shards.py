@@ -103,7 +103,7 @@ def test_ranks_add_up_the_upper_part_of_the_same_tree(
 
     def rank_main(rank: int) -> list[list[Tensor]]:
         parameters = [nn.Parameter(torch.zeros_like(example)) for example in EXAMPLES]
-        sums = GradientSum(parameters, Ranks(rank, world_size, rank, world_size, torch.device("cpu")))
+        sums = GradientSum(_named(parameters), Ranks(rank, world_size, rank, world_size, torch.device("cpu")))
         found, share = [], shards // world_size
         for update in updates:
             *others, last = update[rank * share : (rank + 1) * share]
@@ -133,12 +133,37 @@ def _backward(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None
         torch.autograd.backward([parameter * 1 for parameter in parameters], [gradient * 1 for gradient in gradients])
 
 
-def test_a_gradient_that_comes_in_parts_is_refused_where_it_may_have_been_sent() -> None:
+def test_parameters_to_which_autograd_gives_one_gradient_get_sums_of_their_own() -> None:
+    one, other = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4))
+    sums = GradientSum({"one": one, "other": other}, Ranks(0, 1, 0, 1, torch.device("cpu")))
+    for value in (1.0, 10.0, 100.0, 1000.0):
+        if value == 1000.0:
+            sums.begin_last()
+        (value * (one.view(1, 4) + other.view(1, 4))).sum().backward()
+        assert one.grad is not None
+        assert other.grad is not None
+        if value == 1.0:  # what it is about
+            assert one.grad.untyped_storage().data_ptr() == other.grad.untyped_storage().data_ptr()
+        if value < 1000.0:
+            sums.separate()
+            sums.add()
+    sums.finish()
+    for parameter in (one, other):
+        assert parameter.grad is not None
+        assert parameter.grad.tolist() == [1111.0] * 4
+
+
+def _named(parameters: Sequence[nn.Parameter]) -> dict[str, nn.Parameter]:
+    return {f"p{number}": parameter for number, parameter in enumerate(parameters)}
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_gradient_that_comes_in_parts_is_refused_where_it_may_have_been_sent(world_size: int) -> None:
     parameters = [nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(4))]
-    sums = GradientSum(parameters, Ranks(0, 2, 0, 2, torch.device("cpu")))
+    sums = GradientSum(_named(parameters), Ranks(0, world_size, 0, world_size, torch.device("cpu")))
     sums.begin_last()
     _backward(parameters[:1], [torch.ones(2, 3)])
-    with pytest.raises(ConfigError, match=r"shape \(2, 3\) gets its gradient in parts in one backward pass"):
+    with pytest.raises(ConfigError, match="p0 gets its gradient in parts in one backward pass"):
         _backward(parameters[:1], [torch.ones(2, 3)])
 
 

@@ -41,7 +41,8 @@ class Agreement:
         """Whether all ranks stop after this step. The same on all of them."""
 
     def observe(self, step: int, total: Tensor) -> None:
-        """Note the sum of a step's losses, after its last forward. From a GPU it is copied asynchronously."""
+        """Note the sum of a step's losses, after its last forward, or with shards backward. From a GPU it is copied
+        asynchronously."""
         copied = None
         if total.is_cuda:
             total, copied = total.to("cpu", non_blocking=True), torch.cuda.Event()
@@ -75,7 +76,7 @@ class Agreement:
 
     def conclude(self) -> None:
         """Make sure that all ranks are here, and all losses so far finite. Call before the host waits for the device,
-        and before anything is published. A sync point: the host waits for the last forward.
+        and before anything is published. A sync point: the host waits until the losses are there.
 
         Raises:
             NonFiniteLoss: on some rank.

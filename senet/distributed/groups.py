@@ -1,4 +1,4 @@
-"""Start and end of the process groups, and all collectives but the votes of ``agreement``."""
+"""Start and end of the process groups, and all collectives but those of ``tree`` and ``agreement``."""
 
 from __future__ import annotations
 

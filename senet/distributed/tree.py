@@ -7,9 +7,10 @@ consecutive shards, so each rank computes a subtree by itself, and the ranks the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from senet.distributed.ranks import Ranks
 from senet.errors import ConfigError
 
 _BUCKET_BYTES = 8 << 20
+_ALIGNED = 64  # elements
 
 
 class TreeSum:
@@ -55,16 +57,29 @@ class GradientSum:
     an order that is the same on all ranks. The buckets take the memory of the gradients once more.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:
-        self._parameters = list(parameters)
+    def __init__(self, parameters: Mapping[str, nn.Parameter], ranks: Ranks) -> None:
+        """``parameters``: all that are trained, by name."""
+        self._names, self._parameters = list(parameters), list(parameters.values())
         self._tree, self._over_ranks = TreeSum(), RankSum(ranks)
         self._before: list[list[Tensor]] = []  # sums of the shards before this rank's last, the newest first
-        self._buckets = _buckets(self._parameters, ranks) if ranks.world_size > 1 else []
-        self._missing: list[set[int]] = []  # of each bucket: the parameters whose last gradient has not come
-        self._started = 0
-        for number, bucket in enumerate(self._buckets):
-            for index in bucket.indices:
+        groups = _groups(self._parameters)
+        self._buckets = [_bucket(g, self._parameters, ranks) for g in groups] if ranks.world_size > 1 else []
+        self._missing: list[set[int]] = []  # of each group: the parameters whose last gradient has not come
+        self._groups, self._started = groups, 0
+        for number, group in enumerate(groups):
+            for index in group:
                 self._parameters[index].register_post_accumulate_grad_hook(partial(self._arrived, number, index))
+
+    def separate(self) -> None:
+        """After each backward pass but a rank's last: give each parameter a gradient of its own. Where two parameters
+        are added, autograd gives both the same tensor, and what is added to one would be added to the other too."""
+        known = set()
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                place = parameter.grad.untyped_storage().data_ptr()
+                if place in known:
+                    parameter.grad = parameter.grad.clone()
+                known.add(place)
 
     def add(self) -> None:
         """A shard of this rank but its last: the parameters have its gradients now, and none after this."""
@@ -75,7 +90,7 @@ class GradientSum:
     def begin_last(self) -> None:
         """Before the last backward pass of this rank's last shard."""
         self._before, self._started = self._tree.take(), 0
-        self._missing = [set(bucket.indices) for bucket in self._buckets]
+        self._missing = [set(group) for group in self._groups]
 
     def finish(self) -> None:
         """After it, when all parameters have their gradients. A collective."""
@@ -97,8 +112,8 @@ class GradientSum:
             return
         if index not in self._missing[number]:
             raise ConfigError(
-                f"a parameter of shape {tuple(self._parameters[index].shape)} gets its gradient in parts in one "
-                f"backward pass, as under torch.utils.checkpoint with use_reentrant=True; use use_reentrant=False"
+                f"{self._names[index]} gets its gradient in parts in one backward pass, as under "
+                f"torch.utils.checkpoint with use_reentrant=True; use use_reentrant=False, or train.shards=0"
             )
         self._missing[number].remove(index)
         while self._started < len(self._buckets) and not self._missing[self._started]:
@@ -136,8 +151,9 @@ class _Bucket(NamedTuple):
     """Of ``flat``, in the memory order of each parameter, as the optimizers want it."""
 
 
-def _buckets(parameters: Sequence[nn.Parameter], ranks: Ranks) -> list[_Bucket]:
-    """From the last layer to the first, about as a backward pass goes."""
+def _groups(parameters: Sequence[nn.Parameter]) -> list[list[int]]:
+    """Those that are exchanged at once, from the last layer to the first, about as a backward pass goes. A layer that
+    is defined last and used first holds up all."""
     groups: list[list[int]] = [[]]
     size, dtype = 0, parameters[-1].dtype
     for index in reversed(range(len(parameters))):
@@ -146,18 +162,19 @@ def _buckets(parameters: Sequence[nn.Parameter], ranks: Ranks) -> list[_Bucket]:
             size, dtype = 0, parameters[index].dtype
         groups[-1].append(index)
         size += parameters[index].nbytes
-    return [_bucket(group, [parameters[index] for index in group], ranks) for group in groups]
+    return groups
 
 
 def _bucket(indices: list[int], parameters: Sequence[nn.Parameter], ranks: Ranks) -> _Bucket:
-    length = sum(parameter.numel() for parameter in parameters)
-    padded = -(-length // ranks.world_size) * ranks.world_size
-    flat = torch.zeros(padded, dtype=parameters[0].dtype, device=ranks.device)
-    views, start = [], 0
-    for parameter in parameters:
-        part = flat[start : start + parameter.numel()]
-        views.append(part.as_strided(parameter.size(), torch.empty_like(parameter).stride()))
-        start += parameter.numel()
+    chosen = [parameters[index] for index in indices]
+    # aligned as if they were alone: some kernels on a GPU add up in another order where they are not
+    starts = [0, *accumulate(-(-parameter.numel() // _ALIGNED) * _ALIGNED for parameter in chosen)]
+    padded = -(-starts[-1] // ranks.world_size) * ranks.world_size
+    flat = torch.zeros(padded, dtype=chosen[0].dtype, device=ranks.device)
+    views = [
+        flat[start : start + parameter.numel()].as_strided(parameter.size(), torch.empty_like(parameter).stride())
+        for start, parameter in zip(starts, chosen, strict=False)
+    ]
     return _Bucket(indices, flat, views)
 
 

@@ -19,6 +19,7 @@ _TICK_S = 1.0
 _SLACK_S = 10.0  # later than the timeouts of the store and the groups, whose errors say more
 _ANSWERS_S = 2.0  # until the other ranks have reported where they are
 _WORK = (0.05, 2**16)  # CPU seconds, bytes read and written, per second: far more than waiting uses
+_OF_PYTHON = Path(threading.__file__).parent
 
 
 class Watchdog:
@@ -107,12 +108,19 @@ class Watchdog:
 
 
 def place(frames: Sequence[FrameType]) -> str:
-    """``folder/file.py:line function`` of the innermost of these frames that is not in torch."""
+    """``folder/file.py:line function`` of the innermost of these frames that is neither in torch nor, if possible, in
+    Python's own library."""
     own = [frame for frame in frames if "torch" not in Path(frame.f_code.co_filename).parts]
+    own = [frame for frame in own if not _is_of_python(frame)] or own
     if not own:
         return "an unknown place"
     code = own[-1].f_code
     return f"{'/'.join(Path(code.co_filename).parts[-2:])}:{own[-1].f_lineno} {code.co_name}"
+
+
+def _is_of_python(frame: FrameType) -> bool:
+    path = Path(frame.f_code.co_filename)
+    return path.is_relative_to(_OF_PYTHON) and "site-packages" not in path.parts
 
 
 def name(ranks: Iterable[int]) -> str:

@@ -109,10 +109,14 @@ def _keep_conditions(config: Config, facts: dict[str, Any], checkpoint: Checkpoi
     """With shards: take the number of threads of the first start, and say what the equal bits rest on."""
     if not config.train.shards:
         return
-    saved = checkpoint.manifest["facts"] if checkpoint else facts
     if not config.train.threads_per_rank:
-        facts["threads_per_rank"] = int(gather(saved["threads_per_rank"], group)[0])
-        torch.set_num_threads(facts["threads_per_rank"])
+        own, saved = facts["threads_per_rank"], facts
+        if checkpoint is not None and checkpoint.manifest["config"].get("train.shards"):
+            saved = checkpoint.manifest["facts"]
+        kept = facts["threads_per_rank"] = int(gather(saved["threads_per_rank"], group)[0])
+        torch.set_num_threads(kept)
+        if kept != own:
+            log.warning("train.threads_per_rank=%d is kept from the first start, of %d that there are now", kept, own)
     if len(set(gather(zlib.crc32(facts["processor"].encode()), group))) > 1:
         log.warning("the ranks have different processors: the bits depend on which rank has which shard")
     log.info(

@@ -12,7 +12,7 @@ from senet.data.draws import mix
 
 
 def seed_everything(*keys: int) -> None:
-    """Seed torch (CPU and CUDA), numpy and random from the keys; called for each (seed, step, rank)."""
+    """Seed torch (CPU and CUDA), numpy and random from the keys; called for each (seed, step, rank or shard)."""
     seed = mix(*keys)
     torch.default_generator.manual_seed(seed)
     if (

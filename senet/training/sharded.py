@@ -24,18 +24,18 @@ from senet.training.seeds import seed_everything
 class Sharded:
     """Rank r of W computes the r-th of W runs of consecutive shards, one after another.
 
-    Whatever has state or draws follows the shard, never the rank: random numbers are seeded by (seed, step, shard);
-    each forward sees the buffers that rank 0 had before the update, and those that shard 0 leaves are kept there.
+    Buffers and draws follow the shard, never the rank: random numbers are seeded by (seed, step, shard); each forward
+    sees the buffers that rank 0 had before the update, and those that shard 0 leaves are kept there.
     """
 
     def __init__(self, config: Config, learner: Learner, feed: Feed, peers: Peers, tally: Tally) -> None:
         self._config, self._learner, self._feed, self._peers, self._tally = config, learner, feed, peers, tally
         count = config.train.shards // peers.ranks.world_size
         self._shards = range(peers.ranks.rank * count, (peers.ranks.rank + 1) * count)
-        self._parameters = [p for p in learner.network.parameters() if p.requires_grad]
+        trained = {name: p for name, p in learner.network.named_parameters() if p.requires_grad}
         broadcast_tensors(learner.network.parameters())  # once: those of rank 0, as DistributedDataParallel does
         self._buffers = Buffers(learner.network)
-        self._sum = GradientSum(self._parameters, peers.ranks)
+        self._sum = GradientSum(trained, peers.ranks)
         self._loss = partial(cross_entropy, label_smoothing=config.train.label_smoothing, reduction="sum")
         self._checked = False  # that the network returns logits in training too
 
@@ -72,13 +72,15 @@ class Sharded:
             if not self._checked:
                 refuse_other_outputs(logits_NK, (len(labels), self._feed.num_classes))
             loss = self._loss(logits_NK.float(), labels, keys)
-            if is_last and index == len(micro_batches) - 1:
+            ends = is_last and index == len(micro_batches) - 1
+            if ends:
                 self._sum.begin_last()
             learner.scaler.scale(loss / train.global_batch_size).backward()
+            if not ends:
+                self._sum.separate()
             total += loss.detach()
             self._tally.add(loss.detach() / len(labels), logits_NK.detach(), labels)  # stays on the device
-        if any(parameter.grad is None for parameter in self._parameters):
-            refuse_unused(learner.network)
+        refuse_unused(learner.network)
         if not is_last:
             self._sum.add()
         return total

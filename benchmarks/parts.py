@@ -54,18 +54,18 @@ def watch_all(clock: Clock) -> None:
     from senet.data.augment import Preprocess
     from senet.data.samplers import Split
     from senet.distributed.agreement import Agreement
-    from senet.training import trainer
+    from senet.training import losses, replicated, trainer
     from senet.training.optim import Muon, WeightAverage
     from senet.training.scores import Tally
     from senet.training.trainer import Trainer
 
     for owner, name, label in (
         (Split, "__getitem__", "batch from the store"),
-        (trainer, "seed_everything", "seeds"),
+        (replicated, "seed_everything", "seeds"),
         (trainer, "lr_at", "learning rate"),
         (Preprocess, "train", "augmentation and normalisation"),
         (DistributedDataParallel, "forward", "forward"),
-        (trainer.F, "cross_entropy", "loss"),
+        (losses.F, "cross_entropy", "loss"),
         (torch.Tensor, "backward", "backward"),
         (Tally, "add", "sums for metrics"),
         (torch.optim.SGD, "step", "optimizer"),

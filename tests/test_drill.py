@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from senet.data.samplers import ImageData
-from senet.drill import probe
+from senet.drill import digests, probe
 from senet.drill.compare import Difference, Left, Moment, Run, first_difference, leaves, read_run, what_differs
 from senet.drill.diagnose import depends_on_ranks, first_layer, lost_on_resume, not_deterministic
-from senet.drill.digests import described, sums, trained, unsaved
+from senet.drill.digests import described, sum_of_bits, sums, trained, unsaved
 from senet.drill.layers import LayerTrace
 from senet.drill.plan import Plan, Size, choose_kills, first_plan, save_every, take_options
 from senet.drill.starts import carry_out
@@ -129,12 +130,36 @@ def test_content_that_differs_is_described_otherwise_and_equal_content_alike() -
     assert max(map(len, alike)) < 80
 
 
+def test_to_look_at_a_thing_neither_changes_it_nor_walks_through_all_of_it() -> None:
+    class Endless(dict[str, int]):
+        def __len__(self) -> int:
+            return 10**9
+
+        def items(self) -> Any:
+            pytest.fail("it is walked through")
+
+    before = torch.get_rng_state()
+    assert described(torch.utils.data.DataLoader([1, 2], shuffle=True)) == "a DataLoader"  # type: ignore[arg-type]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert described(Endless()) == "a Endless"
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (0, 3)])
+def test_an_array_is_described_by_its_content_whatever_its_layout(shape: tuple[int, int]) -> None:
+    array = np.arange(np.prod(shape)).reshape(shape)
+    assert described(array) == described(np.asfortranarray(array)) == described(torch.from_numpy(array))
+    assert (described(array) == described(array + 1)) == (array.size == 0)
+    dates = array.astype("datetime64[s]")
+    assert described(dates) == described(dates.copy())
+
+
 def test_what_cannot_be_looked_into_is_described_by_its_type() -> None:
     endless: list[Any] = []
     endless.append(endless)
     assert described(len) == "a builtin_function_or_method"
     assert described(nn.functional.relu) == "a function"
     assert described(list(range(10_000))) == "a list"
+    assert described(deque([1, 2])) == "deque(=1, =2)"
     assert "a list" in described(endless)
 
 
@@ -147,7 +172,35 @@ def test_one_bit_changes_a_sum(kind: torch.dtype) -> None:
     other[3, 1, 2] += 1
     found = sums({"a": tensor, "b": other, "c": tensor.contiguous(), "d": torch.ones(3, dtype=torch.bool)})
     assert found["a"] == found["c"] != found["b"]
-    assert found["d"] == 3
+    assert found["d"] == sums({"d": torch.ones(3, dtype=torch.uint8)})["d"]
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [6, 2 * digests._AT_ONCE])
+def test_changes_that_cancel_in_a_plain_sum_change_a_sum(kind: torch.dtype, size: int) -> None:
+    plain = torch.rand(size, generator=torch.Generator().manual_seed(1)).to(kind) + 1
+    integers = {8: torch.int64, 4: torch.int32, 2: torch.int16}[plain.element_size()]
+
+    def changed(amounts: Mapping[int, int]) -> Tensor:
+        other = plain.clone()
+        for place, amount in amounts.items():
+            other.view(integers)[place] += amount
+        return other
+
+    signs = plain.clone()
+    signs[[1, -2]] *= -1
+    others = [changed({1: 1, -1: -1}), changed({1: 1, 2: -2, 3: 1}), signs, plain.flip(0), plain.roll(size // 2)]
+    found = [int(sum_of_bits(each)) for each in (plain, *others)]
+    assert len(set(found)) == len(found)
+
+
+def test_a_sum_is_the_same_in_every_process_and_draws_no_random_number() -> None:
+    before = torch.get_rng_state()
+    digests._odd_numbers.cache_clear()
+    found = sum_of_bits(torch.arange(5, dtype=torch.int32))
+    assert torch.equal(torch.get_rng_state(), before)
+    digests._odd_numbers.cache_clear()
+    assert found == sum_of_bits(torch.arange(5, dtype=torch.int32))
 
 
 def _learner(network: nn.Module) -> Learner:
@@ -345,6 +398,18 @@ def test_layers_are_traced_inside_out_and_numbered_over_the_ranks(tmp_path: Path
     order = [("", "in"), ("0", "in"), ("0", "out"), ("1", "in"), ("1", "out"), ("", "out")]
     assert [(name, side) for name, _, side, _ in found[0]["events"]] == order
     assert found[0]["events"] == found[1]["events"]
+
+
+def test_an_exchange_of_two_tensors_that_go_into_a_layer_is_seen(tmp_path: Path) -> None:
+    network = nn.Bilinear(2, 2, 2)
+    trace = LayerTrace(network, tmp_path / "layers-1-0.jsonl", rank=0)
+    one, other = torch.ones(1, 2), torch.zeros(1, 2)
+    network(one, other)
+    network(other, one)
+    trace.end_of_update(1)
+    first, second = (json.loads(line)["events"][0] for line in (tmp_path / "layers-1-0.jsonl").read_text().splitlines())
+    assert first[:3] == second[:3] == ["", "Bilinear", "in"]
+    assert first[3] != second[3]
 
 
 # starts

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,9 @@ from torch import Tensor, nn
 
 from senet.training.learner import Learner
 
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int32}
+"""The highest bit of an int64 times any odd number is itself: two of them would cancel."""
+_AT_ONCE = 2**18  # elements; their products take 2 MB, where on a CPU more or fewer are slower
 _MOST_ITEMS, _DEEPEST = 300, 4
 _OF_EVERY_MODULE = vars(nn.Module()).keys()
 _OF_EVERY_OPTIMIZER = {
@@ -25,14 +29,24 @@ _OF_EVERY_OPTIMIZER = {
 
 
 def sum_of_bits(tensor: Tensor) -> Tensor:
-    """Of the tensor as integers, on its device, where it costs one pass over its memory."""
+    """Of the tensor as integers, each times an odd number of its own: two changes do not cancel, nor does an exchange.
+    On its device, where it costs one pass over its memory, and a copy where it is not contiguous."""
     tensor = tensor.detach()
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
     if tensor.layout != torch.strided:
         tensor = tensor.to_dense()
-    as_integers = tensor if tensor.dtype == torch.bool else tensor.view(_INTEGERS[tensor.element_size()])
-    return as_integers.sum(dtype=torch.int64)
+    integers = tensor.reshape(-1).view(_INTEGERS[tensor.element_size()])
+    factors = _odd_numbers(tensor.device)
+    found = [(part * factors[: len(part)]).sum() for part in integers.split(_AT_ONCE)]
+    return found[0] if len(found) == 1 else sum_of_bits(torch.stack(found))
+
+
+@cache
+def _odd_numbers(device: torch.device) -> Tensor:
+    """The same in every process, and without a pattern, in which several changes might cancel."""
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randint(2**62, (_AT_ONCE,), generator=generator) * 2 + 1).to(device)
 
 
 def sums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
@@ -107,8 +121,11 @@ def _of_array(value: Tensor | np.ndarray) -> str:
     array = value if isinstance(value, np.ndarray) else _on_cpu(value)
     if array.size == 1:
         return str(array.item())
-    content = repr(array.tolist()) if array.dtype == object else array.tobytes().hex()
-    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}, {_hash([content])}"
+    if array.dtype.hasobject:
+        content = _hash([repr(array.tolist())])
+    else:  # no copy, if it is contiguous: there may be much of it
+        content = _hash_of(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data if array.nbytes else b"")
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}, {content}"
 
 
 def _on_cpu(tensor: Tensor) -> np.ndarray:
@@ -129,22 +146,26 @@ def _of_generator(value: Any) -> str:
     return _hash([value.get_state().numpy().tobytes().hex()]) if isinstance(value, torch.Generator) else ""
 
 
-def _parts(value: Any) -> Iterator[tuple[str, Any]] | list[tuple[str, Any]] | None:
-    """What a container or an object consists of; None where that cannot be seen, or is too much."""
+def _parts(value: Any) -> list[tuple[str, Any]] | None:
+    """What a container or an object consists of; None where that cannot be seen, or is too much.
+
+    Of other types than these, to iterate may change something: a DataLoader draws a random number.
+    """
     if isinstance(value, nn.Module):
         return [(name, each) for name, each in value.state_dict().items() if isinstance(each, Tensor)]
-    if isinstance(value, Mapping):
-        content = [(str(key), each) for key, each in value.items()]
-    elif isinstance(value, set | frozenset):
-        content = [("", each) for each in sorted(value, key=repr)]
-    elif isinstance(value, Iterable) and hasattr(value, "__len__"):
-        content = [("", each) for each in value]
-    else:
-        own = not type(value).__module__.startswith(("torch", "builtins"))
-        content = list(vars(value).items()) if own and hasattr(value, "__dict__") else []
-        return content or None
-    return content if len(content) <= _MOST_ITEMS else None
+    if isinstance(value, Mapping | list | tuple | deque | set | frozenset):
+        if len(value) > _MOST_ITEMS:
+            return None
+        if isinstance(value, Mapping):
+            return [(str(key), each) for key, each in value.items()]
+        return [("", each) for each in (sorted(value, key=repr) if isinstance(value, set | frozenset) else value)]
+    own = not type(value).__module__.startswith(("torch", "builtins"))
+    return (list(vars(value).items()) or None) if own and hasattr(value, "__dict__") else None
 
 
 def _hash(texts: Iterable[str]) -> str:
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:8]
+    return _hash_of("\0".join(texts).encode())
+
+
+def _hash_of(content: bytes | memoryview) -> str:
+    return hashlib.sha256(content).hexdigest()[:8]

@@ -42,7 +42,7 @@ class LayerTrace:
         if module.training and self._passes:
             found = [sum_of_bits(tensor) for tensor in _tensors(value)]
             if found:
-                self._passes[-1].append((name, type(module).__name__, side, torch.stack(found).sum()))
+                self._passes[-1].append((name, type(module).__name__, side, sum_of_bits(torch.stack(found))))
 
     def end_of_update(self, step: int) -> None:
         """Write what the passes of update ``step`` were. Sync point: once per update."""

@@ -23,6 +23,7 @@ from senet.drill.digests import described, sum_of_bits, sums, trained, unsaved
 from senet.drill.layers import LayerTrace
 from senet.drill.plan import Plan, Size, choose_kills, first_plan, save_every, take_options
 from senet.drill.starts import carry_out
+from senet.drill.trials import Trials
 from senet.errors import ConfigError, RunError
 from senet.training.learner import Learner
 from senet.training.optim import build_average
@@ -440,3 +441,28 @@ def test_a_start_that_ends_otherwise_than_planned_is_told_with_its_reason(tmp_pa
         carry_out([], tmp_path / "plan.json", [1], ends(0, 1, ""))
     Plan(str(tmp_path), 3, 4, 9).write(tmp_path / "plan.json")
     carry_out([], tmp_path / "plan.json", [1], ends(85, 3, ""))
+
+
+def test_only_the_first_start_of_all_is_bad_input_where_it_is_refused(tmp_path: Path) -> None:
+    Plan(str(tmp_path), 3, 4, 9, kills=(2,)).write(tmp_path / "plan.json")
+
+    def start(_argv: Sequence[str], _plan: Path, ranks: int, log: Path) -> int:
+        log.write_text("train_ddp: other images\n")
+        if log.name == "start-2.log":
+            return 2
+        row = {"step": 2, "restored": True, "tensors": {}, "others": {}, "epoch_steps": 4, "ranks": ranks, "threads": 1}
+        (tmp_path / "start-1.jsonl").write_text(json.dumps(row))
+        return 1
+
+    with pytest.raises(RunError, match=r"^a start failed: other images; its output is in .*start-2.log$"):
+        carry_out([], tmp_path / "plan.json", [1, 1], start)
+
+    def refuses(*_: object) -> None:
+        raise ConfigError("other images")
+
+    trials = Trials([], tiny_config(), Size(8, (1,)), tmp_path / "runs", refuses, print)
+    trials.scratch.mkdir()
+    with pytest.raises(ConfigError, match=r"^other images$"):
+        trials.run("unbroken", [1])
+    with pytest.raises(RunError, match=r"^killed: a start was refused, though an earlier one was not: other images"):
+        trials.run("killed", [1])

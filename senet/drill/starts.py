@@ -36,14 +36,14 @@ def carry_out(argv: Sequence[str], plan_file: Path, ranks: Sequence[int], start:
     """One start after another; each but the last must end by the kill that is planned.
 
     Raises:
-        ConfigError: a start was refused.
-        RunError: a start ended otherwise than planned.
+        ConfigError: the first start was refused.
+        RunError: a start ended otherwise than planned: that one that resumes is refused is a defect of the training.
     """
     plan = Plan.read(plan_file)
     for number, count in enumerate(ranks, 1):
         log = plan_file.parent / f"start-{number}.log"
         code = start(argv, plan_file, count, log)
-        if code == REFUSED_EXIT_CODE:
+        if code == REFUSED_EXIT_CODE and number == 1:
             raise ConfigError(_why(log))
         reached = [moment.step for moment in read_run(plan_file.parent).moments if moment.start == number]
         planned = plan.kills[number - 1] if number <= len(plan.kills) else plan.steps

@@ -20,6 +20,7 @@ from senet.drill.compare import (
 )
 from senet.drill.diagnose import Cause, depends_on_ranks, lost_on_resume, not_deterministic
 from senet.drill.plan import Size, choose_kills, first_plan, save_every
+from senet.errors import ConfigError, RunError
 
 Carry = Callable[[Sequence[str], Path, Sequence[int]], None]
 """Carries out the starts of one run: arguments of the training, file of the plan, ranks of each start. It returns when
@@ -48,12 +49,24 @@ class Trials:
     interruption: str = "SIGKILL"
 
     def run(self, name: str, ranks: Sequence[int], **changes: Any) -> Run:
-        """Train once, in as many starts as there are entries in ``ranks``; ``changes`` are to fields of the plan."""
+        """Train once, in as many starts as there are entries in ``ranks``; ``changes`` are to fields of the plan.
+
+        Raises:
+            ConfigError: the first start of the drill was refused.
+            RunError: another was, with the same options; or one ended otherwise than planned.
+        """
         folder, began = self.scratch / name, time.monotonic()
+        is_first = not any(self.scratch.iterdir())
         folder.mkdir(parents=True)
         plan = replace(first_plan(self.config, self.size, folder), **changes)
         plan.write(folder / "plan.json")
-        self.carry([*self.argv, *_options(folder, self.size)], folder / "plan.json", ranks)
+        try:
+            self.carry([*self.argv, *_options(folder, self.size)], folder / "plan.json", ranks)
+        except ConfigError as error:
+            if is_first:
+                raise
+            text = f"{name}: a start was refused, though an earlier one was not: {error}; in {folder}"
+            raise RunError(text) from None
         killed = f", {self.interruption} after {' and '.join(map(str, plan.kills))}" if plan.kills else ""
         count = ", then ".join(map(str, ranks if len(set(ranks)) > 1 else ranks[:1]))
         self.say(f"{name}: {plan.steps} updates{killed}; {count} rank(s), {time.monotonic() - began:.0f} s")

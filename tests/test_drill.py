@@ -15,7 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from senet import launch
+from senet.config.load import load_config
 from senet.data.samplers import ImageData
+from senet.drill import __main__ as command
 from senet.drill import digests, probe
 from senet.drill.compare import Difference, Left, Moment, Run, first_difference, leaves, read_run, what_differs
 from senet.drill.diagnose import depends_on_ranks, first_layer, lost_on_resume, not_deterministic
@@ -27,7 +30,7 @@ from senet.drill.trials import Trials
 from senet.errors import ConfigError, RunError
 from senet.training.learner import Learner
 from senet.training.optim import build_average
-from tests.harness import tiny_config
+from tests.harness import tiny, tiny_config
 
 # options and plans
 
@@ -60,6 +63,33 @@ def test_a_value_that_cannot_be_is_refused(word: str, expected: str) -> None:
 def test_two_epochs_end_in_a_drill_and_it_stops_in_the_third_if_there_are_so_many(epochs: int, expected: int) -> None:
     plan = first_plan(tiny_config(f"train.epochs={epochs}"), Size(60, (1, 2)), Path("folder"))
     assert plan == Plan("folder", 60, expected, tested=int(1.5 * 256 * 2))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nproc", "shards", "expected"),
+    [(0, "", 0, (2,)), (0, "", 4, (2, 1)), (0, "1", 4, (1, 2)), (8, "", 4, (4, 2)), (8, "1", 4, (1, 2))],
+)
+def test_with_shards_another_number_of_ranks_is_drilled_too(
+    gpus: int, nproc: str, shards: int, expected: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NPROC", nproc)
+    monkeypatch.setattr(launch, "count_gpus", lambda: gpus)
+    config = load_config(tiny(f"train.shards={shards}", "train.device=auto", "train.global_batch_size=16"))
+    assert command._usual_ranks(config, gpus) == expected
+
+
+def test_on_one_gpu_one_rank_is_drilled_and_more_are_refused_before_the_first_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("NPROC", raising=False)
+    for module in (launch, command):
+        monkeypatch.setattr(module, "count_gpus", lambda: 1)
+    words = tiny("train.shards=4", "train.device=auto")
+    assert command._usual_ranks(load_config(words), 1) == (1,)
+    assert "on 1 GPU it drills 1 rank only" in capsys.readouterr().err
+    monkeypatch.setattr(command, "_scratch_folder", lambda: pytest.fail("it begins"))
+    with pytest.raises(ConfigError, match=r"^2 rank\(s\) \(drill.ranks, or NPROC\) need as many GPUs, and there are 1"):
+        command.main([*words, "drill.ranks=1,2"])
 
 
 def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:

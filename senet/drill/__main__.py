@@ -15,6 +15,7 @@ from senet.config.checks import check_split
 from senet.config.load import load_config
 from senet.config.options import Config
 from senet.config.recipes import with_recipe
+from senet.distributed.devices import count_gpus
 from senet.drill.plan import take_options
 from senet.errors import FAILED_EXIT_CODE, ConfigError
 from senet.launch import choose_ranks, refuse_other_packages
@@ -27,9 +28,13 @@ def main(argv: Sequence[str]) -> int:
     refuse_other_packages()
     words = with_recipe("drill", words, _say)
     config = load_config(words)
-    size = replace(size, ranks=size.ranks or _usual_ranks(config))
+    gpus = count_gpus() if config.train.device != "cpu" else 0
+    size = replace(size, ranks=size.ranks or _usual_ranks(config, gpus))
     for ranks in size.ranks:
         check_split(config.train, ranks)
+        if gpus and ranks > gpus:
+            given = f"{ranks} rank(s) (drill.ranks, or NPROC)"
+            raise ConfigError(f"{given} need as many GPUs, and there are {gpus}; use fewer, or train.device=cpu")
     for each in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(each) != signal.SIG_IGN:  # nohup ignores one
             signal.signal(each, lambda *_: sys.exit(FAILED_EXIT_CODE))  # the start that runs is ended first
@@ -50,11 +55,14 @@ def main(argv: Sequence[str]) -> int:
     return FAILED_EXIT_CODE if wanted else 0
 
 
-def _usual_ranks(config: Config) -> tuple[int, ...]:
-    """What a training would take, and with shards another number."""
+def _usual_ranks(config: Config, gpus: int) -> tuple[int, ...]:
+    """What a training would take, and with shards another number, if there are GPUs for it."""
     ranks = choose_ranks(config.train)
     if config.train.shards < 2:
         return (ranks,)
+    if gpus == 1 and ranks == 1:
+        _say("on 1 GPU it drills 1 rank only, not another number of ranks")
+        return (1,)
     return (ranks, ranks // 2) if ranks > 1 else (1, 2)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from senet.data.augment import Preprocess
 from senet.data.samplers import ResumableSampler, open_data
@@ -56,8 +55,8 @@ def _recorded_run(run_dir: str, root: str, stop_after: int, options: list[str]) 
         seen[str(self.state.step)] = {"indices": indices.tolist()}
         original_step(self, images, labels, indices, epoch)
 
-    def pixels(self: Preprocess, images: Tensor, indices: Tensor, epoch: int) -> Tensor:
-        out = original_pixels(self, images, indices, epoch)
+    def pixels(self: Preprocess, *given: Any) -> Tensor:
+        out = original_pixels(self, *given)
         hashes = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in out.contiguous()]
         seen[max(seen, key=int)]["pixels"] = hashes
         return out
@@ -71,16 +70,16 @@ def _recorded_run(run_dir: str, root: str, stop_after: int, options: list[str]) 
 
 def _weights(folder: str, root: str, ports: list[int]) -> dict[str, dict[str, Tensor]]:
     """Train a network of several gradient buckets, unbroken and in two parts, with and without the dummy step."""
-    laid = learner.replicate
+    run_once = learner.run_once
     options = ["model.name=tests.networks:wide", "train.epochs=1", "train.amp=off", "checkpoint.every_steps=1000"]
     for dummy in ("with", "without"):
         if dummy == "without":
-            learner.replicate = lambda model, *_, **__: DistributedDataParallel(model, gradient_as_bucket_view=True)
+            learner.run_once = lambda *_, **__: None
         for name, stop_after in (("whole", 12), ("parts", 4), ("parts", 7)):  # each stops a step later
             os.environ["MASTER_PORT"] = str(ports.pop())
             here = [*options, f"run_dir={folder}/{name}-{dummy}", f"data.root={root}"]
             run(tiny_config(*here, world_size=int(os.environ["WORLD_SIZE"])), tiny(*here), StopAt(stop_after))
-    learner.replicate = laid
+    learner.run_once = run_once
     return {path.name: dict(payload(path)["model"]) for path in Path(folder).iterdir()}
 
 

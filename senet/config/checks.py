@@ -23,20 +23,21 @@ from senet.errors import ConfigError, did_you_mean
 
 def check_split(train: TrainConfig, world_size: int) -> None:
     """Raise ConfigError unless the global batch can be shared equally by ranks or shards, and micro-batches."""
+    parts = _count(world_size, "rank")
     if train.shards:
         _check_shards(train, world_size)
-        return
-    unit = world_size * train.accumulate
+        parts = f"train.shards={train.shards}"
+    unit = (train.shards or world_size) * train.accumulate
     if train.global_batch_size % unit:
         nearest = max(unit, round(train.global_batch_size / unit) * unit)
         raise ConfigError(
-            f"train.global_batch_size={train.global_batch_size} cannot be split over {_count(world_size, 'rank')} x "
+            f"train.global_batch_size={train.global_batch_size} cannot be split over {parts} x "
             f"{_count(train.accumulate, 'micro-batch')}; use a multiple of {unit}, e.g. {nearest}"
         )
 
 
 def _check_shards(train: TrainConfig, world_size: int) -> None:
-    given, unit = f"train.shards={train.shards}", train.shards * train.accumulate
+    given = f"train.shards={train.shards}"
     if train.shards & (train.shards - 1):
         near = 2 ** round(math.log2(train.shards))
         raise ConfigError(f"{given} is not a power of two; use e.g. {near}")
@@ -44,12 +45,6 @@ def _check_shards(train: TrainConfig, world_size: int) -> None:
         most = 2 ** int(math.log2(min(world_size, train.shards)))
         more = "" if world_size & (world_size - 1) else f", or train.shards={world_size} for a new run"
         raise ConfigError(f"{given} cannot be dealt to {_count(world_size, 'rank')}; use {_count(most, 'rank')}{more}")
-    if train.global_batch_size % unit:
-        nearest = max(unit, round(train.global_batch_size / unit) * unit)
-        raise ConfigError(
-            f"train.global_batch_size={train.global_batch_size} cannot be split over {given} x "
-            f"{_count(train.accumulate, 'micro-batch')}; use a multiple of {unit}, e.g. {nearest}"
-        )
 
 
 def most_ranks(train: TrainConfig, most: int) -> int:

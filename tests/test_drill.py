@@ -48,6 +48,7 @@ def test_the_options_of_the_command_are_taken_out_of_those_of_the_training() -> 
         ("drill.steps=7", "drill.steps=7 is not one number of 8 or more"),
         ("drill.steps=8,9", "drill.steps=8,9 is not one number"),
         ("drill.steps=", "drill.steps= is not one number"),
+        ("drill.steps", "drill.steps has no value; give it one: drill.steps=60 or drill.ranks=1,2"),
         ("drill.ranks=0", "drill.ranks=0 is not numbers of ranks, each once, such as 1,2"),
         ("drill.ranks=2,2", "drill.ranks=2,2 is not"),
         ("drill.ranks=1,x", "drill.ranks=1,x is not"),

@@ -250,6 +250,21 @@ def test_a_loss_of_one_shard_that_is_not_finite_ends_all_ranks(data_root: Path, 
     assert [int(path.name[5:14]) for path in checkpoints(tmp_path)] == [1, 2]
 
 
+def _said_of_a_bug(options: list[str]) -> str:
+    try:
+        return _error(options)
+    except ValueError as error:
+        return str(error)
+
+
+def test_a_bug_in_the_backward_pass_of_one_rank_ends_both_with_its_own_words(data_root: Path, tmp_path: Path) -> None:
+    network = "model.name=tests.faults.networks:backward_raises"  # in the 12th forward pass of rank 1, a last shard
+    options = [network, "train.shards=4", f"run_dir={tmp_path}/run", f"data.root={data_root}"]
+    of_0, of_1 = run_ranks(2, _said_of_a_bug, options, tmp_path=tmp_path)
+    assert of_1 == "a bug in a backward pass"
+    assert of_0.startswith("rank 1 ")
+
+
 def _lost_in_the_exchange(how: signal.Signals, folder: str, options: list[str]) -> str:
     """Rank 2 sends itself a signal between its backward pass and its answer to rank 3; what this rank says of it."""
     if os.environ["RANK"] == "2":

@@ -46,8 +46,10 @@ def main(argv: Sequence[str]) -> int:
     wanted = True  # what the starts have left, where there is a difference or a failure
     try:
         wanted = not drill_all(Trials(words, config, size, scratch, carry_out, _say))
-    except (ConfigError, KeyboardInterrupt, SystemExit):
+    except (ConfigError, KeyboardInterrupt, SystemExit) as error:
         wanted = False
+        if not isinstance(error, ConfigError):
+            _say("stopped; nothing is kept, the same command begins again")
         raise
     finally:
         if not wanted:

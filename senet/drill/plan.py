@@ -62,8 +62,10 @@ def take_options(words: Sequence[str]) -> tuple[Size, list[str]]:
     size, left = Size(), []
     for word in words:
         key, equals, text = (part.strip() for part in word.partition("="))
-        if not (equals and key.startswith("drill.")):
+        if not key.startswith("drill."):
             left.append(word)
+        elif not equals:
+            raise ConfigError(f"{key} has no value; give it one: drill.steps=60 or drill.ranks=1,2")
         elif key == "drill.steps":
             size = replace(
                 size, steps=_numbers(key, text, f"one number of {FEWEST_STEPS} or more", least=FEWEST_STEPS, most=1)[0]

@@ -52,6 +52,19 @@ class Slow(_Senet):
         return logits
 
 
+class BackwardRaises(_Senet):
+    """A bug in the backward pass of a user's code."""
+
+    def fault(self, logits: Tensor, here: bool) -> Tensor:
+        if here and self.passes == AT:
+            logits.register_hook(self.raises)
+        return logits
+
+    @staticmethod
+    def raises(_gradient: Tensor) -> None:
+        raise ValueError("a bug in a backward pass")
+
+
 class Stuck(_Senet):
     """Code that never returns, but keeps no lock."""
 
@@ -105,6 +118,10 @@ def stuck(num_classes: int) -> SENet:
 
 def not_a_number(num_classes: int) -> SENet:
     return NotANumber(num_classes)
+
+
+def backward_raises(num_classes: int) -> SENet:
+    return BackwardRaises(num_classes)
 
 
 def overflow(num_classes: int) -> SENet:

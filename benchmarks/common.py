@@ -83,11 +83,12 @@ def record(
     """
     import torch  # seconds, which --help does without
 
+    from senet.compat import cpu_capabilities
     from senet.rundir.commit import commit
 
     # one name is given to several generations
     known = re.findall(r"^(?:cpu )?(?:family|model)\s*: (\d+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[:2]
-    capabilities = torch.cpu.get_capabilities()
+    capabilities = cpu_capabilities()
     row = results.Row(
         date=f"{datetime.now(UTC):%Y-%m-%d}",
         benchmark=benchmark,

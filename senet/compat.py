@@ -1,11 +1,17 @@
-"""The private names of torch that the project needs. They are those of torch 2.14: before another version is allowed in
-pyproject.toml, look at each."""
+"""What differs between the versions of torch that pyproject.toml allows, and the private names of torch that are used:
+before another version is allowed, look at each.
+
+Not in torch 2.10: ``torch.cpu.get_capabilities``, ``torch.distributed.set_timeout``.
+"""
 
 from __future__ import annotations
 
+import platform
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +23,13 @@ from torch.optim import _muon
 __all__ = [
     "BatchNorm",
     "add_",
+    "capabilities_in",
     "copy_",
+    "cpu_capabilities",
     "lerp_",
     "module_versions",
     "muon_",
+    "set_time_limit",
     "set_torchrun_signal_handler",
     "time_limit",
     "with_module_versions",
@@ -76,6 +85,14 @@ def with_module_versions(tensors: Mapping[str, Any], versions: Mapping[str, Any]
     return state_dict
 
 
+def set_time_limit(group: dist.ProcessGroup, limit: timedelta) -> None:
+    """Of each later collective of this group."""
+    if hasattr(dist, "set_timeout"):
+        dist.set_timeout(limit, group)
+    else:
+        dist.distributed_c10d._set_pg_timeout(limit, group)
+
+
 def time_limit() -> timedelta:
     """Of the default group's collectives on the CPU, as it was last set."""
     group = dist.group.WORLD
@@ -89,3 +106,20 @@ def set_torchrun_signal_handler(handler: Callable[..., None]) -> None:
     from torch.distributed.elastic.multiprocessing import api
 
     api._terminate_process_handler = handler
+
+
+def cpu_capabilities() -> dict[str, Any]:
+    """What ``torch.cpu.get_capabilities`` tells of this processor; where torch has none, as much of it as the project
+    asks for."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return dict(torch.cpu.get_capabilities())
+    cpuinfo = Path("/proc/cpuinfo")
+    return capabilities_in(cpuinfo.read_text() if cpuinfo.exists() else "")
+
+
+def capabilities_in(cpuinfo: str) -> dict[str, Any]:
+    """The name and the kinds of bf16 arithmetic, from the text of Linux's /proc/cpuinfo."""
+    lines = dict(re.findall(r"^(model name|flags|Features)\s*: (.*)$", cpuinfo, re.MULTILINE))
+    flags = {*lines.get("flags", "").split(), *lines.get("Features", "").split()}  # x86, Arm
+    name = re.sub(r"\((R|TM)\)|\b(CPU|Processor)\b|\b\d+-Core\b|@.*", "", lines.get("model name", platform.machine()))
+    return {"cpu_name": " ".join(name.split())} | {each: each in flags for each in ("amx_bf16", "avx512_bf16", "bf16")}

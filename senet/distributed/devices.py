@@ -140,13 +140,15 @@ def processor(device: torch.device) -> str:
     """What computes, by name: another may round differently."""
     import torch
 
+    from senet.compat import cpu_capabilities
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
         known = re.findall(r"^(?:cpu )?(?:family|model)\s*: (\d+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
         known = []
-    name = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
+    name = cpu_capabilities().get("cpu_name", platform.machine())
     return " ".join([name, "/".join(known[:2]), torch.backends.cpu.get_cpu_capability()])
 
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
+from senet import compat
 from senet.config.options import DistributedConfig
 from senet.distributed.interfaces import choose_interface, describe_interface
 from senet.distributed.ranks import Ranks
@@ -73,8 +74,9 @@ def set_time_limit(group: dist.ProcessGroup, timeout_s: float) -> None:
     """Set the timeout of each later collective, on both groups. Call on every rank."""
     # NCCL's timeout ends the process: it comes after that of the CPU group, whose error names the missing rank
     later_s = _NCCL_LATER_S if dist.get_backend() == "nccl" else 0.0
-    dist.set_timeout(timedelta(seconds=timeout_s + later_s), dist.group.WORLD)
-    dist.set_timeout(timedelta(seconds=timeout_s), group)
+    assert dist.group.WORLD is not None
+    compat.set_time_limit(dist.group.WORLD, timedelta(seconds=timeout_s + later_s))
+    compat.set_time_limit(group, timedelta(seconds=timeout_s))
 
 
 def check_in_sync(model: nn.Module, group: dist.ProcessGroup) -> None:

@@ -15,6 +15,7 @@ from torch.amp import GradScaler, autocast
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
+from senet.compat import cpu_capabilities
 from senet.config.options import Config
 from senet.distributed.agreement import NonFiniteLoss
 from senet.distributed.ranks import Ranks
@@ -120,5 +121,5 @@ def choose_amp(wanted: str, device: torch.device) -> str:
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "off"
-    features = torch.cpu.get_capabilities()
+    features = cpu_capabilities()
     return "bf16" if features.get("avx512_bf16") or features.get("bf16") else "off"  # x86, Arm

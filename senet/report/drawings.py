@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
-from sklearn.metrics import confusion_matrix
 
 from senet.report import curves, figures
 from senet.report.analysis import Integers, Predictions, calibration
@@ -41,8 +40,9 @@ def draw(runs: Sequence[Run], predictions: Predictions | None) -> dict[str, Draw
 
 def confusion_counts(predictions: Predictions) -> Integers:
     """[K, K]: rows are the true class, columns the predicted one."""
-    every_class = range(len(predictions.classes))
-    return np.asarray(confusion_matrix(predictions.labels_N, predictions.predicted_N, labels=every_class))
+    number = len(predictions.classes)
+    pairs_N = number * predictions.labels_N + predictions.predicted_N
+    return np.bincount(pairs_N, minlength=number**2).reshape(number, number)
 
 
 def class_accuracies(counts_KK: Integers) -> np.ndarray:

@@ -28,6 +28,8 @@ from senet.distributed.watchdog import Watchdog
 from senet.rundir.checkpoint import read_checkpoint, unpickle
 from slurm.batch import free_port
 
+# done once in a process of which ranks are forked: 4 s of CPU time that each would take
+SLOW_IMPORTS = ["senet.training.run", "torch._dynamo"]
 CLOCKS = {"train_s", "epoch_s", "logged_s", "images_per_s"}
 
 
@@ -68,9 +70,14 @@ def run_ranks(
     port = free_port()
     folder = tmp_path / f"ranks-{port}"
     folder.mkdir(parents=True)
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(SLOW_IMPORTS)
+    world = os.environ | {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
+    world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
-        context.Process(target=_rank_main, args=(rank, world_size, port, folder, function, args))
+        context.Process(
+            target=_rank_main, args=(world | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}, folder, function, args)
+        )
         for rank in range(world_size)
     ]
     for process in processes:
@@ -87,17 +94,10 @@ def run_ranks(
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 
-def _rank_main(
-    rank: int, world_size: int, port: int, folder: Path, function: Callable[..., Any], args: Sequence[Any]
-) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_RANK": str(rank),
-        "LOCAL_WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+def _rank_main(environment: dict[str, str], folder: Path, function: Callable[..., Any], args: Sequence[Any]) -> None:
+    os.environ.clear()  # of the moment at which the first rank of all was started
+    os.environ |= environment
+    rank = environment["RANK"]
     torch.set_num_threads(1)
     try:
         torch.save(function(*args), folder / f"{rank}.pt")

@@ -1,51 +1,85 @@
-"""Fixtures: one store of the digits for all tests, and training in this process."""
+"""Fixtures: one store of the digits for all tests, and training in this process.
+
+What imports torch is imported by the fixtures: under ``pytest -n``, the process that shares the tests out reads this
+file too, before it starts the others.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import itertools
+import os
 import pickle
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
-import torch
-import torch.distributed as dist
-import torchvision
 
-from senet.config.options import DataConfig
-from senet.data.samplers import ImageData, open_data
-from senet.distributed.preemption import StopFlag
-from senet.training.run import run
-from senet.training.state import Summary
-from tests.harness import payload, tiny, tiny_config, train, without_clock
+if TYPE_CHECKING:
+    from senet.data.samplers import ImageData
+    from senet.distributed.preemption import StopFlag
+    from senet.training.state import Summary
 
-Train = Callable[..., Summary]
+Train = Callable[..., "Summary"]
+Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
-def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """``once(name, make)``: a path, after ``make(path)`` by whichever process of ``pytest -n`` asks for it first."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def path_of(name: str, make: Callable[[Path], object]) -> Path:
+        path, made = shared / name, shared / f"{name}.made"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                shutil.rmtree(path, ignore_errors=True)  # left by one that failed
+                make(path)
+                made.touch()
+        return path
+
+    return path_of
+
+
+@pytest.fixture(scope="session")
+def data_root(once: Once) -> Path:
     """``data.root`` with the store of the small run already built."""
-    root = tmp_path_factory.mktemp("data")
-    open_data(DataConfig(source="digits", image_size=16, root=str(root)))
-    return root
+    return once("data", _open_digits)
+
+
+def _open_digits(root: Path) -> ImageData:
+    from senet.config.options import DataConfig
+    from senet.data.samplers import open_data
+
+    return open_data(DataConfig(source="digits", image_size=16, root=str(root)))
 
 
 @pytest.fixture
 def digits(data_root: Path) -> ImageData:
-    return open_data(DataConfig(source="digits", image_size=16, root=str(data_root)))
+    return _open_digits(data_root)
 
 
 @pytest.fixture
 def train_here(data_root: Path) -> Iterator[Train]:
     """Train the small run in this process with one rank: ``train_here(run_dir, "key=value", ..., stop=...)``."""
+    import torch
+    import torch.distributed as dist
+
+    from senet.distributed.preemption import StopFlag
+    from senet.training.run import run
+    from tests.harness import tiny, tiny_config
+
     threads = torch.get_num_threads()
 
     def here(run_dir: Path, *overrides: str, stop: StopFlag | None = None) -> Summary:
@@ -62,26 +96,23 @@ def train_here(data_root: Path) -> Iterator[Train]:
 
 
 @pytest.fixture
-def finished_run(train_here: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(train_here: Train, once: Once) -> Path:
     """The small run in fp32 to its end, trained once for all tests: to be read only."""
-    run_dir = tmp_path_factory.getbasetemp() / "finished_run"
-    if not run_dir.exists():
-        train_here(run_dir, "train.amp=off")
-    return run_dir
+    return once("finished_run", lambda run_dir: train_here(run_dir, "train.amp=off"))
 
 
 @pytest.fixture(scope="session")
-def undisturbed(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+def undisturbed(data_root: Path, once: Once) -> Callable[..., dict[str, Any]]:
     """The last checkpoint of a run with these options that nothing disturbs; ``ranks=0``: without torchrun."""
-    found: dict[tuple[int, tuple[str, ...]], dict[str, Any]] = {}
+    from tests.harness import payload, tiny, train, without_clock
 
     def reference(ranks: int, *options: str) -> dict[str, Any]:
-        if (ranks, options) not in found:
-            run_dir = tmp_path_factory.mktemp("undisturbed")
+        def run(run_dir: Path) -> None:
             done = train(ranks, *tiny(*options, f"data.root={data_root}", f"run_dir={run_dir}"))
             assert done.returncode == 0, done.stderr
-            found[ranks, options] = without_clock(payload(run_dir))
-        return found[ranks, options]
+
+        name = hashlib.sha256(repr((ranks, options)).encode()).hexdigest()
+        return without_clock(payload(once(f"undisturbed-{name[:16]}", run)))
 
     return reference
 
@@ -92,6 +123,9 @@ def small_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 
     The status codes of the responses are in ``served.log`` beside it.
     """
+    import numpy as np
+    import torchvision
+
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     generator = np.random.default_rng(0)

@@ -31,7 +31,7 @@ from senet.report.drawings import confusion_counts, draw
 from senet.report.figures import class_accuracy, to_svg
 from senet.report.page import render
 from senet.rundir.history import Run, names, read_run
-from tests.conftest import Train
+from tests.conftest import Once, Train
 from tests.harness import StopAt, rows
 
 BROWSER, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
@@ -58,17 +58,24 @@ HOSTILE = (
 
 
 @pytest.fixture
-def run_dir(train_here: Train, data_root: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of a run that was stopped once, with its report; the images it was made from are gone."""
-    original = tmp_path_factory.getbasetemp() / "reported"
-    if not original.exists():
-        data = shutil.copytree(data_root, original / "data")
+def reported(train_here: Train, data_root: Path, once: Once) -> Path:
+    """A run that was stopped once, with its report; the images it was made from are gone. To be read only."""
+
+    def report(folder: Path) -> None:
+        data = shutil.copytree(data_root, folder / "data")
         options = (f"data.root={data}", "log.tensorboard=true", "train.amp=off")
-        train_here(original / "run", *options, stop=StopAt(30))
-        train_here(original / "run", *options)
-        write_report([original / "run"], model_name=TINY, device="cpu")
+        train_here(folder / "run", *options, stop=StopAt(30))
+        train_here(folder / "run", *options)
+        write_report([folder / "run"], model_name=TINY, device="cpu")
         shutil.rmtree(data)
-    return shutil.copytree(original / "run", tmp_path / "copy")
+
+    return once("reported", report) / "run"
+
+
+@pytest.fixture
+def run_dir(reported: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(reported, tmp_path / "copy")
 
 
 def predictions_in(run_dir: Path) -> Predictions:
@@ -78,11 +85,8 @@ def predictions_in(run_dir: Path) -> Predictions:
 
 
 @pytest.mark.slow
-def test_a_report_of_a_copy_without_images_and_network_is_the_same_byte_for_byte(
-    run_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    original = tmp_path_factory.getbasetemp() / "reported" / "run" / "report"
-    first = {path.name: path.read_bytes() for path in original.iterdir()}
+def test_a_report_of_a_copy_without_images_and_network_is_the_same_byte_for_byte(reported: Path, run_dir: Path) -> None:
+    first = {path.name: path.read_bytes() for path in (reported / "report").iterdir()}
     assert first.keys() == {"predictions.npz", "report.html", *(f"{name}.svg" for name in FIGURES)}
     (run_dir / "report" / "report.html").unlink()
     (run_dir / "report" / "comparison_loss.svg").touch()  # of an earlier report

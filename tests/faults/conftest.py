@@ -8,7 +8,6 @@ time to recover. With FAULTS=full each outcome is also appended to the file FAUL
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import random
@@ -21,6 +20,7 @@ from typing import Any
 import pytest
 
 from senet.rundir.commit import commit
+from tests.conftest import Once
 from tests.faults.runs import options
 from tests.harness import payload, train, without_clock
 
@@ -63,15 +63,15 @@ def trial(request: pytest.FixtureRequest, record_property: Callable[[str, object
 
 
 @pytest.fixture(scope="session")
-def unbroken(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
+def unbroken(data_root: Path, once: Once) -> Unbroken:
     """``unbroken(ranks)``: the last checkpoint of the run that nothing disturbs."""
 
-    @functools.cache
     def whole(ranks: int) -> dict[str, Any]:
-        run_dir = tmp_path_factory.mktemp(f"whole-{ranks}")
-        done = train(ranks, *options(data_root, run_dir))
-        assert done.returncode == 0, done.stderr
-        return without_clock(payload(run_dir))
+        def run(run_dir: Path) -> None:
+            done = train(ranks, *options(data_root, run_dir))
+            assert done.returncode == 0, done.stderr
+
+        return without_clock(payload(once(f"whole-{ranks}", run)))
 
     return whole
 

@@ -19,6 +19,7 @@
 # NPROC=4            ranks of train (else one per GPU, or 2 on a CPU; fewer if
 #                    they cannot share the batch) and of evaluate (else 1)
 # PYTHON=python3.12  the Python of a new .venv
+# SYSTEM_TORCH=1     a new .venv uses the torch of that Python: docs/install.md
 # Exit code: 0 done, 2 bad input, 85 stopped by a signal and resumable, else
 # failed. Tab completion: source completion.bash.
 # Read on: ./launch.sh train --help, README.md, docs/
@@ -59,7 +60,7 @@ help() { sed -n '2,/^set/s/^# \{0,1\}//p' "$here/launch.sh"; }
 
 # Whether .venv is where it was made, and holds what was installed for the Python that is there now.
 is_whole() {
-    head -n 2 "$venv/bin/torchrun" 2>/dev/null | grep -qF "$venv/bin/python" &&
+    head -n 2 "$venv/bin/pip" 2>/dev/null | grep -qF "$venv/bin/python" &&
         "$venv/bin/python" -I -c 'import importlib.util as i; assert i.find_spec("torch")' 2>/dev/null
 }
 
@@ -85,6 +86,7 @@ what_is_missing() {
 # Make .venv once, and again only when pyproject.toml has changed. $1: an extra of pyproject.toml, or nothing.
 setup() {
     version=$(cksum <"$here/pyproject.toml")
+    choose_torch
     if is_up_to_date "$1"; then return; fi
     if ! [ -w "$here" ]; then refuse "$(what_is_missing "$1"), and $here cannot be written; copy it to a folder of your own"; fi
     exec 9>"$here/.venv.lock"
@@ -98,20 +100,60 @@ setup() {
         else
             echo "launch.sh: installing into $venv (once; torch is large)" >&2
         fi
-        if ! is_whole; then make_venv; fi
+        make_venv
         # pip refuses to install for the user into a virtual environment
-        PIP_USER=0 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$here${1:+[$1]}" >&2
+        PIP_USER=0 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+            ${site_torch:+--constraint "$venv/.site-torch"} --editable "$here${1:+[$1]}" >&2 || pip_failed $?
         echo "$version" | tee "$venv/.installed${1:+-$1}" >"$venv/.installed"
     fi
     exec 9>&-
 }
 
+# Whose torch .venv uses, once made: $system_torch is 1 for the site's, 0 for its own.
+choose_torch() {
+    if [ -e "$venv/.site-torch" ]; then made=1; else made=0; fi
+    system_torch=${SYSTEM_TORCH:-$made}
+    case $system_torch in
+    0 | 1) ;;
+    *) refuse "SYSTEM_TORCH=$system_torch: use 1 for the site's torch, 0 for one of .venv's own" ;;
+    esac
+    if [ "$system_torch" != $made ] && is_whole; then
+        if [ $made = 1 ]; then whose="uses the site's torch"; else whose="has a torch of its own"; fi
+        refuse "SYSTEM_TORCH=$system_torch, but $venv $whose; remove it first: rm -r '$venv'"
+    fi
+}
+
+# Make .venv unless it is whole, and note the site's torch in it, which pip must keep.
 make_venv() {
     python=${PYTHON:-python3}
-    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    if is_whole; then
+        python=$venv/bin/python
+    elif ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
         refuse "'$python' is not Python 3.11 or newer; install it, or name one: PYTHON=python3.12 ./launch.sh"
     fi
-    "$python" -m venv --clear "$venv"
+    site_torch=
+    if [ "$system_torch" = 1 ]; then
+        site_torch=$(PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" "$python" -P -m senet.site_torch) || exit
+    fi
+    if ! is_whole; then "$python" -m venv --clear ${site_torch:+--system-site-packages} "$venv"; fi
+    if [ -n "$site_torch" ]; then
+        echo "$site_torch" >"$venv/.site-torch"
+        # the folders too: a Python that is itself of a virtual environment, or PYTHONPATH, has others
+        packages=$("$venv/bin/python" -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+        sed -n 's/^# //p' "$venv/.site-torch" >"$packages/site-torch.pth"
+    fi
+}
+
+# Exit as pip did, with a line on the first folder that has less space than torch for CUDA takes.
+pip_failed() {
+    for folder in "7 $venv" "4 ${TMPDIR:-/tmp}"; do
+        free=$(df -Pk "${folder#* }" | awk 'NR == 2 { printf "%.1f", $4 / 1048576 }')
+        if [ "$system_torch" = 0 ] && [ "${free%.*}" -lt "${folder%% *}" ]; then
+            echo "launch.sh: ${folder#* } has $free GB free; torch for CUDA takes about ${folder%% *} GB there: docs/install.md" >&2
+            break
+        fi
+    done
+    exit "$1"
 }
 
 # Replace this shell by a module of this checkout, whatever lies in the folder one stands in. $1: the extra it needs.

@@ -25,11 +25,17 @@ PYTHON = """\
 echo "$(basename "$0") $*" >>"$CALLS"
 venv=$(dirname "$(dirname "$0")")
 case "$*" in
-"-m venv --clear "*) rm -rf "$4" && mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
-"-m pip install "*)
-    touch "$venv/torch"
-    printf '#!/bin/sh\\n%s\\n' "'''exec' \\"$venv/bin/python\\"" >"$venv/bin/torchrun"
+"-m venv --clear "*)
+    for venv; do :; done
+    rm -rf "$venv" && mkdir -p "$venv/bin" "$venv/packages" && cp "$0" "$venv/bin/python"
+    printf '#!/bin/sh\\n%s\\n' "'''exec' \\"$venv/bin/python\\"" >"$venv/bin/pip"
     ;;
+"-m pip install "*) if [ -n "$PIP_FAILS" ]; then exit 7; else touch "$venv/torch"; fi ;;
+"-P -m senet.site_torch")
+    if [ -n "$NO_TORCH" ]; then exit 2; fi
+    printf '%s\\n' torch==2.12.1 '# /the site' torchvision==0.27.1
+    ;;
+"-I -c "*sysconfig*) echo "$venv/packages" ;;
 "-I -c "*) [ -e "$venv/torch" ] ;;
 "-c "*) ;;
 *) echo "$@" ;;
@@ -140,7 +146,7 @@ def test_the_help_fits_a_screen_shows_each_verb_and_installs_nothing(checkout: P
     [verbs] = [line for line in (checkout / "launch.sh").read_text().splitlines() if line.startswith("verbs=")]
     table = lines[2 : lines.index("", 2)]
     assert f'verbs="{" ".join(line.split()[0] for line in table if line[0] != " ")}"' == verbs
-    for word in ("NPROC=", "PYTHON=", "2 bad input", "README.md"):
+    for word in ("NPROC=", "PYTHON=", "SYSTEM_TORCH=", "2 bad input", "README.md"):
         assert word in page
 
 
@@ -223,13 +229,85 @@ def test_a_checkout_that_was_moved_or_copied_is_set_up_anew(checkout: Path) -> N
     assert installs(moved) == ["--clear", "pip"]
 
 
-@pytest.mark.parametrize("gone", [".venv/bin/python", ".venv/torch", ".venv/bin/torchrun"])
+@pytest.mark.parametrize("gone", [".venv/bin/python", ".venv/torch", ".venv/bin/pip"])
 def test_a_python_that_was_upgraded_or_a_set_up_that_was_cut_short_is_mended(checkout: Path, gone: str) -> None:
     start(checkout)
     (checkout / gone).unlink()  # a dangling link; packages of another version's folder; pip was killed
     installs(checkout)
     assert start(checkout).returncode == 0
     assert installs(checkout) == ["--clear", "pip"]
+
+
+def test_the_torch_of_the_site_is_seen_and_kept_by_pip_and_asked_for_once(checkout: Path) -> None:
+    venv = checkout / ".venv"
+    assert start(checkout, SYSTEM_TORCH="1").returncode == 0
+    calls = (checkout.parent / "calls").read_text()
+    assert f"python3 -m venv --clear --system-site-packages {venv}\n" in calls
+    assert f" --constraint {venv}/.site-torch --editable {checkout}\n" in calls
+    assert (venv / ".site-torch").read_text() == "torch==2.12.1\n# /the site\ntorchvision==0.27.1\n"
+    assert (venv / "packages" / "site-torch.pth").read_text() == "/the site\n"
+    for again in ({}, {"SYSTEM_TORCH": "1"}):
+        installs(checkout)
+        assert start(checkout, **again).stderr == ""
+        assert installs(checkout) == []
+    start(checkout, "report", "runs/a")
+    assert (
+        f" --constraint {venv}/.site-torch --editable {checkout}[report]\n" in (checkout.parent / "calls").read_text()
+    )
+    moved = checkout.rename(checkout.parent / "moved")
+    assert start(moved).returncode == 0
+    assert (moved / ".venv" / "packages" / "site-torch.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("made", "asked", "why"), [("", "1", "has a torch of its own"), ("1", "0", "uses the site's torch")]
+)
+def test_a_venv_with_the_other_torch_is_kept_and_the_remedy_is_said(
+    made: str, asked: str, why: str, checkout: Path
+) -> None:
+    start(checkout, SYSTEM_TORCH=made)
+    installs(checkout)
+    done = start(checkout, SYSTEM_TORCH=asked)
+    assert done.returncode == 2
+    venv = checkout / ".venv"
+    assert done.stderr == f"launch.sh: SYSTEM_TORCH={asked}, but {venv} {why}; remove it first: rm -r '{venv}'\n"
+    assert installs(checkout) == []
+    (venv / "torch").unlink()  # a set-up that was cut short is nothing to keep
+    assert start(checkout, SYSTEM_TORCH=asked).returncode == 0
+    assert (venv / ".site-torch").exists() == (asked == "1")
+
+
+def test_a_site_without_a_torch_that_will_do_leaves_no_venv_behind(checkout: Path) -> None:
+    assert start(checkout, SYSTEM_TORCH="1", NO_TORCH="1").returncode == 2
+    assert not (checkout / ".venv").exists()
+    done = start(checkout, SYSTEM_TORCH="yes")
+    assert done.returncode == 2
+    assert done.stderr.startswith("launch.sh: SYSTEM_TORCH=yes: use 1 ")
+    assert start(checkout).returncode == 0
+    assert not (checkout / ".venv" / ".site-torch").exists()
+
+
+@pytest.mark.parametrize(
+    ("free_gb", "temporary_gb", "said"),
+    [
+        (6.5, 50, "{venv} has 6.5 GB free; torch for CUDA takes about 7 GB there"),
+        (50, 1.25, "{tmp} has 1.2 GB free; torch for CUDA takes about 4 GB there"),
+        (50, 50, ""),
+    ],
+)
+def test_where_pip_fails_on_a_small_disk_the_space_is_said(
+    free_gb: float, temporary_gb: float, said: str, checkout: Path, tmp_path: Path
+) -> None:
+    blocks = {"venv": int(free_gb * 2**20), "tmp": int(temporary_gb * 2**20)}
+    df = f"case $2 in */.venv) free={blocks['venv']} ;; *) free={blocks['tmp']} ;; esac\necho head; echo / 1 2 $free"
+    (tmp_path / "df").write_text(f"#!/bin/sh\n{df}\n")
+    (tmp_path / "df").chmod(0o755)
+    done = start(checkout, PIP_FAILS="1", TMPDIR=str(tmp_path))
+    assert done.returncode == 7
+    lines = done.stderr.splitlines()[1:]
+    assert lines == [f"launch.sh: {said.format(venv=checkout / '.venv', tmp=tmp_path)}: docs/install.md"][: bool(said)]
+    installing = start(checkout, PIP_FAILS="1", TMPDIR=str(tmp_path), SYSTEM_TORCH="1").stderr
+    assert len(installing.splitlines()) == 1  # it needs little
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")

@@ -82,10 +82,10 @@ def train_here(data_root: Path) -> Iterator[Train]:
 
     threads = torch.get_num_threads()
 
-    def here(run_dir: Path, *overrides: str, stop: StopFlag | None = None) -> Summary:
+    def here(run_dir: Path, *overrides: str, stop: StopFlag | None = None, **hooks: Any) -> Summary:
         options = (f"data.root={data_root}", f"run_dir={run_dir}", *overrides)
         try:
-            return run(tiny_config(*options), tiny(*options), StopFlag() if stop is None else stop)
+            return run(tiny_config(*options), tiny(*options), StopFlag() if stop is None else stop, **hooks)
         finally:
             if dist.is_initialized():  # an error leaves the group to the end of the process
                 dist.destroy_process_group()

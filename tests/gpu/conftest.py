@@ -1,0 +1,54 @@
+"""What is tried on a GPU (``make gpu``). GPU_TESTS_DEVICE=cpu tries on a CPU what a CPU can do in its place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+DEVICE = os.environ.get("GPU_TESTS_DEVICE", "cuda")
+ON_GPU = DEVICE == "cuda"
+HERE = f"train.device={DEVICE}"
+SENET18 = ("model.name=senet18", "data.image_size=32") if ON_GPU else ()
+"""What is trained where the kernels matter; a CPU keeps to the small network."""
+SMALLER = ("data.image_size=32", "augment.small_size=24", "augment.small_epochs=1")
+"""One epoch of smaller images."""
+MARKS = [
+    pytest.mark.gpu,
+    pytest.mark.slow,
+    # a deprecation of torch's ends no test here, an operation without a deterministic form does
+    pytest.mark.filterwarnings("default", "error:.*does not have a deterministic"),
+]
+"""Of every file in this folder."""
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a process uses CUDA for the first time
+_said = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(autouse=True)
+def _enough_gpus(request: pytest.FixtureRequest) -> None:
+    """Skip, with the same line for all tests that lack the same."""
+    needs, found = request.node.get_closest_marker("gpu"), torch.cuda.device_count()
+    if not ON_GPU:
+        if needs.kwargs.get("only"):
+            pytest.skip("a CPU cannot stand in for this")
+    elif not found:
+        pytest.skip("no GPU is visible to torch; GPU_TESTS_DEVICE=cpu tries on a CPU what a CPU can do")
+    elif found < (needs.args or (1,))[0]:
+        pytest.skip("needs two GPUs, and torch sees one")
+
+
+@pytest.fixture
+def say(request: pytest.FixtureRequest) -> Iterator[Callable[[str], None]]:
+    """Tell a measured number at the end of the session: ``say("peak 1,234 MiB")``."""
+    lines = request.config.stash.setdefault(_said, [])
+    yield lambda text: lines.append(f"{request.node.name}: {text}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What the tests have said."""
+    device = torch.cuda.get_device_name() if ON_GPU and torch.cuda.is_available() else "a CPU in a GPU's place"
+    for line in config.stash.get(_said, []):
+        terminalreporter.write_line(f"measured on {device}: {line}")

@@ -1,0 +1,109 @@
+"""Each precision and memory order trains as fp32 on a CPU does; other options change no bits, or little."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from senet.models.zoo import build_model
+from senet.training import run as wiring
+from senet.training.optim import build_optimizer
+from tests.conftest import Train
+from tests.gpu.conftest import DEVICE, HERE, MARKS, ON_GPU
+from tests.harness import differing, payload, rows, tiny_config, without_clock
+
+pytestmark = MARKS
+EPOCH = ("train.epochs=1", "log.every_steps=1", "optim.lr=0.3")
+NEAR = {"fp32": 0.001, "tf32": 0.005, "bf16": 0.01, "fp16": 0.01}
+"""Nats by which the losses of the first four steps may differ. Later ones drift apart, in another memory order too."""
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [row["train_loss"] for row in rows(run_dir)]
+
+
+@pytest.fixture
+def of_the_cpu(train_here: Train, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses in fp32 on a CPU, of one run for all tests."""
+    run_dir = tmp_path_factory.getbasetemp() / "of_the_cpu"
+    if not run_dir.exists():
+        train_here(run_dir, *EPOCH, "train.device=cpu", "train.amp=off")
+    return losses(run_dir)
+
+
+def assert_near(found: list[float], reference: list[float], precision: str) -> None:
+    """The first losses, and the mean of the last five of 22, which have fallen from 2.3 to 1.7."""
+    assert found[:4] == pytest.approx(reference[:4], abs=NEAR[precision], rel=0)
+    assert statistics.fmean(found[-5:]) == pytest.approx(statistics.fmean(reference[-5:]), abs=0.15)
+
+
+def without_tf32(deterministic: bool) -> None:
+    """What the trainer never does by itself."""
+    set_deterministic(deterministic)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
+set_deterministic = wiring.set_deterministic
+
+
+@pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
+@pytest.mark.parametrize("precision", NEAR)
+def test_the_losses_are_those_of_fp32_on_a_cpu(
+    precision: str, channels_last: bool, train_here: Train, of_the_cpu: list[float], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if precision == "fp32":
+        monkeypatch.setattr(wiring, "set_deterministic", without_tf32)
+    amp = precision if precision in ("bf16", "fp16") else "off"
+    train_here(tmp_path, *EPOCH, HERE, f"train.amp={amp}", f"train.channels_last={str(channels_last).lower()}")
+    assert_near(losses(tmp_path), of_the_cpu, precision)
+
+
+def test_auto_takes_a_precision_that_the_device_has(train_here: Train, tmp_path: Path) -> None:
+    train_here(tmp_path, *EPOCH, HERE, "train.amp=auto")
+    assert len(losses(tmp_path)) == 22
+
+
+@pytest.mark.parametrize("options", [["train.compile=true"], ["train.deterministic=false"]], ids=str)
+def test_faster_kernels_give_nearly_the_same_losses(
+    options: list[str], train_here: Train, of_the_cpu: list[float], tmp_path: Path
+) -> None:
+    train_here(tmp_path, *EPOCH, HERE, "train.amp=off", *options)
+    torch._dynamo.reset()
+    assert_near(losses(tmp_path), of_the_cpu, "tf32")
+
+
+def test_resident_images_give_the_same_bits(train_here: Train, tmp_path: Path) -> None:
+    for resident in ("on", "off"):
+        train_here(tmp_path / resident, *EPOCH, HERE, "train.amp=bf16", f"data.resident={resident}")
+    on, off = (without_clock(payload(tmp_path / resident)) for resident in ("on", "off"))
+    assert differing(on, off) == []
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_updates_are_those_of_the_plain_optimizer_on_a_cpu(name: str) -> None:
+    config = tiny_config(f"optim.name={name}").optim
+    plain = build_model("tests.networks:tiny_senet", num_classes=10)
+    here = copy.deepcopy(plain).to(DEVICE, memory_format=torch.channels_last)
+    optimizers = build_optimizer(plain, config), build_optimizer(here, config, fused=True)
+    assert optimizers[1].defaults.get("fused", False) is (name != "muon")
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        for one, other in zip(plain.parameters(), here.parameters(), strict=True):
+            one.grad = torch.randn(one.shape, generator=draw)
+            other.grad = laid_as(other, one.grad)
+        for optimizer in optimizers:
+            optimizer.step()
+    # Newton-Schulz computes in bf16
+    close = {"atol": 0.02, "rtol": 0.02} if name == "muon" else {"atol": 1e-5, "rtol": 1e-4}
+    for (key, one), other in zip(plain.named_parameters(), here.parameters(), strict=True):
+        torch.testing.assert_close(other.cpu(), one, **close, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def laid_as(parameter: Tensor, gradient: Tensor) -> Tensor:
+    return torch.empty_like(parameter).copy_(gradient)

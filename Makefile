@@ -1,7 +1,7 @@
 # What CI runs is `make test`.
 PY := .venv/bin/python
 
-.PHONY: test quick setup lint types smoke faults hosts slurm-soak pictures clean
+.PHONY: test quick setup lint types smoke faults hosts gpu slurm-soak pictures clean
 
 test: lint types ## style, types, all tests
 	$(PY) -m pytest -m "not slurm and not hosts and not fault"
@@ -29,6 +29,10 @@ faults: setup ## each fault of tests/faults many times (hours), and a table; tri
 
 hosts: setup ## two emulated hosts: power, links, clocks
 	$(PY) -m pytest tests/hosts -rs
+
+gpu: ## on a machine with a GPU, within 8 minutes (docs/gpu.md); elsewhere all is skipped, and a line says why
+	./launch.sh setup gpu
+	$(PY) -m pytest tests/gpu -rs
 
 slurm-soak: setup ## the long forms of the tests on a SLURM cluster, one after another (about 20 minutes)
 	SOAK=1 SLURM_TESTS=required $(PY) -m pytest -m slurm -v

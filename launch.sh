@@ -11,7 +11,7 @@
 # drill        ./launch.sh drill configs/cifar10.yaml drill.steps=60
 # slurm        ./launch.sh slurm configs/cifar10.yaml slurm.partition=gpu
 #              ./launch.sh slurm status, ./launch.sh slurm stop runs/cifar10
-# setup        ./launch.sh setup [dev | report | export | benchmarks]
+# setup        ./launch.sh setup [dev | report | export | benchmarks | gpu]
 # help         this page
 #
 # Without a YAML file, train, drill, slurm take configs/quickstart.yaml.
@@ -25,7 +25,7 @@
 # Read on: ./launch.sh train --help, README.md, docs/
 set -eu
 
-setup_extras="dev report export benchmarks"
+setup_extras="dev report export benchmarks gpu"
 verbs="train predict evaluate export report tensorboard drill slurm setup help"
 not_yet="data sweep compare follow why doctor profile sync prune"
 
@@ -67,7 +67,7 @@ is_whole() {
 # Whether .venv holds what pyproject.toml now says of the extra $1, or of no extra.
 is_up_to_date() {
     case $1 in
-    export | report) cat "$venv/.installed-$1" "$venv/.installed-dev" ;; # dev holds both
+    export | gpu | report) cat "$venv/.installed-$1" "$venv/.installed-dev" ;; # dev holds them
     *) cat "$venv/.installed${1:+-$1}" ;;
     esac 2>/dev/null | grep -qxF "$version" && is_whole
 }

@@ -79,7 +79,7 @@ def record(
 
     Args:
         values: each repetition, or the one number that came of ``n`` of them.
-        more: ``target``, ``note``, ``images_per_s``, ``parts``, see ``results.Row``.
+        more: ``target``, ``note``, ``images_per_s``, ``parts``, ``gpu``, see ``results.Row``.
     """
     import torch  # seconds, which --help does without
 

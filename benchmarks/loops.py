@@ -2,16 +2,18 @@
 
     .venv/bin/python benchmarks/loops.py bare --data-root DIR
 
-bare        the network, SGD, bf16 and channels_last on one resident, normalised batch: forward, backward, step, no more
+bare        the network, SGD, --amp, channels_last on one resident, normalised batch: forward, backward, step, no more
 baseline    as scripts for CIFAR-10 are usually written: fp32, contiguous, a DataLoader with two workers, torchvision's
             crop, flip, ToTensor and Normalize image by image, loss and accuracy read in each step; torch's defaults
 lightning   Lightning's Trainer with ``barebones=True``: no logging, no checkpoints, no progress bar
 accelerate  Accelerate's ``prepare`` and ``backward`` in a loop of one's own
-matmul      a bf16 product of two 2048 x 2048 matrices, 20 times: what the machine is capable of
+matmul      a product of two 2048 x 2048 matrices in --amp, 20 times: what the machine is capable of
 
 lightning and accelerate are given this project's batches and augmentation, bf16 and channels_last, so that only what
 they do with them differs. All but the baseline update as the trainer does (``fused=True``). One epoch of the
-digits at 32x32. Prints JSON: the seconds of each step, and the threads.
+digits at 32x32. On a GPU (bare and matmul; of 8192 x 8192 matrices) the kernels are deterministic, as the trainer's
+are, and the host waits for them each 20 steps. Prints JSON: the seconds of each step, or of each 20 their mean, and the
+threads.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -28,12 +30,16 @@ from typing import Any
 from senet import REPOSITORY
 
 WORKERS = 2  # of the baseline's DataLoader
+SIZES = {"cpu": 2048, "cuda": 8192}  # of the matrices
+_BLOCK = {"cpu": 1, "cuda": 20}  # steps between waits for the device
 
 
 class Task:
     """The network, the images, and the optimizer that all loops share."""
 
-    def __init__(self, model: str, batch: int, data_root: str, steps: int) -> None:
+    def __init__(
+        self, model: str, batch: int, data_root: str, steps: int, device: str = "cpu", amp: str = "bf16"
+    ) -> None:
         import torch
 
         from senet.config.options import AugmentConfig, DataConfig
@@ -42,7 +48,7 @@ class Task:
         from senet.training.seeds import seed_everything
 
         config = DataConfig(source="digits", root=data_root)
-        self.data, self.batch = open_data(config), batch
+        self.data, self.batch, self.device, self.amp = open_data(config), batch, device, amp
         self.steps = steps or len(self.data.train) // batch
         self.augment, self.mean, self.std = AugmentConfig(), config.mean, config.std
         seed_everything(0)
@@ -61,24 +67,40 @@ class Task:
             images, labels, _ = self.data.train[indices]
             yield preprocess.train(images, indices, epoch=0), labels
 
+    def timed(self, step: Callable[[], object]) -> list[float]:
+        """Seconds of each step; on a GPU, means over blocks of steps."""
+        import torch
+
+        step_s, block = [], _BLOCK[self.device]
+        for _ in range(self.steps // block):
+            began = time.perf_counter()
+            for _ in range(block):
+                step()
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+            step_s.append((time.perf_counter() - began) / block)
+        return step_s
+
 
 def bare(task: Task) -> list[float]:
     import torch
     import torch.nn.functional as F
 
-    model = task.model.to(memory_format=torch.channels_last).train()
-    optimizer = task.sgd(model.parameters())
-    images, labels = next(task.batches())
-    step_s = []
-    for _ in range(task.steps):
-        began = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16):
+    model = task.model.to(task.device, memory_format=torch.channels_last).train()
+    is_scaled = task.amp == "fp16"
+    optimizer, scaler = task.sgd(model.parameters(), fused=not is_scaled), torch.GradScaler(task.device, is_scaled)
+    images, labels = (tensor.to(task.device) for tensor in next(task.batches()))
+    dtype = torch.float16 if is_scaled else torch.bfloat16
+
+    def step() -> None:
+        with torch.autocast(task.device, dtype, enabled=task.amp != "off"):
             logits = model(images)
-        F.cross_entropy(logits.float(), labels).backward()
-        optimizer.step()
+        scaler.scale(F.cross_entropy(logits.float(), labels)).backward()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
-        step_s.append(time.perf_counter() - began)
-    return step_s
+
+    return task.timed(step)
 
 
 def baseline(task: Task) -> list[float]:
@@ -163,16 +185,14 @@ def accelerate(task: Task) -> list[float]:
     return step_s
 
 
-def matmul(_task: Task) -> list[float]:
+def matmul(task: Task) -> list[float]:
     import torch
 
-    a, b = torch.randn(2, 2048, 2048, dtype=torch.bfloat16)
-    step_s = []
-    for _ in range(20):
-        began = time.perf_counter()
-        a @ b
-        step_s.append(time.perf_counter() - began)
-    return step_s
+    dtype = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[task.amp]
+    size = SIZES[task.device]
+    a, b = torch.randn(2, size, size, dtype=dtype, device=task.device)
+    task.steps = 20 * _BLOCK[task.device]
+    return task.timed(lambda: a @ b)
 
 
 LOOPS = {each.__name__: each for each in (bare, baseline, lightning, accelerate, matmul)}
@@ -185,16 +205,21 @@ def main() -> None:
     parser.add_argument("--model", default="senet18", help="as model.name of train_ddp.py")
     parser.add_argument("--batch", type=int, default=128, help="images per step")
     parser.add_argument("--steps", type=int, default=0, help="0: one epoch; more than that only of bare")
+    parser.add_argument("--device", choices=SIZES, default="cpu", help="of bare and matmul")
+    parser.add_argument("--amp", choices=("off", "bf16", "fp16"), default="bf16", help="of bare and matmul")
     parser.add_argument("--data-root", default=str(REPOSITORY / "data"), help="where decoded images are kept")
     args = parser.parse_args()
     sys.path.insert(0, str(REPOSITORY))  # for --model=benchmarks.networks:linear
     import torch
 
     from senet.distributed.devices import set_threads
+    from senet.training.seeds import set_deterministic
 
+    if args.device == "cuda":
+        set_deterministic(True)  # as the trainer does, and TF32
     if args.loop != "baseline":
         set_threads(0, 1)  # as the trainer does
-    task = Task(args.model, args.batch, args.data_root, args.steps)
+    task = Task(args.model, args.batch, args.data_root, args.steps, args.device, args.amp)
     step_s = LOOPS[args.loop](task)
     print(json.dumps({"step_s": step_s, "threads": torch.get_num_threads()}))
 

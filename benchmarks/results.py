@@ -32,8 +32,8 @@ HEAD = """# Results
 Made from [results.jsonl](results.jsonl) by `python benchmarks/results.py`; do not edit. Rows are only added: results
 that miss their target, and older ones, stay. The targets are this project's own. Numbers are a median, in brackets the
 lowest and the highest. A pair is one run of each variant, one after the other. Numbers in brackets after a name point
-to the notes below. Machine: cores x CPU, with family/model where known. "JPEG images" are CIFAR-10's, JPEG re-encoded
-(quality about 75, colour subsampled), which costs accuracy. What the numbers mean:
+to the notes below. Machine: the GPU where one computed, then cores x CPU, with family/model where known. "JPEG images"
+are CIFAR-10's, JPEG re-encoded (quality about 75, colour subsampled), which costs accuracy. What the numbers mean:
 [docs/performance.md](../docs/performance.md).
 
 The file also has the versions of torch and Python of each row, and the commit where it is known; the first rows were
@@ -65,6 +65,7 @@ class Row:
     n: int
     of: str  # what n counts
     target: str | None = None  # of the project: "<= 3", ">= 0.98"
+    gpu: str | None = None  # what computed, where it was not the CPU
     cpu: str
     amx: bool
     cores: int
@@ -77,7 +78,7 @@ class Row:
 
     @property
     def machine(self) -> str:
-        return f"{self.cores} x {self.cpu}{', AMX' * self.amx}"
+        return f"{f'{self.gpu}, ' if self.gpu else ''}{self.cores} x {self.cpu}{', AMX' * self.amx}"
 
     @property
     def measured(self) -> str:

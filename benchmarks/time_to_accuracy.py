@@ -14,6 +14,7 @@ Typed again after an interruption it goes on with the runs in --runs; another re
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 from collections import Counter
@@ -143,14 +144,21 @@ def main() -> None:
     own_pflop = runs[0][-1]["step"] * flop_of_an_update(trained, config) / 1e15
     note = "; ".join(filter(None, [f"last epoch, {evaluated_on(config)}", args.note]))
     recipe = next((Path(each).name for each in args.options if each.endswith(".yaml")), "defaults")
-    keep(f"{recipe}, {config.train.epochs} epochs", [run[-1] for run in runs], found[-1].pflop, own_pflop, note)
+    name, gpu = f"{recipe}, {config.train.epochs} epochs", gpu_of(runs_dir / "seed-0")
+    keep(name, [run[-1] for run in runs], found[-1].pflop, own_pflop, note, gpu)
 
 
-def keep(name: str, last: Sequence[Row], pflop: float, own_pflop: float, note: str) -> None:
+def gpu_of(run_dir: Path) -> str | None:
+    """The GPU that a run's last start computed on; None for a CPU."""
+    start: dict[str, Any] = json.loads((run_dir / "starts.jsonl").read_text().splitlines()[-1])
+    return start["processor"] if start["device"] == "cuda" else None
+
+
+def keep(name: str, last: Sequence[Row], pflop: float, own_pflop: float, note: str, gpu: str | None) -> None:
     """The rows; ``last`` are those of metrics.jsonl, a seed each."""
 
     def row(what: str, values: list[float], unit: str, **more: Any) -> None:
-        record("time_to_accuracy.py", f"{what}, {name}", values, unit, of="seeds", **more)
+        record("time_to_accuracy.py", f"{what}, {name}", values, unit, of="seeds", gpu=gpu, **more)
 
     row("top-1", [each["test_top1"] for each in last], "%", note=note)
     if "ema_top1" in last[0]:

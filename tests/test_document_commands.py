@@ -63,6 +63,8 @@ SMALLER = {
 """Of a command, as regular expressions, what is replaced by something that takes less time."""
 NOT_RUN = {
     "make (test|quick)$": "they run this test, or others",
+    "(CUDA_VISIBLE_DEVICES= |GPU_TESTS_DEVICE=cpu )?make (gpu|test)": "likewise; tests/test_gpu_kit.py tries some",
+    "SYSTEM_TORCH=1 |pip download ": "installs packages",
     "git clone REPOSITORY": "REPOSITORY is wherever it is published",
     "CUDA_VISIBLE_DEVICES=0,1 ": "needs two GPUs",
     "torchrun --nnodes=2 ": "needs two hosts: tests/hosts has two agents of torchrun",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -27,10 +27,10 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a proce
 _said = pytest.StashKey[list[str]]()
 
 
-@pytest.fixture(autouse=True)
-def _enough_gpus(request: pytest.FixtureRequest) -> None:
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip, with the same line for all tests that lack the same."""
-    needs, found = request.node.get_closest_marker("gpu"), torch.cuda.device_count()
+    needs, found = item.get_closest_marker("gpu"), torch.cuda.device_count()
+    assert needs is not None
     if not ON_GPU:
         if needs.kwargs.get("only"):
             pytest.skip("a CPU cannot stand in for this")
@@ -41,10 +41,10 @@ def _enough_gpus(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture
-def say(request: pytest.FixtureRequest) -> Iterator[Callable[[str], None]]:
+def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Tell a measured number at the end of the session: ``say("peak 1,234 MiB")``."""
     lines = request.config.stash.setdefault(_said, [])
-    yield lambda text: lines.append(f"{request.node.name}: {text}")
+    return lambda text: lines.append(f"{request.node.name}: {text}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

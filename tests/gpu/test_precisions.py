@@ -14,7 +14,7 @@ from senet.models.zoo import build_model
 from senet.training import run as wiring
 from senet.training.optim import build_optimizer
 from tests.conftest import Train
-from tests.gpu.conftest import DEVICE, HERE, MARKS, ON_GPU
+from tests.gpu.conftest import DEVICE, HERE, MARKS
 from tests.harness import differing, payload, rows, tiny_config, without_clock
 
 pytestmark = MARKS

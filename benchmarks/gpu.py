@@ -180,6 +180,7 @@ def main() -> None:
     parser.add_argument("--usual", action="store_true", help="with --recipe: then usual.yaml for as many epochs")
     parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "gpu", help="folder of the recipes' runs")
     args = parser.parse_intermixed_args()
+    sys.path.insert(0, str(REPOSITORY))  # for --model=benchmarks.networks:linear
     import torch
 
     if args.device == "cuda" and not torch.cuda.is_available():

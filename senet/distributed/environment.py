@@ -8,8 +8,12 @@ from typing import NamedTuple
 
 from senet.errors import ConfigError
 
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
-"""For GNU malloc: the process keeps freed activations, which saves page faults."""
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+"""For GNU malloc: the process keeps freed activations, which saves page faults; and asks for pages of 2 MiB."""
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 CORES_VARIABLE = "SENET_CORES_PER_RANK"
 """How many a launcher has asked for; 0 or not set: unknown."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -27,14 +28,17 @@ class Split(Dataset[Batch]):
     def __init__(self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray | None = None) -> None:
         """``rows``: indices of its images and labels; None: all of them."""
         self.images, self.rows = np.asarray(images), rows  # indexing an np.memmap, a subclass, takes four times as long
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
+            self._pixels = torch.from_numpy(self.images)
         self.labels = torch.from_numpy(np.array(labels if rows is None else labels[rows]))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, indices: Tensor) -> Batch:
-        rows = indices.numpy() if self.rows is None else self.rows[indices.numpy()]
-        return torch.from_numpy(self.images[rows]), self.labels[indices], indices
+        rows = indices if self.rows is None else torch.from_numpy(self.rows[indices.numpy()])
+        return self._pixels.index_select(0, rows), self.labels[indices], indices
 
 
 class ResidentSplit(Split):

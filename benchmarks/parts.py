@@ -49,7 +49,6 @@ class Clock:
 def watch_all(clock: Clock) -> None:
     """The parts of a step."""
     import torch
-    from torch.nn.parallel import DistributedDataParallel
 
     from senet.data.augment import Preprocess
     from senet.data.samplers import Split
@@ -64,7 +63,6 @@ def watch_all(clock: Clock) -> None:
         (replicated, "seed_everything", "seeds"),
         (trainer, "lr_at", "learning rate"),
         (Preprocess, "train", "augmentation and normalisation"),
-        (DistributedDataParallel, "forward", "forward"),
         (losses.F, "cross_entropy", "loss"),
         (torch.Tensor, "backward", "backward"),
         (Tally, "add", "sums for metrics"),
@@ -96,6 +94,8 @@ def parts_ms(options: list[str]) -> dict[str, float]:
     train_epoch = Trainer.train_epoch
 
     def last_epoch(trainer: Trainer) -> None:
+        if "forward" not in vars(trainer.learner.running):
+            clock.watch(trainer.learner.running, "forward", "forward")
         clock.spent_s.clear()
         train_epoch(trainer)
         epoch_s.clear()

@@ -8,9 +8,9 @@ all-reduce and under ``no_sync``; all ranks meet before the forward pass of each
 left out, as DDP sends BatchNorm's statistics one step late. Forward and backward are those under ``no_sync``; exposed
 communication is what both take longer with the all-reduce, block by block, so what is hidden behind the backward pass
 is not in it, and the wait for a slower rank is. Each number is the median over the blocks. Not in the step: reading the
-loss, logging, the votes to stop. One rank by itself reduces nothing in training: what is exposed there is what it would
-cost. Prints a table with a row for each rank and appends a row to results.jsonl per number of ranks and batch, of the
-means over the ranks. Options of the trainer may follow (model.name=..., for a try). Nothing else should run meanwhile.
+loss, logging, the votes to stop. One rank by itself reduces nothing: what is exposed there is noise. Prints a table
+with a row for each rank and appends a row to results.jsonl per number of ranks and batch, of the means over the ranks.
+Options of the trainer may follow (model.name=..., for a try). Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from common import arguments, lay_store, record, torchrun
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from senet.command import leave
@@ -57,13 +57,13 @@ class Step:
 
     def __init__(
         self,
-        ddp: DistributedDataParallel,
+        network: nn.Module,
         batches: Iterator[Batch],
         update: Callable[[], None],
         autocast: Callable[[], AbstractContextManager[None]],
         label_smoothing: float,
     ) -> None:
-        self._ddp, self._batches, self._update = ddp, batches, update
+        self._network, self._batches, self._update = network, batches, update
         self._autocast, self._label_smoothing = autocast, label_smoothing
 
     def timed(self, *, synced: bool) -> Seconds:
@@ -73,9 +73,10 @@ class Step:
         times.append(time.perf_counter())
         dist.barrier()
         times.append(time.perf_counter())
-        with nullcontext() if synced else self._ddp.no_sync():
+        apart = isinstance(self._network, DistributedDataParallel) and not synced
+        with self._network.no_sync() if apart else nullcontext():
             with self._autocast():
-                logits_NK = self._ddp(images_NCHW)
+                logits_NK = self._network(images_NCHW)
             loss = F.cross_entropy(logits_NK.float(), labels_N, label_smoothing=self._label_smoothing)
             times.append(time.perf_counter())
             loss.backward()
@@ -137,8 +138,8 @@ def be_a_rank(options: list[str], *, pairs: int, steps: int) -> None:
                 learner.average.update_parameters(learner.network)
 
         learner.train()
-        assert learner.replicas is not None
-        step = Step(learner.replicas, batches(), update, learner.autocast, config.train.label_smoothing)
+        network = learner.replicas or learner.running
+        step = Step(network, batches(), update, learner.autocast, config.train.label_smoothing)
         mine = measure(step, pairs=pairs, steps=steps)
         everyones: list[Seconds] = [{} for _ in range(ranks.world_size)]
         dist.all_gather_object(everyones, mine)

@@ -111,6 +111,8 @@ def check_in_sync(model: nn.Module, group: dist.ProcessGroup) -> None:
 
 def gather(value: float, group: dist.ProcessGroup) -> list[float]:
     """One number per rank, in rank order, over the CPU group."""
+    if dist.get_world_size() == 1:
+        return [value]
     found = [torch.zeros(1, dtype=torch.float64) for _ in range(dist.get_world_size())]
     dist.all_gather(found, torch.tensor([value], dtype=torch.float64), group=group)
     return [float(each) for each in found]
@@ -150,7 +152,8 @@ def broadcast_bytes(content: bytes | None, group: dist.ProcessGroup) -> io.Bytes
 
 def sum_over_ranks(values: Tensor) -> list[int]:
     """Sum integers on the device over all ranks. A sync point: the host waits for the device."""
-    dist.all_reduce(values)
+    if dist.get_world_size() > 1:
+        dist.all_reduce(values)
     return values.tolist()
 
 

@@ -36,7 +36,8 @@ class Learner:
     running: nn.Module
     """The network as it runs in training: compiled, if asked for."""
     replicas: DistributedDataParallel | None
-    """That in DistributedDataParallel, which averages its gradients over the ranks; None with ``train.shards``."""
+    """That in DistributedDataParallel, which averages its gradients over the ranks; None with ``train.shards``, and on
+    one rank, where there is nothing to average and its hooks would only cost time."""
     average: WeightAverage | None
     optimizer: torch.optim.Optimizer
     scaler: GradScaler
@@ -58,7 +59,8 @@ class Learner:
         compiled = torch.compile(network) if config.train.compile else network
         assert isinstance(compiled, nn.Module)
         black = black_micro_batch(config, ranks) if config.train.compile else two_black_images(config, ranks.device)
-        replicas = None if config.train.shards else replicate(compiled, ranks, comm_hook=config.train.comm_hook)
+        alone = config.train.shards or ranks.world_size == 1
+        replicas = None if alone else replicate(compiled, ranks, comm_hook=config.train.comm_hook)
         with mixed():
             run_once(replicas or compiled, dummy_NCHW=black, num_classes=num_classes)
         optimizer = build_optimizer(network, config.optim, fused=amp != "fp16")

@@ -29,7 +29,7 @@ class Replicated:
     def backward(self, images_NHWC: Tensor, labels_N: Tensor, indices_N: Tensor, *, epoch: int, step: int) -> None:
         """Leave the gradients of update ``step`` in the parameters: those of the mean loss over the global batch."""
         train, learner, ranks = self._config.train, self._learner, self._peers.ranks
-        assert learner.replicas is not None
+        replicas = learner.replicas
         seed_everything(self._config.seed, step, ranks.rank)
         keys_N = self._feed.preprocess.keys(indices_N, epoch)
         whole = self._feed.preprocess.train(images_NHWC, indices_N, epoch, keys_N), labels_N, keys_N
@@ -38,9 +38,9 @@ class Replicated:
         for index, (images, labels, keys) in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
             # gradients are averaged over the ranks in the last backward only; no_sync must cover the forward as well
-            with nullcontext() if is_last and ranks.world_size > 1 else learner.replicas.no_sync():
+            with nullcontext() if is_last or replicas is None else replicas.no_sync():
                 with learner.autocast():
-                    logits_NK = learner.replicas(images)
+                    logits_NK = (replicas or learner.running)(images)
                 if not self._checked:
                     refuse_other_outputs(logits_NK, (len(labels), self._feed.num_classes))
                 loss = self._loss(logits_NK.float(), labels, keys)

@@ -44,7 +44,7 @@ from senet.distributed.ranks import Ranks
 from senet.distributed.watchdog import Watchdog
 from senet.models.zoo import build_model
 from senet.training.feed import Feed, build_sampler
-from senet.training.learner import Learner, choose_amp
+from senet.training.learner import Learner
 
 GLOBAL_BATCHES = (128, 512)
 PARTS = ("data", "forward", "backward", "exposed", "optimizer")
@@ -122,8 +122,7 @@ def be_a_rank(options: list[str], *, pairs: int, steps: int) -> None:
         watchdog.close()
         torch.manual_seed(config.seed)
         network = build_model(config.model.name, num_classes=len(data.classes), reduction=config.model.reduction)
-        amp = choose_amp(config.train.amp, ranks.device)
-        learner = Learner.build(config, ranks, network, amp, len(data.classes))
+        learner = Learner.build(config, ranks, network, config.train.amp, len(data.classes))
         feed = Feed.build(config, ranks, data, build_sampler(config, data, ranks))
 
         def batches() -> Iterator[Batch]:
@@ -173,7 +172,13 @@ def main() -> None:
         stored = lay_store(Path(data_root), 2048)
         for batch in map(int, args.batches.split(",")):
             for ranks in map(int, args.ranks.split(",")):
-                options = ["configs/cifar10.yaml", *args.options, *stored, f"train.global_batch_size={batch}"]
+                options = [
+                    "configs/cifar10.yaml",
+                    "train.amp=bf16",
+                    *args.options,
+                    *stored,
+                    f"train.global_batch_size={batch}",
+                ]
                 counts = [f"--pairs={args.pairs}", f"--steps={args.steps}"]
                 parts = show(ranks, batch, torchrun("step_parts.py", *counts, "--rank", *options, ranks=ranks))
                 what = ", ".join([f"a step, {ranks} rank{'s' * (ranks > 1)}, global batch {batch}", *args.options])

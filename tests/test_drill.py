@@ -276,7 +276,7 @@ def moment(start: int, step: int, *, restored: bool = False, others: Mapping[str
 
 
 def run(folder: Path, *moments: Moment, ranks: Sequence[int] = (2, 2, 2)) -> Run:
-    return Run(folder, moments, tuple(ranks), epoch_steps=4, threads=1)
+    return Run(folder, moments, tuple(ranks), epoch_steps=4, threads=1, amp="bf16")
 
 
 def unbroken(folder: Path, **last: int) -> Run:
@@ -289,12 +289,13 @@ def test_traces_are_read_with_what_did_not_change(tmp_path: Path) -> None:
         {"step": 2, "restored": True, "tensors": {"a": 1}, "others": {"x": "1", "y": "2"}},
         {"step": 3, "restored": False, "tensors": {"a": 2}, "others": {"x": "3"}},
     ]
-    rows[0] |= {"epoch_steps": 9, "ranks": 4, "threads": 1}
+    rows[0] |= {"epoch_steps": 9, "ranks": 4, "threads": 1, "amp": "bf16"}
     for start in (1, 2, 10):
         lines = [json.dumps(row | {"tensors": {"a": start}}) + "\n" for row in rows]
         (tmp_path / f"start-{start}.jsonl").write_text("".join(lines) + '{"step": 4, ')
     found = read_run(tmp_path)
-    assert (found.ranks, found.epoch_steps, found.threads, found.resumed_from) == ((4, 4, 4), 9, 1, [2, 2])
+    assert (found.ranks, found.epoch_steps, found.resumed_from) == ((4, 4, 4), 9, [2, 2])
+    assert (found.threads, found.amp) == (1, "bf16")
     assert [(m.start, m.step, m.restored) for m in found.moments[-2:]] == [(3, 2, True), (3, 3, False)]
     assert found.moments[-1].others == {"x": "3", "y": "2"}
     assert [found.moments[number].tensors["a"] for number in (0, 2, 4)] == [1, 2, 10]
@@ -455,7 +456,7 @@ def test_a_start_that_ends_otherwise_than_planned_is_told_with_its_reason(tmp_pa
             log.write_text(said)
             row = {"step": last, "restored": True, "tensors": {}, "others": {}, "epoch_steps": 4, "ranks": ranks}
             number = len(list(tmp_path.glob("start-*.jsonl"))) + 1
-            (tmp_path / f"start-{number}.jsonl").write_text(json.dumps(row | {"threads": 1}))
+            (tmp_path / f"start-{number}.jsonl").write_text(json.dumps(row | {"threads": 1, "amp": "off"}))
             return code
 
         for old in tmp_path.glob("start-*"):
@@ -481,7 +482,8 @@ def test_only_the_first_start_of_all_is_bad_input_where_it_is_refused(tmp_path: 
         log.write_text("train_ddp: other images\n")
         if log.name == "start-2.log":
             return 2
-        row = {"step": 2, "restored": True, "tensors": {}, "others": {}, "epoch_steps": 4, "ranks": ranks, "threads": 1}
+        row = {"step": 2, "restored": True, "tensors": {}, "others": {}, "epoch_steps": 4, "ranks": ranks}
+        row |= {"threads": 1, "amp": "off"}
         (tmp_path / "start-1.jsonl").write_text(json.dumps(row))
         return 1
 

@@ -41,6 +41,8 @@ class Run:
     """Updates per epoch."""
     threads: int
     """Of each rank of the first start."""
+    amp: str
+    """The precision of the first start."""
 
     def after(self, step: int) -> Moment | None:
         """The last time that this update was done."""
@@ -79,9 +81,10 @@ def read_run(folder: Path) -> Run:
             moments.append(Moment(start, row["step"], row["restored"], row["tensors"], others))
             starts += [row] if row["restored"] else []
     if not starts:
-        return Run(folder, (), (), 0, 0)
+        return Run(folder, (), (), 0, 0, "")
     ranks = tuple(row["ranks"] for row in starts)
-    return Run(folder, tuple(moments), ranks, starts[0]["epoch_steps"], starts[0]["threads"])
+    first = starts[0]
+    return Run(folder, tuple(moments), ranks, first["epoch_steps"], first["threads"], first["amp"])
 
 
 def first_difference(one: Run, other: Run) -> Difference | None:

@@ -115,7 +115,7 @@ class Probe:
         row = {"step": trainer.state.step, "restored": restored, "tensors": tensors, "others": self._changed(others)}
         if restored:
             row |= {"epoch_steps": trainer.steps_per_epoch, "ranks": trainer.peers.ranks.world_size}
-            row |= {"threads": torch.get_num_threads()}
+            row |= {"threads": torch.get_num_threads(), "amp": trainer.record.manifest["facts"]["amp"]}
         with self._trace.open("a") as file:
             file.write(json.dumps(row) + "\n")
 

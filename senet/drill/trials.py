@@ -109,8 +109,10 @@ def drill(trials: Trials, ranks: Sequence[int], name: str = "") -> Verdict:
     began = time.monotonic()
     unbroken = trials.run(f"{name}unbroken", ranks[:1])
     left = read_left(unbroken.folder)
+    kept = [f"train.amp={unbroken.amp}"]  # train.amp=auto measures in each run anew
     if trials.config.train.shards:  # the number of threads changes bits, and is that of a run's first start
-        trials = replace(trials, argv=[*trials.argv, f"train.threads_per_rank={unbroken.threads}"])
+        kept.append(f"train.threads_per_rank={unbroken.threads}")
+    trials = replace(trials, argv=[*trials.argv, *kept])
     kills = choose_kills(trials.size.steps, unbroken.epoch_steps, trials.config.seed)
     planned = {"killed": (ranks[0],) * 3}
     planned |= {f"ranks-{other}": (other, ranks[0], other) for other in ranks[1:]}

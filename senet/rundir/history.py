@@ -91,7 +91,7 @@ def read_run(folder: Path) -> Run:
     if not (folder / "metrics.jsonl").exists():
         raise ConfigError(f"{folder} is no run directory: it holds no metrics.jsonl; name what run_dir was in training")
     rows = list(read_rows(folder / "metrics.jsonl"))
-    options = _options(folder / "config.yaml")
+    options = read_options(folder / "config.yaml")
     return Run(
         name=Path(str(options.get("run_dir") or folder.resolve())).name,
         folder=folder,
@@ -143,7 +143,12 @@ def names(runs: Sequence[Run]) -> list[str]:
     return found
 
 
-def _options(path: Path) -> dict[str, Any]:
+def read_options(path: Path) -> dict[str, Any]:
+    """Of a run's config.yaml, flat, "optim.lr"; without the group ``slurm``. {} where there is none.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
     try:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError:

@@ -87,10 +87,14 @@ def two_black_images(config: Config, device: torch.device) -> Tensor:
     return torch.zeros(2, 3, config.data.image_size, config.data.image_size, device=device)
 
 
+def images_at_once(config: Config, ranks: Ranks) -> int:
+    """How many images a forward pass of the training has."""
+    return config.train.global_batch_size // ((config.train.shards or ranks.world_size) * config.train.accumulate)
+
+
 def black_micro_batch(config: Config, ranks: Ranks) -> Tensor:
     """As many images as training runs at once, in the same memory layout: for another number or layout, torch.compile
     would compile again."""
-    parts = (config.train.shards or ranks.world_size) * config.train.accumulate
-    count, size = config.train.global_batch_size // parts, config.data.image_size
-    images_NHWC = torch.zeros(count, size, size, 3, dtype=torch.uint8, device=ranks.device)
+    size = config.data.image_size
+    images_NHWC = torch.zeros(images_at_once(config, ranks), size, size, 3, dtype=torch.uint8, device=ranks.device)
     return build_preprocess(config, ranks.device).test(images_NHWC)

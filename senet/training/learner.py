@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from torch.amp import GradScaler, autocast
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
-from senet.compat import cpu_capabilities
 from senet.config.options import Config
 from senet.distributed.agreement import NonFiniteLoss
 from senet.distributed.ranks import Ranks
@@ -23,8 +21,6 @@ from senet.distributed.replicas import replicate, run_once, sync_batch_norms
 from senet.models.weights import lay_out
 from senet.training.feed import black_micro_batch, two_black_images
 from senet.training.optim import WeightAverage, build_average, build_optimizer, load_optimizer
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -113,15 +109,3 @@ class Learner:
             self.average.n_averaged.copy_(payload["ema"]["updates"])
         else:  # switched on with resume.allow_changes: the average begins here
             self.average.module.load_state_dict(payload["model"])
-
-
-def choose_amp(wanted: str, device: torch.device) -> str:
-    """The precision for ``train.amp``. auto is bf16 where the hardware computes in it, else off."""
-    if wanted == "fp16" and device.type == "cpu":
-        log.warning("train.amp=fp16 on a CPU is slow; bf16 or off is faster")
-    if wanted != "auto":
-        return wanted
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "off"
-    features = cpu_capabilities()
-    return "bf16" if features.get("avx512_bf16") or features.get("bf16") else "off"  # x86, Arm

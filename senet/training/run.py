@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from torch.distributed import ProcessGroup
 
 from senet.config.options import Config
@@ -27,9 +28,11 @@ from senet.distributed.ranks import Ranks
 from senet.distributed.watchdog import Watchdog
 from senet.errors import FAILED_EXIT_CODE, STOPPED_EXIT_CODE
 from senet.rundir.checkpoint import Checkpoint, unpickle
+from senet.rundir.lease import Lease
 from senet.training.feed import Feed, two_black_images
-from senet.training.learner import Learner, choose_amp
+from senet.training.learner import Learner
 from senet.training.peers import Peers
+from senet.training.precision import begun_with, choose_amp
 from senet.training.prepare import OpenImages, Prepared, prepare
 from senet.training.progress import Progress
 from senet.training.record import Record, provenance, publish_start
@@ -67,20 +70,20 @@ def run(
         store, (data, network, sampler, lease, checkpoints, checkpoint) = meet(
             ranks,
             watchdog,
-            must_be_equal(ranks, {**options_of(config), "precision": facts["amp"]}),
+            must_be_equal(ranks, options_of(config)),
             lambda: prepare(config, ranks, stack, stop, watchdog, open_images),
             Prepared.facts,
         )
         group = stack.enter_context(process_groups(ranks, store, config.distributed, watchdog))
-        _keep_conditions(config, facts, checkpoint, group)
         watchdog.phase("running the network for the first time")
+        rates = _keep_conditions(config, ranks, facts, network, lease, checkpoint, group)
         learner = Learner.build(config, ranks, network, facts["amp"], len(data.classes))
         feed = Feed.build(config, ranks, data, sampler)
         saved, checkpoint = _broadcast(checkpoint, group)
         state = TrainState.from_state_dict(saved["state"]) if saved else TrainState()
         _hold_stops(stop, group, watchdog)
-        started = publish_start(config, facts | provenance(argv), learner.network, data, lease, state, checkpoint)
-        writer, manifest = stack.enter_context(closing(started)), identity(config, data, sampler, facts)
+        start = publish_start(config, facts | rates | provenance(argv), learner.network, data, lease, state, checkpoint)
+        writer, manifest = stack.enter_context(closing(start)), identity(config, data, sampler, facts)
         record = Record(lease, writer, checkpoints, Progress(ranks.is_main), manifest)
         agreement = Agreement(group, every=1 if facts["amp"] == "fp16" else None)  # fp16 waits for the device each step
         trainer = Trainer(config, learner, feed, Peers(ranks, group, agreement, stop, watchdog), record, state)
@@ -94,10 +97,9 @@ def run(
 
 
 def _facts(config: Config, ranks: Ranks) -> dict[str, Any]:
-    """What the bits of a run depend on besides its options. Sets the number of threads."""
+    """What the bits of a run depend on besides its options; later the precision too. Sets the number of threads."""
     threads = set_threads(config.train.threads_per_rank, ranks.local_world_size)
-    amp = choose_amp(config.train.amp, ranks.device)
-    facts = {"world_size": ranks.world_size, "threads_per_rank": threads, "amp": amp, "device": ranks.device.type}
+    facts = {"world_size": ranks.world_size, "threads_per_rank": threads, "device": ranks.device.type}
     facts |= {"processor": processor(ranks.device), "torch": torch.__version__}
     if ranks.device.type == "cuda" and ranks.world_size > 1 and not config.train.shards:
         facts["nccl_algo"] = os.environ.get("NCCL_ALGO", "")
@@ -105,10 +107,24 @@ def _facts(config: Config, ranks: Ranks) -> dict[str, Any]:
     return facts
 
 
-def _keep_conditions(config: Config, facts: dict[str, Any], checkpoint: Checkpoint | None, group: ProcessGroup) -> None:
-    """With shards: take the number of threads of the first start, and say what the equal bits rest on."""
-    if not config.train.shards:
-        return
+def _keep_conditions(
+    config: Config,
+    ranks: Ranks,
+    facts: dict[str, Any],
+    network: nn.Module,
+    lease: Lease | None,
+    checkpoint: Checkpoint | None,
+    group: ProcessGroup,
+) -> dict[str, Any]:
+    """Put into the facts what the first start has chosen for all: with shards the number of threads; the precision.
+    Returns the rates that were measured for the latter."""
+    if config.train.shards:
+        _keep_threads(config, facts, checkpoint, group)
+    return choose_amp(config, ranks, network, facts, begun_with(config, checkpoint, lease), group)
+
+
+def _keep_threads(config: Config, facts: dict[str, Any], checkpoint: Checkpoint | None, group: ProcessGroup) -> None:
+    """Take the number of threads of the first start, and say what the equal bits of shards rest on."""
     if not config.train.threads_per_rank:
         own, saved = facts["threads_per_rank"], facts
         if checkpoint is not None and checkpoint.manifest["config"].get("train.shards"):

@@ -306,3 +306,19 @@ class _Loud(_NoNorm):
 def loud(num_classes: int) -> nn.Module:
     """Its gradients overflow fp16 at the scale with which a ``GradScaler`` begins."""
     return _Loud(num_classes)
+
+
+class _Functional(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(0.1 * torch.randn(8, 3, 3, 3))
+        self.matrix = nn.Parameter(0.1 * torch.randn(8 * 14 * 14, 64))
+        self.head = nn.Parameter(0.1 * torch.randn(64, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(torch.conv2d(x, self.kernel)).flatten(1) @ self.matrix @ self.head
+
+
+def functional(num_classes: int) -> nn.Module:
+    """No layers, only functions; for images of 16x16."""
+    return _Functional(num_classes)

@@ -37,14 +37,14 @@ def choose_amp(
     begun: Mapping[str, Any] | None,
     group: ProcessGroup,
 ) -> dict[str, Any]:
-    """Add the precision, "amp", to the facts of this start, the same on all ranks. A collective: call on every rank,
-    with the threads of the training.
+    """Add the precision, "amp", to the facts of this start, the same on all ranks. A collective: call on every rank.
 
     Args:
         begun: on rank 0, the facts of the start whose choice is kept; see ``begun_with``.
 
     Returns:
-        for starts.jsonl, with train.amp=auto: "amp_rates", GFLOP/s in each precision; empty where none was measured.
+        for starts.jsonl, with train.amp=auto: "amp_rates", GFLOP/s of one core in each precision; empty where none was
+        measured.
     """
     wanted = config.train.amp
     if wanted == "fp16" and ranks.device.type == "cpu":
@@ -56,9 +56,9 @@ def choose_amp(
     layers = largest_layers(network, two_black_images(config, _CPU)) if ranks.device.type == "cpu" else []
     found: dict[str, Any] = {}
     if ranks.is_main:
-        same = begun is not None and all(facts[key] == begun.get(key) for key in ("processor", "threads_per_rank"))
+        same = begun is not None and begun.get("processor") == facts["processor"]
         rates: Rates = {}
-        if not same and native_amp(ranks.device) == "bf16":
+        if layers and not same and native_amp(ranks.device) == "bf16":
             rates = measure(layers, images_at_once(config, ranks), channels_last=config.train.channels_last)
         fastest = faster(rates) if rates else native_amp(ranks.device)
         found = {"amp": begun["amp"] if begun else fastest, "amp_rates": rates}
@@ -103,7 +103,7 @@ def faster(rates: Rates) -> str:
 
 def _say(amp: str, fastest: str, rates: Rates, *, begins: bool, same: bool) -> None:
     """One line, on rank 0."""
-    measured = f" ({rates['bf16']:.3g} GFLOP/s in bf16, {rates['off']:.3g} in fp32)" if rates else ""
+    measured = f" ({rates['bf16']:.3g} GFLOP/s per core in bf16, {rates['off']:.3g} in fp32)" if rates else ""
     if begins:
         log.info("train.amp=auto takes %s%s", amp, measured)
     elif same or amp == fastest or (rates and rates[fastest] <= CLOSE * rates[amp]):

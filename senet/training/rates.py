@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 from senet.compat import TorchDispatchMode
 
 Rates = dict[str, float]
-"""Precision, "off" or "bf16" -> GFLOP/s."""
-_DTYPES = {"off": torch.float32, "bf16": torch.bfloat16}
-_TRIES = 5
-_AIM_S, _LIMIT_S = 0.5, 2.0  # of all tries; no try begins later
+"""Precision, "off" or "bf16" -> GFLOP/s of one core."""
+DTYPES = {"off": torch.float32, "bf16": torch.bfloat16}
+PASSES = 3
+"""Operations of forward and backward pass over those of the forward pass."""
+_TRIES = 6  # the first one is left out
+_AIM_S, _LIMIT_S = 0.4, 1.5  # CPU time of all tries; wall time after which half of them are enough
 _SMALL_SHARE = 0.1  # of the operations: a kind of layer with less is not measured
 
 
@@ -37,8 +40,8 @@ class Layer:
 
 
 def largest_layers(network: nn.Module, images_NCHW: Tensor) -> list[tuple[Layer, float]]:
-    """The convolution and the matrix product with the most operations, and the share of their kind in the operations of
-    the network. Seen where torch computes them, whichever module or function asks for them.
+    """The convolution and the matrix product on whose shapes the network spends most operations, each with the share of
+    all convolutions or products. They are seen where torch computes them, whichever module or function asks for them.
 
     Runs a copy of the network: its buffers, and random numbers, stay as they are. Empty if that fails.
     """
@@ -56,7 +59,10 @@ def largest_layers(network: nn.Module, images_NCHW: Tensor) -> list[tuple[Layer,
         own = [layer for layer in seen.layers if layer.kind == kind]
         share = sum(layer.flop for layer in own) / total if own else 0.0
         if share > _SMALL_SHARE:
-            found.append((max(own, key=lambda layer: layer.flop), share))
+            flop: dict[Any, float] = defaultdict(float)
+            for layer in own:
+                flop[layer.input, layer.weight] += layer.flop
+            found.append((max(own, key=lambda layer: flop[layer.input, layer.weight]), share))
     return found
 
 
@@ -90,40 +96,46 @@ class _Seen(TorchDispatchMode):
 
 
 def measure(layers: list[tuple[Layer, float]], images: int, *, channels_last: bool) -> Rates:
-    """GFLOP/s of forward and backward passes through these layers, weighted by their shares, in each precision.
+    """GFLOP/s of one core in forward and backward passes through these layers, weighted by their shares.
+
+    It is the CPU time of one thread that counts: wall time, and that of several threads, depends on what else runs.
 
     Args:
         images: those of a pass in training. Fewer are taken where they would take too long.
     """
-    if not layers:
-        return {}
-    few, began = min(images, 2), time.perf_counter()
-    by_image_s = sum(min(times) for times in _times(layers, few, 2, channels_last).values()) / few
-    many = max(few, min(images, int(_AIM_S / (_TRIES + 1) / max(by_image_s, 1e-9))))
-    until = began + _LIMIT_S
-    times = _times(layers, many, _TRIES + 1, channels_last, until)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        few = min(images, 2)
+        image_s = sum(min(times) for times in _times(layers, few, 2, channels_last).values()) / few
+        many = max(few, min(images, int(_AIM_S / _TRIES / image_s)))
+        times = _times(layers, many, _TRIES, channels_last)
+    finally:
+        torch.set_num_threads(threads)
     rates = {}
-    for amp in _DTYPES:
-        by_flop_s = sum(
-            share * statistics.median(times[amp, number][1:] or times[amp, number]) / (3 * layer.flop * many)
+    for amp in DTYPES:
+        flop_s = sum(
+            share * statistics.median(times[amp, number][1:]) / (PASSES * layer.flop * many)
             for number, (layer, share) in enumerate(layers)
         )
-        rates[amp] = 1e-9 / by_flop_s
+        rates[amp] = 1e-9 / flop_s
     return rates
 
 
 def _times(
-    layers: list[tuple[Layer, float]], images: int, tries: int, channels_last: bool, until: float = float("inf")
+    layers: list[tuple[Layer, float]], images: int, tries: int, channels_last: bool
 ) -> dict[tuple[str, int], list[float]]:
-    """Seconds of each try, by precision and number of the layer: alternated, so that other work slows all alike."""
+    """Seconds of each try, by precision and number of the layer; alternated, for clocks that change. The first one also
+    has torch's preparations in it."""
     passes = {
         (amp, number): training_pass(layer, images, amp, channels_last=channels_last)
         for number, (layer, _) in enumerate(layers)
-        for amp in _DTYPES
+        for amp in DTYPES
     }
     times: dict[tuple[str, int], list[float]] = {key: [] for key in passes}
+    began = time.perf_counter()
     for count in range(tries):
-        if count and time.perf_counter() > until:
+        if count > _TRIES // 2 and time.perf_counter() - began > _LIMIT_S:
             break
         for key in list(passes)[:: 1 if count % 2 else -1]:
             times[key].append(passes[key]())
@@ -131,10 +143,9 @@ def _times(
 
 
 def training_pass(layer: Layer, images: int, amp: str, *, channels_last: bool) -> Callable[[], float]:
-    """A forward and backward pass on tensors of its own, as autocast has it: activations in the dtype of the precision,
-    weights in fp32. Returns its seconds."""
+    """A forward and backward pass on tensors of its own, as autocast has it: activations in the precision, weights in
+    fp32. Returns its CPU seconds."""
     generator = torch.Generator().manual_seed(0)  # the random numbers of the training stay as they are
-    dtype = _DTYPES[amp]
 
     def fresh(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         tensor = torch.randn(shape, generator=generator).to(dtype)
@@ -143,13 +154,13 @@ def training_pass(layer: Layer, images: int, amp: str, *, channels_last: bool) -
         return tensor.requires_grad_()
 
     first, *rest = layer.input
-    images_ = fresh((max(1, round(first * images)), *map(int, rest)), dtype)
+    given = fresh((max(1, round(first * images)), *map(int, rest)), DTYPES[amp])
     weight = fresh(layer.weight, torch.float32)
 
     def timed() -> float:
-        began = time.perf_counter()
-        result = layer.apply(images_, weight.to(dtype))
-        torch.autograd.grad(result, (images_, weight), torch.ones_like(result))
-        return time.perf_counter() - began
+        began = time.thread_time()
+        result = layer.apply(given, weight.to(DTYPES[amp]))
+        torch.autograd.grad(result, (given, weight), torch.ones_like(result))
+        return time.thread_time() - began
 
     return timed

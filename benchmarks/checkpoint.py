@@ -201,7 +201,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     if args.rank:
         return be_a_rank(args.options, args.pairs)
-    recipe = ["configs/cifar10.yaml", *args.options, *FIXED]
+    recipe = ["configs/cifar10.yaml", "train.amp=bf16", *args.options, *FIXED]
     with tempfile.TemporaryDirectory() as folder:
         saving = lay_store(Path(folder) / "saving", BATCH * (4 * len(VARIANTS) * args.pairs + 1))
         saving += [*recipe, "checkpoint.every_steps=4", f"run_dir={folder}/run"]

@@ -26,7 +26,7 @@ from senet.drill.digests import described, sum_of_bits, sums, trained, unsaved
 from senet.drill.layers import LayerTrace
 from senet.drill.plan import Plan, Size, choose_kills, first_plan, save_every, take_options
 from senet.drill.starts import carry_out
-from senet.drill.trials import Trials
+from senet.drill.trials import Trials, drill
 from senet.errors import ConfigError, RunError
 from senet.training.learner import Learner
 from senet.training.optim import build_average
@@ -473,6 +473,26 @@ def test_a_start_that_ends_otherwise_than_planned_is_told_with_its_reason(tmp_pa
         carry_out([], tmp_path / "plan.json", [1], ends(0, 1, ""))
     Plan(str(tmp_path), 3, 4, 9).write(tmp_path / "plan.json")
     carry_out([], tmp_path / "plan.json", [1], ends(85, 3, ""))
+
+
+def test_all_runs_are_given_the_precision_that_the_first_one_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Sequence[str]] = []
+
+    def carry(argv: Sequence[str], plan: Path, _ranks: Sequence[int]) -> None:
+        given.append(argv)
+        if len(given) == 2:
+            raise RunError("enough")
+        row = {"step": 0, "restored": True, "tensors": {}, "others": {}, "epoch_steps": 4, "ranks": 1}
+        (plan.parent / "start-1.jsonl").write_text(json.dumps(row | {"threads": 1, "amp": "off"}))
+
+    monkeypatch.setattr("senet.drill.trials.read_left", lambda _: None)
+    with pytest.raises(RunError, match=r"^enough$"):
+        drill(Trials(["train.amp=auto"], tiny_config(), Size(8, (1,)), tmp_path, carry, print), (1,))
+    assert [[word for word in argv if "amp" in word] for argv in given] == [
+        ["train.amp=auto"], ["train.amp=auto", "train.amp=off"],
+    ]  # fmt: skip
 
 
 def test_only_the_first_start_of_all_is_bad_input_where_it_is_refused(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ from tests.harness import (
 )
 
 AUTO = "train.amp=auto"
+SMALL = ("model.name=tests.networks:no_norm", "train.epochs=1", "train.global_batch_size=256")
 BLACK = torch.zeros(2, 3, 16, 16)
 
 
@@ -183,7 +184,7 @@ def test_a_run_has_the_bits_of_one_that_was_given_the_precision(
     train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str, amp: str
 ) -> None:
     """``restless`` draws random numbers and changes a buffer wherever it runs."""
-    options = (f"model.name=tests.networks:{network}", "train.epochs=1")
+    options = (*SMALL, f"model.name=tests.networks:{network}")
     train_here(tmp_path / "given", f"train.amp={amp}", *options)
     monkeypatch.setattr(precision, "native_amp", lambda _: "bf16")
     monkeypatch.setattr(rates, "training_pass", _slowed("bf16" if amp == "off" else "off", 1000))
@@ -197,7 +198,7 @@ def test_the_choice_is_said_with_both_rates_and_kept_in_the_run_directory(
     train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     offers(monkeypatch, off=281.4, bf16=170.2)
-    train_here(tmp_path, AUTO, stop=StopAt(3))
+    train_here(tmp_path, AUTO, *SMALL, stop=StopAt(3))
     said = capsys.readouterr().err
     assert "INFO: train.amp=auto takes off (170 GFLOP/s per core in bf16, 281 in fp32)\n" in said
     assert chosen(tmp_path) == ("off", {"off": 281.4, "bf16": 170.2})
@@ -210,11 +211,11 @@ def test_a_resumed_run_keeps_its_precision_and_does_not_measure_again(
     train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     offers(monkeypatch, off=3, bf16=1)
-    train_here(tmp_path / "unbroken", AUTO, "train.epochs=1")
-    train_here(tmp_path / "broken", AUTO, "train.epochs=1", stop=StopAt(7))
+    train_here(tmp_path / "unbroken", AUTO, *SMALL)
+    train_here(tmp_path / "broken", AUTO, *SMALL, stop=StopAt(3))
     measured = offers(monkeypatch, off=1, bf16=3)
     capsys.readouterr()
-    train_here(tmp_path / "broken", AUTO, "train.epochs=1")
+    train_here(tmp_path / "broken", AUTO, *SMALL)
     assert not measured
     said = capsys.readouterr().err
     assert "INFO: train.amp=auto stays off, as in the first start\n" in said
@@ -245,12 +246,12 @@ def test_on_another_processor_a_resumed_run_keeps_its_precision_and_says_when_it
     line: str,
 ) -> None:
     offers(monkeypatch, off=3, bf16=1)
-    train_here(tmp_path / "unbroken", AUTO, "train.epochs=1")
-    train_here(tmp_path / "broken", AUTO, "train.epochs=1", stop=StopAt(7))
+    train_here(tmp_path / "unbroken", AUTO, *SMALL)
+    train_here(tmp_path / "broken", AUTO, *SMALL, stop=StopAt(3))
     measured = offers(monkeypatch, **now)
     monkeypatch.setattr("senet.training.run.processor", lambda _: "another one")
     capsys.readouterr()
-    train_here(tmp_path / "broken", AUTO, "train.epochs=1")
+    train_here(tmp_path / "broken", AUTO, *SMALL)
     assert line in capsys.readouterr().err
     assert len(measured) == 1
     assert chosen(tmp_path / "broken") == ("off", now)
@@ -262,11 +263,11 @@ def test_a_precision_that_the_hardware_of_a_resume_does_not_have_is_kept_and_war
     train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     offers(monkeypatch, off=1, bf16=3)
-    train_here(tmp_path, AUTO, stop=StopAt(3))
+    train_here(tmp_path, AUTO, *SMALL, stop=StopAt(3))
     measured = offers(monkeypatch)
     monkeypatch.setattr(precision, "native_amp", lambda _: "off")
     monkeypatch.setattr("senet.training.run.processor", lambda _: "another one")
-    train_here(tmp_path, AUTO, stop=StopAt(3))
+    train_here(tmp_path, AUTO, *SMALL, stop=StopAt(3))
     assert "WARNING: train.amp=auto stays bf16, as in the first start, but here off is" in capsys.readouterr().err
     assert not measured
     assert chosen(tmp_path) == ("bf16", {})
@@ -290,16 +291,16 @@ def test_before_the_first_checkpoint_the_choice_is_kept_too_unless_an_option_is_
     train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offers(monkeypatch, off=3, bf16=1)
-    _killed_before_it_saves(train_here, tmp_path, AUTO)
+    _killed_before_it_saves(train_here, tmp_path, AUTO, *SMALL)
     measured = offers(monkeypatch, off=1, bf16=3)
     for _ in range(2):
-        _killed_before_it_saves(train_here, tmp_path, AUTO, "log.every_steps=3")
+        _killed_before_it_saves(train_here, tmp_path, AUTO, *SMALL, "log.every_steps=3")
         assert chosen(tmp_path)[0] == "off"
     assert not measured
-    _killed_before_it_saves(train_here, tmp_path, AUTO, "train.global_batch_size=32")
+    _killed_before_it_saves(train_here, tmp_path, AUTO, *SMALL, "train.global_batch_size=32")
     assert (chosen(tmp_path)[0], len(measured)) == ("bf16", 1)
-    _killed_before_it_saves(train_here, tmp_path, "train.amp=off")
-    _killed_before_it_saves(train_here, tmp_path, AUTO)
+    _killed_before_it_saves(train_here, tmp_path, "train.amp=off", *SMALL)
+    _killed_before_it_saves(train_here, tmp_path, AUTO, *SMALL)
     assert (chosen(tmp_path)[0], len(measured)) == ("bf16", 2)
 
 
@@ -308,15 +309,15 @@ def test_a_run_that_changes_to_auto_chooses_and_keeps_that(
 ) -> None:
     """From a precision that was given, with resume.allow_changes; killed before it has saved, and resumed."""
     measured = offers(monkeypatch, off=1, bf16=3)
-    train_here(tmp_path, "train.amp=off", stop=StopAt(3))
-    options = (AUTO, "resume.allow_changes=true")
+    train_here(tmp_path, "train.amp=off", *SMALL, stop=StopAt(3))
+    options = (AUTO, *SMALL, "resume.allow_changes=true")
     with pytest.raises(ConfigError, match=r"train\.amp: off -> auto"):
-        train_here(tmp_path, AUTO)
+        train_here(tmp_path, AUTO, *SMALL)
     _killed_before_it_saves(train_here, tmp_path, *options)
     assert (chosen(tmp_path), len(measured)) == (("bf16", {"off": 1, "bf16": 3}), 1)
     offers(monkeypatch, off=3, bf16=1)
     train_here(tmp_path, *options, stop=StopAt(3))
-    train_here(tmp_path, AUTO, stop=StopAt(3))
+    train_here(tmp_path, AUTO, *SMALL, stop=StopAt(3))
     assert chosen(tmp_path) == ("bf16", {})
 
 
@@ -324,13 +325,13 @@ def test_a_branch_of_another_run_goes_on_in_its_precision(
     train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offers(monkeypatch, off=3, bf16=1)
-    train_here(tmp_path / "a", AUTO, "train.epochs=1", stop=StopAt(7))
+    train_here(tmp_path / "a", AUTO, *SMALL, stop=StopAt(3))
     begin = checkpoints(tmp_path / "a")[-1]
     measured = offers(monkeypatch, off=1, bf16=3)
-    _killed_before_it_saves(train_here, tmp_path / "b", AUTO, "train.epochs=1")  # this one chose bf16
-    train_here(tmp_path / "b", AUTO, "train.epochs=1", f"resume.mode={begin}")
+    _killed_before_it_saves(train_here, tmp_path / "b", AUTO, *SMALL)  # this one chose bf16
+    train_here(tmp_path / "b", AUTO, *SMALL, f"resume.mode={begin}")
     assert (chosen(tmp_path / "b"), len(measured)) == (("off", {}), 1)
-    train_here(tmp_path / "a", AUTO, "train.epochs=1")
+    train_here(tmp_path / "a", AUTO, *SMALL)
     one, other = (without_clock(payload(tmp_path / name)) for name in "ab")
     assert differing(one, other) == []
 
@@ -367,7 +368,7 @@ def test_a_run_that_is_killed_before_its_first_checkpoint_goes_on_in_its_precisi
     data_root: Path, tmp_path: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir = tmp_path / "run"
-    options = ("model.name=tests.networks:slow_senet", AUTO, "train.epochs=1", "checkpoint.every_steps=1000")
+    options = ("model.name=tests.networks:slow_senet", AUTO, *SMALL, "checkpoint.every_steps=1000")
     command = train_command(1, tiny(*options, f"data.root={data_root}", f"run_dir={run_dir}"))
     with started(command, tmp_path / "log") as process:
         wait_until(lambda: rows(run_dir))

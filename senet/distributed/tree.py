@@ -34,8 +34,9 @@ class TreeSum:
     def __init__(self) -> None:
         self._sums: list[tuple[int, list[Tensor]]] = []
 
-    def add(self, tensors: list[Tensor], count: int = 1) -> None:
-        """Those of the next shard, or the sum of the next ``count`` ones; they may be changed."""
+    def add(self, tensors: list[Tensor]) -> None:
+        """Those of the next shard; they may be changed."""
+        count = 1
         while self._sums and self._sums[-1][0] == count:
             lower = self._sums.pop()[1]
             add_(lower, tensors)
@@ -56,14 +57,8 @@ class GradientSum:
     an order that is the same on all ranks. The buckets take the memory of the gradients once more.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], ranks: Ranks, *, one_pass: bool) -> None:
-        """
-        Args:
-            parameters: all that are trained, by name.
-            one_pass: a shard has one backward pass. Then autograd itself adds a shard's gradients to those of the shard
-                before, where the tree would: while they are still in the cache.
-        """
-        self._at_once, self._held = 2 if one_pass else 1, 0  # shards whose sum is in the parameters
+    def __init__(self, parameters: Mapping[str, nn.Parameter], ranks: Ranks) -> None:
+        """``parameters``: all that are trained, by name."""
         self._names, self._parameters = list(parameters), list(parameters.values())
         self._tree, self._over_ranks = TreeSum(), RankSum(ranks)
         self._before: list[list[Tensor]] = []  # sums of the shards before this rank's last, the newest first
@@ -87,18 +82,14 @@ class GradientSum:
                 known.add(place)
 
     def add(self) -> None:
-        """A shard of this rank but its last: the parameters have its gradients now."""
-        self._held += 1
-        if self._held < self._at_once:
-            return
-        self._tree.add([_gradient(parameter) for parameter in self._parameters], self._held)
+        """A shard of this rank but its last: the parameters have its gradients now, and none after this."""
+        self._tree.add([_gradient(parameter) for parameter in self._parameters])
         for parameter in self._parameters:
             parameter.grad = None
-        self._held = 0
 
     def begin_last(self) -> None:
         """Before the last backward pass of this rank's last shard."""
-        self._before, self._started, self._held = self._tree.take(), 0, 0
+        self._before, self._started = self._tree.take(), 0
         self._missing = [set(group) for group in self._groups]
 
     def finish(self) -> None:

@@ -35,7 +35,7 @@ class Sharded:
         trained = {name: p for name, p in learner.network.named_parameters() if p.requires_grad}
         broadcast_tensors(learner.network.parameters())  # once: those of rank 0, as DistributedDataParallel does
         self._buffers = Buffers(learner.network)
-        self._sum = GradientSum(trained, peers.ranks, one_pass=config.train.accumulate == 1)
+        self._sum = GradientSum(trained, peers.ranks)
         self._loss = partial(cross_entropy, label_smoothing=config.train.label_smoothing, reduction="sum")
         self._checked = False  # that the network returns logits in training too
 

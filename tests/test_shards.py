@@ -75,7 +75,7 @@ EXAMPLES = (torch.empty(3), torch.empty(5, 4, 3, 3).to(memory_format=torch.chann
 
 @pytest.mark.parametrize("late", [0, 1, 2])
 @pytest.mark.parametrize("bucket_bytes", [1, 1 << 20])
-@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8, 16])
 def test_ranks_add_up_the_upper_part_of_the_same_tree(
     world_size: int, bucket_bytes: int, late: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,7 +82,10 @@ class GradientSum:
                 known.add(place)
 
     def add(self) -> None:
-        """A shard of this rank but its last: the parameters have its gradients now, and none after this."""
+        """A shard of this rank but its last: the parameters have its gradients now, and none after this.
+
+        Autograd could add each second shard's to those of the one before. That saves at most 0.3 % of a step, and hides
+        a parameter that has no gradient in the second."""
         self._tree.add([_gradient(parameter) for parameter in self._parameters])
         for parameter in self._parameters:
             parameter.grad = None

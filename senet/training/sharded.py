@@ -80,7 +80,7 @@ class Sharded:
                 self._sum.separate()
             total += loss.detach()
             self._tally.add(loss.detach() / len(labels), logits_NK.detach(), labels)  # stays on the device
-        refuse_unused(learner.network)
+        refuse_unused(learner.network)  # of each shard: whether a run is refused does not depend on the number of ranks
         if not is_last:
             self._sum.add()
         return total

@@ -15,9 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeGuard
 
 import numpy as np
 import pytest
@@ -27,6 +25,7 @@ from senet import REPOSITORY
 from senet.config.load import load_config
 from senet.config.recipes import with_recipe
 from senet.errors import ConfigError
+from tests.conftest import Once
 from tests.documents import PAGES, Block, Command, blocks, commands, name
 from tests.harness import payload, rows
 
@@ -148,9 +147,13 @@ def run(folder: Path, command: str, *, stdin: str = "") -> subprocess.CompletedP
 
 
 @pytest.fixture(scope="session")
-def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def untrained(once: Once) -> Path:
     """A folder as somebody has it who has cloned the repository, and has pictures."""
-    folder = tmp_path_factory.mktemp("untrained")
+    return once("untrained", _clone)
+
+
+def _clone(folder: Path) -> None:
+    folder.mkdir()
     for entry in ("launch.sh", "train_ddp.py", "slurm"):
         (folder / entry).symlink_to(REPOSITORY / entry)
     (folder / "configs").mkdir()
@@ -167,42 +170,21 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "folder").symlink_to("photos/test/cat")
     (folder / "package").mkdir()
     (folder / "package" / "module.py").write_text(NETWORK)
-    return folder
 
 
 @pytest.fixture(scope="session")
-def trained(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(untrained: Path, once: Once) -> Path:
     """The same with two runs that have finished, and the weights of one in a file."""
-    folder = tmp_path_factory.mktemp("trained")
-    shutil.copytree(untrained, folder, symlinks=True, dirs_exist_ok=True)
-    done = run(folder, "python train_ddp.py configs/cifar10.yaml")
-    assert done.returncode == 0, done.stdout
-    shutil.copytree(folder / "runs" / "cifar10", folder / "runs" / "other")
-    code = "import sys, torch; torch.save(torch.load(sys.argv[1])['model'], 'weights.pt')"
-    assert run(folder, f'python -c "{code}" runs/cifar10/checkpoints/step_000000010.g0001.pt').returncode == 0
-    return folder
 
+    def train(folder: Path) -> None:
+        shutil.copytree(untrained, folder, symlinks=True)
+        done = run(folder, "python train_ddp.py configs/cifar10.yaml")
+        assert done.returncode == 0, done.stdout
+        shutil.copytree(folder / "runs" / "cifar10", folder / "runs" / "other")
+        code = "import sys, torch; torch.save(torch.load(sys.argv[1])['model'], 'weights.pt')"
+        assert run(folder, f'python -c "{code}" runs/cifar10/checkpoints/step_000000010.g0001.pt').returncode == 0
 
-@pytest.fixture(scope="session")
-def problems(
-    untrained: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> dict[Path, Future[list[str]]]:
-    """By page that a test asks for, what went otherwise than it says; two pages at once."""
-
-    def read(page: Path) -> list[str]:
-        folder = tmp_path_factory.mktemp(page.stem) / "folder"
-        shutil.copytree(untrained if name(page) in BEGIN_UNTRAINED else trained, folder, symlinks=True)
-        return [problem for block in blocks(page) for problem in follow(block, folder)]
-
-    pool = ThreadPoolExecutor(2)
-    asked = [item.callspec.params["page"] for item in request.session.items if is_followed(item)]
-    found = {page: pool.submit(read, page) for page in asked}
-    pool.shutdown(wait=False)
-    return found
-
-
-def is_followed(item: pytest.Item) -> TypeGuard[pytest.Function]:
-    return isinstance(item, pytest.Function) and item.originalname == test_a_page_can_be_followed.__name__
+    return once("trained", train)
 
 
 def follow(block: Block, folder: Path) -> list[str]:
@@ -230,8 +212,10 @@ def is_shown(printed: str, shown: str) -> bool:
 
 @types_commands
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_a_page_can_be_followed(page: Path, problems: dict[Path, Future[list[str]]]) -> None:
-    found = problems[page].result()
+def test_a_page_can_be_followed(page: Path, untrained: Path, trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(untrained if name(page) in BEGIN_UNTRAINED else trained, folder, symlinks=True)
+    found = [problem for block in blocks(page) for problem in follow(block, folder)]
     assert not found, "\n\n".join(found)
 
 

@@ -28,21 +28,16 @@ from senet.report.__main__ import main as report_main
 from senet.report.examine import predictions_of
 from senet.rundir.checkpoint import find_checkpoint, is_best
 from senet.training.scores import Scores
-from tests.conftest import Train
+from tests.conftest import Once, Train
 
 TINY = "tests.networks:tiny_senet"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("evaluate")
-
-
 @pytest.fixture
-def images(digits: ImageData, folder: Path) -> Path:
+def images(digits: ImageData, once: Once) -> Path:
     """Some of the digits as an image folder, in sizes that have to be scaled and cropped."""
-    root = folder / "images"
-    if not root.exists():
+
+    def write(root: Path) -> None:
         for split, count in ((digits.train, 150), (digits.test, 100)):
             for index in range(count):
                 name = f"digit {digits.classes[int(split.labels[index])]}"
@@ -50,17 +45,16 @@ def images(digits: ImageData, folder: Path) -> Path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 picture = Image.fromarray(split.images[index])
                 picture.resize((16 + index % 9, 16 + index % 5), Image.Resampling.BICUBIC).save(path)
-    return root
+
+    return once("images", write)
 
 
 @pytest.fixture
-def images_run(train_here: Train, images: Path, folder: Path) -> Path:
+def images_run(train_here: Train, images: Path, once: Once) -> Path:
     """The small network on that folder, trained once for this file."""
-    run_dir = folder / "images_run"
-    if not run_dir.exists():
-        options = ("data.source=imagefolder", f"data.folder={images}", f"data.root={folder / 'data'}")
-        train_here(run_dir, *options, "train.epochs=1", "train.amp=off", "train.global_batch_size=50")
-    return run_dir
+    options = ("data.source=imagefolder", f"data.folder={images}", f"data.root={images}-data", "train.epochs=1")
+    brief = ("train.amp=off", "train.global_batch_size=50")
+    return once("images_run", lambda run_dir: train_here(run_dir, *options, *brief))
 
 
 def test_a_report_names_the_files_of_mistakes(images_run: Path, images: Path, tmp_path: Path) -> None:
@@ -265,8 +259,8 @@ def test_a_gpu_that_is_not_there_is_refused_in_the_commands_words(monkeypatch: p
         main(["run", "--device", "cuda"])
 
 
-def test_data_of_other_classes_are_refused_with_both_named(finished_run: Path, images: Path, folder: Path) -> None:
-    options = ("data.source=imagefolder", f"data.folder={images}", f"data.root={folder / 'data'}")
+def test_data_of_other_classes_are_refused_with_both_named(finished_run: Path, images: Path) -> None:
+    options = ("data.source=imagefolder", f"data.folder={images}", f"data.root={images}-data")
     with pytest.raises(ConfigError, match=r"\(10: digit 0, digit 1, .*\) are not those of .*\(10: 0, 1, 2"):
         main(arguments(finished_run, *options))
 

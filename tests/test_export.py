@@ -28,16 +28,12 @@ from senet.inference import formats as exported
 from senet.inference.formats import SUFFIXES, export, open_network
 from senet.inference.network import Trained, assemble, load_trained
 from senet.models.senet import SENet18
+from tests.conftest import Once
 from tests.harness import checkpoints
 
 TINY = "tests.networks:tiny_senet"
 KINDS = [("safetensors", False), ("onnx", False), ("onnx", True), ("torch_export", False), ("torch_export", True)]
 Export = Callable[[str, bool], Path]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("exports")
 
 
 @pytest.fixture
@@ -46,16 +42,16 @@ def trained(finished_run: Path) -> Trained:
 
 
 @pytest.fixture
-def write(trained: Trained, folder: Path) -> Export:
+def write(trained: Trained, once: Once) -> Export:
     """Export once per format for this file."""
 
-    def once(kind: str, with_preprocessing: bool) -> Path:
-        path = folder / f"{with_preprocessing}{SUFFIXES[kind]}"
-        if not path.exists():
+    def exported_once(kind: str, with_preprocessing: bool) -> Path:
+        def write(path: Path) -> None:
             assert export(trained, kind, path, with_preprocessing=with_preprocessing) <= 1e-4
-        return path
 
-    return once
+        return once(f"{with_preprocessing}{SUFFIXES[kind]}", write)
+
+    return exported_once
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from senet.errors import RunError
 from senet.training import feed, sharded
 from senet.training.run import run
 from senet.training.seeds import seed_everything
+from tests.conftest import Once
 from tests.harness import (
     CLOCKS,
     StopAt,
@@ -74,12 +75,14 @@ ALL_ON = (
 
 
 @pytest.fixture(scope="module")
-def few_images(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def few_images(data_root: Path, once: Once) -> Path:
     """``data.root`` with 320 training and 37 test images."""
-    root = tmp_path_factory.mktemp("few")
-    shutil.copytree(data_root / "stores/digits-16", root / "stores/digits-16")
-    write_store(root / "stores/digits-16", {"train": 320, "test": 37})
-    return root
+
+    def write(root: Path) -> None:
+        shutil.copytree(data_root / "stores/digits-16", root / "stores/digits-16")
+        write_store(root / "stores/digits-16", {"train": 320, "test": 37})
+
+    return once("few_images", write)
 
 
 def _train(folder: str, root: str, cases: dict[str, Sequence[str]], ports: list[int]) -> None:
@@ -181,9 +184,8 @@ SKIPS = (
 
 
 @pytest.fixture(scope="module")
-def on_one_and_four(few_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def on_one_and_four(few_images: Path, once: Once) -> Path:
     """Run directories ``1/NAME`` and ``4/NAME`` of mutations and of unusual networks."""
-    folder = tmp_path_factory.mktemp("runs")
     network = "model.name=tests.networks:"
     brief = ("train.epochs=1", "train.amp=off")
     cases: dict[str, Sequence[str]] = dict.fromkeys(("sound", *MUTATIONS), (f"{network}norm_and_dropout", *brief))
@@ -191,8 +193,7 @@ def on_one_and_four(few_images: Path, tmp_path_factory: pytest.TempPathFactory) 
     close = (f"{network}no_norm", *brief, "train.clip_norm=0")
     cases |= {f"shards={count}": (*close, f"train.shards={count}") for count in (0, 4)}
     cases |= {"skips": (f"{network}loud", *SKIPS)}
-    _train_on((1, 4), cases, few_images, folder)
-    return folder
+    return once("on_one_and_four", lambda folder: _train_on((1, 4), cases, few_images, folder))
 
 
 @pytest.mark.parametrize("name", ["sound", *UNUSUAL])

@@ -28,7 +28,7 @@ from senet.errors import ConfigError
 from senet.inference.network import load_trained
 from senet.rundir.checkpoint import CheckpointError, manifest_hash, read_checkpoint
 from senet.rundir.files import read_json, write_json
-from tests.conftest import Train
+from tests.conftest import Once, Train
 from tests.faults.conftest import Trial, Unbroken
 from tests.faults.interpose import failing, missing_compiler
 from tests.faults.runs import EVERY, LAST, last_step, options, recover
@@ -109,12 +109,14 @@ def test_a_damaged_checkpoint_costs_its_steps_only(
 
 
 @pytest.fixture(scope="session")
-def published(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def published(data_root: Path, once: Once) -> Path:
     """A checkpoint of a real run."""
-    run_dir = tmp_path_factory.mktemp("published")
-    done = train(0, *tiny("train.epochs=1", f"data.root={data_root}", f"run_dir={run_dir}"))
-    assert done.returncode == 0, done.stderr
-    return checkpoints(run_dir)[-1]
+
+    def run(run_dir: Path) -> None:
+        done = train(0, *tiny("train.epochs=1", f"data.root={data_root}", f"run_dir={run_dir}"))
+        assert done.returncode == 0, done.stderr
+
+    return checkpoints(once("published", run))[-1]
 
 
 @pytest.mark.fault("one bit flipped, anywhere", quick=20, full=300)

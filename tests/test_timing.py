@@ -37,7 +37,8 @@ def test_a_stop_at_any_step_or_in_the_evaluation_loses_no_time_and_adds_none(
     train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     Clock(monkeypatch)
-    options = ("train.epochs=1", "log.every_steps=15", "train.eval_batch_size=100")  # four batches: it can be left
+    options = ("model.name=tests.networks:no_norm", "train.epochs=1", "log.every_steps=15")
+    options += ("train.eval_batch_size=100",)  # four batches: it can be left
     assert train_here(tmp_path, *options, stop=StopAt(stop)).step == min(stop + 1, STEPS)
     stopped = payload(tmp_path)["state"]
     assert stopped["epoch_s"] == stopped["train_s"] == stopped["step"]

@@ -37,11 +37,19 @@ from senet.training.schedule import lr_at
 from senet.training.seeds import seed_everything
 from senet.training.trainer import Trainer
 from tests import networks
-from tests.conftest import Train
+from tests.conftest import Once, Train
 from tests.harness import CLOCKS, StopAt, checkpoints, differing, payload, rows, status, tiny_config, without_clock
 from tests.test_data import write_store
 
-NO_NORM = ("model.name=tests.networks:no_norm", "train.amp=off")
+LIGHT = "model.name=tests.networks:no_norm"
+"""A fifth of the small run's time, where the network does not matter."""
+NO_NORM = (LIGHT, "train.amp=off")
+
+
+@pytest.fixture
+def whole_run(train_here: Train, once: Once) -> Path:
+    """The small run to its end, trained once for this file: to be read only."""
+    return once("whole_run", train_here)
 
 
 def test_training_is_the_plain_loop(train_here: Train, digits: ImageData, tmp_path: Path) -> None:
@@ -124,7 +132,7 @@ def test_weight_decay_leaves_out_norms_and_biases() -> None:
 
 def test_images_kept_on_the_device_change_no_bit(train_here: Train, tmp_path: Path) -> None:
     for resident in ("on", "off"):
-        train_here(tmp_path / resident, "train.epochs=1", "data.holdout=100", f"data.resident={resident}")
+        train_here(tmp_path / resident, LIGHT, "train.epochs=1", "data.holdout=100", f"data.resident={resident}")
     one, other = (tmp_path / resident for resident in ("on", "off"))
     assert differing(without_clock(payload(one)), without_clock(payload(other))) == []
 
@@ -198,7 +206,7 @@ def test_a_loss_that_is_not_finite_stops_within_a_step_and_publishes_nothing(
 
     monkeypatch.setattr(F, "cross_entropy", poisoned)
     with pytest.raises(NonFiniteLoss, match=f"loss of step {bad_step} is not finite"):
-        train_here(tmp_path, "train.epochs=1", "checkpoint.every_steps=5")
+        train_here(tmp_path, LIGHT, "train.epochs=1", "checkpoint.every_steps=5")
     assert calls["train"] <= bad_step + 1
     assert status(tmp_path)["state"] == "failed"
     assert [int(p.name[5:14]) for p in checkpoints(tmp_path)] == [s for s in (5, 10, 15, 20) if s < bad_step][-3:]
@@ -216,14 +224,14 @@ def test_weights_that_are_not_finite_are_never_published(
 
     monkeypatch.setattr(Trainer, "train_step", spoil)
     with pytest.raises(NonFiniteLoss, match="a weight is not finite after step 5"):
-        train_here(tmp_path, "checkpoint.every_steps=5")
+        train_here(tmp_path, LIGHT, "checkpoint.every_steps=5")
     assert checkpoints(tmp_path) == []
 
 
 @pytest.mark.slow
 def test_the_plateau_lowers_the_rate_on_top_of_the_schedule(train_here: Train, tmp_path: Path) -> None:
     options = ("schedule.name=constant", "schedule.plateau=true", "schedule.plateau_patience=0", "optim.lr=1e-12")
-    train_here(tmp_path, *options, "schedule.plateau_min_lr=0", "schedule.plateau_factor=0.5", "train.epochs=3")
+    train_here(tmp_path, LIGHT, *options, "schedule.plateau_min_lr=0", "schedule.plateau_factor=0.5", "train.epochs=3")
     # nothing is learned at this rate, so of the losses at least one epoch is no improvement on the best
     losses = [row["train_loss"] for row in rows(tmp_path, "epoch")]
     factor, best = 1.0, math.inf
@@ -234,52 +242,58 @@ def test_the_plateau_lowers_the_rate_on_top_of_the_schedule(train_here: Train, t
 
 
 @pytest.mark.slow
-def test_the_epochs_row_counts_all_its_images_although_it_was_interrupted(train_here: Train, tmp_path: Path) -> None:
-    train_here(tmp_path / "whole")
+def test_the_epochs_row_counts_all_its_images_although_it_was_interrupted(
+    train_here: Train, whole_run: Path, tmp_path: Path
+) -> None:
     for _ in range(4):
         train_here(tmp_path / "parts", stop=StopAt(11))
     train_here(tmp_path / "parts")
     for kind in ("train", "epoch"):
         whole, parts = (
-            [{k: v for k, v in row.items() if k not in CLOCKS} for row in rows(tmp_path / name, kind)]
-            for name in ("whole", "parts")
+            [{k: v for k, v in row.items() if k not in CLOCKS} for row in rows(path, kind)]
+            for path in (whole_run, tmp_path / "parts")
         )
         assert whole == parts
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("asked", [21, 22, 23, 24])
-def test_a_stop_around_the_evaluation_is_resumed_bit_for_bit(train_here: Train, tmp_path: Path, asked: int) -> None:
+def test_a_stop_around_the_evaluation_is_resumed_bit_for_bit(
+    train_here: Train, once: Once, tmp_path: Path, asked: int
+) -> None:
     """22 steps an epoch and two batches of evaluation: before, at the last step, in the evaluation, after it."""
-    train_here(tmp_path / "whole", "train.eval_batch_size=180")
+    whole = once("whole_run_of_two_batches", lambda run_dir: train_here(run_dir, "train.eval_batch_size=180"))
     stopped = train_here(tmp_path / "parts", "train.eval_batch_size=180", stop=StopAt(asked))
     assert stopped.state == "stopped"
     assert status(tmp_path / "parts")["state"] == "stopped"
     assert len(checkpoints(tmp_path / "parts")) <= 3
     train_here(tmp_path / "parts", "train.eval_batch_size=180")
-    assert differing(without_clock(payload(tmp_path / "whole")), without_clock(payload(tmp_path / "parts"))) == []
+    assert differing(without_clock(payload(whole)), without_clock(payload(tmp_path / "parts"))) == []
     assert [row["epoch"] for row in rows(tmp_path / "parts", "epoch")] == [1, 2]
 
 
 def test_a_finished_run_prints_its_result_again(
     train_here: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = train_here(tmp_path)
+    first = train_here(tmp_path, LIGHT)
     capsys.readouterr()
     before = (tmp_path / "metrics.jsonl").read_text()
-    again = train_here(tmp_path)
+    again = train_here(tmp_path, LIGHT)
     assert again == first
     assert "finished: " in capsys.readouterr().out
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
 def test_what_changes_numbers_is_refused_on_resume_unless_allowed(train_here: Train, tmp_path: Path) -> None:
-    train_here(tmp_path, stop=StopAt(5))
+    train_here(tmp_path, LIGHT, stop=StopAt(5))
     with pytest.raises(ConfigError, match=r"optim\.lr: 0\.1 -> 0\.2") as caught:
-        train_here(tmp_path, "optim.lr=0.2", "seed=1")
+        train_here(tmp_path, LIGHT, "optim.lr=0.2", "seed=1")
     assert "seed: 0 -> 1" in str(caught.value)
     assert status(tmp_path)["state"] == "stopped"
-    assert train_here(tmp_path, "optim.lr=0.2", "resume.allow_changes=true", "log.every_steps=1").state == "finished"
+    assert (
+        train_here(tmp_path, LIGHT, "optim.lr=0.2", "resume.allow_changes=true", "log.every_steps=1").state
+        == "finished"
+    )
 
 
 @pytest.mark.parametrize(
@@ -334,9 +348,8 @@ def test_a_change_that_leaves_the_rate_alone_marks_no_jump(train_here: Train, tm
 
 @pytest.mark.parametrize("option", ["train.amp=fp16", "train.ema_decay=0", "train.epochs=3", "train.amp=off"])
 def test_what_may_be_changed_when_allowed_goes_on(train_here: Train, tmp_path: Path, option: str) -> None:
-    model = "model.name=tests.networks:no_norm"
-    train_here(tmp_path, model, stop=StopAt(35))
-    assert train_here(tmp_path, model, option, "resume.allow_changes=true").state == "finished"
+    train_here(tmp_path, LIGHT, stop=StopAt(35))
+    assert train_here(tmp_path, LIGHT, option, "resume.allow_changes=true").state == "finished"
 
 
 def test_another_network_or_other_classes_are_refused_naming_both(
@@ -365,8 +378,8 @@ def test_a_network_whose_code_was_edited_is_refused(
 
 
 def test_allowed_changes_of_the_optimizer_take_effect(train_here: Train, tmp_path: Path) -> None:
-    train_here(tmp_path, stop=StopAt(5))
-    train_here(tmp_path, "optim.momentum=0.5", "optim.weight_decay=0.25", "resume.allow_changes=true")
+    train_here(tmp_path, LIGHT, stop=StopAt(5))
+    train_here(tmp_path, LIGHT, "optim.momentum=0.5", "optim.weight_decay=0.25", "resume.allow_changes=true")
     starts = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
     changes = {"optim.momentum": [0.9, 0.5], "optim.weight_decay": [5e-4, 0.25]}
     assert [start["changed"] for start in starts] == [{}, changes]
@@ -385,15 +398,15 @@ def test_a_terminal_or_disk_that_goes_away_does_not_end_the_run(
 
     monkeypatch.setattr("builtins.print", fails(errno.EIO))
     monkeypatch.setattr("senet.rundir.lease.mirror_status", fails(errno.ENOSPC))
-    assert train_here(tmp_path).state == "finished"
+    assert train_here(tmp_path, LIGHT).state == "finished"
 
 
 def test_a_named_file_that_was_removed_since_does_not_stop_the_same_command(train_here: Train, tmp_path: Path) -> None:
-    train_here(tmp_path / "a", stop=StopAt(7))
+    train_here(tmp_path / "a", LIGHT, stop=StopAt(7))
     named = f"resume.mode={checkpoints(tmp_path / 'a')[-1]}"
-    train_here(tmp_path / "b", named, stop=StopAt(9))
+    train_here(tmp_path / "b", LIGHT, named, stop=StopAt(9))
     shutil.rmtree(tmp_path / "a")
-    assert train_here(tmp_path / "b", named).state == "finished"
+    assert train_here(tmp_path / "b", LIGHT, named).state == "finished"
 
 
 def test_a_refused_start_leaves_no_run_directory_but_what_was_there(train_here: Train, tmp_path: Path) -> None:
@@ -411,18 +424,18 @@ def test_a_refused_start_leaves_no_run_directory_but_what_was_there(train_here: 
 
 
 def test_other_images_are_refused(train_here: Train, data_root: Path, tmp_path: Path) -> None:
-    train_here(tmp_path, stop=StopAt(5))
+    train_here(tmp_path, LIGHT, stop=StopAt(5))
     other = tmp_path / "data"
     shutil.copytree(data_root, other)
     write_store(other / "stores/digits-16", {"train": 1437, "test": 360})
     with pytest.raises(ConfigError, match="the content of the images"):
-        train_here(tmp_path, f"data.root={other}")
+        train_here(tmp_path, LIGHT, f"data.root={other}")
 
 
 def test_another_choice_of_held_out_images_is_refused(
     train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ("train.epochs=1", "data.holdout=100", "train.amp=off")
+    options = (*NO_NORM, "train.epochs=1", "data.holdout=100")
     train_here(tmp_path, *options)
     split = sklearn.model_selection.train_test_split
     another = lambda *args, **given: split(*args, **(given | {"random_state": 1}))  # noqa: E731 # another version's
@@ -434,35 +447,34 @@ def test_another_choice_of_held_out_images_is_refused(
 def test_circumstances_that_change_the_bits_are_warned_about(
     train_here: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train_here(tmp_path, stop=StopAt(5))
+    train_here(tmp_path, LIGHT, stop=StopAt(5))
     capsys.readouterr()
-    train_here(tmp_path, "train.threads_per_rank=2", stop=StopAt(2))
+    train_here(tmp_path, LIGHT, "train.threads_per_rank=2", stop=StopAt(2))
     assert "threads_per_rank was 1, now 2: the run goes on, but not bit for bit" in capsys.readouterr().err
 
 
 def test_resume_never_and_named_files(train_here: Train, tmp_path: Path) -> None:
-    train_here(tmp_path / "a", stop=StopAt(7))
+    train_here(tmp_path / "a", LIGHT, stop=StopAt(7))
     [file] = checkpoints(tmp_path / "a")[-1:]
     with pytest.raises(ConfigError, match=r"resume\.mode=never"):
-        train_here(tmp_path / "a", "resume.mode=never")
+        train_here(tmp_path / "a", LIGHT, "resume.mode=never")
     with pytest.raises(ConfigError, match="no such file"):
-        train_here(tmp_path / "b", "resume.mode=nothing.pt")
+        train_here(tmp_path / "b", LIGHT, "resume.mode=nothing.pt")
     named = f"resume.mode={file}"
-    train_here(tmp_path / "b", named, stop=StopAt(9))
+    train_here(tmp_path / "b", LIGHT, named, stop=StopAt(9))
     at = status(tmp_path / "b")["step"]
     assert at > status(tmp_path / "a")["step"]
-    train_here(tmp_path / "b", named, stop=StopAt(1))  # the same command again: from its own, newer one
+    train_here(tmp_path / "b", LIGHT, named, stop=StopAt(1))  # the same command again: from its own, newer one
     assert status(tmp_path / "b")["step"] > at
-    train_here(tmp_path / "a", stop=StopAt(3))
+    train_here(tmp_path / "a", LIGHT, stop=StopAt(3))
     with pytest.raises(ConfigError, match="is older than"):
-        train_here(tmp_path / "a", named)
+        train_here(tmp_path / "a", LIGHT, named)
 
 
 @pytest.mark.slow
 def test_a_damaged_newest_checkpoint_costs_its_steps_and_one_warning(
-    train_here: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    train_here: Train, whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train_here(tmp_path / "whole")
     train_here(tmp_path / "parts", stop=StopAt(13))
     checkpoints(tmp_path / "parts")[-1].write_bytes(b"")
     capsys.readouterr()
@@ -470,15 +482,14 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_and_one_warning(
     [warning] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("WARNING")]
     assert "checkpoint set aside" in warning
     assert checkpoints(tmp_path / "parts")[-1].name == "step_000000044.g0002.pt"
-    assert differing(without_clock(payload(tmp_path / "whole")), without_clock(payload(tmp_path / "parts"))) == []
+    assert differing(without_clock(payload(whole_run)), without_clock(payload(tmp_path / "parts"))) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("left_out", ["nothing", "momentum", "ema counter", "sampler offset"])
 def test_the_comparison_notices_what_a_resume_leaves_out(
-    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str
+    train_here: Train, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str
 ) -> None:
-    train_here(tmp_path / "whole")
     train_here(tmp_path / "parts", stop=StopAt(13))
     original = Learner.load_state_dict
 
@@ -494,8 +505,8 @@ def test_the_comparison_notices_what_a_resume_leaves_out(
         monkeypatch.setattr(ResumableSampler, "start_at", lambda self, epoch, _batch: self.set_epoch(epoch))
         monkeypatch.setattr(Trainer, "finish_epoch", _after_as_many_steps(Trainer.finish_epoch))
     train_here(tmp_path / "parts")
-    same = differing(payload(tmp_path / "whole")["model"], payload(tmp_path / "parts")["model"]) == []
-    same = same and differing(payload(tmp_path / "whole")["ema"], payload(tmp_path / "parts")["ema"]) == []
+    same = differing(payload(whole_run)["model"], payload(tmp_path / "parts")["model"]) == []
+    same = same and differing(payload(whole_run)["ema"], payload(tmp_path / "parts")["ema"]) == []
     assert same == (left_out == "nothing")
 
 
@@ -515,7 +526,7 @@ def test_disk_trouble_ends_the_run_with_its_reason_after_three_tries(
 
     monkeypatch.setattr(CheckpointManager, "_publish", full)
     with pytest.raises(CheckpointError, match="No space left"):
-        train_here(tmp_path, "checkpoint.every_steps=2")
+        train_here(tmp_path, LIGHT, "checkpoint.every_steps=2")
     assert "No space left" in status(tmp_path)["reason"]
 
 
@@ -582,5 +593,5 @@ def test_while_the_last_holder_is_watched_no_rank_takes_the_start_for_stuck(
     write_json(tmp_path / "owner.json", owner | {"released": False, "host": "elsewhere"})
     phases: list[str] = []
     monkeypatch.setattr(Watchdog, "phase", lambda _, name, alone=False: phases.append(f"{name} {alone}"))
-    train_here(tmp_path, "train.epochs=1")
+    train_here(tmp_path, LIGHT, "train.epochs=1")
     assert phases.count("watching whether the last holder of run_dir is alive True") > 5

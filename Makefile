@@ -1,10 +1,11 @@
 # What CI runs is `make test`.
 PY := .venv/bin/python
+unexport PYTHONDONTWRITEBYTECODE # each process that a test starts would compile the code anew
 
 .PHONY: test quick setup lint types smoke faults hosts gpu slurm-soak pictures clean
 
 test: lint types ## style, types, all tests
-	$(PY) -m pytest -m "not slurm and not hosts and not fault"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slurm and not hosts and not fault" -n 2 --dist worksteal
 	$(PY) -m pytest -m fault -n 3 --dist worksteal -rs
 	$(PY) -m pytest -m slurm -n 4 -rs
 

@@ -64,6 +64,7 @@ def test_small_images_are_counted_as_such() -> None:
     assert counts == [{24: 2 * 195 * 256}, {24: 3 * 195 * 256, 32: 3 * 195 * 256}]
 
 
+@pytest.mark.slow
 def test_an_update_of_muon_costs_five_iterations_of_three_products() -> None:
     def products(rows: int, columns: int) -> int:  # X X', (X X')^2, and that times X
         return 5 * (4 * rows * rows * columns + 2 * rows**3)

@@ -27,8 +27,8 @@ from senet.errors import ConfigError, RunError
 from senet.inference import formats as exported
 from senet.inference.formats import SUFFIXES, export, open_network
 from senet.inference.network import Trained, assemble, load_trained
-from senet.models.senet import SENet18
-from tests.conftest import Once
+from senet.models.zoo import build_model
+from tests.conftest import Once, Train
 from tests.harness import checkpoints
 
 TINY = "tests.networks:tiny_senet"
@@ -70,6 +70,7 @@ def test_an_exported_file_gives_the_checkpoints_logits_for_any_batch(
     assert path.stat().st_mode == (path.parent / "usual").stat().st_mode  # readable for whoever may read here
 
 
+@pytest.mark.slow
 def test_the_facts_stand_in_the_files_for_others_to_read(write: Export, trained: Trained) -> None:
     with safe_open(write("safetensors", False), framework="pt") as file:
         in_safetensors = file.metadata()
@@ -86,6 +87,7 @@ def test_the_facts_stand_in_the_files_for_others_to_read(write: Export, trained:
         assert "model.init_from" not in config
 
 
+@pytest.mark.slow
 def test_onnx_takes_raw_pixels_or_normalised_ones_and_any_batch(
     write: Export, trained: Trained, digits: ImageData
 ) -> None:
@@ -104,8 +106,9 @@ def test_onnx_takes_raw_pixels_or_normalised_ones_and_any_batch(
 def test_a_network_known_by_name_needs_no_model_and_weights_alone_take_no_preprocessing(
     trained: Trained, tmp_path: Path
 ) -> None:
-    manifest = {**trained.manifest, "config": trained.manifest["config"] | {"model.name": "senet18"}}
-    named = assemble(manifest, SENet18(10).state_dict(), origin=tmp_path / "a.pt", model_name="", device="cpu")
+    manifest = {**trained.manifest, "config": trained.manifest["config"] | {"model.name": "resnet20"}}
+    weights = build_model("resnet20", num_classes=10).state_dict()
+    named = assemble(manifest, weights, origin=tmp_path / "a.pt", model_name="", device="cpu")
     assert export(named, "safetensors", tmp_path / "a.safetensors", with_preprocessing=False) <= 1e-6
     assert open_network(tmp_path / "a.safetensors").classes == trained.classes
     with pytest.raises(ConfigError, match="holds weights only"):
@@ -132,6 +135,7 @@ def test_a_file_that_is_none_of_ours_is_named(tmp_path: Path) -> None:
         open_network(tmp_path / "nothing.onnx")
 
 
+@pytest.mark.slow
 def test_a_graph_with_more_logits_than_it_names_classes_is_refused(write: Export, tmp_path: Path) -> None:
     proto = onnx.load(write("onnx", False))
     [classes] = [entry for entry in proto.metadata_props if entry.key == "classes"]
@@ -173,6 +177,7 @@ def test_a_missing_library_names_its_remedy(trained: Trained, tmp_path: Path, mo
         export(trained, "onnx", tmp_path / "a.onnx", with_preprocessing=False)
 
 
+@pytest.mark.slow
 def test_predict_takes_every_kind_of_file(
     write: Export, finished_run: Path, digits: ImageData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,18 +218,19 @@ def test_the_command_says_what_it_wrote(
 
 
 def test_no_two_runs_or_kinds_have_one_name_and_nothing_is_replaced_in_silence(
-    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(finished_run, tmp_path / "another run")
-    own = ("--model", TINY)
-    for run in (str(finished_run), "another run", *map(str, Path("another run/checkpoints").glob("*.pt"))):
+    own = ("--model", "tests.networks:no_norm")
+    train_here(tmp_path / "run", f"model.name={own[1]}", "train.amp=off", "train.epochs=1")
+    shutil.copytree("run", "another run")
+    for run in ("run", "another run", *map(str, Path("another run/checkpoints").glob("*.pt"))):
         with suppress(ConfigError):  # its best checkpoint was written by then
             assert command.main([run, "--format", "safetensors", *own]) == 0
     assert command.main(["another run", "--format", "torch_export", *own]) == 0
     assert command.main(["another run", "--format", "torch_export", "--with-preprocessing", *own]) == 0
     written = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    assert len(written) == 1 + len(checkpoints(finished_run)) + 2
+    assert len(written) == 1 + len(checkpoints(Path("run"))) + 2
     capsys.readouterr()
     with pytest.raises(ConfigError, match=r"another run-step.* exists already; remove it, or name it with --output"):
         command.main(["another run", "--format", "safetensors", *own])

@@ -183,6 +183,7 @@ def test_test_images_of_other_classes_are_refused(run_dir: Path, data_root: Path
         main([str(run_dir), f"data.root={tmp_path / 'data'}"])
 
 
+@pytest.mark.slow
 def test_a_run_directory_may_have_an_equals_sign_in_its_name_and_other_options_are_refused(
     run_dir: Path, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

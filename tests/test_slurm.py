@@ -1022,7 +1022,12 @@ def test_ctrl_c_ends_a_command_without_a_traceback(fake: Path, tmp_path: Path) -
     (tmp_path / "slurm").mkdir()
     (tmp_path / "job.json").rename(tmp_path / "slurm" / "job.json")
     install(fake, "squeue", f"touch {fake}/asked; exec sleep 60")
-    command = subprocess.Popen([*SUBMIT, "status", str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    command = subprocess.Popen(
+        [*SUBMIT, "status", str(tmp_path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+    )
     wait_until((fake / "asked").exists)
     command.send_signal(signal.SIGINT)
     _, said = command.communicate(timeout=60)

@@ -25,7 +25,7 @@ def _short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def watched(place: Place) -> Iterator[tuple[Watchdog, list[str], threading.Event]]:
+def watched(place: Place, limit_s: float = LIMIT_S) -> Iterator[tuple[Watchdog, list[str], threading.Event]]:
     said: list[str] = []
     ended = threading.Event()
 
@@ -34,7 +34,7 @@ def watched(place: Place) -> Iterator[tuple[Watchdog, list[str], threading.Event
         ended.set()
         dog.close()
 
-    with Watchdog(place, LIMIT_S, end) as dog:
+    with Watchdog(place, limit_s, end) as dog:
         yield dog, said, ended
 
 
@@ -93,14 +93,14 @@ def test_waiting_is_no_work_however_long_it_lasts(monkeypatch: pytest.MonkeyPatc
 
 def test_progress_of_another_rank_counts_and_rank_0_says_where_all_stand() -> None:
     store = dist.HashStore()  # type: ignore[attr-defined]
-    with watched(Place(0, 3)) as (main, said, ended), watched(Place(1, 3)) as (other, _, _):
+    with watched(Place(0, 3), 1) as (main, said, ended), watched(Place(1, 3), 1) as (other, _, _):
         main.phase("waiting until all ranks are prepared")
         for dog in (main, other):
             dog.share(store)
-        for number in range(5):
+        for number in range(9):
             other.phase(f"file {number}")
-            assert not ended.wait(0.5), said
+            assert not ended.wait(0.25), said
         assert ended.wait(30)
     assert "rank 0: waiting until all ranks are prepared, at " in said[0]
-    assert "rank 1: file 4, at " in said[0]
+    assert "rank 1: file 8, at " in said[0]
     assert "rank 2: does not answer, killed or stopped" in said[0]

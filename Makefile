@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 unexport PYTHONDONTWRITEBYTECODE # each process that a test starts would compile the code anew
 
-.PHONY: test quick setup lint types smoke faults hosts gpu slurm-soak pictures clean
+.PHONY: test quick test-oldest setup lint types smoke faults hosts gpu slurm-soak pictures clean
 
 test: lint types ## style, types, all tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slurm and not hosts and not fault" -n 2 --dist worksteal
@@ -11,6 +11,20 @@ test: lint types ## style, types, all tests
 
 quick: setup ## the tests that start no processes and take no seconds: 100 s on 2 cores
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slurm and not hosts and not fault and not ranks and not slow" -n 2 --dist worksteal
+
+test-oldest: ## the same and a few with real ranks, on the oldest versions that pyproject.toml allows (.venv-oldest, 7 GB)
+	python3 -m venv .venv-oldest
+	.venv-oldest/bin/pip install -q uv
+	.venv-oldest/bin/uv pip install -q --python .venv-oldest --resolution lowest-direct --editable '.[dev]'
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -m "not slurm and not hosts and not fault and not ranks and not slow" -n 2 --dist worksteal
+	.venv-oldest/bin/python -m pytest $(RANKS)
+
+# collectives and their time limits, a resume, a compiled network; those that are lost, killed, stopped by a signal
+RANKS := tests/test_groups.py tests/test_resume.py \
+	"tests/test_shards_ranks.py::test_a_rank_that_is_lost_in_the_exchange_is_named" \
+	"tests/test_shards_ranks.py::test_a_compiled_network_has_the_same_bits_on_one_and_two_ranks" \
+	"tests/test_launch.py::test_signals_stop_it_once_with_one_line_and_code_85" \
+	"tests/test_launch.py::test_killed_in_mid_training_it_leaves_no_process"
 
 setup:
 	./launch.sh setup dev
@@ -42,4 +56,4 @@ pictures: setup ## of the README, from a real run (a few minutes; needs chromium
 	$(PY) -m docs.pictures.make $(RUN)
 
 clean:
-	rm -rf .venv .venv.lock .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv.lock .mypy_cache .pytest_cache .ruff_cache

@@ -19,6 +19,7 @@ import tempfile
 import traceback
 from collections.abc import Sequence
 from datetime import datetime
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import FrameType
 
@@ -148,15 +149,14 @@ def refuse_other_packages() -> None:
     Raises:
         ConfigError: it does, for one of those that cannot be exchanged.
     """
-    folders = [Path(folder).absolute() for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    folders = {Path(folder).absolute() for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder}
+    own = [folder for folder in sys.path if Path(folder).absolute() not in folders]
     for name in ("numpy", "torch", "torchvision"):
-        found = importlib.util.find_spec(name)
-        origin = Path(found.origin if found and found.origin else sys.prefix)
-        if not origin.is_relative_to(sys.prefix) and any(origin.is_relative_to(folder) for folder in folders):
-            raise ConfigError(
-                f"PYTHONPATH puts {origin.parent} in front of the {name} of {sys.prefix}; take that folder off "
-                f"PYTHONPATH (module unload, or unset it)"
-            )
+        found, without = importlib.util.find_spec(name), PathFinder.find_spec(name, own)
+        # with SYSTEM_TORCH=1 the one that is found may be the only one
+        if found and found.origin and without and without.origin and not Path(found.origin).samefile(without.origin):
+            text = f"PYTHONPATH puts {Path(found.origin).parent} in front of the {name} of {sys.prefix}"
+            raise ConfigError(f"{text}; take that folder off PYTHONPATH (module unload, or unset it)")
 
 
 def torchrun(ranks: int, command: Sequence[str], folder: str, words: io.StringIO, stop: StopFlag) -> tuple[int, str]:

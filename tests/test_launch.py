@@ -98,6 +98,36 @@ def test_packages_of_another_python_are_refused_by_name(tmp_path: Path) -> None:
     assert f"PYTHONPATH puts {tmp_path}/torch in front of the torch of {sys.prefix}" in line
 
 
+def test_pythonpath_may_name_the_torch_of_the_site_but_no_second_one(tmp_path: Path) -> None:
+    for folder in ("site", "other"):
+        (tmp_path / folder / "torch").mkdir(parents=True)
+        (tmp_path / folder / "torch" / "__init__.py").touch()
+    code = """if 1:
+        import os, sys
+        from senet.errors import ConfigError
+        from senet.launch import refuse_other_packages
+        kept = [path for path in sys.path if "site-packages" not in path]  # here are torch and numpy of the tests
+        for before, noted in ((["site"], []), ([], ["site"]), (["site"], ["site"]), (["other"], ["site"])):
+            os.environ["PYTHONPATH"] = os.pathsep.join(before)
+            sys.path = [*before, *kept, *noted]
+            try:
+                refuse_other_packages()
+                print("taken")
+            except ConfigError as error:
+                print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    *taken, refused = done.stdout.splitlines()
+    assert taken == 3 * ["taken"]
+    assert refused.startswith(f"PYTHONPATH puts {tmp_path}/other/torch in front of the torch of ")
+
+
 def test_bad_input_that_only_a_rank_can_see_is_one_line_and_code_2_too(data_root: Path, tmp_path: Path) -> None:
     done = launch(*tiny(f"data.root={data_root}", f"run_dir={tmp_path}/run", "resume.mode=nothing.pt"))
     assert done.returncode == 2

@@ -55,7 +55,7 @@ class Boards:
             return
         was_training = model.training
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # add_graph uses a deprecated tracer, and has no other
+            warnings.filterwarnings("ignore", ".torch.jit")  # add_graph uses a deprecated tracer, and has no other
             try:
                 model.eval()
                 self._writers[""].add_graph(model, images_NCHW)

@@ -63,7 +63,9 @@ SMALLER = {
 NOT_RUN = {
     "make (test|quick)$": "they run this test, or others",
     "(CUDA_VISIBLE_DEVICES= |GPU_TESTS_DEVICE=cpu )?make (gpu|test)": "likewise; tests/test_gpu_kit.py tries some",
-    "SYSTEM_TORCH=1 |pip download ": "installs packages",
+    "(PYTHON|SYSTEM_TORCH|PIP_NO_INDEX)=": "installs packages: tests/test_launch_setup.py, tests/test_site_torch.py",
+    "(python3 -m )?(venv|pip download) |torch-cu126/bin/pip ": "needs package indexes",
+    "module load ": "needs a cluster's modules",
     "git clone REPOSITORY": "REPOSITORY is wherever it is published",
     "CUDA_VISIBLE_DEVICES=0,1 ": "needs two GPUs",
     "torchrun --nnodes=2 ": "needs two hosts: tests/hosts has two agents of torchrun",

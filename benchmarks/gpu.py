@@ -1,6 +1,6 @@
 """On a GPU: the whole trainer beside a bare loop, SENet18 against the GPU's peak, and recipes to their end.
 
-    .venv/bin/python benchmarks/gpu.py                                    # 8 minutes at most
+    .venv/bin/python benchmarks/gpu.py                                    # about 8 minutes
     .venv/bin/python benchmarks/gpu.py --recipe configs/fast.yaml data.source=imagefolder data.folder=DIR
     .venv/bin/python benchmarks/gpu.py --recipe configs/cifar10.yaml --usual data.source=imagefolder data.folder=DIR
     .venv/bin/python benchmarks/gpu.py --device cpu --model resnet20 --images 512 --cases bf16:64 --pairs 1   # a try
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from common import arguments, gflop_per_image, images_per_s, lay_store, measured, medians, ratios, record, spread, train
-from loops import SIZES
+from loops import BLOCK, SIZES
 from results import RATIO
 
 from senet import REPOSITORY
@@ -70,7 +70,11 @@ class Case:
         """Seconds of each step of a loop."""
         args = self.args
         options = [f"--model={args.model}", f"--batch={self.batch}", f"--data-root={data_root}"]
-        options += [f"--amp={self.amp}", f"--device={args.device}", f"--steps={max(40, args.images // self.batch)}"]
+        options += [
+            f"--amp={self.amp}",
+            f"--device={args.device}",
+            f"--steps={max(5 * BLOCK[args.device], args.images // self.batch)}",
+        ]
         seconds: list[float] = measured("loops.py", name, *options)["step_s"]
         return seconds[1:]
 
@@ -174,7 +178,7 @@ def main() -> None:
     parser.add_argument("--model", default="senet18", help="as model.name of train_ddp.py")
     parser.add_argument("--images", type=int, default=51_200, help="of an epoch")
     parser.add_argument("--cases", default="bf16:128,bf16:1024,fp16:1024,off:1024", help="train.amp:batch, ...")
-    parser.add_argument("--limit-s", type=float, default=400, help="seconds after which no repetition is begun")
+    parser.add_argument("--limit-s", type=float, default=330, help="seconds after which no repetition is begun")
     parser.add_argument("--peak-tflops", type=float, default=0, help="of a GPU that is not in the table")
     parser.add_argument("--recipe", default="", metavar="FILE.yaml", help="train this one to its end instead")
     parser.add_argument("--usual", action="store_true", help="with --recipe: then usual.yaml for as many epochs")

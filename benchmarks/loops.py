@@ -31,7 +31,7 @@ from senet import REPOSITORY
 
 WORKERS = 2  # of the baseline's DataLoader
 SIZES = {"cpu": 2048, "cuda": 8192}  # of the matrices
-_BLOCK = {"cpu": 1, "cuda": 20}  # steps between waits for the device
+BLOCK = {"cpu": 1, "cuda": 20}  # steps between waits for the device
 
 
 class Task:
@@ -71,7 +71,7 @@ class Task:
         """Seconds of each step; on a GPU, means over blocks of steps."""
         import torch
 
-        step_s, block = [], _BLOCK[self.device]
+        step_s, block = [], BLOCK[self.device]
         for _ in range(self.steps // block):
             began = time.perf_counter()
             for _ in range(block):
@@ -191,7 +191,7 @@ def matmul(task: Task) -> list[float]:
     dtype = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[task.amp]
     size = SIZES[task.device]
     a, b = torch.randn(2, size, size, dtype=dtype, device=task.device)
-    task.steps = 20 * _BLOCK[task.device]
+    task.steps = 20 * BLOCK[task.device]
     return task.timed(lambda: a @ b)
 
 

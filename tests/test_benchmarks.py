@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gpu
 import pytest
+import time_to_accuracy
 import torch
 from results import Row
 
@@ -36,6 +38,7 @@ def test_a_benchmark_answers_help_with_its_first_sentence(path: Path) -> None:
         "checkpoint.py --rank --pairs=1 configs/tiny.yaml checkpoint.every_steps=1 model.name=resnet20",
         "parts.py --json configs/tiny.yaml model.name=benchmarks.networks:linear",
         "loops.py bare --model=benchmarks.networks:linear --batch=16 --steps=2",
+        "loops.py bare --model=benchmarks.networks:linear --batch=16 --steps=2 --amp=fp16",
     ],
 )
 def test_what_a_benchmark_starts_ends_with_its_times(command: str, tmp_path: Path) -> None:
@@ -51,6 +54,54 @@ def test_what_a_benchmark_starts_ends_with_its_times(command: str, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     times = json.loads(done.stdout.splitlines()[-1])
     assert times
+
+
+def test_a_gpu_is_compared_with_a_bare_loop_and_with_its_peak(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With numbers in place of the runs: 48 and 96 images/s of the trainer, 32 of the loop."""
+    rows: list[Row] = []
+    speeds = {"train.compile=true": 96, "train.deterministic=false": 72}
+
+    def train(_run_dir: Path, *options: str) -> list[dict[str, object]]:
+        [speed] = [speeds[word] for word in options if word in speeds] or [48]
+        return [{"kind": "train", "step": 4, "images_per_s": speed}]
+
+    words = "gpu.py --device=cpu --model=resnet20 --images=64 --cases=off:16,bf16:16 --pairs=2 --peak-tflops=1"
+    monkeypatch.setattr(sys, "argv", words.split())
+    monkeypatch.setattr(gpu, "train", train)
+    monkeypatch.setattr(gpu, "measured", lambda *_: {"step_s": [9.0, 0.5, 0.5]})
+    monkeypatch.setattr("results.append", rows.append)
+    gpu.main()
+    found = {row.what: row.value for row in rows}
+    assert found["trainer over a bare loop, off, batch 16, resnet20"] == 1.5
+    assert found["of the peak, bf16, batch 16, resnet20"] == pytest.approx(100 * 48 * 0.24 / 1e3, abs=0.2)
+    assert found["train.deterministic=false over without, bf16, batch 16"] == 1.5
+    assert found["train.compile=true over without, bf16, batch 16"] == 2
+    assert len(rows) == 9
+    assert "2: off, batch 16: 48 and 32; bf16, batch 16: 48 and 32 images/s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "amp", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bf16", 989),
+        ("NVIDIA H100 PCIe", "off", 378),
+        ("NVIDIA A100-SXM4-80GB", "fp16", 312),
+        ("NVIDIA L40S", "bf16", 362),
+        ("Tesla V100-SXM2-16GB", "bf16", None),
+        ("NVIDIA RTX A1000", "bf16", None),
+    ],
+)
+def test_the_peak_of_a_gpu_is_known_by_its_name(name: str, amp: str, peak: float | None) -> None:
+    assert gpu.peak_tflops(name, amp) == peak
+
+
+@pytest.mark.parametrize(("device", "found"), [("cuda", "A100"), ("cpu", None)])
+def test_a_row_on_accuracy_names_the_gpu_that_trained(device: str, found: str | None, tmp_path: Path) -> None:
+    starts = [{"device": "cpu", "processor": "old"}, {"device": device, "processor": "A100"}]
+    (tmp_path / "starts.jsonl").write_text("".join(f"{json.dumps(start)}\n" for start in starts))
+    assert time_to_accuracy.gpu_of(tmp_path) == found
 
 
 @pytest.mark.ranks

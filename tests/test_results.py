@@ -118,6 +118,10 @@ def test_a_row_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert results.read(tmp_path / "rows.jsonl") == [replace(row, note=None)]
 
 
+def test_the_machine_of_a_row_begins_with_its_gpu() -> None:
+    assert replace(ROW, gpu="A100", cores=8, cpu="AMD EPYC", amx=False).machine == "A100, 8 x AMD EPYC"
+
+
 @pytest.mark.parametrize("change", [{"unit": None}, {"speed": 3}])
 def test_a_row_without_a_field_or_with_an_unknown_one_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     fields = {name: value for name, value in (asdict(ROW) | change).items() if value is not None}

@@ -19,7 +19,7 @@ from tests.harness import differing, payload, rows, tiny_config, without_clock
 
 pytestmark = MARKS
 EPOCH = ("train.epochs=1", "log.every_steps=1", "optim.lr=0.3")
-NEAR = {"fp32": 0.001, "tf32": 0.005, "bf16": 0.01, "fp16": 0.01}
+NEAR = {"fp32": 0.003, "tf32": 0.01, "bf16": 0.02, "fp16": 0.02}
 """Nats by which the losses of the first four steps may differ. Later ones drift apart, in another memory order too."""
 
 

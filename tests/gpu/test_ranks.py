@@ -77,7 +77,7 @@ def test_two_ranks_have_the_losses_of_one(
     train_here(tmp_path / "one", *EPOCH, *options)
     train_two(tmp_path / "two", data_root, *options)
     one, two = ([row["train_loss"] for row in rows(tmp_path / name)] for name in ("one", "two"))
-    assert two[:4] == pytest.approx(one[:4], abs=0.002)
+    assert two[:4] == pytest.approx(one[:4], abs=0.01)
     assert len(two) == len(one) == 22
 
 

@@ -1,6 +1,6 @@
 """What more ranks on one machine gain, through the whole trainer; the cores are shared among the ranks.
 
-    .venv/bin/python benchmarks/scaling.py [--pairs 10] [--ranks 1,2,4] [--note TEXT]
+    .venv/bin/python benchmarks/scaling.py [--pairs 10] [--ranks 1,2,4] [--only "global batch 128"] [--note TEXT]
 
 SENet18 by configs/cifar10.yaml on random 32x32 images: 1, 2 and 4 ranks at a fixed global batch (128 and 512), and at a
 fixed batch per rank (128). A round runs every case once, each in processes of its own, in turn forwards and backwards,
@@ -66,12 +66,14 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("options", nargs="*", help="key=value, on top of configs/cifar10.yaml")
     parser.add_argument("--ranks", default="1,2,4", help="numbers of ranks to compare, the fewest first")
+    parser.add_argument("--only", default="", help="the comparisons with this in their name")
     parser.add_argument("--crowded", type=int, default=2, help="rounds with more ranks than cores")
     parser.add_argument("--images", type=int, default=2048, help="of a run; 2,048 are 4 updates of 512")
     args = parser.parse_intermixed_args()
     if args.images < 2 * max(GLOBAL_BATCHES):
         parser.error(f"--images={args.images} leaves no second update of {max(GLOBAL_BATCHES)}; use 1024 or more")
     compared = comparisons([int(count) for count in args.ranks.split(",")])
+    compared = {name: cases for name, cases in compared.items() if args.only in name}
     cases = list(dict.fromkeys(case for group in compared.values() for case in group))
     speeds = measure(cases, args.options, rounds=args.pairs, crowded=args.crowded, images=args.images)
     print(f"\n{'compared':20} {'ranks':>5} {'n':>3} {'images/s':>26} {'ratio to the first':>26}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,12 +13,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-import torch.multiprocessing as mp
 
 from senet import REPOSITORY
 from senet.config.load import load_config
@@ -28,8 +29,6 @@ from senet.distributed.watchdog import Watchdog
 from senet.rundir.checkpoint import read_checkpoint, unpickle
 from slurm.batch import free_port
 
-# done once in a process of which ranks are forked: 4 s of CPU time that each would take
-SLOW_IMPORTS = ["senet.training.run", "torch._dynamo"]
 CLOCKS = {"train_s", "epoch_s", "logged_s", "images_per_s"}
 
 
@@ -60,6 +59,14 @@ def idle_watchdog(limit_s: float = 60) -> Watchdog:
     return Watchdog(read_place(), limit_s, end=print)
 
 
+def fork_server() -> ForkServerContext:
+    """Starts processes that need not import torch, which takes each four seconds of CPU time. Their environment is that
+    of the first start."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["senet.training.run", "senet.drill.probe", "torchvision"])
+    return context
+
+
 def run_ranks(
     world_size: int, function: Callable[..., Any], *args: Any, tmp_path: Path, timeout_s: float = 240
 ) -> list[Any]:
@@ -70,8 +77,7 @@ def run_ranks(
     port = free_port()
     folder = tmp_path / f"ranks-{port}"
     folder.mkdir(parents=True)
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(SLOW_IMPORTS)
+    context = fork_server()
     world = os.environ | {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
     world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
@@ -95,7 +101,7 @@ def run_ranks(
 
 
 def _rank_main(environment: dict[str, str], folder: Path, function: Callable[..., Any], args: Sequence[Any]) -> None:
-    os.environ.clear()  # of the moment at which the first rank of all was started
+    os.environ.clear()
     os.environ |= environment
     rank = environment["RANK"]
     torch.set_num_threads(1)

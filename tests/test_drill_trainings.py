@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -22,7 +21,7 @@ from senet.drill.plan import PLAN_VARIABLE, take_options
 from senet.drill.starts import carry_out
 from senet.drill.trials import Trials, Verdict, drill
 from slurm.batch import free_port
-from tests.harness import descendants, started, survivors, tiny, wait_until
+from tests.harness import descendants, fork_server, started, survivors, tiny, wait_until
 
 LAUNCH = str(REPOSITORY / "launch.sh")
 Drill = Callable[..., Verdict]
@@ -42,10 +41,7 @@ def _rank(rank: int, ranks: int, port: int, argv: Sequence[str], plan_file: Path
 
 
 def forked(argv: Sequence[str], plan_file: Path, ranks: int, log: Path) -> int:
-    """A start whose processes need not import torch, which takes seconds."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["senet.training.run", "senet.drill.probe", "torchvision", "tests.planted"])
-    port = free_port()
+    port, context = free_port(), fork_server()
     processes = [context.Process(target=_rank, args=(rank, ranks, port, argv, plan_file, log)) for rank in range(ranks)]
     for process in processes:
         process.start()

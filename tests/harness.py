@@ -70,7 +70,7 @@ def fork_server() -> ForkServerContext:
 def run_ranks(
     world_size: int, function: Callable[..., Any], *args: Any, tmp_path: Path, timeout_s: float = 240
 ) -> list[Any]:
-    """``function(*args)`` in that many fresh processes with torchrun's environment; their results in rank order.
+    """``function(*args)`` in that many forked processes with torchrun's environment; their results in rank order.
 
     A rank that hangs is killed after the time limit, and named.
     """

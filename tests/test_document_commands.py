@@ -151,7 +151,7 @@ def run(folder: Path, command: str, *, stdin: str = "") -> subprocess.CompletedP
 @pytest.fixture(scope="session")
 def untrained(once: Once) -> Path:
     """A folder as somebody has it who has cloned the repository, and has pictures."""
-    return once("untrained", _clone)
+    return once("documents_untrained", _clone)
 
 
 def _clone(folder: Path) -> None:
@@ -186,7 +186,7 @@ def trained(untrained: Path, once: Once) -> Path:
         code = "import sys, torch; torch.save(torch.load(sys.argv[1])['model'], 'weights.pt')"
         assert run(folder, f'python -c "{code}" runs/cifar10/checkpoints/step_000000010.g0001.pt').returncode == 0
 
-    return once("trained", train)
+    return once("documents_trained", train)
 
 
 def follow(block: Block, folder: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import subprocess
 import tempfile
@@ -16,7 +17,9 @@ def missing_compiler() -> str:
 
 @cache
 def _library() -> str:
-    library = Path(tempfile.mkdtemp(prefix="interpose-")) / "interpose.so"
+    folder = Path(tempfile.mkdtemp(prefix="interpose-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    library = folder / "interpose.so"
     source = Path(__file__).with_suffix(".c")
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", library, source], check=True)
     return str(library)

@@ -15,7 +15,7 @@ quick: setup ## the tests that start no processes and take no seconds: 100 s on 
 test-oldest: ## the same and a few with real ranks, on the oldest versions that pyproject.toml allows (.venv-oldest, 7 GB)
 	python3 -m venv .venv-oldest
 	.venv-oldest/bin/pip install -q uv
-	.venv-oldest/bin/uv pip install -q --python .venv-oldest --resolution lowest-direct --editable '.[dev]'
+	.venv-oldest/bin/uv pip install -q --upgrade --python .venv-oldest --resolution lowest-direct --editable '.[dev]'
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -m "not slurm and not hosts and not fault and not ranks and not slow" -n 2 --dist worksteal
 	.venv-oldest/bin/python -m pytest $(RANKS)
 

@@ -1,7 +1,8 @@
 """What differs between the versions of torch that pyproject.toml allows, and the private names of torch that are used:
 before another version is allowed, look at each.
 
-Not in torch 2.10: ``torch.cpu.get_capabilities``, ``torch.distributed.set_timeout``.
+Not in torch 2.10: ``torch.cpu.get_capabilities``, ``torch.distributed.set_timeout``. Its gloo prints a line on
+stdout for each group; warnings of its own code are listed in pyproject.toml, under pytest.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from senet.distributed.preemption import StopFlag
 from senet.errors import STOPPED_EXIT_CODE
 from senet.training.run import run
 from senet.training.trainer import Observer, Trainer
-from tests.conftest import Train
+from tests.conftest import Once, Train
 from tests.gpu.conftest import HERE, MARKS, SENET18, SMALLER
 from tests.harness import (
     checkpoints,
@@ -57,14 +57,12 @@ def sha256(tree: Any) -> str:
 
 
 @pytest.fixture
-def unbroken(train_here: Train, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+def unbroken(train_here: Train, once: Once) -> Callable[[str], dict[str, Any]]:
     """The end of a run of this kind that nothing disturbs, trained once for all tests."""
 
     def reference(kind: str) -> dict[str, Any]:
-        run_dir = tmp_path_factory.getbasetemp() / f"unbroken-{kind}"
-        if not run_dir.exists():
-            train_here(run_dir, HERE, *SENET18, *KINDS[kind])
-        return without_clock(payload(run_dir))
+        made = once(f"unbroken-{kind}", lambda run_dir: train_here(run_dir, HERE, *SENET18, *KINDS[kind]))
+        return without_clock(payload(made))
 
     return reference
 

@@ -15,7 +15,7 @@ from PIL import Image
 from senet import REPOSITORY, evaluate, export, predict
 from senet.data.samplers import ImageData
 from senet.inference.formats import SUFFIXES
-from tests.conftest import Train
+from tests.conftest import Once, Train
 from tests.gpu.conftest import DEVICE, HERE, MARKS
 from tests.harness import tiny
 
@@ -25,12 +25,9 @@ NEEDS = {"safetensors": "safetensors", "onnx": "onnxruntime", "torch_export": "t
 
 
 @pytest.fixture
-def trained(train_here: Train, tmp_path_factory: pytest.TempPathFactory) -> str:
+def trained(train_here: Train, once: Once) -> str:
     """The small run, trained once for this file."""
-    run_dir = tmp_path_factory.getbasetemp() / "trained"
-    if not run_dir.exists():
-        train_here(run_dir, HERE, "train.amp=bf16", "optim.lr=0.3")
-    return str(run_dir)
+    return str(once("trained-here", lambda run_dir: train_here(run_dir, HERE, "train.amp=bf16", "optim.lr=0.3")))
 
 
 def test_evaluate_has_the_scores_of_a_cpu(trained: str, capsys: pytest.CaptureFixture[str]) -> None:

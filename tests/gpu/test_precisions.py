@@ -13,7 +13,7 @@ from torch import Tensor
 from senet.models.zoo import build_model
 from senet.training import run as wiring
 from senet.training.optim import build_optimizer
-from tests.conftest import Train
+from tests.conftest import Once, Train
 from tests.gpu.conftest import DEVICE, HERE, MARKS
 from tests.harness import differing, payload, rows, tiny_config, without_clock
 
@@ -28,12 +28,9 @@ def losses(run_dir: Path) -> list[float]:
 
 
 @pytest.fixture
-def of_the_cpu(train_here: Train, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+def of_the_cpu(train_here: Train, once: Once) -> list[float]:
     """The losses in fp32 on a CPU, of one run for all tests."""
-    run_dir = tmp_path_factory.getbasetemp() / "of_the_cpu"
-    if not run_dir.exists():
-        train_here(run_dir, *EPOCH, "train.device=cpu", "train.amp=off")
-    return losses(run_dir)
+    return losses(once("of_the_cpu", lambda run_dir: train_here(run_dir, *EPOCH, "train.device=cpu", "train.amp=off")))
 
 
 def assert_near(found: list[float], reference: list[float], precision: str) -> None:

@@ -11,7 +11,8 @@ the median over its log rows. FLOP/s are those of forward and backward pass (tor
 GPU's peak and beside what a product of two matrices in that precision reaches. Then, of the last case that is bf16:
 what train.compile and train.deterministic=false gain, and the seconds that compiling adds to a start. No repetition is
 begun that --limit-s has no time for. With --recipe: ``time_to_accuracy.py`` of that recipe, and with --usual of
-usual.yaml for as many epochs, on the same images. Appends rows to results.jsonl, which name the GPU.
+usual.yaml for as many epochs, on the same images. Appends rows to results.jsonl, which name the GPU; a try on a CPU
+without --recipe appends none.
 """
 
 from __future__ import annotations
@@ -122,21 +123,16 @@ def report(cases: list[Case], products: dict[str, list[float]], args: argparse.N
         tflops = [gflop * speed / 1e3 for speed in case.ours]
         over = ratios(case.ours, case.bare)
         print(f"{case.name:18} {spread(case.ours, 0):28} {spread(case.bare, 0):28} {spread(over):22} {spread(tflops)}")
-        more: dict[str, Any] = {"gpu": gpu, "note": args.note}
-        record(
-            "gpu.py", f"trainer over a bare loop, {case.name}{own}", over, RATIO,
-            images_per_s=medians(case.ours, case.bare), **more,
-        )  # fmt: skip
+        both = medians(case.ours, case.bare)
+        keep(gpu, f"trainer over a bare loop, {case.name}{own}", over, RATIO, images_per_s=both, note=args.note)
         product = 2 * SIZES[args.device] ** 3 / 1e12 / statistics.median(products[case.amp])
         known = args.peak_tflops or peak_tflops(gpu or "", case.amp)
         for of, limit in (("the peak", known), ("a matrix product", product)):
             if limit:
                 shares, reached = [100 * each / limit for each in tflops], statistics.median(tflops)
                 note = f"{reached:.2f} of {limit:.1f} TFLOP/s; {gflop:.2f} GFLOP an image"
-                record(
-                    "gpu.py", f"of {of}, {case.name}{own}", shares, "%", digits=1,
-                    **more | {"note": "; ".join(filter(None, [note, args.note]))},
-                )  # fmt: skip
+                note = "; ".join(filter(None, [note, args.note]))
+                keep(gpu, f"of {of}, {case.name}{own}", shares, "%", digits=1, note=note)
         if not known:
             print(f"{case.name}: the peak of {gpu or 'this CPU'} is not known; --peak-tflops tells it")
 
@@ -149,9 +145,15 @@ def gains(case: Case, stored: list[str], args: argparse.Namespace, gpu: str | No
         print(f"{option}: {other:.0f} against {speed:.0f} images/s, {other_start_s - start_s:.1f} s longer start")
         what = f"{option} over without, {case.name}"
         both = [round(other), round(speed)]
-        record("gpu.py", what, [other / speed], RATIO, images_per_s=both, gpu=gpu, note=args.note)
+        keep(gpu, what, [other / speed], RATIO, images_per_s=both, note=args.note)
         if option == "train.compile=true":
-            record("gpu.py", f"longer start by {option}", [other_start_s - start_s], "s", gpu=gpu, note=args.note)
+            keep(gpu, f"longer start by {option}", [other_start_s - start_s], "s", note=args.note)
+
+
+def keep(gpu: str | None, what: str, values: list[float], unit: str, **more: Any) -> None:
+    """A row, if it is of a GPU."""
+    if gpu:
+        record("gpu.py", what, values, unit, gpu=gpu, **more)
 
 
 def recipes(args: argparse.Namespace) -> None:

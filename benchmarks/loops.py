@@ -88,7 +88,8 @@ def bare(task: Task) -> list[float]:
 
     model = task.model.to(task.device, memory_format=torch.channels_last).train()
     is_scaled = task.amp == "fp16"
-    optimizer, scaler = task.sgd(model.parameters(), fused=not is_scaled), torch.GradScaler(task.device, is_scaled)
+    optimizer = task.sgd(model.parameters(), fused=not is_scaled)
+    scaler = torch.GradScaler(task.device, enabled=is_scaled)
     images, labels = (tensor.to(task.device) for tensor in next(task.batches()))
     dtype = torch.float16 if is_scaled else torch.bfloat16
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import gpu
+import loops
 import pytest
 import time_to_accuracy
 import torch
@@ -54,6 +56,23 @@ def test_what_a_benchmark_starts_ends_with_its_times(command: str, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     times = json.loads(done.stdout.splitlines()[-1])
     assert times
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])  # fp16 skips its first updates
+def test_the_bare_loop_updates_the_weights_like_a_loop_by_hand(amp: str, tmp_path: Path) -> None:
+    task = loops.Task("benchmarks.networks:linear", 16, str(tmp_path), steps=3, amp=amp)
+    by_hand = copy.deepcopy(task.model)
+    torch.manual_seed(0)
+    images, labels = next(task.batches())
+    torch.manual_seed(0)
+    loops.bare(task)
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    for _ in range(3):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(by_hand(images), labels).backward()
+        optimizer.step()
+    for ours, theirs in zip(task.model.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6 if amp == "off" else 2e-3)
 
 
 def test_a_gpu_is_compared_with_a_bare_loop_and_with_its_peak(

@@ -102,8 +102,7 @@ finish() {
             sleep "$pause_s"
             look
             if scontrol requeue "$SLURM_JOB_ID"; then
-                sleep 600 # until SLURM ends this script: to return would end the job
-                exit 1
+                exec sleep infinity # until SLURM ends it: to return would end the job. No child, which could outlive it
             fi
         done
         echo "slurm: scontrol requeue $SLURM_JOB_ID failed; submit again to go on" >&2
@@ -112,8 +111,7 @@ finish() {
     cancel)
         look
         scancel "$SLURM_JOB_ID"
-        sleep 600
-        exit 1
+        exec sleep infinity
         ;;
     esac
     exit "$code"

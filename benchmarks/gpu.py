@@ -9,10 +9,10 @@ The first: SENet18 on random 32x32 images, by configs/cifar10.yaml, one process,
 (off is TF32) and a batch. The trainer and ``loops.py bare`` take turns, in processes of their own; images/s of a run is
 the median over its log rows. FLOP/s are those of forward and backward pass (torch.utils.flop_counter), beside the
 GPU's peak and beside what a product of two matrices in that precision reaches. Then, of the last case that is bf16:
-what train.compile and train.deterministic=false gain, and the seconds that compiling adds to a start. No repetition is
-begun that --limit-s has no time for. With --recipe: ``time_to_accuracy.py`` of that recipe, and with --usual of
-usual.yaml for as many epochs, on the same images. Appends rows to results.jsonl, which name the GPU; a try on a CPU
-without --recipe appends none.
+what train.compile and train.deterministic=false gain, and the seconds that compiling adds to a start: one run each, so
+printed only. No repetition is begun that --limit-s has no time for. With --recipe: ``time_to_accuracy.py`` of that
+recipe, and with --usual of usual.yaml for as many epochs, on the same images. Appends rows to results.jsonl, which name
+the GPU; a try on a CPU without --recipe appends none.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from results import RATIO
 from senet import REPOSITORY
 
 PEAKS = {
-    "H200": (989, 495), "H100 NVL": (835, 418), "H100 PCIe": (756, 378), "H100": (989, 495), "B200": (2250, 1125),
-    "A100": (312, 156), "L40S": (362, 183), "L40": (181, 90.5), "L4": (121, 60), "A10": (125, 62.5),
-    "V100": (125, None), "T4": (65, None), "RTX 4090": (165, 83), "RTX 3090": (71, 36),
+    "H200 NVL": (836, 418), "H200": (989, 495), "H100 NVL": (835, 418), "H100 PCIe": (756, 378), "H100": (989, 495),
+    "B200": (2250, 1125), "A100": (312, 156), "L40S": (362, 183), "L40": (181, 90.5), "L4": (121, 60),
+    "A10": (125, 62.5), "V100": (125, None), "T4": (65, None), "RTX 4090": (165, 83), "RTX 3090": (71, 36),
 }  # fmt: skip
 """TFLOP/s of 16-bit and of TF32 matrix products, dense, by words in the GPU's name; the first that fit. From NVIDIA's
 data sheets, and for GeForce from its architecture whitepapers (16 bits with sums in fp32). V100 and T4: fp16 only."""
@@ -81,9 +81,9 @@ class Case:
 
 
 def peak_tflops(gpu: str, amp: str) -> float | None:
-    """By the table; None where it has no such GPU or precision."""
+    """By the table; None where it has no such GPU or precision, or for a part of a GPU (MIG)."""
     name = next((name for name in PEAKS if re.search(rf"\b{name}\b", gpu)), "")
-    if not name or (amp == "bf16" and name in ("V100", "T4")):
+    if not name or "MIG" in gpu or (amp == "bf16" and name in ("V100", "T4")):
         return None
     return PEAKS[name][amp == "off"]
 
@@ -108,7 +108,7 @@ def measure(args: argparse.Namespace, gpu: str | None) -> None:
                 break
         report(cases, products, args, gpu)
         if any(case.amp == "bf16" for case in cases) and time.perf_counter() - began < args.limit_s:
-            gains([case for case in cases if case.amp == "bf16"][-1], stored, args, gpu)
+            gains([case for case in cases if case.amp == "bf16"][-1], stored)
     print(f"{time.perf_counter() - began:.0f} s in all")
 
 
@@ -137,17 +137,13 @@ def report(cases: list[Case], products: dict[str, list[float]], args: argparse.N
             print(f"{case.name}: the peak of {gpu or 'this CPU'} is not known; --peak-tflops tells it")
 
 
-def gains(case: Case, stored: list[str], args: argparse.Namespace, gpu: str | None) -> None:
-    """What two options gain over the trainer without them, each in one run beside one."""
+def gains(case: Case, stored: list[str]) -> None:
+    """What two options gain over the trainer without them: one run each, which is no result."""
     speed, start_s = case.train(stored)
     for option in ("train.deterministic=false", "train.compile=true"):
         other, other_start_s = case.train(stored, option)
-        print(f"{option}: {other:.0f} against {speed:.0f} images/s, {other_start_s - start_s:.1f} s longer start")
-        what = f"{option} over without, {case.name}"
-        both = [round(other), round(speed)]
-        keep(gpu, what, [other / speed], RATIO, images_per_s=both, note=args.note)
-        if option == "train.compile=true":
-            keep(gpu, f"longer start by {option}", [other_start_s - start_s], "s", note=args.note)
+        gain = f"{other:.0f} against {speed:.0f} images/s, {other / speed:.2f} times"
+        print(f"{option}, {case.name}: {gain}; a start takes {other_start_s - start_s:.1f} s more")
 
 
 def keep(gpu: str | None, what: str, values: list[float], unit: str, **more: Any) -> None:

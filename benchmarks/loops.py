@@ -49,6 +49,8 @@ class Task:
 
         config = DataConfig(source="digits", root=data_root)
         self.data, self.batch, self.device, self.amp = open_data(config), batch, device, amp
+        if batch > len(self.data.train):
+            sys.exit(f"--batch={batch}: the digits are {len(self.data.train)} images")
         self.steps = steps or len(self.data.train) // batch
         self.augment, self.mean, self.std = AugmentConfig(), config.mean, config.std
         seed_everything(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 
@@ -38,6 +39,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("no GPU is visible to torch; GPU_TESTS_DEVICE=cpu tries on a CPU what a CPU can do")
     elif found < (needs.args or (1,))[0]:
         pytest.skip("needs two GPUs, and torch sees one")
+    elif item.get_closest_marker("ranks") and takes_one_process():
+        pytest.skip("the GPU takes one process at a time (compute mode EXCLUSIVE_PROCESS), and has this one")
+
+
+def takes_one_process() -> bool:
+    """As the driver says of the first GPU."""
+    cuda, mode = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+    cuda.cuInit(0)
+    cuda.cuDeviceGetAttribute(ctypes.byref(mode), 20, 0)  # CU_DEVICE_ATTRIBUTE_COMPUTE_MODE
+    return mode.value == 3  # CU_COMPUTEMODE_EXCLUSIVE_PROCESS
 
 
 @pytest.fixture

@@ -103,6 +103,7 @@ def test_a_run_killed_within_an_epoch_ends_with_the_bits_of_an_unbroken_one(
     process = multiprocessing.get_context("spawn").Process(target=train_and_die, args=([*options, *place], tmp_path))
     process.start()
     process.join(120)
+    process.kill()
     assert process.exitcode == -signal.SIGKILL
     assert [path.name[:14] for path in checkpoints(tmp_path)][-1] == "step_000000010"
     train_here(tmp_path, *options)

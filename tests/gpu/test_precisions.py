@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import statistics
 from pathlib import Path
+from shutil import which
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from senet.models.zoo import build_model
+from senet.rundir.files import read_rows
 from senet.training import run as wiring
 from senet.training.optim import build_optimizer
 from tests.conftest import Once, Train
@@ -61,12 +64,36 @@ def test_the_losses_are_those_of_fp32_on_a_cpu(
     assert_near(losses(tmp_path), of_the_cpu, precision)
 
 
-def test_auto_takes_a_precision_that_the_device_has(train_here: Train, tmp_path: Path) -> None:
+@pytest.mark.gpu(only=True)
+def test_auto_is_bf16_where_the_gpu_has_it(train_here: Train, tmp_path: Path) -> None:
     train_here(tmp_path, *EPOCH, HERE, "train.amp=auto")
-    assert len(losses(tmp_path)) == 22
+    [start] = read_rows(tmp_path / "starts.jsonl")
+    assert start["amp"] == ("bf16" if torch.cuda.get_device_capability() >= (8, 0) else "off")
 
 
-@pytest.mark.parametrize("options", [["train.compile=true"], ["train.deterministic=false"]], ids=str)
+@pytest.mark.gpu(only=True)
+def test_fp32_and_tf32_are_what_they_are_called() -> None:
+    images, kernels = (torch.randn(64, 64, 3 + size, 3 + size, dtype=torch.float64, device=DEVICE) for size in (29, 0))
+    exact = F.conv2d(images, kernels)
+    has_tf32 = torch.cuda.get_device_capability() >= (8, 0)
+    for choose, least, most in ((without_tf32, 0.0, 1e-5), (set_deterministic, 1e-4 * has_tf32, 1e-2)):
+        choose(True)
+        error = (F.conv2d(images.float(), kernels.float()) - exact).norm() / exact.norm()
+        assert least <= error.item() < most
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(
+            ["train.compile=true"],
+            marks=pytest.mark.skipif(not any(map(which, ("cc", "gcc", "clang"))), reason="needs a C compiler"),
+        ),
+        ["train.deterministic=false"],
+    ],
+    ids=str,
+)
 def test_faster_kernels_give_nearly_the_same_losses(
     options: list[str], train_here: Train, of_the_cpu: list[float], tmp_path: Path
 ) -> None:

@@ -62,23 +62,29 @@ def test_two_ranks_of_the_same_shards_have_the_bits_of_one(train_here: Train, da
     assert differing(one, two) == []
 
 
-@pytest.mark.ranks
-@pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param(["model.name=tests.networks:no_norm"], marks=two_gpus),
-        pytest.param(["train.sync_bn=true"], marks=pytest.mark.gpu(2, only=True)),
-    ],
-    ids=str,
-)
-def test_two_ranks_have_the_losses_of_one(
-    options: list[str], train_here: Train, data_root: Path, tmp_path: Path
-) -> None:
+def both_losses(train_here: Train, data_root: Path, tmp_path: Path, *options: str) -> tuple[list[float], list[float]]:
+    """Of each update by one rank, and by two."""
     train_here(tmp_path / "one", *EPOCH, *options)
     train_two(tmp_path / "two", data_root, *options)
     one, two = ([row["train_loss"] for row in rows(tmp_path / name)] for name in ("one", "two"))
-    assert two[:4] == pytest.approx(one[:4], abs=0.01)
-    assert len(two) == len(one) == 22
+    assert len(one) == len(two) == 22
+    return one, two
+
+
+@pytest.mark.ranks
+@two_gpus
+def test_two_ranks_have_the_losses_of_one(train_here: Train, data_root: Path, tmp_path: Path) -> None:
+    one, two = both_losses(train_here, data_root, tmp_path, "model.name=tests.networks:no_norm")
+    assert two == pytest.approx(one, abs=5e-4, rel=0)
+
+
+@pytest.mark.ranks
+@pytest.mark.gpu(2, only=True)
+def test_two_ranks_with_sync_batch_norm_have_the_losses_of_one(
+    train_here: Train, data_root: Path, tmp_path: Path
+) -> None:
+    one, two = both_losses(train_here, data_root, tmp_path, "train.sync_bn=true")
+    assert two[:2] == pytest.approx(one[:2], abs=5e-4, rel=0)  # 0.001 without; later ones drift apart
 
 
 @pytest.mark.ranks

@@ -2,7 +2,7 @@
 before another version is allowed, look at each.
 
 Not in torch 2.10: ``torch.cpu.get_capabilities``, ``torch.distributed.set_timeout``. Its gloo prints a line on
-stdout for each group; warnings of its own code are listed in pyproject.toml, under pytest.
+stdout for each group; warnings of its own code are listed in tests/conftest.py.
 """
 
 from __future__ import annotations

@@ -37,11 +37,11 @@ def find() -> list[str]:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             raise ConfigError(f"{module.__file__} has no {name}.dist-info beside it, so pip cannot keep it") from None
-        low, here, high = ([*map(int, each.split(".")[:2])] for each in (bounds[0], version, bounds[1]))
+        low, here, high = ([*map(int, re.findall(r"\d+", each)[:2])] for each in (bounds[0], version, bounds[1]))
+        low[1] += 1  # the bound is the version before, and .99
         if not low <= here < high:
-            raise ConfigError(
-                f"{sys.executable} has {name} {version}; it must be {bounds[0]} or newer and older than {bounds[1]}"
-            )
+            rule = f"{low[0]}.{low[1]} or newer and older than {bounds[1]}"
+            raise ConfigError(f"{sys.executable} has {name} {version}; it must be {rule}")
         torch = torch or module
         lines += [f"{name}=={version}", f"# {Path(str(module.__file__)).parent.parent}"]
     check_driver(torch)
@@ -65,8 +65,8 @@ def _import(name: str, beside: ModuleType | None) -> ModuleType:
 
 
 def check_driver(torch: Any) -> None:
-    """Whether a build for CUDA starts on the driver of this machine, if there is one: only a warning where no GPU is,
-    as on a login node."""
+    """Whether a build for CUDA starts on the driver of this machine, if there is one: it does if its major version of
+    CUDA is the driver's or older. Only a warning where no GPU is, as on a login node."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, which is longer
         if not torch.version.cuda or torch.cuda.is_available():
@@ -76,7 +76,9 @@ def check_driver(torch: Any) -> None:
     except OSError:
         return
     number = ctypes.c_int(0)
-    driver.cuDriverGetVersion(ctypes.byref(number))
+    code = driver.cuDriverGetVersion(ctypes.byref(number))
+    if code or number.value // 1000 >= int(torch.version.cuda.split(".")[0]):  # no driver, but a stub; or it fits
+        return
     text = (
         f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, finds no GPU; the driver here is for CUDA "
         f"{number.value // 1000}.{number.value % 1000 // 10}; see docs/install.md for builds that fit a driver"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import importlib.metadata
 import itertools
 import os
 import pickle
@@ -30,6 +31,20 @@ if TYPE_CHECKING:
 
 Train = Callable[..., "Summary"]
 Once = Callable[[str, Callable[[Path], object]], Path]
+
+
+# torch 2.10 warns of itself: torch.compile, writing ONNX, reading .pt2
+WARNINGS_OF_2_10 = (
+    "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning",
+    "ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning",
+    "ignore:The given buffer is not writable:UserWarning",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if importlib.metadata.version("torch").startswith("2.10."):
+        for warning in WARNINGS_OF_2_10:
+            config.addinivalue_line("filterwarnings", warning)
 
 
 @pytest.fixture(scope="session")

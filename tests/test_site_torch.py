@@ -32,6 +32,9 @@ def test_the_torch_of_this_python_will_do_and_is_pinned() -> None:
         ({}, "python has no torch; load the site's module first, or name the Python that has it: PYTHON="),
         ({"torch": "2.9.1"}, "has torch 2.9.1; it must be 2.10 or newer and older than 2."),
         ({"torch": "3.0"}, "has torch 3.0; it must be 2.10 or newer"),
+        ({"torch": "2.15a0"}, "has torch 2.15a0; it must be 2.10 or newer"),
+        ({"torch": "git"}, "has torch git; it must be 2.10 or newer"),
+        ({"torch": "2.10a0"}, "python has no torchvision; "),
         ({"torch": ""}, "has no torch.dist-info beside it, so pip cannot keep it"),
         ({"torch": "2.10.0a0+container"}, "python has no torchvision; "),
         ({"torch": "2.12.0", "torchvision": "0.24.0"}, "has torchvision 0.24.0; it must be 0.25 or newer"),
@@ -65,9 +68,11 @@ def test_a_torch_that_will_not_do_is_refused_in_one_line(packages: dict[str, str
 
 
 class OldDriver:
+    code = 0
+
     def cuDriverGetVersion(self, number: object) -> int:
         number._obj.value = 12020  # type: ignore[attr-defined]
-        return 0
+        return self.code
 
 
 def test_a_build_that_does_not_start_on_the_driver_is_refused_but_only_warned_of_where_no_gpu_is(
@@ -87,7 +92,12 @@ def test_a_build_that_does_not_start_on_the_driver_is_refused_but_only_warned_of
     site_torch.check_driver(built)
     cuda.is_available, built.version.cuda = lambda: False, None
     site_torch.check_driver(built)
+    monkeypatch.setattr(site_torch, "count_gpus", lambda: 1)
+    built.version.cuda = "12.8"  # fits, so there is another reason: CUDA_VISIBLE_DEVICES=
+    site_torch.check_driver(built)
     built.version.cuda = "13.0"
+    monkeypatch.setattr(OldDriver, "code", 34)  # a stub of the library
+    site_torch.check_driver(built)
 
     def missing(_: str) -> None:
         raise OSError

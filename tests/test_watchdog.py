@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from senet.distributed import watchdog
@@ -45,6 +46,17 @@ def test_a_start_without_progress_is_ended_naming_phase_and_place() -> None:
     [reason] = said
     assert reason.startswith("the start made no progress for distributed.start_timeout_s=0.3: rank 0: making the ")
     assert "threading.py" in reason or "test_watchdog.py" in reason  # where the main thread waits
+
+
+def test_only_the_package_torch_is_left_out_of_a_place_and_not_a_folder_of_that_name() -> None:
+    def frame(file: Path) -> FrameType:
+        names: dict[str, FrameType] = {}
+        exec(compile("import sys\nframe = sys._getframe()", str(file), "exec"), names)
+        return names["frame"]
+
+    own, of_torch = frame(Path("/home/me/torch/senet/own.py")), frame(Path(torch.__file__).parent / "nn" / "inner.py")
+    assert watchdog.place([own, of_torch]) == "senet/own.py:2 <module>"
+    assert watchdog.place([of_torch]) == "an unknown place"
 
 
 def test_phases_that_begin_are_progress() -> None:

@@ -110,12 +110,17 @@ class Watchdog:
 def place(frames: Sequence[FrameType]) -> str:
     """``folder/file.py:line function`` of the innermost of these frames that is neither in torch nor, if possible, in
     Python's own library."""
-    own = [frame for frame in frames if "torch" not in Path(frame.f_code.co_filename).parts]
+    own = [frame for frame in frames if not _is_of_torch(frame)]
     own = [frame for frame in own if not _is_of_python(frame)] or own
     if not own:
         return "an unknown place"
     code = own[-1].f_code
     return f"{'/'.join(Path(code.co_filename).parts[-2:])}:{own[-1].f_lineno} {code.co_name}"
+
+
+def _is_of_torch(frame: FrameType) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and Path(frame.f_code.co_filename).is_relative_to(Path(str(torch.__file__)).parent)
 
 
 def _is_of_python(frame: FrameType) -> bool:

@@ -20,11 +20,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.optim import _muon
-from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
     "BatchNorm",
-    "TorchDispatchMode",
     "add_",
     "capabilities_in",
     "copy_",

@@ -308,17 +308,45 @@ def loud(num_classes: int) -> nn.Module:
     return _Loud(num_classes)
 
 
-class _Functional(nn.Module):
+class _Depthwise(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.kernel = nn.Parameter(0.1 * torch.randn(8, 3, 3, 3))
-        self.matrix = nn.Parameter(0.1 * torch.randn(8 * 14 * 14, 64))
-        self.head = nn.Parameter(0.1 * torch.randn(64, num_classes))
+        layers = [
+            layer
+            for _ in range(4)
+            for layer in (
+                nn.Conv2d(64, 64, 3, padding=1, groups=64),
+                nn.BatchNorm2d(64),
+                nn.ReLU(),
+                nn.Conv2d(64, 64, 1),
+            )
+        ]
+        self.features = nn.Sequential(nn.Conv2d(3, 64, 1), *layers)
+        self.linear = nn.Linear(64, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(torch.conv2d(x, self.kernel)).flatten(1) @ self.matrix @ self.head
+        return self.linear(self.features(x).mean((2, 3)))
 
 
-def functional(num_classes: int) -> nn.Module:
-    """No layers, only functions; for images of 16x16."""
-    return _Functional(num_classes)
+def depthwise(num_classes: int) -> nn.Module:
+    """Most of its time goes into layers with few operations."""
+    return _Depthwise(num_classes)
+
+
+class _Busy(nn.Module):
+    """Takes ``factor`` times as long in one precision as in the other."""
+
+    def __init__(self, slow: str, factor: float) -> None:
+        super().__init__()
+        self.linear, self.slow, self.factor = nn.Linear(3, 10), slow, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        amp = "bf16" if torch.is_autocast_enabled("cpu") else "off"
+        end = time.thread_time() + 0.003 * len(x) * (self.factor if amp == self.slow else 1)
+        while time.thread_time() < end:
+            pass
+        return self.linear(x.mean((2, 3)))
+
+
+def busy(slow: str, factor: float) -> nn.Module:
+    return _Busy(slow, factor)

@@ -6,14 +6,14 @@ import io
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
 
 from senet.distributed.ranks import Ranks
 from senet.errors import ConfigError
@@ -21,7 +21,7 @@ from senet.rundir.checkpoint import read_checkpoint
 from senet.rundir.files import read_rows
 from senet.training import precision, rates
 from senet.training.precision import choose_amp, faster
-from senet.training.rates import Layer, largest_layers, measure
+from senet.training.rates import measure
 from senet.training.run import run
 from senet.training.state import Summary
 from senet.training.trainer import Trainer
@@ -45,7 +45,6 @@ from tests.harness import (
 
 AUTO = "train.amp=auto"
 SMALL = ("model.name=tests.networks:no_norm", "train.epochs=1", "train.global_batch_size=256")
-BLACK = torch.zeros(2, 3, 16, 16)
 
 
 def offers(monkeypatch: pytest.MonkeyPatch, **found: float) -> list[int]:
@@ -62,30 +61,89 @@ def chosen(run_dir: Path) -> tuple[str, dict[str, float]]:
     return start["amp"], start["amp_rates"]
 
 
+def images_per_s(network: nn.Module, images: int = 64, image_size: int = 16, **how: Any) -> dict[str, float]:
+    return measure(network, images, image_size, **{"channels_last": True, "gather": lambda value: [value]} | how)
+
+
 @pytest.mark.parametrize(
-    ("network", "expected"),
-    [
-        (networks.tiny_senet, {"convolution": ((1, 8, 16, 16), (8, 8, 3, 3))}),
-        (networks.wide, {"product": ((1, 768), (768, 768))}),
-        (networks.attention, {"convolution": ((1, 3, 16, 16), (32, 3, 4, 4)), "product": ((16, 32), (96, 32))}),
-        (networks.functional, {"convolution": ((1, 3, 16, 16), (8, 3, 3, 3)), "product": ((1, 1568), (64, 1568))}),
-    ],
-    ids=["convolutions", "products", "attention", "functions"],
+    ("slow", "factor", "expected"),
+    [("off", 1.3, "bf16"), ("bf16", 1.05, "bf16"), ("bf16", 1.3, "off")],
+    ids=["fp32 slower", "bf16 hardly slower", "bf16 slower"],
 )
-def test_the_layers_with_most_operations_are_found_in_any_network(
-    network: Callable[..., nn.Module], expected: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+def test_the_faster_precision_is_found_ten_times_of_ten(
+    monkeypatch: pytest.MonkeyPatch, slow: str, factor: float, expected: str
 ) -> None:
-    model = network(num_classes=10).eval()
-    found = largest_layers(model, BLACK)
-    assert {layer.kind: (layer.input, layer.weight) for layer, _ in found} == expected
-    with FlopCounterMode(display=False) as counter:
-        model(BLACK)
-    flop = {operation.__name__: count for operation, count in counter.get_flop_counts()["Global"].items()}
-    flop["product"] = flop.pop("mm", 0) + flop.pop("addmm", 0)
-    for layer, share in found:
-        assert share == pytest.approx(flop[layer.kind] / sum(flop.values()))
-        one = layer.apply(torch.zeros([max(1, round(size)) for size in layer.input]), torch.zeros(layer.weight))
-        assert layer.flop == 2 * one.numel() * math.prod(layer.weight[1:])
+    """On either side of 15 %."""
+    monkeypatch.setattr(rates, "_AIM_S", 0.1)
+    found = [faster(images_per_s(networks.busy(slow, factor))) for _ in range(10)]
+    assert found == 10 * [expected]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("network", [networks.tiny_senet, networks.depthwise])
+def test_the_rates_are_those_of_a_longer_loop(network: Callable[[int], nn.Module], channels_last: bool) -> None:
+    """Whichever precision is the faster one on this machine: layers count by their time, not by their operations."""
+    model = network(10)
+    found = images_per_s(model, 16, 32, channels_last=channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model.to(memory_format=layout)
+    images_NCHW, labels_N = torch.randn(16, 3, 32, 32).to(memory_format=layout), torch.arange(16) % 10
+    best = dict.fromkeys(found, 0.0)
+    with one_thread():
+        for _ in range(10):
+            for amp in best:
+                began = time.thread_time()
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp == "bf16"):
+                    loss = nn.functional.cross_entropy(model(images_NCHW), labels_N)
+                loss.backward()
+                best[amp] = max(best[amp], 16 / (time.thread_time() - began))
+    assert found["bf16"] / found["off"] == pytest.approx(best["bf16"] / best["off"], rel=0.3)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class _Clocked(networks._NoNorm):
+    """Takes ``image_s`` an image in fp32, half of it in bf16, by a clock of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, image_s: float) -> None:
+        super().__init__(10)
+        clock, seen = [0.0], list[tuple[str, int]]()
+        monkeypatch.setattr(time, "thread_time", lambda: clock[0])
+
+        def forward(images_NCHW: Tensor) -> Tensor:
+            amp = "bf16" if torch.is_autocast_enabled("cpu") else "off"
+            assert torch.get_num_threads() == 1
+            clock[0] += len(images_NCHW) * image_s / (2 if amp == "bf16" else 1)
+            seen.append((amp, len(images_NCHW)))
+            return self.linear(images_NCHW.mean((1, 2, 3))[:, None].expand(-1, 16))
+
+        self.forward, self.seen = forward, seen  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("image_s", "images", "passes"),
+    [
+        (0.01, 1000, [2, 2, *6 * [26]]),  # 1.2 s in 3 pairs
+        (0.01, 5, [2, 2, *6 * [5]]),  # no more than in training
+        (0.15, 1000, 8 * [2]),
+        (0.5, 1000, 4 * [2]),  # 2 s are over
+        (9, 1000, 2 * [2]),
+        (0.01, 1, 8 * [2]),  # a batch norm takes no fewer
+    ],
+)
+def test_so_many_passes_are_made_that_they_take_a_second_or_two(
+    monkeypatch: pytest.MonkeyPatch, image_s: float, images: int, passes: list[int]
+) -> None:
+    network = _Clocked(monkeypatch, image_s)
+    assert images_per_s(network, images) == pytest.approx({"bf16": 2 / image_s, "off": 1 / image_s})
+    assert network.seen == list(zip(4 * ["bf16", "off"], passes, strict=False))
 
 
 class _Uncopyable(networks._NoNorm):
@@ -93,64 +151,38 @@ class _Uncopyable(networks._NoNorm):
         raise TypeError("holds a lock")
 
 
-@pytest.mark.parametrize("network", [nn.Flatten(), _Uncopyable(10), nn.Conv2d(1, 1, 1)])
-def test_in_a_network_that_cannot_be_copied_or_tried_nothing_is_found(network: nn.Module) -> None:
-    assert largest_layers(network, BLACK) == []
-
-
-@pytest.mark.parametrize("channels_last", [True, False])
-@pytest.mark.parametrize("slow", ["off", "bf16"])
-def test_the_faster_precision_is_found_ten_times_of_ten(
-    monkeypatch: pytest.MonkeyPatch, slow: str, channels_last: bool
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (_Uncopyable(10), "TypeError: holds a lock"),
+        (nn.Conv2d(1, 1, 1), "RuntimeError: Given groups=1"),
+        (networks.returns_a_pair(10), "AttributeError: 'tuple'"),
+        (nn.Flatten(), "RuntimeError: element 0 of tensors does not require grad"),
+    ],
+    ids=["copied", "run", "used", "trained"],
+)
+def test_why_a_network_cannot_be_measured_is_said(
+    network: nn.Module, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whichever is the faster one on this machine: the other one takes 1000 times as long."""
-    monkeypatch.setattr(rates, "training_pass", _slowed(slow, 1000))
-    layers = largest_layers(networks.tiny_senet(10), BLACK)
-    found = [faster(measure(layers, 64, channels_last=channels_last)) for _ in range(10)]
-    assert found == 10 * ["bf16" if slow == "off" else "off"]
+    caplog.set_level("INFO")
+    assert images_per_s(network) == {}
+    (said,) = caplog.messages
+    assert said.startswith(f"train.amp=auto could not measure: {reason}")
 
 
-def _slowed(slow: str, factor: float) -> Any:
-    original = rates.training_pass
-
-    def training_pass(layer: Layer, images: int, amp: str, *, channels_last: bool) -> Callable[[], float]:
-        timed = original(layer, images, amp, channels_last=channels_last)
-        return lambda: timed() * (factor if amp == slow else 1)
-
-    return training_pass
+def test_rank_0_times_and_one_rank_that_fails_ends_it_for_all() -> None:
+    """Each pass is agreed on: the ranks make equally many."""
+    assert images_per_s(networks.no_norm(10), gather=lambda _: [0.5, 0.1]) == {"bf16": 4, "off": 4}
+    passes = iter([[0.1, 0.1], [0.1, math.nan]])
+    assert images_per_s(networks.no_norm(10), gather=lambda _: next(passes)) == {}
 
 
-def test_rates_are_the_operations_of_the_layers_over_their_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a pass of so many images is chosen that all tries together take 0.4 s."""
-    seconds, seen = {"convolution": 0.002, "product": 0.001}, set[int]()
-
-    def training_pass(layer: Layer, images: int, amp: str, *, channels_last: bool) -> Callable[[], float]:
-        assert channels_last
-        assert torch.get_num_threads() == 1
-        seen.add(images)
-        return lambda: images * seconds[layer.kind] / (2 if amp == "bf16" else 1)
-
-    monkeypatch.setattr(rates, "training_pass", training_pass)
-    convolution = Layer("convolution", torch.mul, (1.0, 3), (3,), flop=2e9)
-    product = Layer("product", torch.mul, (1.0, 3), (3,), flop=4e9)
-    found = measure([(convolution, 0.25), (product, 0.75)], 1000, channels_last=True)
-    # 0.25 at 3 * 2 GFLOP / 2 ms, 0.75 at 3 * 4 GFLOP / 1 ms
-    off = 1 / (0.25 / 3000 + 0.75 / 12000)
-    assert found == pytest.approx({"off": off, "bf16": 2 * off})
-    assert seen == {2, int(0.4 / 6 / (0.003 + 0.0015))}
-    seen.clear()
-    measure([(convolution, 1.0)], 5, channels_last=True)
-    assert seen == {2, 5}  # no more than in training
-
-
-def test_what_is_measured_costs_little_and_leaves_all_as_it_was() -> None:
+def test_what_is_measured_leaves_all_as_it_was() -> None:
     network = networks.restless(10)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     threads, random = torch.get_num_threads(), torch.get_rng_state()
     torch.set_num_threads(threads + 1)
-    began = time.process_time()
-    assert measure(largest_layers(network, BLACK), 64, channels_last=True)
-    assert time.process_time() - began < 2
+    assert images_per_s(network)
     assert torch.equal(random, torch.get_rng_state())
     assert torch.get_num_threads() == threads + 1
     torch.set_num_threads(threads)
@@ -165,19 +197,31 @@ def test_rates_that_are_close_leave_the_word_to_the_hardware() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "has_bf16", "amp"), [("cuda", True, "bf16"), ("cuda", False, "off"), ("cpu", False, "off")]
+    ("device", "has_bf16", "amp", "reason"),
+    [
+        ("cuda", [1, 1], "bf16", "the hardware has bf16"),
+        ("cuda", [0], "off", "rank 0 has no bf16"),
+        ("cpu", [1, 0, 0], "off", "rank 1, 2 has no bf16"),
+    ],
 )
 def test_nothing_is_measured_where_the_hardware_alone_decides(
-    monkeypatch: pytest.MonkeyPatch, device: str, has_bf16: bool, amp: str
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    device: str,
+    has_bf16: list[int],
+    amp: str,
+    reason: str,
 ) -> None:
+    caplog.set_level("INFO")
     monkeypatch.setattr(precision, "measure", None)
     monkeypatch.setattr(precision, "broadcast_bytes", lambda content, _group: io.BytesIO(content))
-    monkeypatch.setattr(precision, "cpu_capabilities", dict)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_bf16)
-    facts: dict[str, Any] = {"processor": "this"}
-    ranks = Ranks(0, 1, 0, 1, torch.device(device))
-    assert choose_amp(tiny_config(AUTO), ranks, networks.no_norm(10), facts, None, None) == {"amp_rates": {}}  # type: ignore[arg-type]
-    assert facts["amp"] == amp
+    monkeypatch.setattr(precision, "gather", lambda value, _group: [value, *has_bf16[1:]])
+    monkeypatch.setattr(precision, "cpu_capabilities", lambda: {"avx512_bf16": has_bf16[0]})
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_bf16[0])
+    ranks = Ranks(0, len(has_bf16), 0, 1, torch.device(device))
+    chosen, found = choose_amp(tiny_config(AUTO), ranks, networks.no_norm(10), "this", None, None)  # type: ignore[arg-type]
+    assert (chosen, found["amp_rates"]) == (amp, {})
+    assert caplog.messages == [f"train.amp=auto takes {amp} ({reason})"]
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
@@ -189,8 +233,13 @@ def test_a_run_has_the_bits_of_one_that_was_given_the_precision(
     options = (*SMALL, f"model.name=tests.networks:{network}")
     train_here(tmp_path / "given", f"train.amp={amp}", *options)
     monkeypatch.setattr(precision, "native_amp", lambda _: "bf16")
-    monkeypatch.setattr(rates, "training_pass", _slowed("bf16" if amp == "off" else "off", 1000))
+    measured: list[dict[str, float]] = []
+    monkeypatch.setattr(
+        precision, "measure", lambda *given, **how: measured.append(measure(*given, **how)) or measured[0]
+    )
+    monkeypatch.setattr(precision, "faster", lambda _: amp)
     train_here(tmp_path / "auto", AUTO, *options)
+    assert measured[0]
     assert chosen(tmp_path / "auto")[0] == amp
     one, other = (without_clock(payload(tmp_path / name)) for name in ("given", "auto"))
     assert differing(one, other) == []
@@ -202,7 +251,7 @@ def test_the_choice_is_said_with_both_rates_and_kept_in_the_run_directory(
     offers(monkeypatch, off=281.4, bf16=170.2)
     train_here(tmp_path, AUTO, *SMALL, stop=StopAt(3))
     said = capsys.readouterr().err
-    assert "INFO: train.amp=auto takes off (170 GFLOP/s per core in bf16, 281 in fp32)\n" in said
+    assert "INFO: train.amp=auto takes off (170 images/s per core in bf16, 281 in fp32)\n" in said
     assert chosen(tmp_path) == ("off", {"off": 281.4, "bf16": 170.2})
     facts = read_checkpoint(checkpoints(tmp_path)[-1]).manifest["facts"]
     assert facts["amp"] == "off"
@@ -231,11 +280,11 @@ def test_a_resumed_run_keeps_its_precision_and_does_not_measure_again(
     [
         (
             {"off": 1.0, "bf16": 3.0},
-            "WARNING: train.amp=auto stays off, as in the first start, but here bf16 is faster (3 GFLOP/s per core in "
+            "WARNING: train.amp=auto stays off, as in the first start, but here bf16 is faster (3 images/s per core in "
             "bf16, 1 in fp32); train.amp=bf16 with resume.allow_changes=true changes it\n",
         ),
-        ({"off": 1.0, "bf16": 1.1}, "INFO: train.amp=auto stays off, as in the first start (1.1 GFLOP/s per core"),
-        ({"off": 3.0, "bf16": 1.0}, "INFO: train.amp=auto stays off, as in the first start (1 GFLOP/s per core"),
+        ({"off": 1.0, "bf16": 1.1}, "INFO: train.amp=auto stays off, as in the first start (1.1 images/s per core"),
+        ({"off": 3.0, "bf16": 1.0}, "INFO: train.amp=auto stays off, as in the first start (1 images/s per core"),
     ],
     ids=["slower", "close", "faster"],
 )
@@ -270,7 +319,10 @@ def test_a_precision_that_the_hardware_of_a_resume_does_not_have_is_kept_and_war
     monkeypatch.setattr(precision, "native_amp", lambda _: "off")
     monkeypatch.setattr("senet.training.run.processor", lambda _: "another one")
     train_here(tmp_path, AUTO, *SMALL, stop=StopAt(3))
-    assert "WARNING: train.amp=auto stays bf16, as in the first start, but here off is" in capsys.readouterr().err
+    assert (
+        "WARNING: train.amp=auto stays bf16, as in the first start, but rank 0 has no bf16; train.amp=off "
+        in capsys.readouterr().err
+    )
     assert not measured
     assert chosen(tmp_path) == ("bf16", {})
 
@@ -306,6 +358,20 @@ def test_before_the_first_checkpoint_the_choice_is_kept_too_unless_an_option_is_
     assert (chosen(tmp_path)[0], len(measured)) == ("bf16", 2)
 
 
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"\xff\x00", b"[1]\n", b'{"amp": 5, "options": {}}\n', b'{"amp": "off", "options": 5}\n']
+)
+def test_a_damaged_table_of_starts_counts_as_none(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes
+) -> None:
+    measured = offers(monkeypatch, off=3, bf16=1)
+    _killed_before_it_saves(train_here, tmp_path, AUTO, *SMALL)
+    (tmp_path / "starts.jsonl").write_bytes(damage)
+    (tmp_path / "config.yaml").write_bytes(b"{")
+    _killed_before_it_saves(train_here, tmp_path, AUTO, *SMALL)
+    assert (chosen(tmp_path)[0], len(measured)) == ("off", 2)
+
+
 def test_a_run_that_changes_to_auto_chooses_and_keeps_that(
     train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,17 +404,23 @@ def test_a_branch_of_another_run_goes_on_in_its_precision(
     assert differing(one, other) == []
 
 
-def _on_hardware_of_its_own(run_dir: str, root: str) -> list[str | bool]:
-    """Train two updates where rank 0 would take off and rank 1 bf16; what this rank trains in."""
-    is_first = os.environ["RANK"] == "0"
-    precision.native_amp = lambda _: "bf16" if is_first else "off"
-    precision.measure = lambda *_, **__: {"off": 3.0, "bf16": 1.0} if is_first else {"off": 1.0, "bf16": 3.0}
-    seen: list[str | bool] = []
+def _on_hardware_of_its_own(run_dir: str, root: str, lacking: int) -> list[str | bool | int]:
+    """Train two updates. fp32 is faster on rank 0, bf16 on rank 1, and rank ``lacking`` has none. Returns what this
+    rank trains in, and how often it was timed."""
+    rank, passes = int(os.environ["RANK"]), list[str]()
+    precision.native_amp = lambda _: "off" if rank == lacking else "bf16"
+
+    def seconds(_count: int, amp: str) -> float:
+        passes.append(amp)
+        return 0.3 if (amp == "off") == bool(rank) else 0.1
+
+    rates._passes_of_a_copy = lambda *_, **__: seconds
+    seen: list[str | bool | int] = []
     original = Trainer.fit
 
     def fit(self: Trainer) -> Summary:
         with self.learner.autocast():
-            seen.extend([self.record.manifest["facts"]["amp"], torch.is_autocast_enabled("cpu")])
+            seen.extend([self.record.manifest["facts"]["amp"], torch.is_autocast_enabled("cpu"), len(passes)])
         return original(self)
 
     Trainer.fit = fit  # type: ignore[method-assign]
@@ -358,10 +430,24 @@ def _on_hardware_of_its_own(run_dir: str, root: str) -> list[str | bool]:
 
 
 @pytest.mark.ranks
-def test_rank_0_chooses_for_all_ranks(data_root: Path, tmp_path: Path) -> None:
-    found = run_ranks(2, _on_hardware_of_its_own, f"{tmp_path}/run", str(data_root), tmp_path=tmp_path)
-    assert found == 2 * [["off", False]]
-    assert chosen(tmp_path / "run") == ("off", {"off": 3.0, "bf16": 1.0})
+@pytest.mark.parametrize(
+    ("lacking", "passes", "measured"),
+    [
+        (-1, 8, {"bf16": 2 / 0.3, "off": 2 / 0.1}),
+        (1, 0, {}),
+    ],
+    ids=["rank 0 chooses", "one has none"],
+)
+def test_all_ranks_have_one_precision(
+    data_root: Path,
+    tmp_path: Path,
+    lacking: int,
+    passes: int,
+    measured: dict[str, float],
+) -> None:
+    options = (f"{tmp_path}/run", str(data_root), lacking)
+    assert run_ranks(2, _on_hardware_of_its_own, *options, tmp_path=tmp_path) == 2 * [["off", False, passes]]
+    assert chosen(tmp_path / "run") == ("off", pytest.approx(measured))
 
 
 @pytest.mark.ranks

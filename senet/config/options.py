@@ -144,9 +144,10 @@ class TrainConfig:
     (10 + n); 0: off. From 5 / (1 - ema_decay) updates on the averaged weights are the result of the run, before that
     the raw ones: they choose the best checkpoint, and predict, evaluate, export and report take them."""
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
-    """Automatic mixed precision. auto: on a GPU bf16 where it has it natively, else off; on a CPU that has bf16 the
-    faster of bf16 and off, measured at the first start of a run, which takes about a second, and kept when it is
-    resumed. fp16 uses a GradScaler. On a GPU what is left in fp32 uses TF32."""
+    """Automatic mixed precision. auto: on GPUs bf16 where all have it natively, else off; on CPUs that all have
+    bf16 the faster of bf16 and off, measured at the first start of a run with 1 to 2 s of one core (more where a pass
+    of two images takes as long), and kept when it is resumed. fp16 uses a GradScaler. On a GPU what is left in fp32
+    uses TF32."""
     channels_last: bool = True
     """Keep weights and activations in NHWC memory order."""
     compile: bool = False

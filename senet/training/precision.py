@@ -1,10 +1,11 @@
-"""The precision that ``train.amp=auto`` comes to: the faster one, measured by rank 0 at the first start of a run."""
+"""The precision that ``train.amp=auto`` comes to: the faster one, measured at the first start of a run."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,18 +15,16 @@ from torch.distributed import ProcessGroup
 from senet.compat import cpu_capabilities
 from senet.config.load import changed_options
 from senet.config.options import Config
-from senet.distributed.groups import broadcast_bytes
+from senet.distributed.groups import broadcast_bytes, gather
 from senet.distributed.ranks import Ranks
 from senet.rundir.checkpoint import Checkpoint
 from senet.rundir.files import read_rows
-from senet.rundir.history import read_options
 from senet.rundir.lease import Lease
-from senet.training.feed import images_at_once, two_black_images
-from senet.training.rates import Rates, largest_layers, measure
+from senet.training.feed import images_at_once
+from senet.training.rates import Rates, measure
 
 CLOSE = 1.15
 """Rates whose ratio is smaller do not decide: they vary that much from one start to the next."""
-_CPU = torch.device("cpu")
 log = logging.getLogger(__name__)
 
 
@@ -33,41 +32,37 @@ def choose_amp(
     config: Config,
     ranks: Ranks,
     network: nn.Module,
-    facts: dict[str, Any],
+    processor: str,
     begun: Mapping[str, Any] | None,
     group: ProcessGroup,
-) -> dict[str, Any]:
-    """Add the precision, "amp", to the facts of this start, the same on all ranks. A collective: call on every rank.
+) -> tuple[str, dict[str, Any]]:
+    """The precision, equal on all ranks, and what starts.jsonl tells of the choice. A collective: call on every rank.
 
     Args:
         begun: on rank 0, the facts of the start whose choice is kept; see ``begun_with``.
 
     Returns:
-        for starts.jsonl, with train.amp=auto: "amp_rates", GFLOP/s of one core in each precision; empty where none was
-        measured.
+        the latter with train.amp=auto only: "amp_rates", images per second of one core in each precision, empty where
+        none were measured; "options", those that are not the default.
     """
     wanted = config.train.amp
     if wanted == "fp16" and ranks.device.type == "cpu":
         log.warning("train.amp=fp16 on a CPU is slow; bf16 or off is faster")
     if wanted != "auto":
-        facts["amp"] = wanted
-        return {}
-    # every rank looks: a network may hold collectives
-    layers = largest_layers(network, two_black_images(config, _CPU)) if ranks.device.type == "cpu" else []
-    found: dict[str, Any] = {}
-    if ranks.is_main:
-        same = begun is not None and begun.get("processor") == facts["processor"]
-        rates: Rates = {}
-        if layers and not same and native_amp(ranks.device) == "bf16":
-            rates = measure(layers, images_at_once(config, ranks), channels_last=config.train.channels_last)
-        fastest = faster(rates) if rates else native_amp(ranks.device)
-        found = {"amp": begun["amp"] if begun else fastest, "amp_rates": rates}
-        _say(found["amp"], fastest, rates, begins=begun is None, same=same)
-    sent = broadcast_bytes(json.dumps(found).encode() if ranks.is_main else None, group)
+        return wanted, {}
+    kept = {"amp": begun["amp"], "same": begun.get("processor") == processor} if begun else {}
+    sent = broadcast_bytes(json.dumps(kept).encode() if ranks.is_main else None, group)
     assert sent is not None
-    found = json.loads(sent.read())
-    facts["amp"] = found.pop("amp")
-    return found
+    kept = json.loads(sent.read())
+    have = gather(native_amp(ranks.device) == "bf16", group)
+    rates: Rates = {}
+    if all(have) and ranks.device.type == "cpu" and not kept.get("same"):
+        images, size, channels_last = images_at_once(config, ranks), config.data.image_size, config.train.channels_last
+        rates = measure(network, images, size, channels_last=channels_last, gather=partial(gather, group=group))
+    fastest = faster(rates) if rates else ("bf16" if all(have) else "off")
+    _say(kept, fastest, rates, have)
+    found = {"amp_rates": rates, "options": {key: now for key, _, now in changed_options({}, config)}}
+    return kept.get("amp", fastest), found
 
 
 def begun_with(config: Config, checkpoint: Checkpoint | None, lease: Lease | None) -> Mapping[str, Any] | None:
@@ -77,15 +72,16 @@ def begun_with(config: Config, checkpoint: Checkpoint | None, lease: Lease | Non
     They are those of the checkpoint, if its run had train.amp=auto too. A run that was killed before its first
     checkpoint has them in starts.jsonl; they hold if no option was changed since then that changes the numbers.
     """
-    if lease is None:
+    if lease is None or config.train.amp != "auto":
         return None
     if checkpoint is not None and checkpoint.manifest["config"].get("train.amp", "auto") == "auto":
         facts: Mapping[str, Any] = checkpoint.manifest["facts"]
         return facts
     starts = list(read_rows(lease.run_dir / "starts.jsonl"))
-    if not starts or "amp_rates" not in starts[-1]:
+    options = starts[-1].get("options") if starts else None
+    if not isinstance(options, dict) or starts[-1].get("amp") not in ("off", "bf16"):
         return None
-    return None if changed_options(read_options(lease.run_dir / "config.yaml"), config) else starts[-1]
+    return None if changed_options(options, config) else starts[-1]
 
 
 def native_amp(device: torch.device) -> str:
@@ -101,16 +97,25 @@ def faster(rates: Rates) -> str:
     return "off" if rates["off"] > CLOSE * rates["bf16"] else "bf16"
 
 
-def _say(amp: str, fastest: str, rates: Rates, *, begins: bool, same: bool) -> None:
-    """One line, on rank 0."""
-    measured = f" ({rates['bf16']:.3g} GFLOP/s per core in bf16, {rates['off']:.3g} in fp32)" if rates else ""
-    if begins:
-        log.info("train.amp=auto takes %s%s", amp, measured)
-    elif same or amp == fastest or (rates and rates[fastest] <= CLOSE * rates[amp]):
-        log.info("train.amp=auto stays %s, as in the first start%s", amp, measured)
+def _say(kept: Mapping[str, Any], fastest: str, rates: Rates, have: list[float]) -> None:
+    """One line, on rank 0.
+
+    Args:
+        have: whether each rank has bf16.
+    """
+    without = ", ".join(str(rank) for rank, has_bf16 in enumerate(have) if not has_bf16)
+    if rates:
+        reason = f"{rates['bf16']:.3g} images/s per core in bf16, {rates['off']:.3g} in fp32"
+    else:
+        reason = f"rank {without} has no bf16" if without else "the hardware has bf16"
+    amp = kept.get("amp", fastest)
+    if not kept:
+        log.info("train.amp=auto takes %s (%s)", amp, reason)
+    elif kept["same"] or amp == fastest or (rates and rates[fastest] <= CLOSE * rates[amp]):
+        log.info("train.amp=auto stays %s, as in the first start%s", amp, f" ({reason})" if rates else "")
     else:
         log.warning(
-            "train.amp=auto stays %s, as in the first start, but here %s is faster%s; train.amp=%s with "
-            "resume.allow_changes=true changes it",
-            amp, fastest, measured, fastest,
+            "train.amp=auto stays %s, as in the first start, but %s; train.amp=%s with resume.allow_changes=true "
+            "changes it",
+            amp, f"here {fastest} is faster ({reason})" if rates else reason, fastest,
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from senet.rundir.lease import Lease
 from senet.rundir.owner import nothing_left_if_refused
 from senet.rundir.saving import CheckpointManager
 from senet.training.feed import build_preprocess, build_sampler
+from senet.training.precision import begun_with
 from senet.training.resume import check_fits, choose_checkpoint
 from senet.training.seeds import seed_everything
 
@@ -34,7 +36,7 @@ class OpenImages(Protocol):
 
 
 class Prepared(NamedTuple):
-    """What exists before the ranks meet. Lease and checkpoint: on rank 0 only."""
+    """What exists before the ranks meet. Lease, checkpoint, begun: on rank 0 only."""
 
     data: ImageData
     network: nn.Module
@@ -42,6 +44,8 @@ class Prepared(NamedTuple):
     lease: Lease | None
     checkpoints: CheckpointManager
     checkpoint: Checkpoint | None
+    begun: Mapping[str, Any] | None
+    """Facts of the start whose precision is kept."""
 
     def facts(self) -> dict[str, Any]:
         """What must be equal on all ranks."""
@@ -70,7 +74,8 @@ def prepare(
     if checkpoint is not None:
         check_fits(config, checkpoint, data, sampler.batches_per_epoch, network)
     _check_images(config, ranks, network)
-    return Prepared(data, network, sampler, lease, checkpoints, checkpoint)
+    begun = begun_with(config, checkpoint, lease)
+    return Prepared(data, network, sampler, lease, checkpoints, checkpoint, begun)
 
 
 def _own_run_dir(

@@ -1,166 +1,88 @@
-"""How fast this CPU computes the largest layers of a network, in each precision."""
+"""How many images per second a network trains on one core of this CPU, in each precision."""
 
 from __future__ import annotations
 
 import copy
-import statistics
+import logging
+import math
 import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.amp import autocast
 
-from senet.compat import TorchDispatchMode
+from senet.models.weights import lay_out
 
 Rates = dict[str, float]
-"""Precision, "off" or "bf16" -> GFLOP/s of one core."""
-DTYPES = {"off": torch.float32, "bf16": torch.bfloat16}
-PASSES = 3
-"""Operations of forward and backward pass over those of the forward pass."""
-_TRIES = 6  # the first one is left out
-_AIM_S, _LIMIT_S = 0.4, 1.5  # CPU time of all tries; wall time after which half of them are enough
-_SMALL_SHARE = 0.1  # of the operations: a kind of layer with less is not measured
+"""Precision, "off" or "bf16" -> images per second of one core."""
+_PAIRS = 3  # of passes, one in each precision
+_AIM_S, _LIMIT_S = 1.2, 2.0  # CPU time of all pairs; after which no further pass is begun
+log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A convolution or a matrix product that a network computes."""
+def measure(
+    network: nn.Module,
+    images: int,
+    image_size: int,
+    *,
+    channels_last: bool,
+    gather: Callable[[float], list[float]],
+) -> Rates:
+    """Time forward and backward passes of a copy of the network, in turns; the fastest of each precision counts. Empty
+    where it cannot be copied or run. A collective: call on every rank, a network may hold collectives of its own.
 
-    kind: str
-    apply: Callable[[Tensor, Tensor], Tensor]
-    """Of input and weight."""
-    input: tuple[float, ...]
-    """Its shape, the first size for one image."""
-    weight: tuple[int, ...]
-    flop: float
-    """Of one image and a forward pass."""
-
-
-def largest_layers(network: nn.Module, images_NCHW: Tensor) -> list[tuple[Layer, float]]:
-    """The convolution and the matrix product on whose shapes the network spends most operations, each with the share of
-    all convolutions or products. They are seen where torch computes them, whichever module or function asks for them.
-
-    Runs a copy of the network: its buffers, and random numbers, stay as they are. Empty if that fails.
-    """
-    seen = _Seen(len(images_NCHW))
-    try:
-        trial = copy.deepcopy(network)
-        trial.eval()
-        with torch.random.fork_rng(devices=[]), seen:
-            trial(images_NCHW)
-    except Exception:  # not every network can be copied, or run without autocast; what is wrong shows when it trains
-        return []
-    total = sum(layer.flop for layer in seen.layers)
-    found = []
-    for kind in ("convolution", "product"):
-        own = [layer for layer in seen.layers if layer.kind == kind]
-        share = sum(layer.flop for layer in own) / total if own else 0.0
-        if share > _SMALL_SHARE:
-            flop: dict[Any, float] = defaultdict(float)
-            for layer in own:
-                flop[layer.input, layer.weight] += layer.flop
-            found.append((max(own, key=lambda layer: flop[layer.input, layer.weight]), share))
-    return found
-
-
-class _Seen(TorchDispatchMode):
-    """The layers that are computed while it is entered."""
-
-    def __init__(self, images: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.layers: list[Layer] = []
-        self._images = images
-
-    def __torch_dispatch__(
-        self, function: Any, _types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        if function is torch.ops.aten.convolution.default:
-            images, weight, _bias, *how = args
-            transposed = how[3]
-            flop = 2 * (images if transposed else result).numel() * weight[0].numel()
-            self._add("convolution", lambda x, w: torch.convolution(x, w, None, *how), images, weight.shape, flop)
-        elif function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
-            rows, columns = args[-2:]
-            flop = 2 * rows.numel() * columns.shape[1]
-            self._add("product", nn.functional.linear, rows, columns.shape[::-1], flop)
-        return result
-
-    def _add(self, kind: str, apply: Callable[[Tensor, Tensor], Tensor], given: Tensor, weight: Any, flop: int) -> None:
-        first, *rest = given.shape
-        shape = (first / self._images, *rest)
-        self.layers.append(Layer(kind, apply, shape, tuple(weight), flop / self._images))
-
-
-def measure(layers: list[tuple[Layer, float]], images: int, *, channels_last: bool) -> Rates:
-    """GFLOP/s of one core in forward and backward passes through these layers, weighted by their shares.
-
-    It is the CPU time of one thread that counts: wall time, and that of several threads, depends on what else runs.
+    It is the CPU time of one thread: wall time, and that of several threads, depends on what else runs.
 
     Args:
-        images: those of a pass in training. Fewer are taken where they would take too long.
+        images: of a pass in training. Fewer are taken where they would take too long, but at least two.
+        gather: the numbers of all ranks, in rank order. The clock is rank 0's.
     """
-    threads = torch.get_num_threads()
+    threads, spent_s, count, rates = torch.get_num_threads(), 0.0, 2, Rates()
     torch.set_num_threads(1)
     try:
-        few = min(images, 2)
-        image_s = sum(min(times) for times in _times(layers, few, 2, channels_last).values()) / few
-        many = max(few, min(images, int(_AIM_S / _TRIES / image_s)))
-        times = _times(layers, many, _TRIES, channels_last)
+        with torch.random.fork_rng(devices=[]):  # the random numbers of the training stay as they are
+            time_pass = _passes_of_a_copy(network, image_size, channels_last=channels_last)
+            for number in range(2 + 2 * _PAIRS):
+                amp = "off" if number % 2 else "bf16"
+                seconds = gather(time_pass(count, amp))
+                if any(map(math.isnan, seconds)):
+                    return {}
+                rates[amp] = max(count / seconds[0], rates.get(amp, 0.0))
+                spent_s += seconds[0]
+                if len(rates) == 2 and spent_s > _LIMIT_S:
+                    break
+                fitting = min(images, int(_AIM_S / _PAIRS * count / spent_s))
+                if number == 1 and fitting > count:  # the first pair has torch's preparations in it
+                    count, rates = fitting, {}
     finally:
         torch.set_num_threads(threads)
-    rates = {}
-    for amp in DTYPES:
-        flop_s = sum(
-            share * statistics.median(times[amp, number][1:]) / (PASSES * layer.flop * many)
-            for number, (layer, share) in enumerate(layers)
-        )
-        rates[amp] = 1e-9 / flop_s
     return rates
 
 
-def _times(
-    layers: list[tuple[Layer, float]], images: int, tries: int, channels_last: bool
-) -> dict[tuple[str, int], list[float]]:
-    """Seconds of each try, by precision and number of the layer; alternated, for clocks that change. The first one also
-    has torch's preparations in it."""
-    passes = {
-        (amp, number): training_pass(layer, images, amp, channels_last=channels_last)
-        for number, (layer, _) in enumerate(layers)
-        for amp in DTYPES
-    }
-    times: dict[tuple[str, int], list[float]] = {key: [] for key in passes}
-    began = time.perf_counter()
-    for count in range(tries):
-        if count > _TRIES // 2 and time.perf_counter() - began > _LIMIT_S:
-            break
-        for key in list(passes)[:: 1 if count % 2 else -1]:
-            times[key].append(passes[key]())
-    return times
+def _passes_of_a_copy(network: nn.Module, image_size: int, *, channels_last: bool) -> Callable[[int, str], float]:
+    """Returns the CPU seconds of a pass of so many images in a precision. NaN where it fails, which is logged: what is
+    wrong shows when the network trains."""
+    trial: list[nn.Module] = []
 
-
-def training_pass(layer: Layer, images: int, amp: str, *, channels_last: bool) -> Callable[[], float]:
-    """A forward and backward pass on tensors of its own, as autocast has it: activations in the precision, weights in
-    fp32. Returns its CPU seconds."""
-    generator = torch.Generator().manual_seed(0)  # the random numbers of the training stay as they are
-
-    def fresh(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        tensor = torch.randn(shape, generator=generator).to(dtype)
-        if channels_last and tensor.ndim == 4:
-            tensor = tensor.to(memory_format=torch.channels_last)
-        return tensor.requires_grad_()
-
-    first, *rest = layer.input
-    given = fresh((max(1, round(first * images)), *map(int, rest)), DTYPES[amp])
-    weight = fresh(layer.weight, torch.float32)
-
-    def timed() -> float:
-        began = time.thread_time()
-        result = layer.apply(given, weight.to(DTYPES[amp]))
-        torch.autograd.grad(result, (given, weight), torch.ones_like(result))
-        return time.thread_time() - began
+    def timed(count: int, amp: str) -> float:
+        try:
+            if not trial:
+                trial.append(copy.deepcopy(network))
+                trial[0].train()
+                lay_out(trial[0], channels_last=channels_last)
+            images_NCHW = torch.randn(count, 3, image_size, image_size)
+            if channels_last:
+                images_NCHW = images_NCHW.to(memory_format=torch.channels_last)
+            trial[0].zero_grad()
+            began = time.thread_time()  # CPU tensors: the backward pass runs in this thread
+            with autocast("cpu", dtype=torch.bfloat16, enabled=amp != "off"):
+                logits_NK = trial[0](images_NCHW)
+            labels_N = torch.arange(count) % logits_NK.shape[1]
+            nn.functional.cross_entropy(logits_NK.float(), labels_N).backward()
+            return time.thread_time() - began
+        except Exception as error:
+            log.info("train.amp=auto could not measure: %s: %s", type(error).__name__, str(error).split("\n")[0])
+            return math.nan
 
     return timed

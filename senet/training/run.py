@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 from torch.distributed import ProcessGroup
 
 from senet.config.options import Config
@@ -28,11 +27,10 @@ from senet.distributed.ranks import Ranks
 from senet.distributed.watchdog import Watchdog
 from senet.errors import FAILED_EXIT_CODE, STOPPED_EXIT_CODE
 from senet.rundir.checkpoint import Checkpoint, unpickle
-from senet.rundir.lease import Lease
 from senet.training.feed import Feed, two_black_images
 from senet.training.learner import Learner
 from senet.training.peers import Peers
-from senet.training.precision import begun_with, choose_amp
+from senet.training.precision import choose_amp
 from senet.training.prepare import OpenImages, Prepared, prepare
 from senet.training.progress import Progress
 from senet.training.record import Record, provenance, publish_start
@@ -67,7 +65,7 @@ def run(
         ranks = Ranks.from_environment(config.train)
         _log_to_stderr(visible=ranks.is_main)
         facts = _facts(config, ranks)
-        store, (data, network, sampler, lease, checkpoints, checkpoint) = meet(
+        store, (data, network, sampler, lease, checkpoints, checkpoint, begun) = meet(
             ranks,
             watchdog,
             must_be_equal(ranks, options_of(config)),
@@ -76,13 +74,13 @@ def run(
         )
         group = stack.enter_context(process_groups(ranks, store, config.distributed, watchdog))
         watchdog.phase("running the network for the first time")
-        rates = _keep_conditions(config, ranks, facts, network, lease, checkpoint, group)
+        _keep_threads(config, facts, checkpoint, group)
+        facts["amp"], found = choose_amp(config, ranks, network, facts["processor"], begun, group)
         learner = Learner.build(config, ranks, network, facts["amp"], len(data.classes))
         feed = Feed.build(config, ranks, data, sampler)
-        saved, checkpoint = _broadcast(checkpoint, group)
-        state = TrainState.from_state_dict(saved["state"]) if saved else TrainState()
+        saved, state, checkpoint = _broadcast(checkpoint, group)
         _hold_stops(stop, group, watchdog)
-        start = publish_start(config, facts | rates | provenance(argv), learner.network, data, lease, state, checkpoint)
+        start = publish_start(config, facts | found | provenance(argv), learner.network, data, lease, state, checkpoint)
         writer, manifest = stack.enter_context(closing(start)), identity(config, data, sampler, facts)
         record = Record(lease, writer, checkpoints, Progress(ranks.is_main), manifest)
         agreement = Agreement(group, every=1 if facts["amp"] == "fp16" else None)  # fp16 waits for the device each step
@@ -107,24 +105,10 @@ def _facts(config: Config, ranks: Ranks) -> dict[str, Any]:
     return facts
 
 
-def _keep_conditions(
-    config: Config,
-    ranks: Ranks,
-    facts: dict[str, Any],
-    network: nn.Module,
-    lease: Lease | None,
-    checkpoint: Checkpoint | None,
-    group: ProcessGroup,
-) -> dict[str, Any]:
-    """Put into the facts what the first start has chosen for all: with shards the number of threads; the precision.
-    Returns the rates that were measured for the latter."""
-    if config.train.shards:
-        _keep_threads(config, facts, checkpoint, group)
-    return choose_amp(config, ranks, network, facts, begun_with(config, checkpoint, lease), group)
-
-
 def _keep_threads(config: Config, facts: dict[str, Any], checkpoint: Checkpoint | None, group: ProcessGroup) -> None:
-    """Take the number of threads of the first start, and say what the equal bits of shards rest on."""
+    """With shards: take the number of threads of the first start, and say what their equal bits rest on."""
+    if not config.train.shards:
+        return
     if not config.train.threads_per_rank:
         own, saved = facts["threads_per_rank"], facts
         if checkpoint is not None and checkpoint.manifest["config"].get("train.shards"):
@@ -144,10 +128,15 @@ def _keep_threads(config: Config, facts: dict[str, Any], checkpoint: Checkpoint 
     )
 
 
-def _broadcast(checkpoint: Checkpoint | None, group: ProcessGroup) -> tuple[dict[str, Any] | None, Checkpoint | None]:
-    """The payload of rank 0's checkpoint, on every rank; and the checkpoint without its bytes, to have them once."""
+def _broadcast(
+    checkpoint: Checkpoint | None, group: ProcessGroup
+) -> tuple[dict[str, Any] | None, TrainState, Checkpoint | None]:
+    """The payload of rank 0's checkpoint and its counters, on every rank; and the checkpoint without its bytes, to have
+    them once."""
     content = broadcast_bytes(checkpoint.content if checkpoint else None, group)
-    return unpickle(content) if content else None, replace(checkpoint, content=b"") if checkpoint else None
+    saved = unpickle(content) if content else None
+    state = TrainState.from_state_dict(saved["state"]) if saved else TrainState()
+    return saved, state, replace(checkpoint, content=b"") if checkpoint else None
 
 
 def _restore(trainer: Trainer, saved: dict[str, Any] | None, checkpoint: Checkpoint | None) -> bool:

@@ -43,7 +43,7 @@ case $0 in # printed hints begin with it
 esac
 
 refuse() {
-    echo "launch.sh: $1" >&2
+    printf '%s\n' "launch.sh: $1" >&2
     exit 2
 }
 
@@ -101,6 +101,7 @@ setup() {
             echo "launch.sh: installing into $venv (once; torch is large)" >&2
         fi
         make_venv
+        shorten_pythonpath
         # pip refuses to install for the user into a virtual environment
         PIP_USER=0 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
             ${site_torch:+--constraint "$venv/.site-torch"} --editable "$here${1:+[$1]}" >&2 || pip_failed $?
@@ -111,7 +112,7 @@ setup() {
 
 # Whose torch .venv uses, once made: $system_torch is 1 for the site's, 0 for its own.
 choose_torch() {
-    if [ -e "$venv/.site-torch" ]; then made=1; else made=0; fi
+    if grep -q '^include-system-site-packages = true' "$venv/pyvenv.cfg" 2>/dev/null; then made=1; else made=0; fi
     system_torch=${SYSTEM_TORCH:-$made}
     case $system_torch in
     0 | 1) ;;
@@ -137,29 +138,41 @@ make_venv() {
     fi
     if ! is_whole; then "$python" -m venv --clear ${site_torch:+--system-site-packages} "$venv"; fi
     if [ -n "$site_torch" ]; then
-        echo "$site_torch" >"$venv/.site-torch"
+        printf '%s\n' "$site_torch" >"$venv/.site-torch"
         # the folders too: a Python that is itself of a virtual environment, or PYTHONPATH, has others
         packages=$("$venv/bin/python" -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
         sed -n 's/^# //p' "$venv/.site-torch" >"$packages/site-torch.pth"
     fi
 }
 
-# Exit as pip did, with a line on the first folder that has less space than torch for CUDA takes.
+# Exit as pip did. If torch was to be installed: a line on the first folder that has less space than one for CUDA takes.
 pip_failed() {
+    if is_whole; then exit "$1"; fi
     for folder in "7 $venv" "4 ${TMPDIR:-/tmp}"; do
-        free=$(df -Pk "${folder#* }" | awk 'NR == 2 { printf "%.1f", $4 / 1048576 }')
-        if [ "$system_torch" = 0 ] && [ "${free%.*}" -lt "${folder%% *}" ]; then
-            echo "launch.sh: ${folder#* } has $free GB free; torch for CUDA takes about ${folder%% *} GB there: docs/install.md" >&2
+        # nothing where df knows no such folder; LC_ALL: a decimal point
+        free=$(df -Pk "${folder#* }" 2>/dev/null | LC_ALL=C awk 'NR == 2 { printf "%.1f", $4 / 1048576 }')
+        if [ -n "$free" ] && [ "${free%.*}" -lt "${folder%% *}" ]; then
+            printf '%s\n' "launch.sh: ${folder#* } has $free GB free; torch for CUDA takes about ${folder%% *} GB there: docs/install.md" >&2
             break
         fi
     done
     exit "$1"
 }
 
+# Take the folders of the site's torch off PYTHONPATH: .venv sees them after its own packages, which may be newer.
+shorten_pythonpath() {
+    if [ -n "${PYTHONPATH:-}" ] && [ -e "$venv/.site-torch" ]; then
+        PYTHONPATH=$(printf '%s' "$PYTHONPATH" | tr : '\n' | sed 's:/*$::' |
+            grep -vxF "$(sed -n 's/^# //p' "$venv/.site-torch")" | paste -sd : -)
+        export PYTHONPATH
+    fi
+}
+
 # Replace this shell by a module of this checkout, whatever lies in the folder one stands in. $1: the extra it needs.
 run() {
     if [ -z "$wants_help" ]; then setup "$1"; fi
     shift
+    shorten_pythonpath
     export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
     exec "$venv/bin/python" -P -m "$@"
 }
@@ -230,6 +243,7 @@ tensorboard) tensorboard "$@" ;;
 drill) run "" senet.drill "$@" ;;
 slurm)
     if [ -z "$wants_help" ]; then setup ""; fi
+    shorten_pythonpath
     exec "$venv/bin/python" "$here/slurm/submit.py" --quickstart "$@"
     ;;
 *) refuse_word "$verb" ;;

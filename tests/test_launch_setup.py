@@ -29,6 +29,9 @@ case "$*" in
     for venv; do :; done
     rm -rf "$venv" && mkdir -p "$venv/bin" "$venv/packages" && cp "$0" "$venv/bin/python"
     printf '#!/bin/sh\\n%s\\n' "'''exec' \\"$venv/bin/python\\"" >"$venv/bin/pip"
+    case "$*" in *--system-site-packages*)
+        echo "include-system-site-packages = true" >"$venv/pyvenv.cfg" && touch "$venv/torch" ;;
+    esac
     ;;
 "-m pip install "*) if [ -n "$PIP_FAILS" ]; then exit 7; else touch "$venv/torch"; fi ;;
 "-P -m senet.site_torch")
@@ -259,6 +262,19 @@ def test_the_torch_of_the_site_is_seen_and_kept_by_pip_and_asked_for_once(checko
     assert (moved / ".venv" / "packages" / "site-torch.pth").exists()
 
 
+def test_a_start_that_was_killed_before_it_noted_the_torch_of_the_site_is_made_good(checkout: Path) -> None:
+    venv = checkout / ".venv"
+    noted = (venv / ".site-torch", venv / "packages" / "site-torch.pth")
+    start(checkout, SYSTEM_TORCH="1")
+    for again in ({}, {"SYSTEM_TORCH": "1"}):
+        for file in (*noted, venv / ".installed"):
+            file.unlink()
+        (checkout.parent / "calls").write_text("")
+        assert start(checkout, **again).returncode == 0
+        assert f" --constraint {venv}/.site-torch " in (checkout.parent / "calls").read_text()
+        assert all(file.exists() for file in noted)
+
+
 @pytest.mark.parametrize(
     ("made", "asked", "why"), [("", "1", "has a torch of its own"), ("1", "0", "uses the site's torch")]
 )
@@ -306,8 +322,17 @@ def test_where_pip_fails_on_a_small_disk_the_space_is_said(
     assert done.returncode == 7
     lines = done.stderr.splitlines()[1:]
     assert lines == [f"launch.sh: {said.format(venv=checkout / '.venv', tmp=tmp_path)}: docs/install.md"][: bool(said)]
-    installing = start(checkout, PIP_FAILS="1", TMPDIR=str(tmp_path), SYSTEM_TORCH="1").stderr
-    assert len(installing.splitlines()) == 1  # it needs little
+    for torch_is_there in ({"SYSTEM_TORCH": "1"}, {}):
+        assert len(start(checkout, PIP_FAILS="1", TMPDIR=str(tmp_path), **torch_is_there).stderr.splitlines()) == 1
+
+
+def test_where_pip_fails_without_a_folder_for_temporary_files_nothing_is_said_of_it(
+    checkout: Path, tmp_path: Path
+) -> None:
+    done = start(checkout, PIP_FAILS="1", TMPDIR=str(tmp_path / "none"))
+    assert done.returncode == 7
+    assert "none" not in done.stderr
+    assert "number" not in done.stderr  # of a comparison with nothing
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")

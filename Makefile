@@ -13,18 +13,16 @@ quick: setup ## the tests that start no processes and take no seconds: 100 s on 
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slurm and not hosts and not fault and not ranks and not slow" -n 2 --dist worksteal
 
 test-oldest: ## the same and a few with real ranks, on the oldest versions that pyproject.toml allows (.venv-oldest, 7 GB)
-	python3 -m venv .venv-oldest
+	$(or $(PYTHON),python3) -m venv .venv-oldest
 	.venv-oldest/bin/pip install -q uv
 	.venv-oldest/bin/uv pip install -q --upgrade --python .venv-oldest --resolution lowest-direct --editable '.[dev]'
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -m "not slurm and not hosts and not fault and not ranks and not slow" -n 2 --dist worksteal
 	.venv-oldest/bin/python -m pytest $(RANKS)
 
-# collectives and their time limits, a resume, a compiled network; those that are lost, killed, stopped by a signal
-RANKS := tests/test_groups.py tests/test_resume.py \
+# collectives and their time limits, votes, stops, a resume, a compiled network; ranks that are lost or killed
+RANKS := tests/test_groups.py tests/test_agreement.py tests/test_resume.py \
 	"tests/test_shards_ranks.py::test_a_rank_that_is_lost_in_the_exchange_is_named" \
-	"tests/test_shards_ranks.py::test_a_compiled_network_has_the_same_bits_on_one_and_two_ranks" \
-	"tests/test_launch.py::test_signals_stop_it_once_with_one_line_and_code_85" \
-	"tests/test_launch.py::test_killed_in_mid_training_it_leaves_no_process"
+	"tests/test_shards_ranks.py::test_a_compiled_network_has_the_same_bits_on_one_and_two_ranks"
 
 setup:
 	./launch.sh setup dev

@@ -95,11 +95,12 @@ setup() {
         flock 9 || true
     fi
     if ! is_up_to_date "$1"; then
-        if is_whole && [ -n "$1" ]; then
-            echo "launch.sh: installing what $1 needs into $venv (once)" >&2
-        else
-            echo "launch.sh: installing into $venv (once; torch is large)" >&2
-        fi
+        choose_python
+        case $(if is_whole; then echo "$1"; fi)/$site_torch in
+        ?*/*) echo "launch.sh: installing what $1 needs into $venv (once)" >&2 ;;
+        /?*) printf '%s\n' "launch.sh: installing into $venv (once), beside the site's $(printf '%s' "$site_torch" | head -n 1)" >&2 ;;
+        *) echo "launch.sh: installing into $venv (once; torch is large)" >&2 ;;
+        esac
         make_venv
         shorten_pythonpath
         # pip refuses to install for the user into a virtual environment
@@ -124,8 +125,8 @@ choose_torch() {
     fi
 }
 
-# Make .venv unless it is whole, and note the site's torch in it, which pip must keep.
-make_venv() {
+# Which Python, in $python, and the site's torch, if it is to be used, in $site_torch.
+choose_python() {
     python=${PYTHON:-python3}
     if is_whole; then
         python=$venv/bin/python
@@ -136,6 +137,10 @@ make_venv() {
     if [ "$system_torch" = 1 ]; then
         site_torch=$(PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" "$python" -P -m senet.site_torch) || exit
     fi
+}
+
+# Make .venv unless it is whole, and note the site's torch in it, which pip must keep.
+make_venv() {
     if ! is_whole; then "$python" -m venv --clear ${site_torch:+--system-site-packages} "$venv"; fi
     if [ -n "$site_torch" ]; then
         printf '%s\n' "$site_torch" >"$venv/.site-torch"

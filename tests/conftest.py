@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import getpass
 import hashlib
 import importlib.metadata
 import itertools
@@ -15,6 +16,7 @@ import os
 import pickle
 import shutil
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 Train = Callable[..., "Summary"]
 Once = Callable[[str, Callable[[Path], object]], Path]
 
+
+# where torch would put it itself; it would make it in a temporary folder that a test gives to a training, and looks at
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")))
 
 # torch 2.10 warns of itself: torch.compile, writing ONNX, reading .pt2
 WARNINGS_OF_2_10 = (

@@ -156,5 +156,6 @@ def test_every_message_that_is_explained_is_one_of_the_program() -> None:
     code = [
         text for folder in ("senet", "slurm") for file in (REPOSITORY / folder).rglob("*.py") for text in _texts(file)
     ]
+    code.append((REPOSITORY / "launch.sh").read_text())
     assert len(messages) > 50
     assert not [each for each in messages if not any(each in text for text in code)]

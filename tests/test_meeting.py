@@ -110,5 +110,5 @@ def test_two_commands_that_differ_are_refused_with_both_values(data_root: Path, 
     ):
         assert (first.wait(120), second.wait(120)) == (2, 2)
     [line] = (tmp_path / "log0").read_text().splitlines()
-    assert "rank 1 has seed=7, on rank 0 0; train.amp=off, on rank 0 auto; log.every_steps=3, on rank 0 2" in line
+    assert "rank 1 has seed=7, on rank 0 0; train.amp=off, on rank 0 bf16; log.every_steps=3, on rank 0 2" in line
     assert not (tmp_path / "run" / "status.json").exists()

@@ -55,8 +55,8 @@ class Learner:
         compiled = torch.compile(network) if config.train.compile else network
         assert isinstance(compiled, nn.Module)
         black = black_micro_batch(config, ranks) if config.train.compile else two_black_images(config, ranks.device)
-        alone = config.train.shards or ranks.world_size == 1
-        replicas = None if alone else replicate(compiled, ranks, comm_hook=config.train.comm_hook)
+        averages = ranks.world_size > 1 and not config.train.shards
+        replicas = replicate(compiled, ranks, comm_hook=config.train.comm_hook) if averages else None
         with mixed():
             run_once(replicas or compiled, dummy_NCHW=black, num_classes=num_classes)
         optimizer = build_optimizer(network, config.optim, fused=amp != "fp16")

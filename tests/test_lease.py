@@ -156,6 +156,18 @@ def test_a_restarted_job_takes_over_from_itself_only(elsewhere: Path, monkeypatc
     assert Watch(elsewhere).look() is False
 
 
+def test_a_later_launch_takes_over_from_an_earlier_one_and_never_the_other_way(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SENET_LAUNCH", "1")
+    for launch, alive in ((0, False), (1, None), (2, None)):
+        edit_owner(elsewhere, job="77", job_launch=launch, heartbeat=time.time())
+        assert Watch(elsewhere).look() is alive
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert Watch(elsewhere).look() is False  # of an earlier start
+
+
 def test_the_old_holder_notices_and_writes_no_more(tmp_path: Path) -> None:
     old = Lease.acquire(tmp_path)
     old.start(0)
@@ -228,7 +240,7 @@ def test_what_a_person_links_to_is_nobody_elses_business_but_names_that_are_writ
     for name in ("best.pt", "checkpoints/best.pt", "checkpoints/step_000000001.g0001.pt", "notes"):
         (tmp_path / "run" / name).symlink_to(target)
     Lease.acquire(tmp_path / "run").close()
-    for name in ("owner.json", "status.json", "metrics.jsonl", ".owner.lock", "tensorboard", "slurm"):
+    for name in ("owner.json", "status.json", "metrics.jsonl", "restarts.jsonl", ".owner.lock", "tensorboard", "slurm"):
         path = tmp_path / "run" / name
         path.unlink(missing_ok=True)
         path.symlink_to(target)

@@ -22,7 +22,10 @@ HEARTBEAT_S = 5.0
 WATCH_S = 75.0
 OLD_S = 3600.0  # a heartbeat that is older is not watched
 POLL_S = 1.0
-_OWN_NAMES = ("owner.json", ".owner.lock", "status.json", "config.yaml", "starts.jsonl", "model.txt", "metrics.jsonl")
+_OWN_NAMES = (
+    *("owner.json", ".owner.lock", "status.json", "config.yaml", "starts.jsonl", "restarts.jsonl", "model.txt"),
+    "metrics.jsonl",
+)
 _OWN_FOLDERS = ("checkpoints", "tensorboard", "slurm")
 _FACTS = {"token", "generation", "heartbeat", "host", "boot", "pid", "pid_started", "job", "job_restarts"}
 _CHECKPOINT = re.compile(r"step_\d+\.g(\d+)\.pt")
@@ -93,7 +96,8 @@ def next_owner(run_dir: Path, previous: dict[str, Any]) -> dict[str, Any]:
         "generation": max([previous.get("generation", 0), *generations]) + 1,
         **this_process(),
         "job": os.environ.get("SLURM_JOB_ID", ""),
-        "job_restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        "job_restarts": _launch()[0],
+        "job_launch": _launch()[1],
         "heartbeat": time.time(),
         "resumed_from": {str(row["generation"]): row["resumed_from"] for row in starts}
         | previous.get("resumed_from", {}),
@@ -105,11 +109,16 @@ def is_alive(owner: dict[str, Any]) -> bool | None:
     if not owner or owner.get("released"):
         return False
     job = os.environ.get("SLURM_JOB_ID", "")
-    if job and owner["job"] == job and owner["job_restarts"] < int(os.environ.get("SLURM_RESTART_COUNT", "0")):
-        return False  # an earlier start of this job
+    if job and owner["job"] == job and (owner["job_restarts"], owner.get("job_launch", 0)) < _launch():
+        return False  # an earlier start of this job, or an earlier launch of this start
     if owner["host"] == socket.gethostname() and owner["boot"] == boot():
         return not has_ended(owner)
     return None
+
+
+def _launch() -> tuple[int, int]:
+    """How often the job of this process was requeued, and how often this start of it had launched its ranks before."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0")), int(os.environ.get("SENET_LAUNCH", "0"))
 
 
 def describe(owner: dict[str, Any]) -> str:

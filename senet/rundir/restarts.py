@@ -1,0 +1,122 @@
+"""Whether a training that has failed is launched again, and ``restarts.jsonl``: a row for each failure. No torch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from senet.rundir.files import read_rows, replace_file
+
+FILE = "restarts.jsonl"
+SILENT = "did not answer any more"  # begins the cause of a rank that was killed or hangs: why is not known
+_NO_FAILURE = ("finished", "stopped", "refused", "port_taken")
+_KEYS = {"step", "reason", "cause", "checkpoint", "job", "start", "launch", "again"}
+_NOTE_S = 10.0  # how long a decision waits for a file system that does not answer
+log = logging.getLogger(__name__)
+
+
+def launch_again(
+    run_dir: Path,
+    outcome: Mapping[str, Any],
+    *,
+    most: int,
+    option: str,
+    job: str,
+    start: int = 0,
+    launch: int = 0,
+) -> str:
+    """Record that a launch has failed, and decide what follows. Called again for the same launch, it does the same.
+
+    Args:
+        outcome: its last status, as in ``status.json``. Only "failed" names a cause; with another state ``reason`` is
+            what the launcher knows: a rank was killed, and has left no word.
+        most: launches in a row without a new checkpoint; 0: none.
+        option: the name of ``most``, for the reason.
+        job: failures of other jobs do not count.
+        start: which start of the job it was, 0 and up; several launches can be one start.
+        launch: which launch of this start it was, 0 and up.
+
+    Returns:
+        Why the training is not launched again; empty if it is.
+    """
+    if outcome.get("state") in _NO_FAILURE:
+        return str(outcome.get("reason") or outcome["state"])
+    now = failure(outcome, newest_checkpoint(run_dir)) | {"job": job, "start": start, "launch": launch}
+    rows = [row for row in _rows(run_dir) if any(row[key] != now[key] for key in ("job", "start", "launch"))]
+    before = [row for row in rows if row["job"] == job]
+    # a full disk takes the rows, and the training could be launched for ever
+    lost = max(0, launch - sum(row["start"] == start for row in before))
+    why = why_not([*before, now], most, option, lost)
+    content = "".join(json.dumps(row) + "\n" for row in [*rows, now | {"again": not why}])
+    try:
+        replace_file(run_dir / FILE, content.encode(), durable=True, limit_s=_NOTE_S)
+    except OSError as error:  # only a note: without it the training can be launched too
+        log.warning("%s not written: %s", run_dir / FILE, error)
+    return why
+
+
+def failure(outcome: Mapping[str, Any], checkpoint: str) -> dict[str, Any]:
+    """A row: when, at which step, why, of which rank on which host, and the newest checkpoint then.
+
+    The step is the number of updates that were done; None before the first.
+    """
+    known, reason = outcome.get("failure", {}), str(outcome.get("reason", ""))
+    return {
+        "time": outcome.get("heartbeat", time.time()),
+        "step": outcome.get("step"),
+        "reason": reason,
+        "cause": known.get("cause", reason) if outcome.get("state") == "failed" else SILENT,
+        "rank": known.get("rank"),
+        "host": known.get("host"),
+        "checkpoint": checkpoint,
+    }
+
+
+def why_not(failures: Sequence[Mapping[str, Any]], most: int, option: str, lost: int = 0) -> str:
+    """Why the training is not launched again after the last of these failures of a job; empty if it is.
+
+    Args:
+        lost: how many failures could not be recorded.
+    """
+    *before, now = failures
+    if most == 0:
+        return str(now["reason"])
+    if _words(now) and any((row["step"], _words(row)) == (now["step"], _words(now)) for row in before):
+        where = "before the first update" if now["step"] is None else f"at step {now['step']}"
+        return f"failed twice {where}: {now['reason']}"
+    in_a_row = takewhile(lambda row: row["checkpoint"] == now["checkpoint"], reversed(before))
+    if sum(1 for _ in in_a_row) + lost >= most:
+        return f"{option}={most} is used up: {now['reason']}"
+    return ""
+
+
+def last_restart(run_dir: Path) -> dict[str, Any]:
+    """The failure after which the training was launched last; {} where the last one was not followed by a launch."""
+    rows = _rows(run_dir)
+    return rows[-1] if rows and rows[-1]["again"] else {}
+
+
+def count_restarts(run_dir: Path, job: str) -> int:
+    """How often the training of this job was launched again."""
+    return sum(row["job"] == job and row["again"] for row in _rows(run_dir))
+
+
+def newest_checkpoint(run_dir: Path) -> str:
+    """Name of the checkpoint that was published last, without reading it; empty if there is none."""
+    found = (run_dir / "checkpoints").glob("step_*.pt")
+    return max(((path.stat().st_mtime_ns, path.name) for path in found), default=(0, ""))[1]
+
+
+def _rows(run_dir: Path) -> list[dict[str, Any]]:
+    return [row for row in read_rows(run_dir / FILE) if row.keys() >= _KEYS]
+
+
+def _words(row: Mapping[str, Any]) -> str:
+    """The cause without numbers: addresses, sizes and ports differ from time to time. Empty if it is not known."""
+    return "" if row["cause"].startswith(SILENT) else re.sub(r"0x[0-9a-f]+|\d+", "", row["cause"])

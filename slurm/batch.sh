@@ -1,11 +1,16 @@
 # shellcheck shell=bash
 # Sourced by the batch script of a job. What is done before and after srun, with SLURM's commands; batch.py decides.
 #
-# Needs SENET_RUN_DIR, SENET_MAX_REQUEUES, and a function run_python. The working directory is that of the code.
+# Needs SENET_RUN_DIR, SENET_MAX_REQUEUES and the other variables of batch.py, and a function run_python. The working
+# directory is that of the code.
 
-export SENET_START=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
-export SENET_STATUS_FILE=$SENET_RUN_DIR/slurm/$SENET_START.status.json
-export SENET_CRASH_FILE=$SENET_RUN_DIR/slurm/$SENET_START.crash
+# Each launch of the ranks has its own store prefix, outcome and crash file: none reads those of another.
+name_launch() {
+    export SENET_LAUNCH=$1
+    export SENET_START=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.$SENET_LAUNCH
+    export SENET_STATUS_FILE=$SENET_RUN_DIR/slurm/$SENET_START.status.json
+    export SENET_CRASH_FILE=$SENET_RUN_DIR/slurm/$SENET_START.crash
+}
 
 # Put SLURM's view of the job into $job; empty if it does not answer for about eight minutes. If SLURM has started the job
 # again (this host was cut off and comes back), end: the newer start may be running, with the same job and step numbers.
@@ -24,11 +29,19 @@ look() {
     esac
 }
 
+# The name under which SLURM itself reaches the node of rank 0; each rank resolves it.
+choose_master() {
+    local first
+    first=$(scontrol show hostnames "$nodes" | head -n 1) # needs no controller
+    MASTER_ADDR=$(scontrol show node --oneliner "$first" | grep -o ' NodeAddr=[^ ]*' | cut -d = -f 2)
+    export MASTER_ADDR=${MASTER_ADDR:-$first}
+}
+
+name_launch 0
 look # also waits for a controller that does not answer
-# the name under which SLURM itself reaches the node of rank 0; each rank resolves it
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) # needs no controller
-MASTER_ADDR=$(scontrol show node --oneliner "$first" | grep -o ' NodeAddr=[^ ]*' | cut -d = -f 2)
-export MASTER_ADDR=${MASTER_ADDR:-$first}
+nodes=$SLURM_JOB_NODELIST # of this launch
+idle_steps=0 idle_made=0  # step numbers to skip, and skipped, in this start
+choose_master
 # since 22.05 srun no longer takes this over from sbatch by itself
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
 
@@ -49,53 +62,76 @@ decision() {
     return "$code"
 }
 
-# Replaces srun in submitit's script: takes a port for this start first. At most three tries, if another process took the
-# port, or if not even rank 0 started: a node that has just come back may refuse the launch.
+# Replaces srun in submitit's script. Its words are kept, for launches after a failure.
 srun() {
-    local assignments pause_s idle_steps=0 made=0
+    words=("$@") on=()
+    launch
+}
+
+# Run srun on a port of its own. At most three tries, if another process took the port, or if not even rank 0 started: a
+# node that has just come back may refuse the launch.
+launch() {
+    local assignments pause_s
     for pause_s in 5 15 0; do
         assignments=$(decision begin) || return
         python_ran=yes
         eval "$assignments"
         # SLURM counts a job's steps from 0 at each start, and would take a message about a step of an older start that
         # comes back as one about this start's: so skip the numbers that older starts have used
-        for ((; made < idle_steps; made++)); do command srun --nodes=1 --ntasks=1 /bin/true; done
-        await_srun "$@"
+        for ((; idle_made < idle_steps; idle_made++)); do command srun --nodes=1 --ntasks=1 /bin/true; done
+        await_srun
         if [ -e "$SENET_STATUS_FILE" ] && ! grep -q '"state": "port_taken"' "$SENET_STATUS_FILE"; then return; fi
+        if [ -n "$(lost_hosts)" ]; then return; fi
         sleep "$pause_s"
         look
     done
 }
 
 # Run srun, which would wait for a lost host until SLURM gives it up (SlurmdTimeout, five minutes as a rule). If the
-# training has failed and a host does not answer, end srun: the sooner the job is requeued, the sooner it starts.
+# training has failed or not even begun, and a host does not answer, end srun: the sooner another launch.
 await_srun() {
     local pid timer failures=0
-    command srun "$@" &
+    command srun "${on[@]}" "${words[@]}" &
     pid=$!
     while kill -0 "$pid" 2>/dev/null; do
         sleep 10 &
         timer=$!
         wait -n # for the first of the two
         if kill "$timer" 2>/dev/null; then continue; fi
-        if grep -q '"state": "failed"' "$SENET_STATUS_FILE" 2>/dev/null; then failures=$((failures + 1)); fi
+        if ! [ -e "$SENET_STATUS_FILE" ] || grep -q '"state": "failed"' "$SENET_STATUS_FILE"; then
+            failures=$((failures + 1))
+        fi
         if [ "$failures" -ge 3 ] && [ -n "$(lost_hosts)" ]; then kill -KILL "$pid"; fi
     done
     wait "$pid"
 }
 
-# Hosts of this job that SLURM does not reach.
+# Hosts of this launch that SLURM does not reach, or has taken from the job.
 lost_hosts() {
-    scontrol show node --oneliner "$SLURM_JOB_NODELIST" | grep -E ' State=[^ ]*(\*|NOT_RESPONDING|DOWN)' |
+    local kept
+    scontrol show node --oneliner "$nodes" | grep -E ' State=[^ ]*(\*|NOT_RESPONDING|DOWN)' |
         grep -o '^NodeName=[^ ]*' | cut -d = -f 2
+    kept=$(echo "$job" | grep -o ' NodeList=[^ ]*' | cut -d = -f 2)
+    if [ -n "$kept" ]; then
+        scontrol show hostnames "$nodes" | grep -vxF -e "$(scontrol show hostnames "$kept")"
+    fi
 }
 
-# After srun, whose exit code does not tell the outcome: end the job, or requeue it once.
+# After srun, whose exit code does not tell the outcome: launch the ranks again, end the job, or requeue it once.
 finish() {
     local verdict code pause_s
-    look
-    verdict=$(decision end "$job" "$(lost_hosts)")
-    code=$?
+    while true; do
+        look
+        verdict=$(decision end "$job" "$(lost_hosts)" "$(scontrol show hostnames "$nodes")")
+        code=$?
+        case $verdict in
+        relaunch*)
+            # shellcheck disable=SC2086
+            relaunch ${verdict#relaunch}
+            ;;
+        *) break ;;
+        esac
+    done
     case $verdict in
     requeue)
         for pause_s in 0 5 15 60; do
@@ -115,4 +151,17 @@ finish() {
         ;;
     esac
     exit "$code"
+}
+
+# Launch the ranks again; on these hosts, if some are named. Those of a step that waits for a lost host still count as
+# taken: hence --overlap.
+relaunch() {
+    name_launch $((SENET_LAUNCH + 1))
+    echo "slurm: job $SLURM_JOB_ID launches its ranks again ($SENET_START)${1:+ on $*}" >&2
+    if [ $# -gt 0 ]; then
+        nodes=$(IFS=, && echo "$*")
+        on=(--overlap "--nodes=$#" "--ntasks=$(($# * SLURM_NTASKS_PER_NODE))" "--nodelist=$nodes")
+        choose_master
+    fi
+    launch
 }

@@ -15,11 +15,12 @@ from typing import Any
 from senet.config.load import named_path
 from senet.errors import ConfigError
 from senet.rundir.files import read_json
+from senet.rundir.restarts import count_restarts, last_restart
 from senet.verbs import typed
 from slurm import cluster
-from slurm.batch import stop_file
+from slurm.starts import stop_file
 
-_COLUMNS = ("run", "job", "state", "step", "epoch", "images/s", "test %", "requeues", "reason")
+_COLUMNS = ("run", "job", "state", "step", "epoch", "images/s", "test %", "requeues", "restarts", "reason")
 _ENDED = ("finished", "stopped", "failed")
 _SILENT_S = 60.0  # a run that is alive writes its status every few seconds
 
@@ -110,12 +111,25 @@ def _submitted(run_dir: Path) -> dict[str, Any]:
     return found
 
 
+def _about(restart: Mapping[str, Any], told: Mapping[str, Any]) -> str:
+    """Why the ranks were last launched again, and what that has cost, once the run knows it."""
+    if not restart:
+        return ""
+    lost = f", {told['lost_s']:.0f} s lost" if told.get("time") == restart["time"] else ""
+    return f"last restart{lost}: {restart['reason']}"
+
+
 def _row(run_dir: Path, submitted: dict[str, Any], job: cluster.JobState | None) -> tuple[str, ...]:
     run = read_json(run_dir / "status.json")
     heartbeat = run.get("heartbeat", 0.0)
     local = submitted["cluster"] == cluster.LOCAL and heartbeat > submitted["submitted"]
     of_this_job = run if run.get("job") == submitted["job"] or local else {}
+    restart = last_restart(run_dir) if of_this_job else {}
+    restart = restart if restart.get("job") == submitted["job"] else {}
+    if restart and of_this_job["state"] == "failed" and job is not None and job.word in cluster.ACTIVE:
+        of_this_job = of_this_job | {"state": ""}  # its ranks are being launched again
     state, reason = judge(job, of_this_job, time.time() - heartbeat)
+    reason = reason or _about(restart, of_this_job.get("restart", {}))
     if state == "failed" and not reason:  # not even the batch script has recorded one
         reason = f"see {run_dir}/slurm/{submitted['job']}_0_log.out"
     return (
@@ -125,5 +139,6 @@ def _row(run_dir: Path, submitted: dict[str, Any], job: cluster.JobState | None)
         *(str(run.get(key, "-")) for key in ("step", "epoch", "images_per_s")),
         f"{run['top1']:.2f}" if "top1" in run else "-",
         str(max(job.restarts if job else 0, of_this_job.get("job_restarts", 0))),
+        str(count_restarts(run_dir, submitted["job"])),
         reason,
     )

@@ -114,6 +114,7 @@ class _Carry:
             starts = len(list(group))
             last += starts
             job = [f"slurm.environment.{PLAN_VARIABLE}={plan_file}", f"slurm.max_requeues={starts - 1}"]
+            job.append("slurm.max_restarts=0")
             words = [*argv, *job_of(self.slurm, count), *job]
             config = submission.resolve(load_config(words))
             job_id = submission.submit(config, words)

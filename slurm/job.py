@@ -12,9 +12,10 @@ import submitit
 import senet
 from senet.command import leave, trace_crashes
 from senet.distributed.preemption import StopFlag
-from senet.errors import STOPPED_EXIT_CODE, ConfigError
+from senet.errors import FAILED_EXIT_CODE, STOPPED_EXIT_CODE, ConfigError
 from senet.rundir.lease import mirror_status
-from slurm import batch
+from slurm import starts
+from slurm.guard import requeue_if_alone
 from train_ddp import main, refuse
 
 LOCAL_REQUEUE_EXIT_CODE = 144  # at this code submitit's local executor starts its tasks again
@@ -51,13 +52,17 @@ class Job:
             "RANK": str(task.global_rank),
             "WORLD_SIZE": str(task.num_tasks),
             "LOCAL_RANK": str(task.local_rank),
-            "LOCAL_WORLD_SIZE": str(task.num_tasks // task.num_nodes),
+            # after the loss of a node not all of the job's
+            "LOCAL_WORLD_SIZE": str(task.num_tasks // int(os.environ.get("SLURM_STEP_NUM_NODES", task.num_nodes))),
         }
         if task.global_rank == 0:
             mirror_status({"state": "starting"})  # shows that SLURM has started rank 0
         if task.cluster == "local" and task.global_rank == 0:  # also if a signal ends it before the training
             stop.before_leaving(lambda code, _: os._exit(self._end_of_local_start(task.job_id, code)))
         code = self._train(stop)
+        first_of_second_host = (task.node, task.local_rank) == (1, 0)
+        if code == FAILED_EXIT_CODE and first_of_second_host and os.environ.get("SENET_MAY_SHRINK") == "1":
+            requeue_if_alone(task.job_id, stop)
         if task.cluster == "local" and task.global_rank == 0:
             code = self._end_of_local_start(task.job_id, code)
         if code:
@@ -73,15 +78,15 @@ class Job:
     def _end_of_local_start(self, job_id: str, code: int) -> int:
         """Without a batch script, the exit code of rank 0 decides whether all tasks start again."""
         run_dir = Path(self.run_dir)
-        restarts = batch.count_starts(run_dir, job_id)
-        batch.record_start(run_dir, job_id, restarts)
-        if code != STOPPED_EXIT_CODE or batch.stop_file(run_dir, job_id).exists():
+        restarts = starts.count_starts(run_dir, job_id)
+        starts.record_start(run_dir, job_id, restarts)
+        if code != STOPPED_EXIT_CODE or starts.stop_file(run_dir, job_id).exists():
             return code
         if restarts >= self.max_requeues:
-            batch.explain(run_dir, job_id, restarts, "stopped", f"slurm.max_requeues={self.max_requeues} is used up")
+            starts.explain(run_dir, job_id, restarts, "stopped", f"slurm.max_requeues={self.max_requeues} is used up")
             return code
         if restarts + 1 >= LOCAL_STARTS:
             reason = f"submitit's local executor starts a job {LOCAL_STARTS} times at most; submit again to go on"
-            batch.explain(run_dir, job_id, restarts, "stopped", reason)
+            starts.explain(run_dir, job_id, restarts, "stopped", reason)
             return code
         return LOCAL_REQUEUE_EXIT_CODE

@@ -23,6 +23,7 @@ from senet.errors import ConfigError
 from slurm.batch import free_port
 from slurm.gpus import binding, gpus_per_node, ranks_per_node
 from slurm.job import Job
+from slurm.starts import launch_variables, may_shrink
 
 # sbatch options that this project sets itself -> what to use instead
 _OWN = {
@@ -165,6 +166,8 @@ def make_slurm_executor(config: Config, run_dir: Path, code: Path) -> SlurmExecu
     """submitit's executor, its files in ``run_dir/slurm``. Raises ConfigError as ``send``."""
     slurm = config.slurm
     executor = SlurmExecutor(run_dir / "slurm", python=_python(slurm))
+    shrinks = may_shrink(config)
+    own = {"requeue": True, "chdir": str(code)} | ({"no-kill": True} if shrinks else {})
     executor.update_parameters(
         job_name=run_dir.name,
         partition=slurm.partition or None,
@@ -181,9 +184,9 @@ def make_slurm_executor(config: Config, run_dir: Path, code: Path) -> SlurmExecu
         stderr_to_stdout=True,  # one log per rank
         wckey=None,  # submitit's default would be refused by sites that check keys
         # else sbatch's --export=NONE would apply to the ranks too, which need MASTER_ADDR and more
-        srun_args=["--kill-on-bad-exit=1", "--export=ALL"],
-        additional_parameters=_passed_through(slurm) | binding(slurm) | {"requeue": True, "chdir": str(code)},
-        setup=_setup(slurm, run_dir, code),
+        srun_args=["--kill-on-bad-exit=1", "--export=ALL", *(["--no-kill"] if shrinks else [])],
+        additional_parameters=_passed_through(slurm) | binding(slurm) | own,
+        setup=_setup(config, run_dir, code),
         teardown=["finish"],
     )
     return executor
@@ -233,10 +236,11 @@ def _passed_through(slurm: SlurmConfig) -> dict[str, Any]:
     return flags
 
 
-def _setup(slurm: SlurmConfig, run_dir: Path, code: Path) -> list[str]:
+def _setup(config: Config, run_dir: Path, code: Path) -> list[str]:
+    slurm = config.slurm
     variables = {name: shlex.quote(value) for name, value in environment(slurm, code).items()}
     variables["PYTHONPATH"] += "${PYTHONPATH:+:$PYTHONPATH}"
-    variables |= {"SENET_RUN_DIR": shlex.quote(str(run_dir)), "SENET_MAX_REQUEUES": str(slurm.max_requeues)}
+    variables |= {name: shlex.quote(value) for name, value in launch_variables(config, run_dir).items()}
     return [
         *slurm.setup,
         *(f"export {name}={value}" for name, value in variables.items()),

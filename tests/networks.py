@@ -65,6 +65,24 @@ def slow_senet(num_classes: int) -> SENet:
     return _Slow(PreActBlock, [1, 1, 1, 1], num_classes=num_classes, widths=(8, 16, 32, 64), reduction=4)
 
 
+class _Buggy(_Slow):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.passes += 1
+            if int(self.passes) > 40:
+                raise ValueError("boom: 41 is too much")
+        return super().forward(x)
+
+
+def fails_at_step_40(num_classes: int) -> SENet:
+    """On each rank, after 40 updates, also after a resume."""
+    return _Buggy(PreActBlock, [1, 1, 1, 1], num_classes=num_classes, widths=(8, 16, 32, 64), reduction=4)
+
+
 def with_a_spare_layer(num_classes: int) -> nn.Module:
     """A layer that forward leaves out."""
     network = _NoNorm(num_classes)

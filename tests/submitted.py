@@ -45,14 +45,17 @@ class Run:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 
-    def wait_for_steps(self, count: int, restarts: int, timeout_s: float = 180) -> None:
-        """Until this start has trained some steps."""
+    def wait_for_steps(self, count: int, restarts: int, timeout_s: float = 180, launch: int = 0) -> None:
+        """Until this launch of this start has trained some steps."""
 
         def there() -> bool:
             state = read_json(self.run_dir / "status.json")
             if (state.get("job"), state.get("job_restarts"), state.get("state")) != (self.job, restarts, "running"):
                 return False
-            first = read_json(self.run_dir / "owner.json")["resumed_from"].get(str(state["generation"]), 0)
+            owner = read_json(self.run_dir / "owner.json")
+            if owner["job_launch"] != launch:
+                return False
+            first = owner["resumed_from"].get(str(state["generation"]), 0)
             return bool(found := rows(self.run_dir)) and found[-1]["step"] >= first + count
 
         wait_until(there, timeout_s, f"{count} steps of start {restarts}: {self.logs()}")

@@ -11,6 +11,8 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,16 @@ import submitit
 
 from senet import REPOSITORY
 from senet.config.load import load_config, to_flat
+from senet.distributed.preemption import StopFlag
 from senet.errors import ConfigError
 from senet.rundir import commit as commit_module
 from senet.rundir.files import read_json, write_json
 from senet.rundir.lease import Lease
-from slurm import batch, cluster, control, drill, preflight, sbatch, snapshot
+from senet.rundir.restarts import SILENT, last_restart
+from slurm import batch, cluster, control, drill, guard, preflight, sbatch, snapshot, starts
 from slurm.gpus import gpus_per_node, ranks_per_node
 from slurm.job import Job
+from slurm.starts import Launch
 from tests.harness import tiny, wait_until
 
 SUBMIT = [sys.executable, str(REPOSITORY / "slurm" / "submit.py")]
@@ -57,6 +62,13 @@ def install(folder: Path, name: str, script: str) -> None:
     (folder / name).unlink(missing_ok=True)
     (folder / name).write_text(f"#!/bin/sh\n{script}\n")
     (folder / name).chmod(0o755)
+
+
+def set_environment(monkeypatch: pytest.MonkeyPatch, run_dir: Path, *options: str) -> None:
+    """What the batch script sets for its decisions."""
+    variables = starts.launch_variables(load_config(tiny(*options)), run_dir)
+    for name, value in (variables | {"SLURM_JOB_ID": "7", "SENET_LAUNCH": "0"}).items():
+        monkeypatch.setenv(name, value)
 
 
 def publish(run_dir: Path, step: int) -> None:
@@ -141,6 +153,7 @@ def test_the_batch_script_has_what_was_asked_for() -> None:
     assert "export NCCL_DEBUG='a b'" in setup
     assert "export SENET_CORES_PER_RANK=3\n" in setup
     assert "--kill-on-bad-exit=1 --export=ALL" in text[text.index("# command") :]
+    assert "export SENET_MAY_SHRINK=0\n" in setup
     assert text.rstrip().endswith("finish")
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
 
@@ -151,6 +164,18 @@ def test_the_batch_script_has_what_was_asked_for() -> None:
 def test_sbatch_options_that_the_job_depends_on_cannot_be_passed_through(name: str) -> None:
     with pytest.raises(ConfigError, match=r"slurm\.sbatch\."):
         script(f"slurm.sbatch.{name}")
+
+
+def test_only_a_job_with_shards_on_several_nodes_goes_on_without_one_of_them() -> None:
+    for options, expected in (
+        ("train.shards=4 slurm.nodes=2", True),
+        ("train.shards=4 slurm.nodes=1", False),
+        ("slurm.nodes=2", False),
+        ("train.shards=4 slurm.nodes=2 slurm.max_restarts=0", False),
+    ):
+        text = script(*options.split())
+        assert ("#SBATCH --no-kill\n" in text, "SENET_MAY_SHRINK=1\n" in text) == (expected, expected)
+        assert ("--export=ALL --no-kill " in text) == expected
 
 
 def test_the_python_of_a_container_starts_ranks_and_decisions() -> None:
@@ -179,18 +204,26 @@ def test_a_dry_run_needs_neither_sbatch_nor_torch_and_writes_nothing(tmp_path: P
 
 def test_three_starts_without_a_checkpoint_are_enough(run_dir: Path) -> None:
     for restarts in range(3):
-        assert batch.begin(run_dir, "7", restarts, 100) == ""
-        assert batch.begin(run_dir, "7", restarts, 100) == ""  # a second try of the same start is not counted
-    assert "3 starts in a row" in batch.begin(run_dir, "7", 3, 100)
+        assert batch.begin(Launch(run_dir, "7", restarts)) == ""
+        assert batch.begin(Launch(run_dir, "7", restarts)) == ""  # a second try of the same start is not counted
+        assert batch.begin(Launch(run_dir, "7", restarts, 1)) == ""  # nor is another launch of it
+    assert "3 starts in a row" in batch.begin(Launch(run_dir, "7", 3))
     publish(run_dir, 5)
-    assert batch.begin(run_dir, "7", 3, 100) == ""
-    assert batch.begin(run_dir, "8", 0, 100) == ""  # another job counts from 0
-    assert batch.count_starts(run_dir, "7") == 4
+    assert batch.begin(Launch(run_dir, "7", 3)) == ""
+    assert batch.begin(Launch(run_dir, "8")) == ""  # another job counts from 0
+    assert starts.count_starts(run_dir, "7") == 4
+
+
+def test_a_start_of_many_launches_is_one_start(run_dir: Path) -> None:
+    for launch in range(5):
+        assert batch.begin(Launch(run_dir, "7", 0, launch)) == ""
+    assert batch.begin(Launch(run_dir, "7", 1)) == ""
+    assert starts.count_starts(run_dir, "7") == 2
 
 
 def test_a_start_beyond_the_budget_does_not_begin(run_dir: Path) -> None:
-    assert batch.begin(run_dir, "7", 2, 2) == ""
-    assert "slurm.max_requeues=2" in batch.begin(run_dir, "7", 3, 2)
+    assert batch.begin(Launch(run_dir, "7", 2, max_requeues=2)) == ""
+    assert "slurm.max_requeues=2" in batch.begin(Launch(run_dir, "7", 3, max_requeues=2))
 
 
 @pytest.mark.parametrize(
@@ -203,41 +236,103 @@ def test_a_start_beyond_the_budget_does_not_begin(run_dir: Path) -> None:
         ("stopped", RUNNING, 5, "slurm.max_requeues=5 is used up"),
         ("stopped", RUNNING.replace("RUNNING", "COMPLETING"), 0, "not requeued: SLURM has the job as COMPLETING"),
         ("stopped", "", 0, "not requeued: SLURM has the job as unknown"),
-        ("running", RUNNING, 0, "ended and reported no reason"),
+        ("running", RUNNING, 0, "relaunch"),
         ("running", PREEMPTED, 0, "requeue"),
-        ("starting", RUNNING, 0, "ended and reported no reason"),
+        ("starting", RUNNING, 0, "relaunch"),
         ("starting", PREEMPTED, 0, "requeue"),
         ("starting", RUNNING.replace("RUNNING", "CANCELLED"), 0, "stopped, and not requeued: SLURM has the job as"),
         ("", RUNNING, 0, "rank 0 did not start"),
         ("", PREEMPTED, 0, "requeue"),
-        ("failed", PREEMPTED, 0, "why"),
+        ("failed", RUNNING, 0, "relaunch"),
+        ("failed", RUNNING, 5, "relaunch"),
+        ("failed", RUNNING.replace("RUNNING", "CANCELLED"), 0, "why"),
+        ("failed", PREEMPTED, 0, "requeue"),
         ("refused", RUNNING, 0, "why"),
         ("port_taken", RUNNING, 0, "why"),
     ],
 )
 def test_what_becomes_of_a_job(run_dir: Path, outcome: str, job: str, restarts: int, expected: str) -> None:
     status = {"state": outcome, "reason": "why"} if outcome else {}
-    assert expected in batch.end(run_dir, "7", restarts, 5, job, status)
-    batch.stop_file(run_dir, "7").touch()
+    launch = Launch(run_dir, "7", restarts, max_requeues=5)
+    assert expected in batch.end(launch, job, status)
+    starts.stop_file(run_dir, "7").touch()
     if outcome not in ("finished", "failed", "refused", "port_taken"):
-        assert batch.end(run_dir, "7", restarts, 5, job, status) == "cancel"
+        assert batch.end(launch, job, status) == "cancel"
+
+
+@pytest.mark.parametrize("outcome", ["failed", "running"])
+def test_without_restarts_a_failure_is_the_end(run_dir: Path, outcome: str) -> None:
+    for job in (RUNNING, RUNNING.replace("RUNNING", "SIGNALING")):
+        said = batch.end(Launch(run_dir, "7", max_restarts=0), job, {"state": outcome})
+        assert said == "a rank ended and reported no reason: see the logs"
+
+
+def test_the_same_bug_twice_ends_the_job(run_dir: Path) -> None:
+    bug = {"state": "failed", "reason": "rank 0 on n1 failed: ValueError: boom", "step": 40}
+    bug["failure"] = {"cause": "ValueError: boom", "rank": 0, "host": "n1"}
+    assert batch.end(Launch(run_dir, "7"), RUNNING, bug) == "relaunch"
+    assert batch.end(Launch(run_dir, "7"), RUNNING, bug) == "relaunch"  # asked again about the same launch
+    assert batch.end(Launch(run_dir, "7", 0, 1), RUNNING, bug) == f"failed twice at step 40: {bug['reason']}"
+
+
+def test_three_launches_without_a_checkpoint_are_enough_over_all_starts(run_dir: Path) -> None:
+    killed = {"state": "failed", "reason": "rank 1 did not answer any more", "failure": {"cause": SILENT}}
+    for start, number in ((0, 0), (0, 1), (1, 0)):
+        assert batch.end(Launch(run_dir, "7", start, number), RUNNING, killed) == "relaunch"
+    said = batch.end(Launch(run_dir, "7", 1, 1), RUNNING, killed)
+    assert said == "slurm.max_restarts=3 is used up: rank 1 did not answer any more"
+    publish(run_dir, 5)
+    assert batch.end(Launch(run_dir, "7", 1, 2), RUNNING, killed) == "relaunch"
+
+
+@pytest.mark.parametrize(("left_s", "expected"), [(600, "relaunch"), (170, "requeue"), (-5, "requeue")])
+def test_a_launch_that_the_signal_before_the_time_limit_would_miss_is_a_requeue(
+    run_dir: Path, left_s: float, expected: str
+) -> None:
+    end_time = datetime.fromtimestamp(time.time() + left_s).isoformat(timespec="seconds")
+    job = f"{RUNNING} EndTime={end_time} Deadline=N/A"
+    assert batch.end(Launch(run_dir, "7", lead_s=120), job, {"state": "failed"}) == expected
 
 
 def test_a_failure_beside_a_lost_host_is_the_hosts(run_dir: Path) -> None:
     failed = {"state": "failed", "reason": "rank 1 did not answer any more"}
-    assert batch.end(run_dir, "7", 0, 5, RUNNING, failed, "n2") == "requeue"
-    assert "used up" in batch.end(run_dir, "7", 5, 5, RUNNING, failed, "n2")
-    assert batch.end(run_dir, "7", 0, 5, RUNNING, {"state": "finished"}, "n2") == "finished"
-    batch.stop_file(run_dir, "7").touch()
-    assert batch.end(run_dir, "7", 0, 5, RUNNING, failed, "n2") == "cancel"
+    launch = Launch(run_dir, "7", max_requeues=5)
+    assert batch.end(launch, RUNNING, failed, ["n2"], ["n1", "n2"]) == "requeue"
+    assert "used up" in batch.end(replace(launch, start=5), RUNNING, failed, ["n2"], ["n1", "n2"])
+    assert batch.end(launch, RUNNING, {"state": "finished"}, ["n2"], ["n1", "n2"]) == "finished"
+    assert not (run_dir / "restarts.jsonl").exists()
+    starts.stop_file(run_dir, "7").touch()
+    assert batch.end(launch, RUNNING, failed, ["n2"], ["n1", "n2"]) == "cancel"
+
+
+@pytest.mark.parametrize(
+    ("hosts", "lost", "left"),
+    [
+        ("n1 n2", "n2", "n1"),
+        ("n1 n2 n3 n4", "n3", "n1 n2"),
+        ("n1 n2 n3 n4 n5 n6 n7 n8", "n2 n7", "n1 n3 n4 n5"),
+        ("n1 n2 n3 n4", "n1 n2 n3", "n4"),
+    ],
+)
+def test_with_shards_a_job_goes_on_with_a_power_of_two_of_the_hosts_left(
+    run_dir: Path, hosts: str, lost: str, left: str
+) -> None:
+    launch = Launch(run_dir, "7", may_shrink=True)
+    failed = {"state": "failed", "reason": "rank 1 did not answer any more", "step": 40}
+    assert batch.end(launch, RUNNING, failed, lost.split(), hosts.split()) == f"relaunch {left}"
+    assert last_restart(run_dir)["host"] == lost.replace(" ", ", ")
+    # not where the nodes are taken away in any case, or the budget is used up
+    stopped = {"state": "stopped", "reason": "SIGUSR2"}
+    for job, outcome in ((PREEMPTED, failed), (RUNNING, stopped)):
+        assert batch.end(replace(launch, number=1), job, outcome, lost.split(), hosts.split()) == "requeue"
+    spent = replace(launch, number=1, max_restarts=1)
+    assert batch.end(spent, RUNNING, failed, lost.split(), hosts.split()) == "requeue"
 
 
 def test_a_step_has_a_number_that_no_start_has_which_may_come_back(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("SENET_RUN_DIR", str(run_dir))
-    monkeypatch.setenv("SENET_MAX_REQUEUES", "9")
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    set_environment(monkeypatch, run_dir)
     idle = []
     for start, end in enumerate((None, "", "", "n2", "")):  # no outcome; a normal end; without one of its hosts
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(start))
@@ -245,26 +340,32 @@ def test_a_step_has_a_number_that_no_start_has_which_may_come_back(
         assert batch.main(["begin"]) == 0
         idle.append(int(capsys.readouterr().out.rpartition("idle_steps=")[2]))
         if end is not None:
-            write_json(run_dir / "slurm" / f"7.{start}.status.json", {"state": "stopped"})
-            assert batch.main(["end", RUNNING, end]) == 0
+            write_json(run_dir / "slurm" / f"7.{start}.0.status.json", {"state": "stopped"})
+            assert batch.main(["end", RUNNING, end, "n1 n2"]) == 0
             assert capsys.readouterr().out == "requeue\n"
-    assert idle == [0, 3, 3, 3, 6]  # srun is called three times at the most in a start
+    assert idle == [0, 3, 3, 3, 6]  # srun is called three times at the most in a launch
+
+
+def test_the_numbers_of_all_launches_up_to_a_silent_one_are_skipped(run_dir: Path) -> None:
+    for start, ended in ((0, [True, True]), (1, [True, False, True]), (2, [False])):
+        for number, has_ended in enumerate(ended):
+            starts.record_start(run_dir, "7", start, number)
+            write_json(Launch(run_dir, "7", start, number).outcome_file, {"ended": has_ended})
+    assert [starts.idle_steps(run_dir, "7", start) for start in range(4)] == [0, 0, 6, 9]
 
 
 def test_a_rank_that_the_system_has_ended_is_told_of(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, value in (("SENET_RUN_DIR", str(run_dir)), ("SENET_MAX_REQUEUES", "9"), ("SLURM_JOB_ID", "7")):
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("SENET_STATUS_FILE", str(run_dir / "slurm" / "7.0.status.json"))
-    crash = run_dir / "slurm" / "7.0.crash"
+    set_environment(monkeypatch, run_dir, "slurm.max_restarts=0")
+    crash = run_dir / "slurm" / "7.0.0.crash"
     for trace, expected in (("", False), ("Fatal Python error: Bus error\n\nCurrent thread ...", True)):
         crash.write_text("of an earlier try")
         assert batch.main(["begin"]) == 0
         assert not crash.exists()
         crash.write_text(trace)
-        write_json(run_dir / "slurm" / "7.0.status.json", {"state": "running"})
-        assert batch.main(["end", RUNNING, ""]) == 1
+        write_json(run_dir / "slurm" / "7.0.0.status.json", {"state": "running"})
+        assert batch.main(["end", RUNNING, "", "n1 n2"]) == 1
         reason = read_json(run_dir / "status.json")["reason"]
         assert "a rank ended and reported no reason" in reason
         told = "; a rank crashed: Bus error (a page of a mapped file could not be read or"
@@ -273,29 +374,29 @@ def test_a_rank_that_the_system_has_ended_is_told_of(
 
 
 def test_a_torn_line_of_a_killed_writer_stops_no_start(run_dir: Path) -> None:
-    batch.record_start(run_dir, "7", 0)
+    starts.record_start(run_dir, "7", 0)
     with (run_dir / "slurm" / "7.starts.jsonl").open("a") as file:
         file.write('{"start": 1, "ti')
-    assert batch.begin(run_dir, "7", 1, 5) == ""
-    assert batch.count_starts(run_dir, "7") == 2
+    assert batch.begin(Launch(run_dir, "7", 1)) == ""
+    assert starts.count_starts(run_dir, "7") == 2
 
 
 def test_the_reason_reaches_the_status_of_the_newest_job_only(run_dir: Path) -> None:
     write_json(run_dir / "status.json", {"state": "running", "job": "7", "step": 3})
-    batch.explain(run_dir, "7", 0, "failed", "why")
+    starts.explain(run_dir, "7", 0, "failed", "why")
     assert read_json(run_dir / "status.json") == {"state": "failed", "job": "7", "step": 3, "reason": "why"}
     write_json(run_dir / "slurm" / "job.json", {"job": "8"})
-    batch.explain(run_dir, "7", 0, "failed", "another")
+    starts.explain(run_dir, "7", 0, "failed", "another")
     assert read_json(run_dir / "status.json")["reason"] == "why"
 
 
 def test_the_reason_of_an_older_start_does_not_reach_the_status(run_dir: Path) -> None:
     write_json(run_dir / "status.json", {"state": "running", "job": "7", "job_restarts": 1})
     for start in (0, 1):
-        batch.record_start(run_dir, "7", start)
-    batch.explain(run_dir, "7", 0, "failed", "cut off")
+        starts.record_start(run_dir, "7", start)
+    starts.explain(run_dir, "7", 0, "failed", "cut off")
     assert read_json(run_dir / "status.json")["state"] == "running"
-    batch.explain(run_dir, "7", 1, "failed", "why")
+    starts.explain(run_dir, "7", 1, "failed", "why")
     assert read_json(run_dir / "status.json")["reason"] == "why"
 
 
@@ -325,18 +426,20 @@ def run_batch_sh(
     job: str = "echo JobId=7 Restarts=0 Batch=1",
     nodes: str = 'echo "NodeName=n1 NodeAddr=10.0.0.1 State=IDLE"',
     sleep: str = "true",
+    words: str = "",
 ) -> subprocess.CompletedProcess[str]:
     """The real batch.sh with stand-ins for SLURM's commands and the decisions; each logs its call."""
     log = fake / "log"
-    answers = f"hostnames) echo n1 ;; node) {nodes} ;; job) {job} ;;"
+    hostnames = 'case $3 in *-2]) echo n1; echo n2 ;; *) echo "$3" ;; esac'
+    answers = f"hostnames) {hostnames} ;; node) {nodes} ;; job) {job} ;;"
     install(fake, "scontrol", f'echo "scontrol $*" >>{log}; case $2 in {answers} esac')
-    install(fake, "srun", f'echo "srun $MASTER_ADDR:$MASTER_PORT" >>{log}; {srun}')
+    install(fake, "srun", f'echo "srun $MASTER_ADDR:$MASTER_PORT${{*:+ $*}}" >>{log}; {srun}')
     install(fake, "scancel", f'echo "scancel $*" >>{log}')
     install(fake, "sleep", sleep)
     install(fake, "decide", f'case $3 in begin) {begin} ;; end) echo "end" >>{log}; {end} ;; esac')
     body = (
-        f'run_python() {{ decide "$@"; }}\nexport SENET_RUN_DIR={run_dir} SENET_MAX_REQUEUES=1\n'
-        f"source {REPOSITORY}/slurm/batch.sh\nsrun\nfinish\n"
+        f'run_python() {{ decide "$@"; }}\nexport SENET_RUN_DIR={run_dir} SLURM_NTASKS_PER_NODE=2\n'
+        f"source {REPOSITORY}/slurm/batch.sh\nsrun {words}\nfinish\n"
     )
     environment = os.environ | {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"}
     return subprocess.run(["bash", "-c", body], env=environment, capture_output=True, text=True, timeout=20)
@@ -382,6 +485,45 @@ def test_srun_is_not_waited_for_where_it_waits_for_a_lost_host(
     assert calls(fake) == ["srun 10.0.0.1:", "end", f"lost: {lost}", "scontrol requeue 7"]
 
 
+def test_a_failure_is_a_launch_with_the_same_words_in_the_same_job(fake: Path, run_dir: Path) -> None:
+    """Each launch has its own name and port, and reads no outcome of another."""
+    begin = 'echo "export MASTER_PORT=$SENET_LAUNCH"'
+    begun = f"""echo "$SENET_START" >>{fake}/log; echo '{{"state": "failed"}}' >"$SENET_STATUS_FILE"; exit 1"""
+    end = '[ "$SENET_LAUNCH" -lt 2 ] && echo relaunch || { echo failed; exit 1; }'
+    done = run_batch_sh(fake, run_dir, begin, begun, end, words="--output '/a b' python -m x")
+    assert done.returncode == 1
+    launches = [(f"srun 10.0.0.1:{n} --output /a b python -m x", f"7.0.{n}", "end") for n in range(3)]
+    assert calls(fake) == [call for launch in launches for call in launch]
+    assert sorted(path.name for path in (run_dir / "slurm").iterdir()) == [f"7.0.{n}.status.json" for n in range(3)]
+
+
+def test_a_job_that_is_no_longer_ours_launches_nothing_again(fake: Path, run_dir: Path) -> None:
+    replaced = f"if [ -e {fake}/away ]; then echo JobId=7 Restarts=1; else echo JobId=7 Restarts=0 Batch=1; fi"
+    begun = f"""touch {fake}/away; echo '{{"state": "failed"}}' >"$SENET_STATUS_FILE"; exit 1"""
+    done = run_batch_sh(fake, run_dir, "true", begun, "echo relaunch", job=replaced)
+    assert (done.returncode, calls(fake)) == (1, ["srun 10.0.0.1:"])
+
+
+def test_a_launch_on_fewer_hosts_begins_on_one_of_them(fake: Path, run_dir: Path) -> None:
+    nodes = 'case $4 in n2*) echo "NodeName=n2 NodeAddr=10.0.0.2 State=ALLOCATED" ;; *) ' + LOST + " ;; esac"
+    begun = """echo '{"state": "failed"}' >"$SENET_STATUS_FILE"; exit 1"""
+    end = f'echo "lost: $5; hosts: $6" >>{fake}/log; [ "$SENET_LAUNCH" = 0 ] && echo relaunch n2 n3 || echo cancel'
+    sleep = '[ "$1" != infinity ] || exit 9'
+    run_batch_sh(fake, run_dir, "true", begun, end, nodes=nodes, sleep=sleep, words="python")
+    on = "--overlap --nodes=2 --ntasks=4 --nodelist=n2,n3"
+    assert calls(fake) == [
+        *("srun 10.0.0.1: python", "end", "lost: n2; hosts: n1", "n2"),
+        *(f"srun 10.0.0.2: {on} python", "end", "lost: ; hosts: n2,n3", "scancel 7"),
+    ]
+
+
+def test_a_host_that_slurm_has_taken_from_the_job_is_lost_also_when_it_answers_again(fake: Path, run_dir: Path) -> None:
+    begun = """echo '{"state": "failed"}' >"$SENET_STATUS_FILE"; exit 1"""
+    job = "echo JobId=7 Restarts=0 NodeList=n1 BatchHost=n1"
+    run_batch_sh(fake, run_dir, "true", begun, f'echo "lost: $5" >>{fake}/log; echo failed; exit 1', job=job)
+    assert calls(fake) == ["srun 10.0.0.1:", "end", "lost: n2"]
+
+
 def test_an_end_is_seen_at_once(fake: Path, run_dir: Path) -> None:
     """With a few seconds of grace it cannot wait for the next poll."""
     begun = """echo '{"state": "stopped"}' >"$SENET_STATUS_FILE"; exit 85"""
@@ -400,10 +542,10 @@ def test_an_older_start_that_comes_back_does_nothing(fake: Path, run_dir: Path) 
             (fake / "away").unlink(missing_ok=True)
             done = run_batch_sh(fake, run_dir, "true", f"touch {fake}/away; {begun} exit 1", verdict, job=replaced)
             assert done.returncode == 1
-            assert "start 7.0 has been replaced by a newer one" in done.stderr
+            assert "start 7.0.0 has been replaced by a newer one" in done.stderr
             assert calls(fake) == ["srun 10.0.0.1:"]
             (fake / "log").unlink()
-            (run_dir / "slurm" / "7.0.status.json").unlink(missing_ok=True)
+            (run_dir / "slurm" / "7.0.0.status.json").unlink(missing_ok=True)
 
 
 def test_a_controller_that_is_away_for_minutes_ends_no_job(fake: Path, run_dir: Path) -> None:
@@ -433,6 +575,51 @@ def test_a_python_that_cannot_be_read_for_minutes_ends_no_job(fake: Path, run_di
 def test_a_start_that_must_not_begin_calls_no_srun(fake: Path, run_dir: Path) -> None:
     done = run_batch_sh(fake, run_dir, "exit 1", "true", "echo failed; exit 1")
     assert (done.returncode, calls(fake)) == (1, ["end"])
+
+
+# --- a batch script that is lost with its host ---
+
+
+def test_a_host_is_there_if_it_takes_or_refuses_a_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert guard.answers("127.0.0.1", port)
+    assert guard.answers("127.0.0.1", port)
+    assert not guard.answers("255.255.255.255", port)
+
+
+@pytest.mark.parametrize(
+    ("srun", "restarts", "state", "requeued"),
+    [
+        ("255.255.255.255", 0, "MIXED+NOT_RESPONDING", True),
+        ("255.255.255.255", 0, "DOWN*", True),
+        ("255.255.255.255", 0, "MIXED", False),  # only this host is cut off
+        ("255.255.255.255", 1, "DOWN*", False),  # a newer start runs
+        ("127.0.0.1", 0, "DOWN*", False),
+    ],
+)
+def test_a_job_is_requeued_by_a_rank_that_is_left_where_its_batch_script_is_lost(
+    fake: Path, monkeypatch: pytest.MonkeyPatch, srun: str, restarts: int, state: str, requeued: bool
+) -> None:
+    job = f"JobId=7 Restarts={restarts} BatchHost=n1 NumNodes=2"
+    answer = f'job) echo "{job}" ;; node) [ "$4" = n1 ] && echo "NodeName=n1 State={state} Owner=N/A" ;;'
+    install(fake, "scontrol", f'case "$1 $2" in "requeue 7") touch {fake}/requeued ;; *) case $2 in {answer} esac esac')
+    monkeypatch.setenv("SLURM_SRUN_COMM_HOST", srun)
+    monkeypatch.setenv("SLURM_SRUN_COMM_PORT", "9")
+    monkeypatch.setattr(guard, "_POLL_S", 0.01)
+    monkeypatch.setattr(guard, "_LIMIT_S", 1.0)
+    guard.requeue_if_alone("7", StopFlag())
+    assert (fake / "requeued").exists() == requeued
+
+
+def test_a_rank_that_srun_ends_waits_for_no_host(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(fake, "scontrol", f"touch {fake}/asked")
+    monkeypatch.setenv("SLURM_SRUN_COMM_HOST", "255.255.255.255")
+    monkeypatch.setenv("SLURM_SRUN_COMM_PORT", "9")
+    stop = StopFlag()
+    stop.signal_name = "SIGTERM"
+    guard.requeue_if_alone("7", stop)
+    assert not (fake / "asked").exists()
 
 
 # --- preflight ---
@@ -775,7 +962,7 @@ def test_what_slurm_does_not_say_is_no_reason_not_to_stop(fake: Path, run_dir: P
     install(fake, "scancel", "echo no such luck >&2; exit 1")
     done = subprocess.run([*SUBMIT, "stop", str(run_dir)], capture_output=True, text=True)
     assert "no such luck" in done.stderr
-    assert not batch.stop_file(run_dir, "7").exists()  # else the next preemption would end the job
+    assert not starts.stop_file(run_dir, "7").exists()  # else the next preemption would end the job
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(MISSING), reason=MISSIN
 soak = pytest.mark.skipif(not SOAK, reason="a long form: make slurm-soak")
 
 LONG = ("train.epochs=7", "checkpoint.every_steps=40", "log.every_steps=5")
+STEP_TIMEOUT = ("distributed.step_timeout_s=12",)
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,7 @@ def test_with_shards_it_goes_on_with_other_nodes_and_the_same_bits(run: Run, dat
     run.wait_for_steps(5, 1)
     assert run.tool("stop", str(run.run_dir)).returncode == 0
     run.wait_for("CANCELLED")
-    submit("slurm.nodes=1 slurm.cpus_per_task=2", 1)
+    submit("slurm.nodes=1 slurm.cpus_per_task=2 slurm.max_restarts=0", 1)
     for rank in run.ranks():
         rank.kill()
     run.wait_for("FAILED")
@@ -208,8 +209,8 @@ def without_clocks(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in CLOCKS} for row in found]
 
 
-def test_a_killed_rank_fails_the_job_at_once(run: Run) -> None:
-    run.submit("train.epochs=3000", SLOW)
+def test_without_restarts_a_killed_rank_fails_the_job_at_once(run: Run) -> None:
+    run.submit("train.epochs=3000", SLOW, "slurm.max_restarts=0")
     run.wait_for_steps(5, 0)
     began = time.monotonic()
     run.ranks()[1].kill()
@@ -217,6 +218,141 @@ def test_a_killed_rank_fails_the_job_at_once(run: Run) -> None:
     wait_until(lambda: not run.cluster.processes(), 30 - (time.monotonic() - began))
     assert found["Restarts"] == "0"
     assert status(run.run_dir)["state"] == "failed"
+
+
+def resumes(
+    run: Run, events: list[Callable[[Run], None]], expected: dict[str, Any], *options: str, restarts: int = 0
+) -> None:
+    """Submit, let each event happen to a launch of its own, and compare what the last one leaves in the same job."""
+    run.submit(*LONG, SLOW, *STEP_TIMEOUT, *options)
+    for launch, event in enumerate(events):
+        run.wait_for_steps(5, 0, launch=launch)
+        began = time.time()
+        event(run)
+        if event not in (preempt, requeue):
+            run.wait_for_steps(1, 0, launch=launch + 1, timeout_s=60)
+            print(f"{event.__name__}: the first new step was logged after {time.time() - began:.1f} s")
+    found = run.wait_for("COMPLETED")
+    assert found["Restarts"] == str(restarts)
+    assert differing(without_clock(payload(run.run_dir)), expected) == []
+    steps = [row["step"] for row in rows(run.run_dir)]
+    assert steps == sorted(set(steps))
+    assert run.log().count("launches its ranks again") == len(events)  # appended to
+
+
+def kill_rank_0(run: Run) -> None:
+    run.ranks()[0].kill()
+
+
+def kill_rank_1(run: Run) -> None:
+    run.ranks()[1].kill()
+
+
+def freeze_rank_0(run: Run) -> None:
+    run.ranks()[0].suspend()
+
+
+def freeze_rank_1(run: Run) -> None:
+    run.ranks()[1].suspend()
+
+
+def kill_all_ranks(run: Run) -> None:
+    for rank in run.ranks():
+        rank.kill()
+
+
+@pytest.mark.parametrize("events", [[kill_rank_1, kill_rank_0], [freeze_rank_1], [freeze_rank_0], [kill_all_ranks]])
+def test_a_rank_that_dies_or_hangs_costs_seconds_in_the_same_job(
+    events: list[Callable[[Run], None]], run: Run, undisturbed: Callable[..., dict[str, Any]]
+) -> None:
+    resumes(run, events, undisturbed(2, *LONG))
+    table = run.tool("status", str(run.run_dir)).stdout.splitlines()
+    assert table[0].split()[8:10] == ["requeues", "restarts"]
+    assert table[1].split()[7:9] == ["0", str(len(events))]
+    told = status(run.run_dir)["restart"]
+    assert 0 < told["lost_s"] < 60
+    assert f"last restart, {told['lost_s']:.0f} s lost: {told['reason']}" in table[1]
+
+
+@soak
+@pytest.mark.parametrize("event", [kill_rank_0, kill_rank_1, freeze_rank_0, freeze_rank_1])
+def test_three_restarts_in_a_row(
+    event: Callable[[Run], None], run: Run, undisturbed: Callable[..., dict[str, Any]]
+) -> None:
+    resumes(run, [event] * 3, undisturbed(2, *LONG))
+
+
+def test_a_preemption_right_after_a_restart_is_a_requeue(run: Run, undisturbed: Callable[..., dict[str, Any]]) -> None:
+    run.submit(*LONG, SLOW)
+    run.wait_for_steps(5, 0)
+    kill_rank_1(run)
+    wait_until(lambda: "launches its ranks again" in run.log(), 60)
+    preempt(run)
+    found = run.wait_for("COMPLETED")
+    assert found["Restarts"] == "1"
+    assert differing(without_clock(payload(run.run_dir)), undisturbed(2, *LONG)) == []
+    assert status(run.run_dir)["state"] == "finished"
+
+
+def test_a_bug_ends_the_job_at_its_second_time(run: Run) -> None:
+    run.submit(*LONG, "model.name=tests.networks:fails_at_step_40", "checkpoint.every_steps=30")
+    found = run.wait_for("FAILED")
+    assert found["Restarts"] == "0"
+    reason = status(run.run_dir)["reason"]
+    assert reason.startswith("failed twice at step 40: ")
+    assert "ValueError: boom: 41 is too much" in reason
+    assert run.log().count("launches its ranks again") == 1
+    assert "failed twice at step 40: " in run.tool("status", str(run.run_dir)).stdout
+
+
+def test_launches_that_reach_no_new_checkpoint_end_the_job(run: Run) -> None:
+    run.submit("train.epochs=3000", "checkpoint.every_steps=1000", SLOW, "slurm.max_restarts=1")
+    for launch in range(2):
+        run.wait_for_steps(5, 0, launch=launch)
+        if launch == 1:
+            (run.run_dir / "restarts.jsonl").unlink()  # as if the disk had been full
+        kill_rank_1(run)
+    run.wait_for("FAILED")
+    assert status(run.run_dir)["reason"].startswith("slurm.max_restarts=1 is used up: rank 1 ")
+
+
+def test_a_stop_after_a_restart_is_a_stop(run: Run) -> None:
+    run.submit("train.epochs=3000", SLOW)
+    run.wait_for_steps(5, 0)
+    kill_rank_1(run)
+    wait_until(lambda: "launches its ranks again" in run.log(), 60)
+    assert run.tool("stop", str(run.run_dir)).returncode == 0
+    assert run.wait_for("CANCELLED")["Restarts"] == "0"
+
+
+def test_with_shards_a_job_goes_on_without_a_lost_node_and_with_the_same_bits(
+    run: Run, undisturbed: Callable[..., dict[str, Any]]
+) -> None:
+    shards = ("train.shards=4", "train.threads_per_rank=1")
+    expected = undisturbed(1, *LONG, *shards)
+    run.submit(*LONG, *shards, SLOW, *STEP_TIMEOUT)
+    run.wait_for_steps(5, 0)
+    batch_host = run.cluster.job(run.job)["BatchHost"]
+    lost = "n2" if batch_host == "n1" else "n1"
+    run.cluster.kill_slurmd(lost)
+    run.cluster.run("scontrol", "update", f"NodeName={lost}", "State=DOWN", "Reason=lost")
+    run.wait_for_steps(10, 0)  # a slurmd that has died alone stops no training
+    for rank in run.ranks():
+        if rank.environ()["SLURMD_NODENAME"] == lost:
+            rank.kill()
+    try:
+        run.wait_for_steps(1, 0, launch=1)
+        found = run.wait_for("COMPLETED")
+    finally:
+        run.cluster.start_slurmd(lost)
+        run.cluster.wait_idle()
+    assert (found["Restarts"], found["NodeList"]) == ("0", batch_host)
+    starts = [json.loads(line) for line in (run.run_dir / "starts.jsonl").read_text().splitlines()]
+    assert [start["world_size"] for start in starts] == [2, 1]
+    assert differing(without_clock(payload(run.run_dir)), expected) == []
+    steps = [row["step"] for row in rows(run.run_dir)]
+    assert steps == sorted(set(steps))
+    assert f"no answer from {lost}" in run.tool("status", str(run.run_dir)).stdout
 
 
 def test_a_lost_node_requeues_the_job_and_the_rank_left_there_is_ignored(

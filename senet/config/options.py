@@ -290,6 +290,9 @@ class SlurmConfig:
     """Seconds before the time limit at which the ranks are told to save and leave. Longer than two steps and a save."""
     max_requeues: int = option(100, low=0, high=10_000, free=True)
     """Starts after the first one. Whatever this says, three starts in a row without a new checkpoint are the last."""
+    max_restarts: int = option(3, low=0, high=1000, free=True)
+    """Launches after a failure, inside the job, in a row without a new checkpoint; 0: a failure ends the job. A failure
+    that comes twice at the same step from the same cause ends it too."""
     setup: tuple[str, ...] = option((), free=True)
     """Shell lines that the batch script runs first: module load ..., conda activate ..."""
     python: str = option("", free=True)

@@ -6,7 +6,8 @@ import json
 import logging
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ from senet.rundir.checkpoint import Checkpoint
 from senet.rundir.commit import commit
 from senet.rundir.files import read_json, read_rows
 from senet.rundir.lease import Lease
+from senet.rundir.restarts import last_restart
 from senet.rundir.saving import CheckpointManager
 from senet.training.feed import two_black_images
 from senet.training.progress import Progress
@@ -79,6 +81,21 @@ class Record:
             images = f"{tested:,} {'held-out' if config.data.holdout else 'test'} images"
             line = f"finished: {result_line(summary.result, images)}; see {Path(config.run_dir)}"
         self.progress.say(line)
+
+    def time_restart(self, state: TrainState) -> list[Callable[[], None]]:
+        """After a failure, what to call after each update. At the first beyond the step that the failed launch had
+        reached, status.json gets the failure with ``lost_s``, the seconds since then.
+        """
+        failed = last_restart(self.lease.run_dir) if self.lease is not None else {}
+        reached = failed.get("step") or 0
+        if not failed or state.step > reached:
+            return []
+
+        def look() -> None:
+            if state.step == reached + 1:
+                self.tell(restart=failed | {"lost_s": round(time.time() - failed["time"], 1)})
+
+        return [look]
 
     def _add_to_table_of_runs(self, config: Config, result: Mapping[str, Any]) -> None:
         """TensorBoard's table: the final scores and the options, first those that are not the default."""
@@ -139,6 +156,7 @@ def _write_start(
     """config.yaml: all options. starts.jsonl: each start, with what it goes on from, what changed, and how the start
     before it ended."""
     last = read_json(lease.run_dir / "status.json")  # before lease.start replaces it
+    lease.update(**{key: last[key] for key in ("restart",) if key in last})
     lease.start(state.step)
     changed = changed_options(checkpoint.manifest["config"], config) if checkpoint else []
     start = {

@@ -87,7 +87,7 @@ def run(
         trainer = Trainer(config, learner, feed, Peers(ranks, group, agreement, stop, watchdog), record, state)
         trains = _restore(trainer, saved, checkpoint)
         del saved  # it takes as much memory as what is trained
-        trainer.observers.extend([observe(trainer)] if observe else [])
+        trainer.observers.extend([*record.time_restart(state), *([observe(trainer)] if observe else [])])
         summary = trainer.fit()
         record.end(config, summary, trained=trains, signal=stop.signal_name, tested=len(data.test))
         leave_together(group)  # everything is published: the first exit may make the launcher end the others

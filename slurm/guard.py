@@ -1,0 +1,52 @@
+"""A job that SLURM lets live without the host of its batch script, where nothing would end it or start it again."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+
+from senet.distributed.preemption import StopFlag
+from slurm import cluster
+
+_LIMIT_S = 900.0  # SLURM gives a host up after SlurmdTimeout (300 s) and a third
+_POLL_S = 10.0
+_LOOKS = 3
+
+
+def requeue_if_alone(job_id: str, stop: StopFlag) -> None:
+    """For a rank that has failed, on another host than srun's. If that host does not answer, requeue the job once SLURM
+    does not reach it either. Returns at once where srun, which then ends this rank, or its host answers.
+    """
+    host, port = os.environ["SLURM_SRUN_COMM_HOST"], int(os.environ["SLURM_SRUN_COMM_PORT"])
+    until, lost = time.monotonic() + _LIMIT_S, 0
+    while not answers(host, port) and not stop.wait(_POLL_S) and time.monotonic() < until:
+        lost = lost + 1 if _is_lost(job_id) else 0
+        if lost == _LOOKS:
+            print(f"slurm: the host of the batch script does not answer; job {job_id} is requeued", file=sys.stderr)
+            subprocess.run(["scontrol", "requeue", job_id])
+            return
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether a host is there, also if nothing listens on that port."""
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _is_lost(job_id: str) -> bool:
+    """Whether SLURM does not reach the host of the batch script of this start."""
+    job = cluster.query("scontrol", "show", "job", "--oneliner", job_id)
+    if f" Restarts={os.environ.get('SLURM_RESTART_COUNT', '0')} " not in job:
+        return False
+    [host] = re.findall(r" BatchHost=(\S+)", job) or [""]
+    node = cluster.query("scontrol", "show", "node", "--oneliner", host)
+    return re.search(r" State=\S*(\*|NOT_RESPONDING|DOWN)", node) is not None

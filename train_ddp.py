@@ -17,6 +17,7 @@ from senet.config.load import load_config
 from senet.config.manual import asked, show_help
 from senet.config.options import Config
 from senet.distributed.environment import own_rank, read_place
+from senet.distributed.roster import own_name
 from senet.drill.plan import PLAN_VARIABLE
 from senet.errors import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError, RunError
 from senet.rundir.lease import mirror_status
@@ -81,7 +82,7 @@ def refuse(error: ConfigError, stop: StopFlag) -> int:
     write_error_file(error)
     rank = own_rank()
     if rank == 0 or not stop.wait(10):
-        text = f"{error}" if rank == 0 else f"rank {rank}: {error}"
+        text = f"{error}" if rank == 0 else f"{own_name()}: {error}"
         print(f"train_ddp: {text}", file=sys.stderr, flush=True)
         mirror_status({"state": "refused", "reason": text})
     return REFUSED_EXIT_CODE

@@ -33,6 +33,7 @@ from senet.config.recipes import with_recipe
 from senet.distributed.devices import count_gpus
 from senet.distributed.environment import MALLOC
 from senet.distributed.preemption import LAUNCHER_VARIABLE
+from senet.distributed.roster import host_name
 from senet.errors import FAILED_EXIT_CODE, INTERRUPTED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError
 from senet.rundir.files import read_json
 from senet.rundir.lease import MIRROR_VARIABLE
@@ -200,7 +201,7 @@ def torchrun(ranks: int, command: Sequence[str], folder: str, words: io.StringIO
         rank, failure = error.get_first_failure()
         how = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
         why = f" ({BUS_ERROR})" if how == "SIGBUS" else ""
-        return failure.exitcode, f"rank {rank} ended by {how}{why}, without a word"
+        return failure.exitcode, f"rank {rank} on {host_name()} ended by {how}{why}, without a word"
     except OSError as error:
         return -1, f"torchrun: {error}"
     except Exception as error:

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from senet.config.load import load_config
 from senet.config.options import Config
 from senet.distributed.environment import read_place
 from senet.distributed.preemption import StopFlag
+from senet.distributed.roster import Process, Roster
 from senet.distributed.watchdog import Watchdog
 from senet.rundir.checkpoint import read_checkpoint, unpickle
 from slurm.batch import free_port
@@ -52,6 +54,16 @@ def tiny(*overrides: str) -> list[str]:
 def tiny_config(*overrides: str, world_size: int = 1) -> Config:
     """The small run's configuration."""
     return load_config(tiny(*overrides), world_size)
+
+
+def on_hosts(*hosts: str) -> Roster:
+    """Ranks 0, 1, ... on these hosts."""
+    return Roster({rank: Process(host, 0, "") for rank, host in enumerate(hosts)})
+
+
+def named(rank: int) -> str:
+    """A rank on this host, as messages name it."""
+    return f"rank {rank} on {socket.gethostname()}"
 
 
 def idle_watchdog(limit_s: float = 60) -> Watchdog:

@@ -15,7 +15,7 @@ from senet.distributed.devices import choose_device, count_gpus, refuse_shared_g
 from senet.distributed.meeting import meet
 from senet.distributed.ranks import Ranks
 from senet.errors import ConfigError
-from tests.harness import idle_watchdog
+from tests.harness import idle_watchdog, on_hosts
 
 PROPERTIES = SimpleNamespace(name="A100", pci_domain_id=0, pci_bus_id=7, pci_device_id=0)
 
@@ -113,19 +113,19 @@ def test_cuda_where_there_is_none_is_refused() -> None:
 
 def test_two_ranks_with_one_gpu_are_named_when_they_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: PROPERTIES)
-    store = dist.HashStore()  # type: ignore[attr-defined]
-    refuse_shared_gpu(torch.device("cpu"), 9, store)
-    refuse_shared_gpu(torch.device("cuda", 0), 0, store)
-    with pytest.raises(ConfigError, match=r"ranks 0 and 2 have the same GPU \(A100, PCI 0000:07:00, host "):
-        refuse_shared_gpu(torch.device("cuda", 0), 2, store)
+    store, roster = dist.HashStore(), on_hosts("n1", "n1", "n1", "n1")  # type: ignore[attr-defined]
+    refuse_shared_gpu(torch.device("cpu"), 9, roster, store)
+    refuse_shared_gpu(torch.device("cuda", 0), 0, roster, store)
+    with pytest.raises(ConfigError, match=r"^ranks 0, 2 on n1 have the same GPU \(A100, PCI 0000:07:00\), "):
+        refuse_shared_gpu(torch.device("cuda", 0), 2, roster, store)
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda _device: SimpleNamespace(**vars(PROPERTIES) | {"pci_bus_id": 8})
     )
-    refuse_shared_gpu(torch.device("cuda", 0), 3, store)
+    refuse_shared_gpu(torch.device("cuda", 0), 3, roster, store)
 
 
 def test_that_is_asked_before_anything_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr("senet.distributed.meeting.refuse_shared_gpu", lambda _device, rank, _store: asked.append(rank))
+    monkeypatch.setattr("senet.distributed.meeting.refuse_shared_gpu", lambda _device, rank, *_: asked.append(rank))
     _, prepared = meet(Ranks(0, 1, 0, 1, torch.device("cuda", 0)), idle_watchdog(), {}, lambda: list(asked))
     assert prepared == [0]

@@ -32,7 +32,7 @@ from senet.distributed.replicas import replicate, run_once
 from senet.errors import ConfigError, RunError
 from senet.rundir.checkpoint import unpickle
 from senet.rundir.files import read_json
-from tests.harness import free_port, idle_watchdog, run_ranks, wait_until
+from tests.harness import free_port, idle_watchdog, named, run_ranks, wait_until
 from tests.networks import counts_its_passes, tiny_senet
 
 
@@ -150,10 +150,10 @@ def _start(bad_rank: int, kind: str) -> list[Any]:
 
 @pytest.mark.ranks
 def test_what_one_rank_refuses_all_refuse_before_any_group(tmp_path: Path) -> None:
-    for bad_rank, message in ((0, "no data"), (1, "rank 1: no data")):
+    for bad_rank, message in ((0, "no data"), (1, f"{named(1)}: no data")):
         assert run_ranks(2, _start, bad_rank, "refused", tmp_path=tmp_path) == [["ConfigError", message, True]] * 2
     [main, other] = run_ranks(2, _start, 1, "failed", tmp_path=tmp_path)
-    assert main == ["PeerFailed", "rank 1 could not start: broken", True]
+    assert main == ["PeerFailed", f"{named(1)} could not start: broken", True]
     assert other == ["OSError", "broken", True]
 
 
@@ -212,7 +212,7 @@ def _lost_host(folder: str) -> str:
 def test_a_stopped_rank_that_hosts_the_store_is_the_one_named(tmp_path: Path) -> None:
     _, *others = run_ranks(3, _lost_host, str(tmp_path), tmp_path=tmp_path, timeout_s=60)
     for rank, said in enumerate(others, start=1):
-        assert said.startswith(f"{rank}: rank 0 did not answer any more, killed or stopped"), said
+        assert said.startswith(f"{rank}: {named(0)} did not answer any more, killed or stopped"), said
 
 
 def _absent(address: str, port: int) -> str:
@@ -227,7 +227,7 @@ def _absent(address: str, port: int) -> str:
 @pytest.mark.ranks
 def test_a_rank_that_never_comes_is_one_line(tmp_path: Path) -> None:
     [said] = run_ranks(1, _absent, "127.0.0.1", free_port(), tmp_path=tmp_path)
-    assert said.startswith("0: rank 0 cannot connect to the others at 127.0.0.1:")
+    assert said.startswith(f"0: {named(0)} cannot connect to the others at 127.0.0.1:")
 
 
 def _copies(path: str) -> float:

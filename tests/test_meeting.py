@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ import torch.distributed as dist
 from senet.config.options import Config
 from senet.distributed.meeting import _judge, _of_this_start, _raise, _verdict, meet, must_be_equal, options_of
 from senet.distributed.ranks import Ranks
+from senet.distributed.roster import Process, Roster
 from senet.errors import ConfigError
-from tests.harness import free_port, idle_watchdog, run_ranks, started, tiny, train_command
+from tests.harness import free_port, idle_watchdog, named, on_hosts, run_ranks, started, tiny, train_command
+
+HOSTS = on_hosts("n1", "n1", "n2")
 
 
 def rank(number: int, world_size: int) -> Ranks:
@@ -54,20 +58,20 @@ def test_words_of_a_rank_that_was_killed_while_it_asked_mislead_nobody() -> None
 
 def test_options_versions_and_data_must_be_equal() -> None:
     ours = {"seed": 0, "train.amp": "bf16"}
-    assert _judge([["", "", ours], ["", "", dict(ours)]]) == ("", "")
-    kind, said = _judge([["", "", ours], ["", "", ours], ["", "", {"seed": 7, "train.amp": "off"}]])
+    assert _judge([["", "", ours], ["", "", dict(ours)]], HOSTS) == ("", "")
+    kind, said = _judge([["", "", ours], ["", "", ours], ["", "", {"seed": 7, "train.amp": "off"}]], HOSTS)
     assert kind == "refused"
     assert said == (
-        "rank 2 has seed=7, on rank 0 0; train.amp=off, on rank 0 bf16: start all ranks with the same options, code, "
-        "versions and data"
+        "rank 2 on n2 has seed=7, train.amp=off; rank 0 on n1 has seed=0, train.amp=bf16: start all ranks with the "
+        "same options, code, versions and data"
     )
-    assert _judge([["", "", {}], ["", "", {"new": 1}]])[0] == "refused"
+    assert _judge([["", "", {}], ["", "", {"new": 1}]], HOSTS)[0] == "refused"
 
 
 def test_a_failure_comes_before_a_difference() -> None:
     words = [["", "", {"seed": 0}], ["refused", "no data", {}], ["failed", "broken", {}]]
-    assert _judge(words) == ("refused", "rank 1: no data")
-    assert _judge([["failed", "broken", {}], words[1]]) == ("failed", "rank 0 could not start: broken")
+    assert _judge(words, HOSTS) == ("refused", "rank 1 on n1: no data")
+    assert _judge([["failed", "broken", {}], words[1]], HOSTS) == ("failed", "rank 0 on n1 could not start: broken")
 
 
 def test_what_is_compared() -> None:
@@ -77,6 +81,18 @@ def test_what_is_compared() -> None:
     assert not [key for key in facts if key.startswith("slurm.")]
     assert {"seed", "log.every_steps", "distributed.step_timeout_s", "resume.mode"} <= facts.keys()  # free ones too
     assert {"number of ranks", "kind of device", "torch", "code of the project"} <= facts.keys()
+
+
+def test_ranks_that_have_met_know_where_each_one_runs() -> None:
+    store, processes = dist.HashStore(), [Process(f"n{number}", number, "") for number in range(3)]  # type: ignore[attr-defined]
+
+    def one(number: int) -> Roster:
+        ranks = replace(rank(number, 3), roster=Roster({number: processes[number]}))
+        _of_this_start(store, ranks, idle_watchdog())
+        return ranks.roster
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(one, range(3))) == [dict(enumerate(processes))] * 3
 
 
 def _prepare_unequal(what: str) -> str:
@@ -96,7 +112,9 @@ def _prepare_unequal(what: str) -> str:
 def test_unequal_ranks_are_refused_before_any_group(what: str, tmp_path: Path) -> None:
     said = run_ranks(2, _prepare_unequal, what, tmp_path=tmp_path)
     prepared = 0 if what == "seed" else 1  # what is known before costs no decoding
-    assert [words.partition(":")[0] for words in said] == [f"{prepared} rank 1 has {what}=1, on rank 0 0"] * 2
+    assert [words.partition(":")[0] for words in said] == [
+        f"{prepared} {named(1)} has {what}=1; {named(0)} has {what}=0"
+    ] * 2
 
 
 @pytest.mark.ranks
@@ -110,5 +128,6 @@ def test_two_commands_that_differ_are_refused_with_both_values(data_root: Path, 
     ):
         assert (first.wait(120), second.wait(120)) == (2, 2)
     [line] = (tmp_path / "log0").read_text().splitlines()
-    assert "rank 1 has seed=7, on rank 0 0; train.amp=off, on rank 0 bf16; log.every_steps=3, on rank 0 2" in line
+    assert f"{named(1)} has seed=7, train.amp=off, log.every_steps=3; {named(0)} has seed=0, " in line
+    assert " train.amp=bf16, log.every_steps=2: start all ranks" in line
     assert not (tmp_path / "run" / "status.json").exists()

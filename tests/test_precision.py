@@ -32,6 +32,8 @@ from tests.harness import (
     checkpoints,
     differing,
     kill_all,
+    named,
+    on_hosts,
     payload,
     rows,
     run_ranks,
@@ -200,8 +202,8 @@ def test_rates_that_are_close_leave_the_word_to_the_hardware() -> None:
     ("device", "has_bf16", "amp", "reason"),
     [
         ("cuda", [1, 1], "bf16", "the hardware has bf16"),
-        ("cuda", [0], "off", "rank 0 has no bf16"),
-        ("cpu", [1, 0, 0], "off", "rank 1, 2 has no bf16"),
+        ("cuda", [0], "off", "no bf16 on rank 0 on n1"),
+        ("cpu", [1, 0, 0], "off", "no bf16 on rank 1 on n1, rank 2 on n2"),
     ],
 )
 def test_nothing_is_measured_where_the_hardware_alone_decides(
@@ -218,7 +220,7 @@ def test_nothing_is_measured_where_the_hardware_alone_decides(
     monkeypatch.setattr(precision, "gather", lambda value, _group: [value, *has_bf16[1:]])
     monkeypatch.setattr(precision, "cpu_capabilities", lambda: {"avx512_bf16": has_bf16[0]})
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_bf16[0])
-    ranks = Ranks(0, len(has_bf16), 0, 1, torch.device(device))
+    ranks = Ranks(0, len(has_bf16), 0, 1, torch.device(device), on_hosts("n1", "n1", "n2"))
     chosen, found = choose_amp(tiny_config(AUTO), ranks, networks.no_norm(10), "this", None, None)  # type: ignore[arg-type]
     assert (chosen, found["amp_rates"]) == (amp, {})
     assert caplog.messages == [f"train.amp=auto takes {amp} ({reason})"]
@@ -320,7 +322,7 @@ def test_a_precision_that_the_hardware_of_a_resume_does_not_have_is_kept_and_war
     monkeypatch.setattr("senet.training.run.processor", lambda _: "another one")
     train_here(tmp_path, AUTO, *SMALL, stop=StopAt(3))
     assert (
-        "WARNING: train.amp=auto stays bf16, as in the first start, but rank 0 has no bf16; train.amp=off "
+        f"WARNING: train.amp=auto stays bf16, as in the first start, but no bf16 on {named(0)}; train.amp=off "
         in capsys.readouterr().err
     )
     assert not measured

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from senet.distributed import watchdog
 from senet.distributed.environment import Place
 from senet.distributed.watchdog import Watchdog
+from tests.harness import named, on_hosts
 
 LIMIT_S = 0.3  # the watchdog ends after twice this time, so that other errors come first
 
@@ -44,7 +45,7 @@ def test_a_start_without_progress_is_ended_naming_phase_and_place() -> None:
         dog.phase("making the process groups")
         assert ended.wait(30)
     [reason] = said
-    assert reason.startswith("the start made no progress for distributed.start_timeout_s=0.3: rank 0: making the ")
+    assert reason.startswith(f"the start made no progress for distributed.start_timeout_s=0.3: {named(0)}: making the ")
     assert "threading.py" in reason or "test_watchdog.py" in reason  # where the main thread waits
 
 
@@ -108,11 +109,11 @@ def test_progress_of_another_rank_counts_and_rank_0_says_where_all_stand() -> No
     with watched(Place(0, 3), 1) as (main, said, ended), watched(Place(1, 3), 1) as (other, _, _):
         main.phase("waiting until all ranks are prepared")
         for dog in (main, other):
-            dog.share(store)
+            dog.share(store, on_hosts("n1", "n2", "n3"))
         for number in range(9):
             other.phase(f"file {number}")
             assert not ended.wait(0.25), said
         assert ended.wait(30)
-    assert "rank 0: waiting until all ranks are prepared, at " in said[0]
-    assert "rank 1: file 8, at " in said[0]
-    assert "rank 2: does not answer, killed or stopped" in said[0]
+    assert "rank 0 on n1: waiting until all ranks are prepared, at " in said[0]
+    assert "rank 1 on n2: file 8, at " in said[0]
+    assert "rank 2 on n3: does not answer, killed or stopped" in said[0]

@@ -7,11 +7,11 @@ import math
 import os
 import platform
 import re
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from senet.distributed.environment import CORES_VARIABLE
+from senet.distributed.roster import Roster
 from senet.errors import ConfigError
 
 if TYPE_CHECKING:  # importing torch takes seconds; a launcher only counts GPUs
@@ -84,7 +84,7 @@ def choose_device(wanted: str, local_rank: int | None = None, *, option: str = "
     return device
 
 
-def refuse_shared_gpu(device: torch.device, rank: int, store: Store) -> None:
+def refuse_shared_gpu(device: torch.device, rank: int, roster: Roster, store: Store) -> None:
     """Compare with all other ranks, through the store: NCCL needs one GPU per rank, and its own error names none.
 
     Raises:
@@ -101,9 +101,9 @@ def refuse_shared_gpu(device: torch.device, rank: int, store: Store) -> None:
     first = store.compare_set(f"gpu/{boot}/{where}", "", str(rank)).decode()
     if first != str(rank):
         raise ConfigError(
-            f"ranks {first} and {rank} have the same GPU ({gpu.name}, PCI {where}, host {socket.gethostname()}), and "
-            f"NCCL needs one for each (MIG instances of one GPU count as one); start no more ranks on a host than it "
-            f"has GPUs, or set train.device=cpu"
+            f"{roster.name([int(first), rank])} have the same GPU ({gpu.name}, PCI {where}), and NCCL needs one for "
+            f"each (MIG instances of one GPU count as one); start no more ranks on a host than it has GPUs, or set "
+            f"train.device=cpu"
         )
 
 

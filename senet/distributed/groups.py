@@ -79,7 +79,7 @@ def set_time_limit(group: dist.ProcessGroup, timeout_s: float) -> None:
     compat.set_time_limit(group, timedelta(seconds=timeout_s))
 
 
-def check_in_sync(model: nn.Module, group: dist.ProcessGroup) -> None:
+def check_in_sync(model: nn.Module, ranks: Ranks, group: dist.ProcessGroup) -> None:
     """Compare the bits of all parameters over the ranks. Sync point: the host waits for the device.
 
     Compares one sum per parameter, of its bits as integers modulo 2**64: any single change is found. Buffers are left
@@ -98,10 +98,11 @@ def check_in_sync(model: nn.Module, group: dist.ProcessGroup) -> None:
     first = int((table != table[0]).any(dim=0).nonzero()[0])
     column = table[:, first].tolist()
     usual = max(column, key=column.count)
-    odd = ", ".join(str(rank) for rank, value in enumerate(column) if value != usual)
-    what, suspects = f"of rank {odd} is not that of the other ranks", f"rank {odd}"
+    odd = ranks.roster.name(rank for rank, value in enumerate(column) if value != usual)
+    what, suspects = f"of {odd} is not that of the other ranks", odd
     if 2 * column.count(usual) <= len(column):
-        what = f"is not the same on all ranks ({odd} differ from {column.index(usual)}; there is no majority)"
+        one = ranks.roster.name([column.index(usual)])
+        what = f"is not the same on all ranks ({odd} unlike {one}; there is no majority)"
         suspects = "all ranks"
     raise RanksDiffer(
         f"{names[first]} {what}; nothing was saved since they were last found equal. Check the hardware of {suspects}, "

@@ -20,7 +20,8 @@ from senet.config.load import to_flat
 from senet.config.options import Config
 from senet.distributed.devices import refuse_shared_gpu
 from senet.distributed.ranks import PeerFailed, Ranks, open_store
-from senet.distributed.watchdog import Watchdog, name
+from senet.distributed.roster import Process, Roster
+from senet.distributed.watchdog import Watchdog
 from senet.errors import ConfigError
 from senet.rundir.commit import code_hash
 
@@ -56,12 +57,12 @@ def meet(
     store = open_store(ranks, watchdog.limit_s)
     if ranks.world_size > 1:
         store = _of_this_start(store, ranks, watchdog)
-        watchdog.share(store)
+        watchdog.share(store, ranks.roster)
     _raise(_verdict(store, "here", ranks, ["", "", facts]))
     watchdog.phase("preparing data and network", alone=True)
     failure: Exception | None = None
     try:
-        refuse_shared_gpu(ranks.device, ranks.rank, store)
+        refuse_shared_gpu(ranks.device, ranks.rank, ranks.roster, store)
         result = prepare()
         outcome = ["", "", facts_of(result)]
     except Exception as error:
@@ -92,7 +93,7 @@ def options_of(config: Config) -> Facts:
 
 
 def _of_this_start(store: Store, ranks: Ranks, watchdog: Watchdog) -> Store:
-    """The store with a prefix for this start, drawn at random by rank 0.
+    """The store with a prefix for this start, drawn at random by rank 0; fills the roster.
 
     torchrun's store outlives its restarts, and no variable tells these apart: each agent counts its own. So every rank
     asks with a random token, and rank 0 answers under that token. It answers the tokens of earlier starts too, which
@@ -102,19 +103,31 @@ def _of_this_start(store: Store, ranks: Ranks, watchdog: Watchdog) -> Store:
         token = secrets.token_hex(8)
         store.set(f"asks/{ranks.rank}", token)
         store.wait([f"answer/{token}"], _FOR_EVER)
-        return PrefixStore(store.get(f"answer/{token}").decode(), store)
+        own = PrefixStore(store.get(f"answer/{token}").decode(), store)
+        own.set(f"process/{ranks.rank}", json.dumps(ranks.roster[ranks.rank]))
+    else:
+        own = _answer(store, ranks, watchdog)
+    own.wait(["roster"], _FOR_EVER)
+    ranks.roster.update(enumerate(Process(*each) for each in json.loads(own.get("roster"))))
+    return own
+
+
+def _answer(store: Store, ranks: Ranks, watchdog: Watchdog) -> Store:
+    """On rank 0: give all others the prefix, and the roster when all are there."""
     start = secrets.token_hex(8)
     own = PrefixStore(start, store)
     missing, answered = set(range(1, ranks.world_size)), set()
     while missing:
         for rank in sorted(missing):
-            if own.check([f"here/{rank}"]):
+            if own.check([f"process/{rank}"]):
                 missing.discard(rank)
-                watchdog.phase(f"meeting {name(missing)}" if missing else "comparing the ranks")
+                watchdog.phase(f"meeting {ranks.roster.name(missing)}" if missing else "comparing the ranks")
             elif store.check([f"asks/{rank}"]) and (token := store.get(f"asks/{rank}").decode()) not in answered:
                 store.set(f"answer/{token}", start)
                 answered.add(token)
         time.sleep(0.02)
+    others = [json.loads(own.get(f"process/{rank}")) for rank in range(1, ranks.world_size)]
+    own.set("roster", json.dumps([ranks.roster[0], *others]))
     return own
 
 
@@ -125,7 +138,7 @@ def _verdict(store: Store, key: str, ranks: Ranks, mine: Sequence[Any]) -> tuple
         keys = [f"{key}/{rank}" for rank in range(ranks.world_size)]
         for each in keys:
             store.wait([each], _FOR_EVER)
-        kind, message = _judge([json.loads(store.get(each)) for each in keys])
+        kind, message = _judge([json.loads(store.get(each)) for each in keys], ranks.roster)
         store.set(f"{key}/all", json.dumps([kind, message]))
         if kind:  # this process may host the store, and must not end before the others have read it
             with contextlib.suppress(RuntimeError):
@@ -137,21 +150,22 @@ def _verdict(store: Store, key: str, ranks: Ranks, mine: Sequence[Any]) -> tuple
     return kind, message
 
 
-def _judge(reports: Sequence[Sequence[Any]]) -> tuple[str, str]:
+def _judge(reports: Sequence[Sequence[Any]], roster: Roster) -> tuple[str, str]:
     """The failure of the lowest rank that failed, else the lowest rank whose facts differ from those of rank 0."""
     for rank, (kind, message, _) in enumerate(reports):
         if kind == "refused":
-            return kind, message if rank == 0 else f"rank {rank}: {message}"
+            return kind, message if rank == 0 else f"{roster.name([rank])}: {message}"
         if kind:
-            return kind, f"rank {rank} could not start: {message}"
+            return kind, f"{roster.name([rank])} could not start: {message}"
     ours = reports[0][2]
     for rank, (_, _, theirs) in enumerate(reports):
         unlike = [key for key in (*ours, *(theirs.keys() - ours.keys())) if ours.get(key) != theirs.get(key)]
         if unlike:
-            text = "; ".join(f"{key}={theirs.get(key)}, on rank 0 {ours.get(key)}" for key in unlike[:5])
-            more = f"; and {len(unlike) - 5} more" * (len(unlike) > 5)
+            has, has_rank_0 = (", ".join(f"{key}={facts.get(key)}" for key in unlike[:5]) for facts in (theirs, ours))
+            more = f" (and {len(unlike) - 5} more differ)" * (len(unlike) > 5)
             return "refused", (
-                f"rank {rank} has {text}{more}: start all ranks with the same options, code, versions and data"
+                f"{roster.name([rank])} has {has}; {roster.name([0])} has {has_rank_0}{more}: start all ranks with the "
+                f"same options, code, versions and data"
             )
     return "", ""
 

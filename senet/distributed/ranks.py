@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
@@ -15,6 +15,7 @@ from torch.distributed.rendezvous import rendezvous
 from senet.config.options import TrainConfig
 from senet.distributed.devices import choose_device
 from senet.distributed.environment import read_place
+from senet.distributed.roster import Process, Roster
 from senet.errors import ConfigError, RunError
 from senet.rundir.lease import mirror_status
 
@@ -32,6 +33,11 @@ class Ranks:
     local_rank: int
     local_world_size: int
     device: torch.device
+    roster: Roster = field(default_factory=Roster, compare=False, repr=False)
+    """Of all ranks, once they have met."""
+
+    def __post_init__(self) -> None:
+        self.roster.setdefault(self.rank, Process.own())
 
     @property
     def is_main(self) -> bool:
@@ -73,7 +79,7 @@ def open_store(ranks: Ranks, timeout_s: float) -> Store:
     except dist.DistError as error:
         if "EADDRINUSE" not in str(error):
             text = " ".join(str(error).split())[:300]
-            text = f"rank {ranks.rank} cannot connect to the others at {address}:{port}: {text}"
+            text = f"{ranks.roster.name([ranks.rank])} cannot connect to the others at {address}:{port}: {text}"
             raise _local_error(ranks, text) from None
         reason = f"MASTER_PORT={port} is in use on host {socket.gethostname()}"
         mirror_status({"state": "port_taken", "reason": reason})  # a launcher that chose the port can choose another

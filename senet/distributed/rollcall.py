@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
 from senet.distributed.ranks import PeerFailed, Ranks
-from senet.distributed.watchdog import name as _name
 from senet.distributed.watchdog import place as _place
 
 
@@ -64,7 +63,7 @@ class RollCall:
             caller.start()
             caller.join(2 * self._timeout_s)
         if of_collective:
-            found = self._finding or _judge({}, self._ranks.world_size, self._ranks.rank)
+            found = self._finding or _judge({}, self._ranks)
             reason = " ".join(str(error).split("]", 1)[-1].split())[:200]
             text = found.text if found.known else f"{found.text} ({reason})"
             lost = PeerFailed(
@@ -106,14 +105,14 @@ class RollCall:
             if len(reports) == self._ranks.world_size or (cause_known and 0 in reports) or time.monotonic() > deadline:
                 break
             time.sleep(self._pause_s / 5)
-        self._store.set("finding", json.dumps(_judge(reports, self._ranks.world_size, self._ranks.rank)))
+        self._store.set("finding", json.dumps(_judge(reports, self._ranks)))
 
     def _read_finding(self) -> None:
         """Rank 0, which may host the store, returns only when the other ranks that answer have read it too."""
         deadline = time.monotonic() + 1.5 * self._timeout_s
         while not self._store.check(["finding"]):
             if time.monotonic() > deadline:  # the collecting rank is gone as well
-                self._finding = _judge(self._reports(), self._ranks.world_size, self._ranks.rank)
+                self._finding = _judge(self._reports(), self._ranks)
                 return
             time.sleep(self._pause_s / 5)
         self._finding = found = Finding(*json.loads(self._store.get("finding")))
@@ -138,17 +137,18 @@ class RollCall:
         return reports
 
 
-def _judge(reports: dict[int, tuple[str, str]], world_size: int, own_rank: int) -> Finding:
+def _judge(reports: dict[int, tuple[str, str]], ranks: Ranks) -> Finding:
+    name = ranks.roster.name
     answered = sorted(reports)
-    reporter = answered[0] if answered else own_rank
+    reporter = answered[0] if answered else ranks.rank
     for rank in answered:
         if cause := reports[rank][0]:
-            return Finding(f"rank {rank} failed: {cause}", True, reporter, answered)
-    silent = sorted(set(range(world_size)) - reports.keys()) if reports else [0]
+            return Finding(f"{name([rank])} failed: {cause}", True, reporter, answered)
+    silent = sorted(set(range(ranks.world_size)) - reports.keys()) if reports else [0]
     if silent:
-        return Finding(f"{_name(silent)} did not answer any more, killed or stopped", False, reporter, answered)
+        return Finding(f"{name(silent)} did not answer any more, killed or stopped", False, reporter, answered)
     places: dict[str, list[int]] = {}
     for rank in answered:
         places.setdefault(reports[rank][1], []).append(rank)
-    where = "; ".join(f"{_name(group)} at {place}" for place, group in sorted(places.items(), key=lambda p: len(p[1])))
+    where = "; ".join(f"{name(group)} at {place}" for place, group in sorted(places.items(), key=lambda p: len(p[1])))
     return Finding(f"the ranks waited too long for each other: {where}", False, reporter, answered)

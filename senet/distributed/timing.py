@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from senet.distributed.ranks import Ranks
+
 T = TypeVar("T")
 
 
@@ -46,8 +48,8 @@ class OwnTime:
     A whole step takes equally long on all ranks, since they wait for the slowest; this part shows which one it is.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
+    def __init__(self, module: nn.Module, ranks: Ranks) -> None:
+        self._roster, self._on_gpu = ranks.roster, ranks.device.type == "cuda"
         self._host_s = 0.0
         self._began: Any = None
         self._spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
@@ -86,8 +88,8 @@ class OwnTime:
         if slowest < 0 or self._suspects[-2:] != [slowest] * 2 or self._suspects == [slowest] * 3:
             return ""
         return (
-            f"rank {slowest} is slow: its own images and forward passes take {own_s / elapsed_s:.0%} of the step, "
-            f"those of the other ranks {usual_s / elapsed_s:.0%}"
+            f"{self._roster.name([slowest])} is slow: its own images and forward passes take {own_s / elapsed_s:.0%} "
+            f"of the step, those of the other ranks {usual_s / elapsed_s:.0%}"
         )
 
     def _begin(self, *_: Any) -> None:

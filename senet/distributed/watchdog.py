@@ -8,12 +8,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from senet.distributed.environment import Place
+from senet.distributed.roster import Process, Roster
 
 _TICK_S = 1.0
 _SLACK_S = 10.0  # later than the timeouts of the store and the groups, whose errors say more
@@ -32,6 +33,7 @@ class Watchdog:
     def __init__(self, own: Place, limit_s: float, end: Callable[[str], object]) -> None:
         """``end`` is called with the reason, from a thread, and must not return."""
         self._rank, self._world_size, self._end = own.rank, own.world_size, end
+        self._roster = Roster({own.rank: Process.own()})
         self.limit_s, self._tick_s = limit_s, min(_TICK_S, limit_s / 4)
         self._phase, self._alone = "choosing a device", False
         self._progress, self._progress_anywhere = 0, 0
@@ -50,12 +52,13 @@ class Watchdog:
         self._phase, self._alone = name, alone
         self._progress += 1
 
-    def share(self, store: Any) -> None:
-        """From now on the other ranks' progress counts too.
+    def share(self, store: Any, roster: Roster) -> None:
+        """From now on the other ranks' progress counts too, and they are named with their hosts.
 
         In its own thread, over its own connection: the main thread may block on the other connection, and the store's
         host may have stopped.
         """
+        self._roster = roster
         threading.Thread(target=self._exchange, args=(store.clone(),), name="progress", daemon=True).start()
 
     def close(self) -> None:
@@ -103,7 +106,8 @@ class Watchdog:
         by_text: dict[str, list[int]] = {}
         for rank in range(self._world_size) if self._rank == 0 else sorted({0, self._rank}):
             by_text.setdefault(where.get(rank, "does not answer, killed or stopped"), []).append(rank)
-        parts = (f"{name(ranks)}: {text}" for text, ranks in sorted(by_text.items(), key=lambda t: len(t[1])))
+        few_first = sorted(by_text.items(), key=lambda t: len(t[1]))
+        parts = (f"{self._roster.name(ranks)}: {text}" for text, ranks in few_first)
         return f"the start made no progress for distributed.start_timeout_s={self.limit_s:g}: {'; '.join(parts)}"
 
 
@@ -126,12 +130,6 @@ def _is_of_torch(frame: FrameType) -> bool:
 def _is_of_python(frame: FrameType) -> bool:
     path = Path(frame.f_code.co_filename)
     return path.is_relative_to(_OF_PYTHON) and "site-packages" not in path.parts
-
-
-def name(ranks: Iterable[int]) -> str:
-    """``rank 1`` or ``ranks 1, 2``."""
-    numbers = sorted(ranks)
-    return f"rank{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
 
 
 def _used() -> tuple[float, float]:

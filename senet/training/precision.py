@@ -60,7 +60,7 @@ def choose_amp(
         images, size, channels_last = images_at_once(config, ranks), config.data.image_size, config.train.channels_last
         rates = measure(network, images, size, channels_last=channels_last, gather=partial(gather, group=group))
     fastest = faster(rates) if rates else ("bf16" if all(have) else "off")
-    _say(kept, fastest, rates, have)
+    _say(kept, fastest, rates, ranks.roster.name(rank for rank, has_bf16 in enumerate(have) if not has_bf16))
     found = {"amp_rates": rates, "options": {key: now for key, _, now in changed_options({}, config)}}
     return kept.get("amp", fastest), found
 
@@ -97,17 +97,16 @@ def faster(rates: Rates) -> str:
     return "off" if rates["off"] > CLOSE * rates["bf16"] else "bf16"
 
 
-def _say(kept: Mapping[str, Any], fastest: str, rates: Rates, have: list[float]) -> None:
+def _say(kept: Mapping[str, Any], fastest: str, rates: Rates, without: str) -> None:
     """One line, on rank 0.
 
     Args:
-        have: whether each rank has bf16.
+        without: names of the ranks that have no bf16.
     """
-    without = ", ".join(str(rank) for rank, has_bf16 in enumerate(have) if not has_bf16)
     if rates:
         reason = f"{rates['bf16']:.3g} images/s per core in bf16, {rates['off']:.3g} in fp32"
     else:
-        reason = f"rank {without} has no bf16" if without else "the hardware has bf16"
+        reason = f"no bf16 on {without}" if without else "the hardware has bf16"
     amp = kept.get("amp", fastest)
     if not kept:
         log.info("train.amp=auto takes %s (%s)", amp, reason)

@@ -52,7 +52,7 @@ class Trainer:
         kind = Sharded if self.config.train.shards else Replicated
         self.gradients = kind(self.config, self.learner, self.feed, self.peers, self.tally)
         self.training = Stopwatch()
-        self.own_time = OwnTime(self.learner.running, self.peers.ranks.device)
+        self.own_time = OwnTime(self.learner.running, self.peers.ranks)
         self._saved_at = (self.state.step, self.state.epochs_done)
         self._check_every = self.config.train.desync_check_every
         self._checked = False  # that the network uses all its parameters in training too
@@ -93,7 +93,8 @@ class Trainer:
                 self.log()
             if self._check_every and step % self._check_every == 0:
                 self.peers.agreement.conclude()
-                check_in_sync(self.learner.network, self.peers.group)  # sync point: once per train.desync_check_every
+                # sync point: once per train.desync_check_every
+                check_in_sync(self.learner.network, self.peers.ranks, self.peers.group)
             for observer in self.observers:
                 observer()
             if self.peers.agreement.stop_agreed:
@@ -181,7 +182,7 @@ class Trainer:
             return
         learner.refuse_non_finite(state.step)
         if self._check_every:
-            check_in_sync(learner.network, self.peers.group)
+            check_in_sync(learner.network, self.peers.ranks, self.peers.group)
         payload = learner.state_dict() | {"state": state.state_dict()}
         facts = {"step": state.step, "epochs_done": state.epochs_done, "best": best, "test": state.last_result}
         self.record.save(payload, facts | {"weights": learner.weights}, wait=wait)

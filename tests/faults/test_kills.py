@@ -18,6 +18,7 @@ from tests.harness import (
     checkpoints,
     descendants,
     differing,
+    named,
     payload,
     rows,
     started,
@@ -126,11 +127,11 @@ def test_a_rank_that_is_killed_or_stopped_takes_the_others_down_and_is_named(
         trial.recovered(time.monotonic() - began)
         assert survivors(tree) == []
     log = (tmp_path / "log").read_text()
-    assert f"failed: rank {victim} did not answer any more" in log, log
+    assert f"failed: {named(victim)} did not answer any more" in log, log
     assert 'train_ddp.py", line' not in log  # no traceback of ours
     if victim != 0:
         found = status(tmp_path / "run")
-        assert (found["state"], f"rank {victim} did not answer" in found["reason"]) == ("failed", True)
+        assert (found["state"], f"{named(victim)} did not answer" in found["reason"]) == ("failed", True)
 
 
 @pytest.mark.fault("a rank stuck in its own code", quick=1, full=4)
@@ -147,7 +148,7 @@ def test_where_each_rank_is_when_one_does_not_come_back(trial: Trial, data_root:
         assert survivors(tree) == []
     reason = status(tmp_path / "run")["reason"]
     assert "the ranks waited too long for each other: rank" in reason
-    assert "rank 1 at faults/networks.py:" in reason
+    assert f"{named(1)} at faults/networks.py:" in reason
 
 
 @pytest.mark.fault("the launcher SIGKILL", quick=1, full=10)

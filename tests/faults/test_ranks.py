@@ -18,7 +18,7 @@ from tests.faults.conftest import FULL, Trial
 from tests.faults.interpose import failing, missing_compiler
 from tests.faults.networks import AT
 from tests.faults.runs import last_step, newest_step, options
-from tests.harness import free_port, kill_all, rows, started, status, train, train_command, wait_until
+from tests.harness import free_port, kill_all, named, rows, started, status, train, train_command, wait_until
 
 NETWORK = "model.name=tests.faults.networks:"
 needs_compiler = pytest.mark.skipif(bool(missing_compiler()), reason=missing_compiler())
@@ -58,7 +58,7 @@ def test_a_weight_that_changes_on_one_rank_is_found_and_named(trial: Trial, data
         assert process.wait(120) == 1, (tmp_path / "log").read_text()
     found = status(tmp_path / "run")
     assert found["state"] == "failed"
-    who = f"of rank {faulty} is not that of the other ranks" if ranks > 2 else "is not the same on all ranks"
+    who = f"of {named(faulty)} is not that of the other ranks" if ranks > 2 else "is not the same on all ranks"
     assert f"layer2.0.conv1.weight {who}" in found["reason"]
     assert AT <= last_step(tmp_path / "run") <= AT + every
     assert newest_step(tmp_path / "run") < AT
@@ -72,7 +72,7 @@ def test_a_slow_rank_is_named_with_its_share_of_the_step(trial: Trial, data_root
     command = train_command(2, options(data_root, tmp_path / "run", *slow))
     with started(command, tmp_path / "log", FAULTY_RANK=str(faulty)) as process:
         assert process.wait(120) == 0, (tmp_path / "log").read_text()
-    line = next(line for line in (tmp_path / "log").read_text().splitlines() if f"rank {faulty} is slow" in line)
+    line = next(line for line in (tmp_path / "log").read_text().splitlines() if f"{named(faulty)} is slow" in line)
     step, text = line.removeprefix("WARNING: step ").split(": ", 1)
     assert int(step) <= (2 if FULL else 4) * every  # other tests may slow either rank at first
     own, others = (int(share) for share in re.findall(r"(\d+)%", text))

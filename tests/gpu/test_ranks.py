@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,7 @@ def test_two_ranks_on_one_gpu_are_refused(data_root: Path, tmp_path: Path, monke
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0])
     done = train(2, *tiny(*EPOCH, f"data.root={data_root}", f"run_dir={tmp_path}"))
     assert done.stderr.count("train_ddp: ") == 1, done.stderr
-    assert "ranks 0 and 1 have the same GPU (" in done.stderr
+    assert f"ranks 0, 1 on {socket.gethostname()} have the same GPU (" in done.stderr
     assert "exitcode  : 2" in done.stderr
 
 

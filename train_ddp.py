@@ -1,6 +1,6 @@
 """Train a network: ``torchrun --nproc_per_node=4 train_ddp.py [FILE.yaml ...] [key=value ...]``."""
 
-from senet.distributed.preemption import StopFlag, die_with_launcher
+from senet.distributed.preemption import StopFlag, die_with_launcher, end_torchrun
 from senet.errors import STOPPED_EXIT_CODE
 
 if __name__ == "__main__":
@@ -19,7 +19,7 @@ from senet.config.options import Config
 from senet.distributed.environment import own_rank, read_place
 from senet.distributed.roster import own_name
 from senet.drill.plan import PLAN_VARIABLE
-from senet.errors import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError, RunError
+from senet.errors import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError, RunError, cause_of, noted
 from senet.rundir.lease import mirror_status
 
 
@@ -40,7 +40,9 @@ def main(argv: list[str], stop: StopFlag) -> int:
         # what has spoken ends the others; if nothing does, it cannot
         if own_rank() == error.reporter or not stop.wait(10):
             print(f"train_ddp: failed: {error}", file=sys.stderr, flush=True)
-            mirror_status({"state": "failed", "reason": str(error), "guess": error.guess})
+            mirror_status({"state": "failed", "reason": str(error), "guess": error.guess} | noted(error))
+        if error.cut_off:
+            end_torchrun(stop)
         return FAILED_EXIT_CODE
     except BaseException as error:
         stop.hold()
@@ -48,7 +50,7 @@ def main(argv: list[str], stop: StopFlag) -> int:
         with contextlib.suppress(OSError):  # the terminal may be gone
             traceback.print_exc()
         # a guess: what it says may only have followed from the end of another rank
-        mirror_status({"state": "failed", "reason": f"{type(error).__name__}: {error}", "guess": True})
+        mirror_status({"state": "failed", "reason": cause_of(error), "guess": True} | noted(error))
         return FAILED_EXIT_CODE
     return STOPPED_EXIT_CODE if summary.state == "stopped" else 0
 

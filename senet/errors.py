@@ -1,14 +1,21 @@
-"""The two kinds of known errors, and the exit codes."""
+"""The two kinds of known errors, the exit codes, and what goes with an error into the status of a run."""
 
 from __future__ import annotations
 
 import difflib
+import sys
+import threading
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
 
 FAILED_EXIT_CODE = 1
 REFUSED_EXIT_CODE = 2
 STOPPED_EXIT_CODE = 85  # stopped by a signal, checkpoint published: the same command resumes
 INTERRUPTED_EXIT_CODE = 130  # Ctrl-C in a command that has nothing to save, as shells have it
+_OF_PYTHON = Path(threading.__file__).parent
 
 
 class ConfigError(ValueError):
@@ -22,8 +29,49 @@ class RunError(RuntimeError):
     """The rank that prints it."""
     guess = False
     """Whether it is deduced from another rank's silence; an error that a rank reports of itself takes precedence."""
+    cut_off = False
+    """Whether this host may have lost its connection to the others."""
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else ""
+
+
+def note(error: BaseException, **facts: Any) -> None:
+    """Let facts for the status go with an error: its step, its reason in other words."""
+    error.__dict__.setdefault("noted", {}).update(facts)
+
+
+def noted(error: BaseException) -> dict[str, Any]:
+    """What was noted of an error."""
+    return dict(error.__dict__.get("noted", {}))
+
+
+def cause_of(error: BaseException) -> str:
+    """One line: kind and text; where it was raised too, unless the error is a known one."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    frames = list(traceback.walk_tb(error.__traceback__))
+    known = isinstance(error, RunError | ConfigError) or not frames
+    return text if known else f"{text}, at {place(frames)}"
+
+
+def place(frames: Sequence[tuple[FrameType, int]]) -> str:
+    """``folder/file.py:line function`` of the innermost of these frames that is neither in torch nor, if possible, in
+    Python's own library. Each comes with its line, as ``traceback`` walks them, the innermost last."""
+    own = [frame for frame in frames if not _is_of_torch(frame[0])]
+    own = [frame for frame in own if not _is_of_python(frame[0])] or own
+    if not own:
+        return "an unknown place"
+    frame, line = own[-1]
+    return f"{'/'.join(Path(frame.f_code.co_filename).parts[-2:])}:{line} {frame.f_code.co_name}"
+
+
+def _is_of_torch(frame: FrameType) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and Path(frame.f_code.co_filename).is_relative_to(Path(str(torch.__file__)).parent)
+
+
+def _is_of_python(frame: FrameType) -> bool:
+    path = Path(frame.f_code.co_filename)
+    return path.is_relative_to(_OF_PYTHON) and "site-packages" not in path.parts

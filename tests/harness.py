@@ -57,8 +57,8 @@ def tiny_config(*overrides: str, world_size: int = 1) -> Config:
 
 
 def on_hosts(*hosts: str) -> Roster:
-    """Ranks 0, 1, ... on these hosts."""
-    return Roster({rank: Process(host, 0, "") for rank, host in enumerate(hosts)})
+    """Ranks 0, 1, ... on these hosts; their processes have ended."""
+    return Roster({rank: Process(host, boot=host, pid=1, started=-1) for rank, host in enumerate(hosts)})
 
 
 def named(rank: int) -> str:

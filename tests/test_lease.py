@@ -222,8 +222,9 @@ def test_a_failure_is_put_down_with_its_reason(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError):
         fail()
-    status = read_json(tmp_path / "status.json")
-    assert (status["state"], status["reason"]) == ("failed", "RuntimeError: the reason")
+    status, line = read_json(tmp_path / "status.json"), fail.__code__.co_firstlineno + 3
+    reason = f"RuntimeError: the reason, at tests/test_lease.py:{line} fail"
+    assert (status["state"], status["reason"]) == ("failed", reason)
 
 
 def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

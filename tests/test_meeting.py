@@ -84,7 +84,7 @@ def test_what_is_compared() -> None:
 
 
 def test_ranks_that_have_met_know_where_each_one_runs() -> None:
-    store, processes = dist.HashStore(), [Process(f"n{number}", number, "") for number in range(3)]  # type: ignore[attr-defined]
+    store, processes = dist.HashStore(), [Process(f"n{number}", "", number, 0) for number in range(3)]  # type: ignore[attr-defined]
 
     def one(number: int) -> Roster:
         ranks = replace(rank(number, 3), roster=Roster({number: processes[number]}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -52,3 +53,40 @@ def test_before_the_training_a_signal_ends_a_process_that_waits_in_foreign_code(
 
 def test_once_held_a_signal_sets_the_flag_only() -> None:
     assert told("held", signal.SIGTERM) == (0, ["flag SIGTERM"])
+
+
+# a launcher and, in it, a rank of a host that is cut off
+LAUNCHER = """
+import signal, subprocess, sys
+rank = subprocess.Popen([sys.executable, "-c", sys.argv[2]])
+signal.signal(signal.SIGTERM, signal.SIG_IGN if sys.argv[1] == "deaf" else lambda *_: rank.terminate())
+sys.exit(rank.wait())
+"""
+CUT_OFF = """
+import time
+from senet.distributed.preemption import StopFlag, end_torchrun
+stop = StopFlag.install()
+stop.hold()
+time.sleep(1)  # the launcher is ready by then
+end_torchrun(stop, patience_s=5.0)
+print("told", stop.signal_name, flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "variables", "code", "said"),
+    [
+        ("hears", {"TORCHELASTIC_RUN_ID": "1"}, 0, "told SIGTERM\n"),
+        ("deaf", {"TORCHELASTIC_RUN_ID": "1"}, -signal.SIGKILL, "told \n"),
+        ("hears", {"TORCHELASTIC_RUN_ID": "1", "SENET_LAUNCHER": "1"}, 0, "told \n"),  # launch.sh has no other host
+        ("hears", {}, 0, "told \n"),  # a shell
+    ],
+)
+def test_a_rank_of_a_host_that_is_cut_off_ends_a_torchrun_that_hears_nothing(
+    how: str, variables: dict[str, str], code: int, said: str
+) -> None:
+    environment = {name: text for name, text in os.environ.items() if name != "TORCHELASTIC_RUN_ID"} | variables
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCHER, how, CUT_OFF], env=environment, stdout=subprocess.PIPE, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (code, said)

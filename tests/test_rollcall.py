@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -11,18 +13,20 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from senet.distributed import hangs
 from senet.distributed.ranks import PeerFailed, Ranks
 from senet.distributed.rollcall import RollCall
-from tests.harness import on_hosts
+from senet.distributed.roster import Process, Roster
+from senet.errors import noted
+from senet.rundir.locks import started_at
+from tests.harness import on_hosts, wait_until
 
-HOSTS = ["n1", "n2", "n3", "n4"]
 LOST = RuntimeError("[/gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+FOUR = on_hosts("n1", "n1", "n2", "n2")
 
 
-def rank(number: int, world_size: int) -> Ranks:
-    """Of as many ranks on each of four hosts."""
-    hosts = [host for host in HOSTS for _ in range(-(-world_size // len(HOSTS)))][:world_size]
-    return Ranks(number, world_size, 0, 1, torch.device("cpu"), on_hosts(*hosts))
+def rank(number: int, roster: Roster) -> Ranks:
+    return Ranks(number, len(roster), 0, 1, torch.device("cpu"), roster)
 
 
 class CountingStore:
@@ -42,10 +46,10 @@ class CountingStore:
         return ask
 
 
-def call(errors: dict[int, Exception], *, world_size: int, silent: set[int]) -> tuple[dict[int, PeerFailed], int]:
+def call(errors: dict[int, Exception], roster: Roster, *, silent: set[int]) -> tuple[dict[int, PeerFailed], int]:
     """What each failing rank raises, and the number of requests. Ranks without an error only answer."""
     store = CountingStore()
-    stands = {each: RollCall(store, rank(each, world_size)) for each in set(range(world_size)) - silent}  # type: ignore[arg-type]
+    stands = {each: RollCall(store, rank(each, roster)) for each in roster.keys() - silent}  # type: ignore[arg-type]
     raised: dict[int, PeerFailed] = {}
 
     def explain(number: int) -> None:
@@ -69,28 +73,82 @@ def call(errors: dict[int, Exception], *, world_size: int, silent: set[int]) -> 
 def test_a_roll_call_costs_requests_in_proportion_to_the_ranks() -> None:
     by_size = {}
     for world_size in (16, 64):
-        ranks = set(range(world_size)) - {7}
-        raised, by_size[world_size] = call(dict.fromkeys(ranks, LOST), world_size=world_size, silent={7})
+        roster = on_hosts(*(f"n{number // 8}" for number in range(world_size)))
+        ranks = roster.keys() - {7}
+        raised, by_size[world_size] = call(dict.fromkeys(ranks, LOST), roster, silent={7})
         assert raised.keys() == ranks
         for lost in raised.values():
-            host = HOSTS[7 * 4 // world_size]
-            assert str(lost).startswith(f"rank 7 on {host} did not answer any more, killed or stopped (")
+            assert str(lost).startswith("rank 7 on n0 did not answer any more: its process has ended (")
             assert (lost.reporter, lost.guess) == (0, True)
     assert by_size[64] < 7 * by_size[16]  # the square would be 16 times as many
 
 
+@pytest.mark.parametrize(
+    ("how", "seen", "host", "hang"),
+    [
+        (signal.SIGKILL, "its process has ended", "n2", False),
+        (signal.SIGSTOP, "stopped by a signal (state T)", "n2", True),
+        (signal.SIGSTOP, "killed, stopped or cut off", "elsewhere", True),  # no rank that answers sees it
+    ],
+)
+def test_of_a_rank_that_does_not_answer_its_state_is_told_by_another_on_its_host(
+    how: signal.Signals, seen: str, host: str, hang: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with subprocess.Popen(["sleep", "600"]) as process:
+        lost = Process(host, host, process.pid, started_at(process.pid))
+        process.send_signal(how)
+        wait_until(lambda: hangs.state(lost) in ("", "T"), 30)
+        roster = Roster(FOUR | {3: lost})
+        raised, _ = call({0: LOST, 1: LOST}, roster, silent={3})
+        if "elsewhere" in host:
+            process.kill()
+        assert process.wait(30) == -signal.SIGKILL  # also where it was only stopped
+    for each in raised.values():
+        assert str(each) == f"rank 3 on {host} did not answer any more: {seen} (Connection closed by peer)"
+        failure = {"cause": f"did not answer any more: {seen}", "rank": 3, "host": host}
+        assert noted(each) == {"reason": str(each), "failure": failure}
+    said = capfd.readouterr().err.splitlines()
+    assert sorted(line for line in said if " on n" in line and "stacks" in line) == hang * [
+        f"--- rank {rank} on {at}: the stacks of all its threads" for rank, at in enumerate(["n1", "n1", "n2"])
+    ]
+    assert any(line.startswith("--- rank 3 on n2: stopped by") for line in said) == (hang and host == "n2")
+
+
+def test_ranks_that_wait_for_each_other_tell_where_and_no_rank_is_to_blame() -> None:
+    raised, _ = call({0: LOST, 1: LOST}, FOUR, silent=set())
+    for each in raised.values():
+        assert str(each).startswith("the ranks waited too long for each other: ranks ")
+        assert noted(each)["failure"].keys() == {"cause"}
+        assert " on n" not in noted(each)["failure"]["cause"]
+
+
+def test_a_bug_of_a_user_is_told_with_its_line() -> None:
+    def of_a_user() -> None:
+        torch.ones(2).register_hook(lambda _: None)
+
+    try:
+        of_a_user()
+    except RuntimeError as caught:
+        error = caught
+    raised, _ = call({2: error, 3: LOST}, FOUR, silent=set())
+    line = of_a_user.__code__.co_firstlineno + 1
+    cause = f"{type(error).__name__}: {error}, at tests/test_rollcall.py:{line} of_a_user"
+    assert str(raised[3]) == f"rank 2 on n2 failed: {cause}"
+    assert noted(raised[3])["failure"] == noted(error)["failure"] == {"cause": cause, "rank": 2, "host": "n2"}
+
+
 def test_what_a_rank_says_of_itself_is_what_all_hear_also_those_that_fail_much_later() -> None:
     full = OSError(28, "No space left on device")
-    raised, _ = call({0: full, 3: LOST}, world_size=5, silent=set())
+    raised, _ = call({0: full, 3: LOST}, FOUR, silent=set())
     assert raised.keys() == {3}  # rank 0 has an error of its own
-    assert str(raised[3]) == "rank 0 on n1 failed: OSError: [Errno 28] No space left on device"
+    assert str(raised[3]) == "rank 0 on n1 failed: OSError: [Errno 28] No space left on device"  # it was never raised
     assert (raised[3].reporter, raised[3].guess) == (0, False)
 
 
 def test_the_rank_that_hosts_the_store_leaves_when_all_have_heard_why() -> None:
     """Without a launcher the store ends with rank 0: by then all ranks must have read the finding."""
     store = CountingStore()
-    stands = [RollCall(store, rank(number, 4)) for number in range(4)]  # type: ignore[arg-type]
+    stands = [RollCall(store, rank(number, FOUR)) for number in range(4)]  # type: ignore[arg-type]
     stands[0].explain(OSError(28, "No space left on device"), "see the docs")
     store._store = None  # gone
     for stand in stands[1:]:
@@ -103,7 +161,7 @@ def test_a_store_that_is_gone_leaves_a_guess_at_its_host() -> None:
         def __getattr__(self, name: str) -> Any:
             raise RuntimeError("Connection reset by peer")
 
-    stand = RollCall(Gone(), rank(1, 2))  # type: ignore[arg-type]
+    stand = RollCall(Gone(), rank(1, FOUR))  # type: ignore[arg-type]
     with pytest.raises(PeerFailed, match="rank 0 on n1 did not answer any more") as caught:
         stand.explain(LOST, "see the docs")
     assert (caught.value.reporter, caught.value.guess) == (1, True)

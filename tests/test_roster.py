@@ -29,10 +29,10 @@ def test_a_host_is_called_as_slurm_calls_it(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes a space of pids: run as root")
-def test_only_processes_that_see_each_other_have_the_same_space_of_pids() -> None:
+def test_only_processes_that_see_each_other_know_each_other() -> None:
     def told(*before: str) -> str:
-        code = "from senet.distributed.roster import Process; print(Process.own().pid_space)"
+        code = "from senet.distributed.roster import Process; print(Process.own().boot)"
         return subprocess.run([*before, sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
-    assert told().strip() == Process.own().pid_space
-    assert told("unshare", "--pid", "--fork").strip() != Process.own().pid_space
+    assert told().strip() == Process.own().boot
+    assert told("unshare", "--pid", "--fork").strip() != Process.own().boot

@@ -288,14 +288,17 @@ def _lost_in_the_exchange(how: signal.Signals, folder: str, options: list[str]) 
     return said
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+STATES = {signal.SIGKILL: "its process has ended", signal.SIGSTOP: "stopped by a signal (state T)"}
+
+
+@pytest.mark.parametrize("how", STATES)
 def test_a_rank_that_is_lost_in_the_exchange_is_named(how: signal.Signals, data_root: Path, tmp_path: Path) -> None:
     options = ["train.shards=4", "distributed.step_timeout_s=15", f"run_dir={tmp_path}/run", f"data.root={data_root}"]
     with pytest.raises(FileNotFoundError):  # rank 2 leaves no result
         run_ranks(4, _lost_in_the_exchange, how, str(tmp_path), options, tmp_path=tmp_path)
     for rank in (0, 1, 3):
         said = (tmp_path / f"said-{rank}").read_text()
-        assert said.startswith(f"{named(2)} did not answer any more, killed or stopped")
+        assert said.startswith(f"{named(2)} did not answer any more: {STATES[how]}")
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from senet import errors
 from senet.distributed import watchdog
 from senet.distributed.environment import Place
 from senet.distributed.watchdog import Watchdog
@@ -56,8 +57,8 @@ def test_only_the_package_torch_is_left_out_of_a_place_and_not_a_folder_of_that_
         return names["frame"]
 
     own, of_torch = frame(Path("/home/me/torch/senet/own.py")), frame(Path(torch.__file__).parent / "nn" / "inner.py")
-    assert watchdog.place([own, of_torch]) == "senet/own.py:2 <module>"
-    assert watchdog.place([of_torch]) == "an unknown place"
+    assert errors.place([(own, 2), (of_torch, 1)]) == "senet/own.py:2 <module>"
+    assert errors.place([(of_torch, 1)]) == "an unknown place"
 
 
 def test_phases_that_begin_are_progress() -> None:
@@ -116,4 +117,4 @@ def test_progress_of_another_rank_counts_and_rank_0_says_where_all_stand() -> No
         assert ended.wait(30)
     assert "rank 0 on n1: waiting until all ranks are prepared, at " in said[0]
     assert "rank 1 on n2: file 8, at " in said[0]
-    assert "rank 2 on n3: does not answer, killed or stopped" in said[0]
+    assert "rank 2 on n3: does not answer: killed, stopped or cut off" in said[0]

@@ -99,6 +99,7 @@ def _of_this_start(store: Store, ranks: Ranks, watchdog: Watchdog) -> Store:
     asks with a random token, and rank 0 answers under that token. It answers the tokens of earlier starts too, which
     no rank reads.
     """
+    own: Store
     if not ranks.is_main:
         token = secrets.token_hex(8)
         store.set(f"asks/{ranks.rank}", token)

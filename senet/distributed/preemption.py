@@ -102,6 +102,19 @@ class StopFlag:
         return bool(self)
 
 
+def end_torchrun(stop: StopFlag, patience_s: float = 10.0) -> None:
+    """On a host that is cut off from the others, end the torchrun that has started this process, if one has.
+
+    It waits for an answer of the rendezvous's store without a limit, until the kernel gives up the connection after a
+    quarter of an hour, and hears no signal meanwhile. One that does hear it signals this process, and is left alone.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and LAUNCHER_VARIABLE not in os.environ:
+        torchrun = os.getppid()
+        os.kill(torchrun, signal.SIGTERM)
+        if not stop.wait(patience_s):
+            os.kill(torchrun, signal.SIGKILL)
+
+
 def die_with_launcher() -> None:
     """Have the kernel kill this process when its parent dies, however it dies (Linux).
 

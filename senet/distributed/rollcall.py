@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import threading
 import time
 import traceback
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
+from senet.distributed import hangs
 from senet.distributed.ranks import PeerFailed, Ranks
-from senet.distributed.watchdog import place as _place
+from senet.errors import RunError, cause_of, note, noted, place
+
+_PATIENCE_S = 5.0  # longer than it may take, before a host counts as cut off
+_SILENT = "did not answer any more"
+
+
+class Report(NamedTuple):
+    """What a rank tells at a roll call."""
+
+    cause: str
+    """Its error; empty if only a collective failed."""
+    place: str
+    """Where in the code it is."""
+    seen: dict[int, str]
+    """State of the processes of other ranks that it sees."""
 
 
 class Finding(NamedTuple):
@@ -24,6 +40,9 @@ class Finding(NamedTuple):
     known: bool  # a rank reported its own error; else deduced from which ranks answer
     reporter: int  # the lowest rank that answered
     answered: list[int]
+    failure: dict[str, Any]  # for the status: the cause, and which rank on which host, if it was one
+    silent: list[int]  # did not answer
+    hang: bool  # stacks may tell more: a rank may be there and not get on
 
 
 class RollCall:
@@ -38,52 +57,73 @@ class RollCall:
         self._store, self._ranks = store, ranks
         self._pause_s = max(0.5, ranks.world_size / 512)  # at most some hundred requests a second from all ranks
         self._timeout_s = 4 * self._pause_s
-        self._closing = threading.Event()
+        self._closing, self._done = threading.Event(), threading.Event()
         self._finding: Finding | None = None
         if ranks.world_size > 1:
             threading.Thread(target=self._answer, name="roll call", daemon=True).start()
 
     def explain(self, error: Exception, advice: str) -> None:
-        """Report ``error`` to the other ranks. If it is only that of a failed collective, raise PeerFailed, which names
-        the rank that failed first. Takes four seconds at most, more above 256 ranks.
+        """Report ``error`` to the other ranks, and note in it what the status tells. If it is only that of a failed
+        collective, raise PeerFailed, which names the rank that failed first. Takes four seconds at most, more above 256
+        ranks, and as long as py-spy takes for a rank that hangs.
 
         Args:
             advice: the remedy in the message if all ranks answer.
         """
+        of_collective = _is_of_collective(error)
+        cause = "" if of_collective else cause_of(error)
+        if cause:
+            self._note_own(error, cause)
         if self._ranks.world_size == 1:
             return
-        from_gloo = type(error) is RuntimeError and ("gloo" in str(error) or "pair closure" in str(error))
-        of_collective = isinstance(error, dist.DistBackendError) or from_gloo
-        cause = "" if of_collective else " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        frames = list(traceback.walk_tb(error.__traceback__))
+        several_hosts = len({process.boot for process in self._ranks.roster.values()}) > 1
         if not (of_collective and self._finding):
             self.close()  # this thread reports, not the other
             # in a thread, because the store's host may have stopped: under torchrun the launcher, else rank 0
-            caller = threading.Thread(target=self._call, args=(cause, _place(frames)), name="roll call", daemon=True)
+            caller = threading.Thread(target=self._call, args=(cause, place(frames)), name="roll call", daemon=True)
             caller.start()
             caller.join(2 * self._timeout_s)
-        if of_collective:
-            found = self._finding or _judge({}, self._ranks)
+            if several_hosts:
+                caller.join(_PATIENCE_S)
+        cut_off = several_hosts and self._finding is None
+        if of_collective and self._finding is None:
+            self._finding = _judge_without_store(self._ranks)
+            self._show()
+        if found := self._finding:
+            self._done.wait(hangs.LIMIT_S)
+        if of_collective and found:
             reason = " ".join(str(error).split("]", 1)[-1].split())[:200]
             text = found.text if found.known else f"{found.text} ({reason})"
             lost = PeerFailed(
                 f"{text}; {advice}" if not found.known and len(found.answered) == self._ranks.world_size else text
             )
-            lost.reporter, lost.guess = found.reporter, not found.known
+            lost.reporter, lost.guess, lost.cut_off = found.reporter, not found.known, cut_off
+            note(lost, **noted(error) | {"reason": str(lost), "failure": found.failure})
             raise lost from error
 
     def close(self) -> None:
         """Answer no more roll calls."""
         self._closing.set()
 
+    def _note_own(self, error: Exception, cause: str) -> None:
+        if isinstance(error, RunError):  # names ranks itself, or is raised by all
+            note(error, reason=cause, failure={"cause": cause})
+        else:
+            failed = _failed(cause, self._ranks.rank, self._ranks)
+            note(error, reason=failed.text, failure=failed.failure)
+
     def _answer(self) -> None:
         main = threading.main_thread().ident
         with contextlib.suppress(RuntimeError):  # the store's host is gone: no rank can call
             while not self._closing.wait(self._pause_s):
                 if self._store.check(["reports"]):
-                    frames = [frame for frame, _ in traceback.walk_stack(sys._current_frames().get(main or 0))]
-                    self._report("", _place(frames[::-1]))
-                    self._read_finding()
+                    frames = list(traceback.walk_stack(sys._current_frames().get(main or 0)))
+                    try:
+                        self._report("", place(frames[::-1]))
+                        self._read_finding()
+                    finally:
+                        self._show()
                     return
 
     def _call(self, cause: str, place: str) -> None:
@@ -92,16 +132,18 @@ class RollCall:
             if self._store.add("called", 1) == 1:
                 self._collect()
             self._read_finding()
+            self._show()
 
     def _report(self, cause: str, place: str) -> None:
-        self._append("reports", json.dumps([self._ranks.rank, cause, place]) + "\n")
+        report = [self._ranks.rank, cause, place, list(hangs.states(self._ranks.roster, self._ranks.rank).items())]
+        self._append("reports", json.dumps(report) + "\n")
 
     def _collect(self) -> None:
         """Wait for all reports, or for one with a cause and that of rank 0, which writes the status."""
         deadline = time.monotonic() + self._timeout_s
         while True:
             reports = self._reports()
-            cause_known = any(cause for cause, _ in reports.values())
+            cause_known = any(report.cause for report in reports.values())
             if len(reports) == self._ranks.world_size or (cause_known and 0 in reports) or time.monotonic() > deadline:
                 break
             time.sleep(self._pause_s / 5)
@@ -124,31 +166,81 @@ class RollCall:
                 return
             time.sleep(self._pause_s / 5)
 
+    def _show(self) -> None:
+        """Of a hang: the stacks of this rank, and what it sees of one that does not answer, which is killed. One rank
+        does that for all of its host."""
+        found, roster, own = self._finding, self._ranks.roster, self._ranks.rank
+        try:
+            if found is not None and found.hang:
+                hangs.write_stacks(roster.name([own]))
+                beside = roster.beside(own)
+                if own == min({own, *beside} & {own, *found.answered}):
+                    for rank in beside.keys() & set(found.silent):
+                        hangs.end(roster.name([rank]), beside[rank])
+        finally:
+            self._done.set()
+
     def _append(self, key: str, text: str) -> None:
         self._store.append(key, text)  # type: ignore[attr-defined]
 
-    def _reports(self) -> dict[int, tuple[str, str]]:
-        """Rank -> (its error, "" if only a collective failed; where in the code it is)."""
-        reports: dict[int, tuple[str, str]] = {}
+    def _reports(self) -> dict[int, Report]:
+        reports: dict[int, Report] = {}
         for line in self._store.get("reports").splitlines():
-            rank, cause, place = json.loads(line)
+            rank, cause, place, seen = json.loads(line)
             if cause or rank not in reports:
-                reports[rank] = (cause, place)
+                reports[rank] = Report(cause, place, dict(seen))
         return reports
 
 
-def _judge(reports: dict[int, tuple[str, str]], ranks: Ranks) -> Finding:
-    name = ranks.roster.name
+def _is_of_collective(error: Exception) -> bool:
+    from_gloo = type(error) is RuntimeError and ("gloo" in str(error) or "pair closure" in str(error))
+    return isinstance(error, dist.DistBackendError) or from_gloo
+
+
+def _judge(reports: dict[int, Report], ranks: Ranks) -> Finding:
     answered = sorted(reports)
-    reporter = answered[0] if answered else ranks.rank
     for rank in answered:
-        if cause := reports[rank][0]:
-            return Finding(f"{name([rank])} failed: {cause}", True, reporter, answered)
-    silent = sorted(set(range(ranks.world_size)) - reports.keys()) if reports else [0]
-    if silent:
-        return Finding(f"{name(silent)} did not answer any more, killed or stopped", False, reporter, answered)
+        if cause := reports[rank].cause:
+            return _failed(cause, rank, ranks)._replace(reporter=answered[0], answered=answered)
+    if silent := sorted(set(range(ranks.world_size)) - reports.keys()):
+        seen = {rank: letter for report in reports.values() for rank, letter in report.seen.items()}
+        return _silent({rank: seen.get(rank, "?") for rank in silent}, answered, ranks)
     places: dict[str, list[int]] = {}
     for rank in answered:
-        places.setdefault(reports[rank][1], []).append(rank)
-    where = "; ".join(f"{name(group)} at {place}" for place, group in sorted(places.items(), key=lambda p: len(p[1])))
-    return Finding(f"the ranks waited too long for each other: {where}", False, reporter, answered)
+        places.setdefault(reports[rank].place, []).append(rank)
+    by_place = sorted(places.items(), key=lambda place: len(place[1]))
+    what = "the ranks waited too long for each other"
+    where = "; ".join(f"{ranks.roster.name(group)} at {place}" for place, group in by_place)
+    cause = f"{what}: {'; '.join(place for place, _ in by_place)}"
+    return Finding(f"{what}: {where}", False, answered[0], answered, {"cause": cause}, [], hang=True)
+
+
+def _judge_without_store(ranks: Ranks) -> Finding:
+    """Its host is gone: under torchrun a launcher, else rank 0."""
+    letter = hangs.states(ranks.roster, ranks.rank).get(0, "?")
+    if ranks.rank > 0 and letter not in ("R", "S"):
+        return _silent({0: letter}, [], ranks)
+    what = f"the store at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    cause = f"{_SILENT}: {what}"
+    return Finding(f"{what} {_SILENT}", False, ranks.rank, [], {"cause": cause}, [], hang=True)
+
+
+def _failed(cause: str, rank: int, ranks: Ranks) -> Finding:
+    """What a rank says of itself."""
+    failure = {"cause": cause, "rank": rank, "host": ranks.roster.host(rank)}
+    return Finding(f"{ranks.roster.name([rank])} failed: {cause}", True, rank, [rank], failure, [], hang=False)
+
+
+def _silent(letters: dict[int, str], answered: list[int], ranks: Ranks) -> Finding:
+    """Of ranks that do not answer, by the states of their processes."""
+    by_letter: dict[str, list[int]] = {}
+    for rank, letter in letters.items():
+        by_letter.setdefault(letter, []).append(rank)
+    text = "; ".join(
+        f"{ranks.roster.name(group)} {_SILENT}: {hangs.in_words(letter)}" for letter, group in by_letter.items()
+    )
+    first = min(letters)
+    cause = f"{_SILENT}: {hangs.in_words(letters[first])}"
+    failure = {"cause": cause, "rank": first, "host": ranks.roster.host(first)}
+    reporter = answered[0] if answered else ranks.rank
+    return Finding(text, False, reporter, answered, failure, list(letters), hang=set(by_letter) != {""})

@@ -8,19 +8,19 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from senet.distributed import hangs
 from senet.distributed.environment import Place
 from senet.distributed.roster import Process, Roster
+from senet.errors import place
 
 _TICK_S = 1.0
 _SLACK_S = 10.0  # later than the timeouts of the store and the groups, whose errors say more
 _ANSWERS_S = 2.0  # until the other ranks have reported where they are
 _WORK = (0.05, 2**16)  # CPU seconds, bytes read and written, per second: far more than waiting uses
-_OF_PYTHON = Path(threading.__file__).parent
 
 
 class Watchdog:
@@ -79,6 +79,7 @@ class Watchdog:
                 seen, since = now, looked
             elif looked - since > self.limit_s + min(self.limit_s, _SLACK_S):
                 self._expired.set()
+                hangs.write_stacks(self._roster.name([self._rank]))
                 # rank 0 ends the start for all that answer; the others wait longer, and do so if it does not
                 if not self._closing.wait(_ANSWERS_S * (1 if self._rank == 0 else 2)):
                     self._end(self._reason())
@@ -99,37 +100,18 @@ class Watchdog:
 
     def _where_here(self) -> str:
         frames = traceback.walk_stack(sys._current_frames().get(threading.main_thread().ident or 0))
-        return f"{self._phase}, at {place([frame for frame, _ in frames][::-1])}"
+        return f"{self._phase}, at {place([*frames][::-1])}"
 
     def _reason(self) -> str:
         where = {self._rank: self._where_here()} | dict(self._where)
+        seen = hangs.states(self._roster, self._rank)
         by_text: dict[str, list[int]] = {}
         for rank in range(self._world_size) if self._rank == 0 else sorted({0, self._rank}):
-            by_text.setdefault(where.get(rank, "does not answer, killed or stopped"), []).append(rank)
+            text = where.get(rank) or f"does not answer: {hangs.in_words(seen.get(rank, '?'))}"
+            by_text.setdefault(text, []).append(rank)
         few_first = sorted(by_text.items(), key=lambda t: len(t[1]))
         parts = (f"{self._roster.name(ranks)}: {text}" for text, ranks in few_first)
         return f"the start made no progress for distributed.start_timeout_s={self.limit_s:g}: {'; '.join(parts)}"
-
-
-def place(frames: Sequence[FrameType]) -> str:
-    """``folder/file.py:line function`` of the innermost of these frames that is neither in torch nor, if possible, in
-    Python's own library."""
-    own = [frame for frame in frames if not _is_of_torch(frame)]
-    own = [frame for frame in own if not _is_of_python(frame)] or own
-    if not own:
-        return "an unknown place"
-    code = own[-1].f_code
-    return f"{'/'.join(Path(code.co_filename).parts[-2:])}:{own[-1].f_lineno} {code.co_name}"
-
-
-def _is_of_torch(frame: FrameType) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and Path(frame.f_code.co_filename).is_relative_to(Path(str(torch.__file__)).parent)
-
-
-def _is_of_python(frame: FrameType) -> bool:
-    path = Path(frame.f_code.co_filename)
-    return path.is_relative_to(_OF_PYTHON) and "site-packages" not in path.parts
 
 
 def _used() -> tuple[float, float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from senet.errors import ConfigError, RunError
+from senet.errors import ConfigError, RunError, cause_of, noted
 from senet.rundir.files import may_pass, patiently, read_json, replace_file, write_json
 from senet.rundir.locks import StillHeld, lock
 from senet.rundir.owner import (
@@ -117,11 +117,12 @@ class Lease:
     ) -> None:
         try:
             if error is not None and self._status.get("state") == "running":  # an end that is published stays
-                reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-                guess = isinstance(error, RunError) and error.guess
-                if guess and (end := mirrored_end()):  # what that rank reported itself
-                    reason, guess = end["reason"], end.get("guess", False)
-                self.update(state="failed", reason=reason, **({"guess": True} if guess else {}))
+                facts = {"reason": cause_of(error)} | noted(error)
+                if isinstance(error, RunError) and error.guess:
+                    end = mirrored_end()  # what that rank reported itself
+                    told = {key: end[key] for key in ("reason", "step", "failure", "guess") if key in end}
+                    facts = told or facts | {"guess": True}
+                self.update(state="failed", **facts)
         finally:
             self.close()
 

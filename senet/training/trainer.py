@@ -15,6 +15,7 @@ from senet.distributed.agreement import StopRequested
 from senet.distributed.groups import check_in_sync, gather, sum_over_ranks
 from senet.distributed.replicas import refuse_unused
 from senet.distributed.timing import OwnTime, Stopwatch
+from senet.errors import note
 from senet.rundir.history import judged
 from senet.training.evaluation import evaluate
 from senet.training.feed import Feed
@@ -73,6 +74,9 @@ class Trainer:
             self.peers.set_time_limit(self.config.distributed.eval_timeout_s)
             self.save(wait=True)
             return Summary("stopped", self.state.step, self.state.last_result)
+        except Exception as error:
+            note(error, step=self.state.step)
+            raise
         return Summary("finished", self.state.step, self.state.last_result)
 
     def train_epoch(self) -> None:

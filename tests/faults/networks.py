@@ -65,6 +65,15 @@ class BackwardRaises(_Senet):
         raise ValueError("a bug in a backward pass")
 
 
+class Bug(_Senet):
+    """A bug in a user's code, always at the same update."""
+
+    def fault(self, logits: Tensor, here: bool) -> Tensor:
+        if here and self.get_buffer("layer1.0.bn1.num_batches_tracked") == AT:
+            raise ValueError("a bug of a user")
+        return logits
+
+
 class Stuck(_Senet):
     """Code that never returns, but keeps no lock."""
 
@@ -110,6 +119,10 @@ def long_test(num_classes: int) -> SENet:
 
 def slow(num_classes: int) -> SENet:
     return Slow(num_classes)
+
+
+def bug(num_classes: int) -> SENet:
+    return Bug(num_classes)
 
 
 def stuck(num_classes: int) -> SENet:

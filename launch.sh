@@ -18,6 +18,8 @@
 # A verb installs what it needs into .venv the first time.
 # NPROC=4            ranks of train (else one per GPU, or 2 on a CPU; fewer if
 #                    they cannot share the batch) and of evaluate (else 1)
+# RESTARTS=3         train starts again after a failure, so often in a row
+#                    without a new checkpoint (else 0)
 # PYTHON=python3.12  the Python of a new .venv
 # SYSTEM_TORCH=1     a new .venv uses the torch of that Python: docs/install.md
 # Exit code: 0 done, 2 bad input, 85 stopped by a signal and resumable, else

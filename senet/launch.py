@@ -1,8 +1,7 @@
 """``launch.sh train`` and, on several ranks, ``launch.sh evaluate``, once ``.venv`` is there: the options checked, the
-ranks counted, torchrun, one line on how it ended. torchrun runs in this process, so that the ranks die with it, however
-it dies."""
+ranks counted, torchrun, one line on how it ended."""
 
-from senet.distributed.preemption import STOP_SIGNALS, StopFlag
+from senet.distributed.preemption import StopFlag
 from senet.errors import STOPPED_EXIT_CODE
 
 if __name__ == "__main__":
@@ -11,17 +10,16 @@ if __name__ == "__main__":
 
 import importlib.util
 import io
-import logging
+import itertools
 import os
-import signal
 import sys
 import tempfile
-import traceback
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from importlib.machinery import PathFinder
 from pathlib import Path
-from types import FrameType
 
 from senet import REPOSITORY
 from senet.command import BUS_ERROR, end, leave
@@ -31,13 +29,15 @@ from senet.config.manual import asked, show_help
 from senet.config.options import TrainConfig
 from senet.config.recipes import with_recipe
 from senet.distributed.devices import count_gpus
-from senet.distributed.environment import MALLOC
 from senet.distributed.preemption import LAUNCHER_VARIABLE
 from senet.distributed.roster import host_name
 from senet.errors import FAILED_EXIT_CODE, INTERRUPTED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError
 from senet.rundir.files import read_json
 from senet.rundir.lease import MIRROR_VARIABLE
+from senet.rundir.restarts import launch_again, newest_checkpoint
+from senet.torchrun import run_ranks
 
+_RANKS = "is not a number of ranks; use 1 or more"
 _EXIT_CODES = {"finished": 0, "refused": REFUSED_EXIT_CODE, "stopped": STOPPED_EXIT_CODE}
 
 
@@ -60,24 +60,48 @@ def train(argv: Sequence[str], stop: StopFlag) -> int:
     """
     argv = with_recipe("train", argv, _say)
     config = load_config(argv)
+    most = wanted_number("RESTARTS", "is not a number of restarts; use 0 or more") or 0
     ranks = choose_ranks(config.train)
+    words, run_dir = io.StringIO(), Path(config.run_dir)
     with _temporary_folder() as folder:
         status = Path(folder) / "status.json"
         os.environ |= {MIRROR_VARIABLE: str(status), LAUNCHER_VARIABLE: str(os.getpid())}
         # for a last step and save; torchrun would end the ranks after 30 s, and waits as long for one that hangs
         os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", f"{max(30, config.distributed.step_timeout_s):.0f}")
-        words = io.StringIO()
-        _, cause = torchrun(ranks, [str(REPOSITORY / "train_ddp.py"), *argv], folder, words, stop)
-        state = read_json(status).get("state", "")
+        start = partial(run_ranks, ranks, [str(REPOSITORY / "train_ddp.py"), *argv], folder, words, stop)
+        state, cause, why = _until_it_ends(start, status, run_dir, most, stop)
     if state in ("finished", "refused"):
         return _EXIT_CODES[state]
     if stop and not state:
         _say(f"stopped by {stop.signal_name} before the ranks had begun")
         return STOPPED_EXIT_CODE
-    kept = _keep(words.getvalue(), Path(config.run_dir)) if words.getvalue() else ""
-    if state not in ("failed", "stopped") or BUS_ERROR in cause:  # else a rank has said why
-        _say(f"failed: {cause}{kept}")
+    kept = _keep(words.getvalue(), run_dir) if words.getvalue() else ""
+    if why or state not in ("failed", "stopped") or BUS_ERROR in cause:  # else a rank has said why
+        _say(f"failed: {why or cause}{kept}")
     return _EXIT_CODES.get(state, FAILED_EXIT_CODE)
+
+
+def _until_it_ends(
+    start: Callable[[], tuple[int, str]], status: Path, run_dir: Path, most: int, stop: StopFlag
+) -> tuple[str, str, str]:
+    """Start the ranks, and again after a failure; ``most``: in a row without a new checkpoint.
+
+    Returns the last state that a rank wrote, what torchrun knows of the end, and why there is no further start (empty
+    where there was none to be).
+    """
+    job = f"launch.sh {host_name()} {os.getpid()} {time.time():.0f}"
+    for launch in itertools.count():
+        status.unlink(missing_ok=True)
+        _, cause = start()
+        outcome = read_json(status)
+        state = outcome.get("state", "")
+        if not most or stop or state in _EXIT_CODES:
+            return state, cause, ""
+        told = outcome if state == "failed" else outcome | {"reason": cause}
+        if why := launch_again(run_dir, told, most=most, option="RESTARTS", job=job, launch=launch):
+            return state, cause, why
+        _say(f"starts again from {newest_checkpoint(run_dir) or 'the beginning'}: {told['reason']}")
+    raise AssertionError
 
 
 def evaluate(argv: Sequence[str], stop: StopFlag) -> int:
@@ -86,11 +110,11 @@ def evaluate(argv: Sequence[str], stop: StopFlag) -> int:
     Raises:
         ConfigError: NPROC is no number.
     """
-    ranks = wanted_ranks() or 1
+    ranks = wanted_number("NPROC", _RANKS) or 1
     os.environ["PYTHONSAFEPATH"] = "1"  # as launch.sh has it: no module of the folder one stands in
     words = io.StringIO()
     with _temporary_folder() as folder:
-        code, cause = torchrun(ranks, ["-m", "senet.evaluate", *argv], folder, words, stop)
+        code, cause = run_ranks(ranks, ["-m", "senet.evaluate", *argv], folder, words, stop)
     if stop.signal_name == "SIGINT":
         return INTERRUPTED_EXIT_CODE
     if stop:
@@ -108,15 +132,15 @@ def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
         raise ConfigError(text) from None
 
 
-def wanted_ranks() -> int | None:
-    """NPROC; None where it is not set.
+def wanted_number(name: str, rule: str) -> int | None:
+    """Of this variable; None where it is not set.
 
     Raises:
-        ConfigError: it is no number.
+        ConfigError: it is no number; in the words of ``rule``.
     """
-    text = os.environ.get("NPROC", "")
-    if text and not (text.isascii() and text.isdigit() and int(text)):
-        raise ConfigError(f"NPROC={text} is not a number of ranks; use 1 or more")
+    text = os.environ.get(name, "")
+    if text and not (text.isascii() and text.isdigit()):
+        raise ConfigError(f"{name}={text} {rule}")
     return int(text) if text else None
 
 
@@ -126,7 +150,7 @@ def choose_ranks(train: TrainConfig) -> int:
     Raises:
         ConfigError: NPROC is no number, or the batch cannot be split over so many.
     """
-    if wanted := wanted_ranks():
+    if wanted := wanted_number("NPROC", _RANKS):
         check_split(train, wanted)
         return wanted
     gpus = count_gpus() if train.device != "cpu" else 0
@@ -158,77 +182,6 @@ def refuse_other_packages() -> None:
         if found and found.origin and without and without.origin and not Path(found.origin).samefile(without.origin):
             text = f"PYTHONPATH puts {Path(found.origin).parent} in front of the {name} of {sys.prefix}"
             raise ConfigError(f"{text}; take that folder off PYTHONPATH (module unload, or unset it)")
-
-
-def torchrun(ranks: int, command: Sequence[str], folder: str, words: io.StringIO, stop: StopFlag) -> tuple[int, str]:
-    """Run the ranks to their end; torchrun's own messages go into ``words``.
-
-    Returns the exit code of the first rank that failed (0: none did, below 0: it did not end by itself), and what
-    torchrun knows of it.
-    """
-    _set_environment()
-    import torch.distributed.run as torch_run  # takes seconds
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    from senet.compat import set_torchrun_signal_handler
-
-    def handle(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        if not stop:  # a second one would make torchrun leave its ranks in the middle of their save
-            stop.signal_name = signal.Signals(signum).name
-            raise SignalException(f"got {stop.signal_name}", signal.Signals(signum))
-
-    _log_into(words)
-    signals = [each for each in STOP_SIGNALS if signal.getsignal(each) != signal.SIG_IGN]  # nohup ignores one
-    set_torchrun_signal_handler(handle)  # torchrun installs it again when it starts the ranks
-    # no name of this host is needed, and nothing stays in the folder for temporary files
-    where = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--rdzv-conf=is_host=1", "--local-addr=127.0.0.1"]
-    options = [
-        f"--nproc-per-node={ranks}",
-        f"--log-dir={folder}",
-        f"--signals-to-handle={','.join(s.name for s in signals)}",
-    ]
-    try:
-        for each in signals:
-            signal.signal(each, handle)
-        if not stop:
-            torch_run.run(torch_run.parse_args([*where, *options, *command]))
-    except SignalException:
-        limit_s = os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]
-        return -1, f"{stop.signal_name}, and ranks that had not saved within TORCH_ELASTIC_SHUTDOWN_TIMEOUT={limit_s} s"
-    except ChildFailedError as error:
-        words.write(f"{error}\n")
-        rank, failure = error.get_first_failure()
-        how = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
-        why = f" ({BUS_ERROR})" if how == "SIGBUS" else ""
-        return failure.exitcode, f"rank {rank} on {host_name()} ended by {how}{why}, without a word"
-    except OSError as error:
-        return -1, f"torchrun: {error}"
-    except Exception as error:
-        words.write(traceback.format_exc())
-        return -1, f"torchrun: {' '.join(str(error).split())[:300]}"
-    return 0, "the ranks ended without a word"
-
-
-def _set_environment() -> None:
-    """What torchrun and the ranks inherit; what the user has set stays."""
-    os.environ |= MALLOC | os.environ
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a rank sets its number of threads itself
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")
-    for name in [name for name in os.environ if name.startswith("PET_")]:
-        del os.environ[name]  # torchrun's options, as Kubeflow sets them for a job of its own
-
-
-def _log_into(words: io.StringIO) -> None:
-    """Instead of to stderr, where the one line that matters would drown."""
-    logging.captureWarnings(True)
-    handler = logging.StreamHandler(words)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.getLogger().addHandler(handler)
-    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch")]:
-        logger = logging.getLogger(name)
-        if logger.handlers:
-            logger.handlers = [handler]
 
 
 def _keep(words: str, run_dir: Path) -> str:

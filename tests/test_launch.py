@@ -36,11 +36,13 @@ def launch(*args: str, cwd: Path | None = None, **env: str) -> subprocess.Comple
 
 
 @contextmanager
-def training(data_root: Path, tmp_path: Path, *, before: Sequence[str] = ()) -> Iterator[subprocess.Popen[bytes]]:
+def training(
+    data_root: Path, tmp_path: Path, *, before: Sequence[str] = (), restarts: int = 0
+) -> Iterator[subprocess.Popen[bytes]]:
     """Two ranks that would train for long, after their first steps; what they say goes into ``tmp_path/log``."""
     options = tiny(f"data.root={data_root}", "run_dir=run", "train.epochs=500", "checkpoint.every_steps=10000")
     command = [*before, "env", "-C", str(tmp_path), LAUNCH, *options]
-    with started(command, tmp_path / "log", NPROC="2", TMPDIR=str(tmp_path / "tmp")) as process:
+    with started(command, tmp_path / "log", NPROC="2", TMPDIR=str(tmp_path / "tmp"), RESTARTS=f"{restarts}") as process:
         (tmp_path / "tmp").mkdir()
         wait_until(lambda: rows(tmp_path / "run") and rows(tmp_path / "run")[-1]["step"] > 30)
         yield process
@@ -80,6 +82,7 @@ def test_finished_and_again(data_root: Path, tmp_path: Path) -> None:
         (["optim.lrr=1"], {}, "did you mean 'optim.lr'"),
         (["train.global_batch_size=64"], {"NPROC": "3"}, "use a multiple of 3"),
         ([], {"NPROC": "two"}, "NPROC=two"),
+        ([], {"RESTARTS": "-1"}, "RESTARTS=-1 is not a number of restarts; use 0 or more"),
     ],
 )
 def test_bad_input_ends_before_torchrun_with_one_line(args: list[str], env: dict[str, str], expected: str) -> None:
@@ -129,7 +132,7 @@ def test_pythonpath_may_name_the_torch_of_the_site_but_no_second_one(tmp_path: P
 
 
 def test_bad_input_that_only_a_rank_can_see_is_one_line_and_code_2_too(data_root: Path, tmp_path: Path) -> None:
-    done = launch(*tiny(f"data.root={data_root}", f"run_dir={tmp_path}/run", "resume.mode=nothing.pt"))
+    done = launch(*tiny(f"data.root={data_root}", f"run_dir={tmp_path}/run", "resume.mode=nothing.pt"), RESTARTS="3")
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
     assert "resume.mode=nothing.pt: no such file" in line
@@ -198,7 +201,7 @@ def test_tensorboard_serves_the_runs_under_their_paths(data_root: Path, tmp_path
 
 @pytest.mark.parametrize("names", [["SIGTERM"], ["SIGINT", "SIGINT", "SIGINT"], ["SIGUSR2", "SIGTERM"]])
 def test_signals_stop_it_once_with_one_line_and_code_85(names: list[str], data_root: Path, tmp_path: Path) -> None:
-    with training(data_root, tmp_path) as process:
+    with training(data_root, tmp_path, restarts=3) as process:
         tree = descendants(process)
         for name in names:
             process.send_signal(getattr(signal, name))
@@ -229,6 +232,27 @@ def _handles(pid: int, number: int) -> bool:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     [caught] = [line.split()[1] for line in lines if line.startswith("SigCgt:")]
     return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+def test_ctrl_c_between_two_starts_is_heard(data_root: Path, tmp_path: Path) -> None:
+    code = """if 1:
+        import os, signal, sys
+        from senet import launch
+        from senet.distributed.preemption import StopFlag
+        def failed(*_, launch, **__):
+            os.kill(os.getpid(), signal.SIGINT)
+            return "" if launch == 0 else "this comes after it"
+        launch.launch_again, stop = failed, StopFlag.install()
+        stop.hold()
+        sys.exit(launch.main(["train", *sys.argv[1:]], stop))
+    """
+    options = tiny(f"data.root={data_root}", f"run_dir={tmp_path}/run", "model.name=tests.faults.networks:bug")
+    command = [sys.executable, "-c", code, *options]
+    with started(command, tmp_path / "log", NPROC="2", RESTARTS="3") as process:
+        assert process.wait(120) == 85
+    *_, again, last = said(tmp_path)
+    assert again.startswith("launch.sh: starts again from the beginning: ")
+    assert last == "launch.sh: stopped by SIGINT before the ranks had begun"
 
 
 def test_nohup_keeps_it_running(data_root: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ _SPEAKERS = ("train_ddp: ", "launch.sh: ")
 
 def torchrun(argv: Sequence[str], plan_file: Path, ranks: int, log: Path) -> int:
     """One start, as ``launch.sh train`` makes it; its exit code."""
-    environment = os.environ | {"NPROC": str(ranks), PLAN_VARIABLE: str(plan_file)}
+    environment = os.environ | {"NPROC": str(ranks), "RESTARTS": "0", PLAN_VARIABLE: str(plan_file)}
     with log.open("wb") as file:
         command = [sys.executable, "-P", "-m", "senet.launch", "train", *argv]
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)

@@ -1,19 +1,24 @@
-"""torchrun's own restarts: the first one trains on, as soon as a fresh start would."""
+"""Restarts by torchrun and by launch.sh: the first one trains on, as soon as a fresh start would."""
 
 from __future__ import annotations
 
+import signal
+import socket
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from senet import REPOSITORY
 from tests.faults.conftest import FULL, Trial, Unbroken
+from tests.faults.networks import AT
 from tests.faults.runs import LAST, last_step, newest_step, options, ranks_of
 from tests.harness import (
     descendants,
     differing,
     free_port,
+    named,
     payload,
     rows,
     started,
@@ -25,7 +30,7 @@ from tests.harness import (
 )
 
 PACED = "model.name=tests.faults.networks:paced"
-STOPPED_S = 15
+STOPPED_S, LIMIT_S = 15, 8
 SLACK_S = 5 if FULL else 60  # the quick form runs beside others
 
 
@@ -90,6 +95,57 @@ def test_a_rank_that_is_stopped_costs_one_restart(
         assert process.wait(120) == 0, (tmp_path / "log").read_text()
     assert status(run_dir)["generation"] == 2
     assert differing(unbroken(2), without_clock(payload(run_dir))) == []
+
+
+@pytest.mark.fault("SIGKILL or SIGSTOP of one rank, twice, RESTARTS=3", quick=2, full=20)
+def test_launch_starts_again_with_the_bits_of_the_undisturbed_run(
+    trial: Trial, data_root: Path, tmp_path: Path, unbroken: Unbroken
+) -> None:
+    run_dir, how = tmp_path / "run", (signal.SIGKILL, signal.SIGSTOP)[trial.number % 2]
+    command = [
+        str(REPOSITORY / "launch.sh"),
+        *options(data_root, run_dir, PACED, f"distributed.step_timeout_s={LIMIT_S}"),
+    ]
+    victims = [trial.random.randrange(2) for _ in range(2)]
+    with started(command, tmp_path / "log", NPROC="2", RESTARTS="3") as process:
+        for number, victim in enumerate(victims):
+            wait_until(lambda count=number + 1: _trains(run_dir, count), 300)
+            moment = max(last_step(run_dir), newest_step(run_dir)) + trial.random.randint(2, 8)
+            wait_until(lambda moment=moment: last_step(run_dir) >= moment and newest_step(run_dir) > 0)
+            ranks_of(process)[victim].send_signal(how)
+            began = time.monotonic()
+        wait_until(lambda: _trains(run_dir, 3), 300)
+        trial.recovered(time.monotonic() - began)
+        assert process.wait(120) == 0, (tmp_path / "log").read_text()
+    log = (tmp_path / "log").read_text()
+    again = [line for line in log.splitlines() if line.startswith("launch.sh: ")]
+    assert [line.partition(" from ")[0] for line in again] == ["launch.sh: starts again"] * 2
+    state = "its process has ended" if how == signal.SIGKILL else "stopped by a signal (state T)"
+    for line, victim in zip(again, victims, strict=True):
+        assert f": {named(victim)} did not answer any more: {state}" in line
+    assert log.count(": the stacks of all its threads") == (2 if how == signal.SIGSTOP else 0)
+    assert [row["step"] for row in rows(run_dir)] == list(range(1, LAST + 1))
+    assert differing(unbroken(2), without_clock(payload(run_dir))) == []
+
+
+@pytest.mark.fault("a bug of a user, RESTARTS=3", quick=1, full=2)
+def test_what_fails_twice_at_the_same_update_is_not_started_again(
+    trial: Trial, data_root: Path, tmp_path: Path
+) -> None:
+    run_dir, faulty = tmp_path / "run", trial.number
+    command = [str(REPOSITORY / "launch.sh"), *options(data_root, run_dir, "model.name=tests.faults.networks:bug")]
+    with started(command, tmp_path / "log", NPROC="2", RESTARTS="3", FAULTY_RANK=str(faulty)) as process:
+        assert process.wait(120) == 1
+    found, log = status(run_dir), (tmp_path / "log").read_text()
+    assert found["step"] == (AT - 1) // 2  # two forward passes make an update
+    cause = "ValueError: a bug of a user, at faults/networks.py:"
+    assert found["reason"].startswith(f"{named(faulty)} failed: {cause}")
+    assert found["reason"].endswith(" fault")
+    assert (found["failure"]["rank"], found["failure"]["host"]) == (faulty, socket.gethostname())
+    assert found["failure"]["cause"].startswith(cause)
+    again, last = (line for line in log.splitlines() if line.startswith("launch.sh: "))
+    assert again == f"launch.sh: starts again from the beginning: {found['reason']}"
+    assert last.startswith(f"launch.sh: failed: failed twice at step {found['step']}: {found['reason']}")
 
 
 @pytest.mark.fault("a refusal, torchrun --max-restarts", quick=1, full=1)

@@ -17,9 +17,9 @@ from torch.distributed.distributed_c10d import Store
 from senet.distributed import hangs
 from senet.distributed.ranks import PeerFailed, Ranks
 from senet.errors import RunError, cause_of, note, noted, place
+from senet.rundir.restarts import SILENT
 
 _PATIENCE_S = 5.0  # longer than it may take, before a host counts as cut off
-_SILENT = "did not answer any more"
 
 
 class Report(NamedTuple):
@@ -221,8 +221,8 @@ def _judge_without_store(ranks: Ranks) -> Finding:
     if ranks.rank > 0 and letter not in ("R", "S"):
         return _silent({0: letter}, [], ranks)
     what = f"the store at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-    cause = f"{_SILENT}: {what}"
-    return Finding(f"{what} {_SILENT}", False, ranks.rank, [], {"cause": cause}, [], hang=True)
+    cause = f"{SILENT}: {what}"
+    return Finding(f"{what} {SILENT}", False, ranks.rank, [], {"cause": cause}, [], hang=True)
 
 
 def _failed(cause: str, rank: int, ranks: Ranks) -> Finding:
@@ -237,10 +237,10 @@ def _silent(letters: dict[int, str], answered: list[int], ranks: Ranks) -> Findi
     for rank, letter in letters.items():
         by_letter.setdefault(letter, []).append(rank)
     text = "; ".join(
-        f"{ranks.roster.name(group)} {_SILENT}: {hangs.in_words(letter)}" for letter, group in by_letter.items()
+        f"{ranks.roster.name(group)} {SILENT}: {hangs.in_words(letter)}" for letter, group in by_letter.items()
     )
     first = min(letters)
-    cause = f"{_SILENT}: {hangs.in_words(letters[first])}"
+    cause = f"{SILENT}: {hangs.in_words(letters[first])}"
     failure = {"cause": cause, "rank": first, "host": ranks.roster.host(first)}
     reporter = answered[0] if answered else ranks.rank
     return Finding(text, False, reporter, answered, failure, list(letters), hang=set(by_letter) != {""})

@@ -251,7 +251,9 @@ def test_ctrl_c_between_two_starts_is_heard(data_root: Path, tmp_path: Path) -> 
     with started(command, tmp_path / "log", NPROC="2", RESTARTS="3") as process:
         assert process.wait(120) == 85
     *_, again, last = said(tmp_path)
-    assert again.startswith("launch.sh: starts again from the beginning: ")
+    assert again.startswith(
+        f"launch.sh: starts again from step_000000010.g0001.pt: {named(1)} failed: ValueError: a bug "
+    )
     assert last == "launch.sh: stopped by SIGINT before the ranks had begun"
 
 

@@ -1,8 +1,8 @@
-# What CI runs is `make test`.
+# What CI runs is `make test` and `make hosts`.
 PY := .venv/bin/python
 unexport PYTHONDONTWRITEBYTECODE # each process that a test starts would compile the code anew
 
-.PHONY: test quick test-oldest setup lint types smoke faults hosts gpu slurm-soak pictures clean
+.PHONY: test quick test-oldest setup lint types smoke faults hosts hosts-soak gpu slurm-soak pictures clean
 
 test: lint types ## style, types, all tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slurm and not hosts and not fault" -n 2 --dist worksteal
@@ -40,8 +40,11 @@ smoke: ## the README's first command
 faults: setup ## each fault of tests/faults many times (hours), and a table; tries that have passed are not repeated
 	FAULTS=full $(PY) -m pytest tests/faults -q
 
-hosts: setup ## two emulated hosts: power, links, clocks
+hosts: setup ## two emulated hosts: power, links, clocks, a network file system, accounts (15 minutes)
 	$(PY) -m pytest tests/hosts -rs
+
+hosts-soak: setup ## each of them at least 5 times, and the long forms (hours)
+	SOAK=1 HOSTS_TESTS=required $(PY) -m pytest tests/hosts -v
 
 gpu: ## on a machine with a GPU, within 8 minutes (docs/gpu.md); elsewhere all is skipped, and a line says why
 	./launch.sh setup gpu

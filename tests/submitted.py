@@ -21,15 +21,16 @@ class Run:
 
     def __init__(self, cluster: Cluster, run_dir: Path, data_root: Path, *, seen_at: Path | None = None) -> None:
         """``seen_at``: where this process sees the run directory, if not where the cluster does."""
-        self.cluster, self.run_dir = cluster, seen_at or run_dir
+        self.cluster, self.given, self.run_dir = cluster, run_dir, seen_at or run_dir
         self.checkout = REPOSITORY
+        self.here = cluster.here
         # as from within another job: the new job must not inherit any of it
         self.env = cluster.env | {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "7", "SLURM_RESTART_COUNT": "9", "RANK": "3"}
         self.env |= {"SLURM_CPUS_PER_TASK": "9", "SLURM_NNODES": "5", "MASTER_PORT": "1"}
         self.options = [f"data.root={data_root}", f"run_dir={run_dir}"]
 
     def tool(self, *args: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
-        command = self.cluster.here(sys.executable, str(self.checkout / "slurm" / "submit.py"), *args)
+        command = self.here(sys.executable, str(self.checkout / "slurm" / "submit.py"), *args)
         return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=timeout_s)
 
     def submit(self, *options: str) -> str:

@@ -11,72 +11,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from senet import REPOSITORY
 from tests.cluster import NODES, PROGRAMS, Cluster
-from tests.hosts import machines
+from tests.harness import survivors
+from tests.hosts import accounting, configuration, glusterfs, machines
 
 CONTROLLER = "n0"
-SLURM_CONF = """\
-ClusterName=hosts
-SlurmctldHost={controller}({address})
-SlurmUser=root
-AuthType=auth/munge
-AuthInfo=cred_expire=5
-StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool.%n
-SlurmctldPidFile=/run/slurmctld.pid
-SlurmdPidFile=/run/slurmd.pid
-SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/%n.log
-MailProg=/bin/true
-ProctrackType=proctrack/cgroup
-TaskPlugin=task/affinity,task/cgroup
-MpiDefault=none
-JobAcctGatherType=jobacct_gather/cgroup
-AccountingStorageType=accounting_storage/none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core_Memory
-SlurmdParameters=config_overrides
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-JobRequeue=1
-KillWait=5
-InactiveLimit=0
-MinJobAge=3600
-SlurmdTimeout={slurmd_timeout_s}
-ReturnToService=2
-SchedulerParameters=batch_sched_delay=1,sched_interval=2,bf_interval=1
-{nodes}
-PartitionName=low Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=10
-PartitionName=high Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
-"""
-NODE = (
-    "NodeName={name} NodeAddr={address} CPUs=2 Boards=1 Sockets=1 CoresPerSocket=2 ThreadsPerCore=1 RealMemory=8000 "
-    "State=UNKNOWN"
-)
-CGROUP_CONF = """\
-CgroupPlugin=cgroup/v1
-CgroupMountpoint=/sys/fs/cgroup
-CgroupAutomount=no
-ConstrainCores=yes
-ConstrainRAMSpace=yes
-"""
+SLURMD_TIMEOUT_S = 12
+_DAEMONS = {"munged", "slurmd", "glusterfs"}  # of a node
 
 
-def missing_packages() -> str:
+def missing() -> str:
     """What this host lacks for such a cluster, in one line with the remedy; '' if nothing."""
-    missing = [program for program in PROGRAMS if shutil.which(program) is None] + machines.missing()
-    if not missing:
+    programs = [program for program in (*PROGRAMS, *accounting.PROGRAMS) if shutil.which(program) is None]
+    if not (lacking := programs + machines.missing() + glusterfs.missing()):
         return ""
-    remedy = "apt-get install slurmctld slurmd slurm-client munge iproute2, and run the tests as root"
-    return f"no two hosts here: {', '.join(missing)} missing; {remedy}"
+    packages = "slurmctld slurmd slurmdbd slurm-client munge mariadb-server glusterfs-server libfaketime iproute2"
+    return f"no two hosts here: {', '.join(lacking)} missing; apt-get install {packages}, and run the tests as root"
 
 
 @contextmanager
-def cluster_of_hosts(folder: Path, *, shared: Path, slurmd_timeout_s: int = 12) -> Iterator[HostCluster]:
+def cluster_of_hosts(folder: Path, *, shared: Path) -> Iterator[HostCluster]:
     """A cluster with both nodes idle, whose logs go into ``folder``; all its machines see that, ``shared``, the
     checkout and its Python."""
-    cluster = HostCluster(folder, shared, slurmd_timeout_s)
+    cluster = HostCluster(folder, shared)
     try:
         cluster.start()
         yield cluster
@@ -87,26 +47,47 @@ def cluster_of_hosts(folder: Path, *, shared: Path, slurmd_timeout_s: int = 12) 
 class HostCluster(Cluster):
     """``Cluster``, but its nodes are machines: cut their links, switch them off. ``env`` is for commands on them."""
 
-    def __init__(self, folder: Path, shared: Path, slurmd_timeout_s: int) -> None:
+    def __init__(self, folder: Path, shared: Path) -> None:
         super().__init__(folder)
         self.etc = self.private / "etc"
         folders = [self.folder, shared, REPOSITORY, Path(sys.prefix), Path(sys.base_prefix)]
         self.network = machines.Network(self.private, (CONTROLLER, *NODES), folders)
         self.machines = self.network.machines
-        self._slurmd_timeout_s = slurmd_timeout_s
+        self.volume = glusterfs.Volume(self.machines[CONTROLLER])
         for env in (self._daemon_env, self.env):
             env["SLURM_CONF"] = str(self.etc / "slurm.conf")
         self.conf = self.etc / "slurm.conf"
 
-    def here(self, *command: str) -> list[str]:
+    def here(self, *command: str, user: str = "root") -> list[str]:
         """On the controller, which is also the login node."""
-        return self.machines[CONTROLLER].command(*command, cwd=self.folder)
+        cwd = self.folder if user == "root" else machines.HOMES / user
+        return self.machines[CONTROLLER].command(*command, cwd=cwd, user=user)
+
+    def on(
+        self, machine: str, *command: str, user: str = "root", timeout_s: float = 60, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command on a machine, in the user's home, to its end."""
+        cwd = self.folder if user == "root" else machines.HOMES / user
+        words = self.machines[machine].command(*command, cwd=cwd, user=user)
+        return subprocess.run(words, env=self.env | env, capture_output=True, text=True, timeout=timeout_s)
 
     def start(self) -> None:
         self._configure()
         self.network.start()
+        controller = self.machines[CONTROLLER]
+        install = subprocess.Popen(controller.command("sh", "-c", accounting.INSTALL), stdout=subprocess.DEVNULL)
         self._start_munged_on(CONTROLLER)
-        self.daemon_on(CONTROLLER, "slurmctld", "slurmctld", "-D")
+        self.start_on_controller("glusterd", "-N")
+        self.volume.make(self.private / "disk.img")
+        assert install.wait(60) == 0, "no database"
+        self.start_on_controller(*accounting.DATABASE)
+        self.volume.mount(controller)
+        self.volume.make_homes()
+        self._until(accounting.DATABASE_ANSWERS)
+        self.start_on_controller("slurmdbd", "-D")
+        self._until(accounting.SLURMDBD_ANSWERS)
+        self.run("sh", "-c", accounting.ACCOUNTS)
+        self.start_on_controller("slurmctld", "-D")
         for node in NODES:
             self._start_node(node)
         self.wait_idle()
@@ -120,12 +101,20 @@ class HostCluster(Cluster):
 
     def power_off(self, node: str) -> None:
         self.machines[node].power_off()
-        self._forget(node)
+        for name in (node, f"munged.{node}"):
+            daemon = self._daemons.pop(name)
+            daemon.kill()
+            daemon.wait()
 
     def power_on(self, node: str) -> None:
         """The machine boots again, without the processes that ran on it."""
         self.machines[node].power_on()
         self._start_node(node)
+
+    def strays(self) -> list[psutil.Process]:
+        """What runs on the nodes besides their daemons."""
+        found = [process for node in NODES for process in self.machines[node].processes()]
+        return [process for process in survivors(found) if process.info["name"] not in _DAEMONS]
 
     @contextmanager
     def silent_controller(self) -> Iterator[None]:
@@ -137,48 +126,74 @@ class HostCluster(Cluster):
         finally:
             controller.resume()
 
+    @contextmanager
+    def without(self, *daemons: str) -> Iterator[None]:
+        """While these daemons of SLURM on the controller are gone, after SIGKILL."""
+        for name in daemons:
+            for process in self.machines[CONTROLLER].processes(name):
+                process.kill()
+            self._daemons.pop(name).wait()
+        try:
+            yield
+        finally:
+            for name in daemons:
+                self.start_on_controller(name, "-D")
+
+    @contextmanager
+    def slurmd_timeout(self, seconds: int) -> Iterator[None]:
+        """Meanwhile SLURM gives a node up after so long."""
+        self._set_slurmd_timeout(seconds)
+        try:
+            yield
+        finally:
+            self._set_slurmd_timeout(SLURMD_TIMEOUT_S)
+
+    def _set_slurmd_timeout(self, seconds: int) -> None:
+        self._write_conf(seconds)
+        self.run("scontrol", "reconfigure")
+
     def _configure(self) -> None:
         self.private.chmod(0o755)
         for path in (self.etc, self.private / "state", *(self.private / f"spool.{node}" for node in NODES)):
             path.mkdir()
         self._key = secrets.token_bytes(128)
-        controller = self.machines[CONTROLLER]
-        nodes = "\n".join(NODE.format(name=node, address=self.machines[node].address) for node in NODES)
-        self.conf.write_text(
-            SLURM_CONF.format(
-                controller=CONTROLLER,
-                address=controller.address,
-                folder=self.private,
-                slurmd_timeout_s=self._slurmd_timeout_s,
-                nodes=nodes,
-            )
+        self._write_conf(SLURMD_TIMEOUT_S)
+        (self.etc / "cgroup.conf").write_text(configuration.CGROUP)
+        (self.etc / "task_prolog").write_text(configuration.TASK_PROLOG)
+        (self.etc / "task_prolog").chmod(0o755)
+        (self.etc / "slurmdbd.conf").touch(0o600)  # else slurmdbd refuses it
+        (self.etc / "slurmdbd.conf").write_text(
+            configuration.SLURMDBD.format(controller=CONTROLLER, folder=self.private)
         )
-        (self.etc / "cgroup.conf").write_text(CGROUP_CONF)
+
+    def _write_conf(self, slurmd_timeout_s: int) -> None:
+        values = {"controller": CONTROLLER, "address": self.machines[CONTROLLER].address, "folder": self.private}
+        nodes = [configuration.NODE.format(name=node, address=self.machines[node].address) for node in NODES]
+        values |= {"slurmd_timeout_s": slurmd_timeout_s, "nodes": "\n".join(nodes)}
+        self.conf.write_text(configuration.SLURM.format(etc=self.etc, **values))
 
     def _start_node(self, node: str) -> None:
         self._start_munged_on(node)
-        self.daemon_on(node, node, "slurmd", "-D")
+        self.volume.mount(self.machines[node])
+        self._daemon(node, *self.machines[node].command("slurmd", "-D"))
 
     def _start_munged_on(self, name: str) -> None:
         """One munged a machine, all with one key, at the place where SLURM looks for it."""
+        machine = self.machines[name]
         script = (
             "chmod 755 /etc/munge /var/lib/munge && cat >/etc/munge/munge.key && chmod 400 /etc/munge/munge.key && "
             "chown -R munge: /etc/munge /var/lib/munge && install -d -o munge /run/munge /var/log/munge"
         )
-        subprocess.run(self.machines[name].command("sh", "-c", script), input=self._key, check=True)
-        as_munge = ("setpriv", "--reuid=munge", "--regid=munge", "--clear-groups")
-        self.daemon_on(name, f"munged.{name}", *as_munge, "munged", "--foreground")
-        deadline = time.monotonic() + 10
-        while subprocess.run(self.machines[name].command("test", "-S", "/run/munge/munge.socket.2")).returncode:
-            assert time.monotonic() < deadline, f"munged did not start on {name}"
-            time.sleep(0.02)
+        subprocess.run(machine.command("sh", "-c", script), input=self._key, check=True)
+        self._daemon(f"munged.{name}", *machine.command("munged", "--foreground", user="munge"))
+        self._until("test -S /run/munge/munge.socket.2", name)
 
-    def daemon_on(self, machine: str, name: str, *command: str) -> None:
-        """Start a process that belongs to a machine, known by that name."""
-        self._daemon(name, *self.machines[machine].command(*command))
+    def start_on_controller(self, *command: str) -> None:
+        """A daemon, known by the name of its program."""
+        self._daemon(command[0], *self.machines[CONTROLLER].command(*command))
 
-    def _forget(self, node: str) -> None:
-        for name in (node, f"munged.{node}"):
-            daemon = self._daemons.pop(name)
-            daemon.kill()
-            daemon.wait()
+    def _until(self, script: str, machine: str = CONTROLLER, timeout_s: float = 30) -> None:
+        deadline = time.monotonic() + timeout_s
+        while (done := self.on(machine, "sh", "-c", script)).returncode:
+            assert time.monotonic() < deadline, f"{machine}: {script}: {done.stderr}\n{self.log()}"
+            time.sleep(0.05)

@@ -1,28 +1,61 @@
-"""One cluster of two hosts for all tests of this folder."""
+"""One cluster of two hosts for all tests of this folder. With SOAK=1 (``make hosts-soak``) each test is repeated."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 
 import pytest
 
 from tests.harness import wait_until
-from tests.hosts.cluster import HostCluster, cluster_of_hosts, missing_packages
+from tests.hosts.cluster import HostCluster, cluster_of_hosts, missing
+from tests.hosts.glusterfs import MOUNT
 from tests.submitted import Run
 
-MISSING = missing_packages()
+MISSING = missing()
 if MISSING and os.environ.get("HOSTS_TESTS") == "required":
     raise RuntimeError(f"HOSTS_TESTS=required, but {MISSING}")
+SOAK = bool(os.environ.get("SOAK"))
+FOLDER = Path(__file__).parent
+_seconds: dict[str, list[float]] = defaultdict(list)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
+        if item.path.is_relative_to(FOLDER):
             item.add_marker(pytest.mark.hosts)
             item.add_marker(pytest.mark.timeout(900))
             item.add_marker(pytest.mark.skipif(bool(MISSING), reason=MISSING))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """``@pytest.mark.times(quick=2, soak=20)``; without it a test runs once, 5 times with SOAK=1."""
+    mark = metafunc.definition.get_closest_marker("times")
+    counts = mark.kwargs if mark else {"quick": 1, "soak": 5}
+    if (count := counts["soak" if SOAK else "quick"]) > 1:
+        metafunc.fixturenames.append("trial")
+        metafunc.parametrize("trial", range(count), ids=lambda number: f"try{number}")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" and report.passed and "hosts" in report.keywords:
+        _seconds[report.location[2].partition("[")[0]].append(report.duration)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _seconds:
+        terminalreporter.section("two hosts: n, median and longest seconds")
+    for name, all_s in _seconds.items():
+        terminalreporter.write_line(f"{len(all_s):4} {median(all_s):7.1f} {max(all_s):7.1f}  {name}")
+
+
+@pytest.fixture
+def took(request: pytest.FixtureRequest) -> Callable[[str, float], None]:
+    """``took("from the kill to the next new step", seconds)`` puts a line into the table at the end."""
+    return lambda what, seconds: _seconds[f"{request.node.originalname}: {what}"].append(seconds)
 
 
 @pytest.fixture(scope="session")
@@ -37,10 +70,16 @@ def no_orphans(cluster: HostCluster) -> Iterator[None]:
     yield
     for job in cluster.run("squeue", "--noheader", "--format=%i").split():  # of a test that failed
         cluster.cancel(job)
-    wait_until(lambda: not cluster.processes(), 20, f"the end of {cluster.processes()}")
+
+    def left() -> list[object]:
+        return [*cluster.processes(), *cluster.strays()]
+
+    wait_until(lambda: not left(), 20, f"the end of {left()}")
     cluster.wait_idle()
 
 
 @pytest.fixture
 def run(cluster: HostCluster, tmp_path: Path, data_root: Path) -> Run:
-    return Run(cluster, tmp_path / "run", data_root)
+    """Its run directory lies on the network file system."""
+    inside = MOUNT / tmp_path.name
+    return Run(cluster, inside, data_root, seen_at=cluster.machines["n0"].outside(inside))

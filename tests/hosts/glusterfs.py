@@ -1,4 +1,7 @@
-"""A network file system: one GlusterFS volume, its disk on the controller, mounted on each machine by itself."""
+"""A network file system: one GlusterFS volume, its disk on the controller, mounted on each machine by itself.
+
+The homes of the users lie on it.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.hosts.cluster import CONTROLLER, HostCluster
+from tests.hosts.machines import HOMES, USERS, Machine
 
 PROGRAMS = ("glusterd", "gluster", "mount.glusterfs", "mkfs.ext4")
 MOUNT = Path("/run/shared")
 _DISK = "/run/disk"
+_GLUSTER = "gluster --mode=script volume"
 
 
 def missing() -> list[str]:
@@ -22,27 +26,32 @@ def missing() -> list[str]:
 
 
 class Volume:
-    """``MOUNT`` on all machines of a cluster. It ends with the machines."""
+    """``MOUNT`` on all machines, once glusterd runs on the server. It ends with the machines."""
 
-    def __init__(self, cluster: HostCluster, size: str = "300M") -> None:
-        self._cluster = cluster
-        self._server = cluster.machines[CONTROLLER]
-        image = cluster.private / "disk.img"
-        self._on_server(f"truncate -s {size} {image} && mkfs.ext4 -q -m 0 {image}")  # -m 0: its server is root
+    def __init__(self, server: Machine) -> None:
+        self._server = server
+
+    def make(self, image: Path) -> None:
+        """Make its disk and start serving it."""
+        self._on_server(f"truncate -s 2G {image} && mkfs.ext4 -q -m 0 {image}")  # -m 0: its server is root
         self._on_server(f"mkdir {_DISK} && mount -o loop {image} {_DISK} && mkdir {_DISK}/brick")
-        cluster.daemon_on(CONTROLLER, "glusterd", "glusterd", "-N")
-        gluster = "gluster --mode=script volume"
-        self._on_server(f"until {gluster} info; do sleep 0.1; done")
-        self._on_server(f"{gluster} create shared {CONTROLLER}:{_DISK}/brick force && {gluster} start shared")
-        for name in cluster.machines:
-            self.mount(name)
+        self._on_server(f"until {_GLUSTER} info; do sleep 0.1; done")
+        brick = f"{self._server.name}:{_DISK}/brick"
+        self._on_server(f"{_GLUSTER} create shared {brick} force && {_GLUSTER} start shared")
 
-    def mount(self, name: str) -> None:
+    def mount(self, machine: Machine) -> None:
         """On a machine that has just been switched on."""
-        words = self._cluster.machines[name].command(
-            "sh", "-c", f"mkdir -p {MOUNT} && mount -t glusterfs {CONTROLLER}:/shared {MOUNT}"
-        )
-        subprocess.run(words, check=True, capture_output=True, timeout=60)
+        source = f"{self._server.name}:/shared"
+        _on(machine, f"mkdir -p {MOUNT} && mount -t glusterfs {source} {MOUNT}")
+
+    def make_homes(self) -> None:
+        """Once the server has mounted it."""
+        homes = [f"install -d -m 700 -o {user} -g {user} {HOMES / user}" for user in USERS]
+        self._on_server(" && ".join([f"mkdir {HOMES}", *homes]))
+
+    def on_disk(self, path: Path) -> Path:
+        """Where the server keeps what is at a path below ``MOUNT``, as seen from outside: also while it hangs."""
+        return self._server.outside(f"{_DISK}/brick/{path.relative_to(MOUNT)}")
 
     @contextmanager
     def hung(self) -> Iterator[None]:
@@ -57,15 +66,18 @@ class Volume:
     @contextmanager
     def full(self) -> Iterator[None]:
         """Not a byte is left on the disk."""
-        self._on_server(
-            f"dd if=/dev/zero of={_DISK}/filler bs=64k || sync; dd if=/dev/zero of={_DISK}/rest bs=1 || true"
-        )
+        free = f"$(df --output=avail --block-size=1 {_DISK} | tail -n 1)"
+        self._on_server(f"fallocate --length {free} {_DISK}/filler || true")  # all but what a block of its own takes
+        self._on_server(f"sync; dd if=/dev/zero of={_DISK}/rest bs=1k || true")
         try:
             yield
         finally:
             self._on_server(f"rm {_DISK}/filler {_DISK}/rest")
 
     def _on_server(self, script: str) -> None:
-        words = self._server.command("sh", "-c", script)
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, f"{script}: {done.stdout}{done.stderr}"
+        _on(self._server, script)
+
+
+def _on(machine: Machine, script: str) -> None:
+    done = subprocess.run(machine.command("sh", "-c", script), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, f"{machine.name}: {script}: {done.stdout}{done.stderr}"

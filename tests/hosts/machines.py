@@ -1,7 +1,7 @@
-"""Machines on this machine: each has a network link, a hostname, process ids, mounts and cgroups of its own.
+"""Machines on this machine: each has network links, a hostname, process ids, mounts and cgroups of its own.
 
 They share the kernel, its clock, and the files below the folders that a network was made with. What a machine hides
-(``/tmp``, ``/run``, ``/var/log``, ``/dev/shm``, ``/sys``) is its own. Needs root and cgroup v1.
+(``/tmp``, ``/run``, ``/root``, ``/var/log``, ``/dev/shm``, ``/sys``) is its own. Needs root and cgroup v1.
 """
 
 from __future__ import annotations
@@ -12,122 +12,115 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
-PROGRAMS = ("ip", "nsenter", "unshare", "mount", "setpriv")
-CGROUPS = Path("/sys/fs/cgroup")
-CONTROLLERS = ("cpu", "cpuacct", "cpuset", "devices", "freezer", "memory", "blkio", "pids")
-_HIDDEN = ("/tmp", "/run", "/var/log", "/dev/shm", "/etc/munge", "/var/lib/munge", "/var/lib/glusterd")
-# Run as the first process of a machine. $1: its name, $2: its /etc/hosts; then the folders that it shares with others.
-_INIT = f"""\
-set -e
-hostname "$1"
-hosts=$2
-shift 2
-mount --make-rprivate /
-mount --bind "$hosts" /etc/hosts
-for hidden in {" ".join(_HIDDEN)}; do
-    if ! [ -d "$hidden" ]; then continue; fi
-    own=$(mktemp -d -p /mnt)
-    mount -t tmpfs -o mode=1777 own "$own"
-    for shared; do
-        case $shared/ in
-        "$hidden"/*) mkdir -p "$own/${{shared#"$hidden"}}" && mount --bind "$shared" "$own/${{shared#"$hidden"}}" ;;
-        esac
-    done
-    mount --rbind "$own" "$hidden"
-    umount --lazy "$own"
-    rmdir "$own"
-done
-chmod 755 /run /var/log
-mount -t sysfs sysfs /sys
-mount -t tmpfs cgroups /sys/fs/cgroup
-for controller in {" ".join(CONTROLLERS)}; do
-    mkdir "/sys/fs/cgroup/$controller"
-    mount -t cgroup -o "$controller" cgroup "/sys/fs/cgroup/$controller"
-done
-touch /run/ready
-exec sleep infinity
-"""
+from tests.hosts import cgroups
+
+PROGRAMS = ("ip", "tc", "nsenter", "unshare", "mount", "setpriv")
+FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+USERS = {"ada": 65101, "ben": 65102}
+"""Without root, on these machines only."""
+HOMES = Path("/run/shared/home")
+_BOOT = Path(__file__).with_name("boot.sh")
 
 
 def missing() -> list[str]:
     """What this machine lacks to hold others."""
     lacking = [program for program in PROGRAMS if shutil.which(program) is None]
+    lacking += [] if FAKETIME.exists() else ["libfaketime"]
     lacking += [] if os.geteuid() == 0 else ["root"]
-    return lacking + [f"cgroup v1 {name}" for name in CONTROLLERS if not (CGROUPS / name / "tasks").exists()]
+    return lacking + cgroups.missing()
+
+
+def wrong_clock(seconds: int) -> dict[str, str]:
+    """The variables of a process whose clock is wrong by so much."""
+    return {"LD_PRELOAD": str(FAKETIME), "FAKETIME": f"{seconds:+d}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
 
 
 class Network:
-    """A bridge, and the machines on it. Addresses are 10.213.x.y; nothing outside of this machine is reached.
+    """Two bridges, and the machines on them. Addresses are 10.213.x.y and 10.214.x.y; nothing outside is reached.
 
     Args:
-        names: of the machines; each resolves all of them.
+        names: of the machines; each resolves all of them, to their addresses on the first bridge.
         shared: folders that all machines see, though they lie where a machine has something of its own.
     """
 
     def __init__(self, folder: Path, names: Sequence[str], shared: Sequence[Path]) -> None:
         self.id = secrets.token_hex(3)
-        self.bridge = f"sb{self.id}"
+        self.bridges = {"eth0": f"sb{self.id}", "eth1": f"sd{self.id}"}
+        self.folder = folder
         self.shared = [folder, *shared]
-        self.hosts_file = folder / "hosts"
         net = secrets.randbelow(254) + 1
-        self.machines = {name: Machine(self, name, f"10.213.{net}.{number + 1}") for number, name in enumerate(names)}
-        self.hosts_file.write_text(
-            "127.0.0.1 localhost\n" + "".join(f"{m.address} {m.name}\n" for m in self.machines.values())
-        )
+        self.machines = {
+            name: Machine(self, name, {"eth0": f"10.213.{net}.{number}", "eth1": f"10.214.{net}.{number}"})
+            for number, name in enumerate(names, start=1)
+        }
+
+    def hosts(self) -> str:
+        """What /etc/hosts of each machine says."""
+        return "127.0.0.1 localhost\n" + "".join(f"{each.address} {each.name}\n" for each in self.machines.values())
 
     def start(self) -> None:
         """Plug in the cables and switch all machines on."""
-        _ip("link", "add", self.bridge, "type", "bridge")
-        _ip("link", "set", self.bridge, "up")
+        for bridge in self.bridges.values():
+            _run("ip", "link", "add", bridge, "type", "bridge")
+            _run("ip", "link", "set", bridge, "up")
         for machine in self.machines.values():
             machine.power_on()
 
     def end(self) -> None:
-        """Switch off and take down what was made, also when not all of it was."""
-        for machine in self.machines.values():
-            machine.power_off()
-        with suppress(subprocess.CalledProcessError):  # never made
-            _ip("link", "delete", self.bridge)
+        """Switch off and take down what was made, also when not all of it was, or when a part of it resists."""
+        with ExitStack() as stack:
+            for bridge in self.bridges.values():
+                stack.callback(_try, "ip", "link", "delete", bridge)
+            for machine in self.machines.values():
+                stack.callback(machine.power_off)
+
+    @contextmanager
+    def second_network_dead(self) -> Iterator[None]:
+        """The eth1 of each machine is up and has its address, but nothing arrives."""
+        _run("ip", "link", "set", self.bridges["eth1"], "down")
+        try:
+            yield
+        finally:
+            _run("ip", "link", "set", self.bridges["eth1"], "up")
 
 
 class Machine:
-    """One machine of a network."""
+    """One machine of a network. ``addresses``: of its two links."""
 
-    def __init__(self, network: Network, name: str, address: str) -> None:
-        self.network, self.name, self.address = network, name, address
+    def __init__(self, network: Network, name: str, addresses: dict[str, str]) -> None:
+        self.network, self.name, self.addresses = network, name, addresses
+        self.address = addresses["eth0"]
         self._id = f"{network.id}{name}"
+        self._namespace = f"sn{self._id}"
+        self._cables = {"eth0": f"v{self._id}", "eth1": f"w{self._id}"}
+        self._etc = network.folder / f"etc.{name}"
         self._outer: subprocess.Popen[bytes] | None = None
         self._init = 0
 
     def power_on(self) -> None:
-        """Up when it returns: mounts in place, link up."""
-        namespace, link = f"sn{self._id}", f"v{self._id}"
-        _ip("netns", "add", namespace)
-        _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", namespace)
-        _ip("link", "set", link, "master", self.network.bridge, "up")
-        _ip("-n", namespace, "address", "add", f"{self.address}/24", "dev", "eth0")
-        for device in ("eth0", "lo"):
-            _ip("-n", namespace, "link", "set", device, "up")
-        for controller in CONTROLLERS:
-            group = CGROUPS / controller / f"s{self._id}"
-            group.mkdir()
-            if controller == "cpuset":
-                for file in ("cpuset.cpus", "cpuset.mems"):
-                    (group / file).write_text((CGROUPS / controller / file).read_text())
-                (group / "cgroup.clone_children").write_text("1")
-        join = " && ".join(f"echo $$ >{CGROUPS}/{controller}/s{self._id}/cgroup.procs" for controller in CONTROLLERS)
+        """Up when it returns: mounts in place, links up."""
+        self._write_etc()
+        _run("ip", "netns", "add", self._namespace)
+        inside = ("ip", "-n", self._namespace)
+        for device, cable in self._cables.items():
+            _run("ip", "link", "add", cable, "type", "veth", "peer", "name", device, "netns", self._namespace)
+            _run("ip", "link", "set", cable, "master", self.network.bridges[device], "up")
+            _run(*inside, "address", "add", f"{self.addresses[device]}/24", "dev", device)
+            _run(*inside, "link", "set", device, "up")
+        _run(*inside, "link", "set", "lo", "up")
+        cgroups.make(f"s{self._id}")
         self._outer = subprocess.Popen(
             [
-                *("setpriv", "--pdeathsig=KILL", "sh", "-c", f'{join} && exec "$@"', "sh"),
-                *("nsenter", f"--net=/run/netns/{namespace}"),
+                *("setpriv", "--pdeathsig=KILL", "sh", "-c", f'{cgroups.join(f"s{self._id}")}; exec "$@"', "sh"),
+                *("nsenter", f"--net=/run/netns/{self._namespace}"),
                 *("unshare", "--uts", "--pid", "--fork", "--mount", "--cgroup", "--mount-proc", "--kill-child"),
-                *("sh", "-c", _INIT, "init", self.name, self.network.hosts_file, *self.network.shared),
+                *("sh", _BOOT, self.name, self._etc, " ".join(cgroups.CONTROLLERS), *self.network.shared),
             ],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
@@ -138,38 +131,72 @@ class Machine:
             assert time.monotonic() < deadline, f"{self.name} was not up within 20 s"
             time.sleep(0.02)
 
-    def command(self, *words: str, cwd: Path | str = "/") -> list[str]:
-        """What runs these words on the machine, in a folder of it."""
+    def command(self, *words: str, cwd: Path | str = "/", user: str = "root") -> list[str]:
+        """What runs these words on the machine as that user, in a folder of it."""
         enter = ("nsenter", f"--target={self._init}", "--net", "--uts", "--pid", "--mount", "--cgroup", "--")
-        join = f"for group in {' '.join(CONTROLLERS)}; do echo 0 >/sys/fs/cgroup/$group/cgroup.procs || exit; done"
-        return [*enter, "sh", "-c", f'{join}; cd "$0" && exec "$@"', str(cwd), *words]
+        become: list[str] = []
+        if user != "root":
+            become += ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"]
+            become += ["env", f"HOME={HOMES / user}", f"USER={user}", f"LOGNAME={user}"]
+        return [*enter, "sh", "-c", f'{cgroups.join()}; cd "$0" && exec "$@"', str(cwd), *become, *words]
 
     def outside(self, path: Path | str) -> Path:
         """Where this machine sees that path, as seen from outside of it; also what is mounted only there."""
         return Path(f"/proc/{self._init}/root{path}")
 
-    def processes(self, name: str) -> list[psutil.Process]:
-        """Those of that name that run on it."""
+    def processes(self, name: str = "") -> list[psutil.Process]:
+        """Those of that name that run on it; without a name all but its first one."""
         namespace = Path(f"/proc/{self._init}/ns/pid").readlink()
         found = []
         for process in psutil.process_iter(["name"]):
             with suppress(OSError):
-                if process.info["name"] == name and Path(f"/proc/{process.pid}/ns/pid").readlink() == namespace:
+                is_here = Path(f"/proc/{process.pid}/ns/pid").readlink() == namespace and process.pid != self._init
+                if is_here and name in ("", process.info["name"]):
                     found.append(process)
         return found
 
     def cut(self) -> None:
-        """Pull the cable, without any notice."""
-        _ip("link", "set", f"v{self._id}", "down")
+        """Pull the cable of eth0, without any notice."""
+        _run("ip", "link", "set", self._cables["eth0"], "down")
 
     def mend(self) -> None:
         """Plug the cable in again."""
-        _ip("link", "set", f"v{self._id}", "up")
+        _run("ip", "link", "set", self._cables["eth0"], "up")
+
+    @contextmanager
+    def slow(self, rate: str) -> Iterator[None]:
+        """Its eth0 sends and receives so much a second: ``10mbit``."""
+        ends = {(): self._cables["eth0"], ("-n", self._namespace): "eth0"}
+        with ExitStack() as stack:
+            for where, device in ends.items():
+                limit = ("tbf", "rate", rate, "burst", "32k", "latency", "1s")
+                _run("tc", *where, "qdisc", "add", "dev", device, "root", *limit)
+                stack.callback(_run, "tc", *where, "qdisc", "delete", "dev", device, "root")
+            yield
+
+    @contextmanager
+    def resolving(self, hosts: str) -> Iterator[None]:
+        """Its /etc/hosts says this."""
+        (self._etc / "hosts").write_text(hosts)
+        try:
+            yield
+        finally:
+            (self._etc / "hosts").write_text(self.network.hosts())
+
+    @contextmanager
+    def clock_off(self, seconds: int) -> Iterator[None]:
+        """What SLURM starts on it meanwhile has a clock that is wrong by so much."""
+        file = self.outside("/run/environment")
+        file.write_text("".join(f"export {name}={value}\n" for name, value in wrong_clock(seconds).items()))
+        try:
+            yield
+        finally:
+            file.unlink()
 
     def power_off(self) -> None:
         """Cut the power: its processes send nothing more. Does nothing if it is off."""
-        with suppress(subprocess.CalledProcessError):
-            self.cut()
+        for cable in self._cables.values():
+            _try("ip", "link", "set", cable, "down")
         if self._outer is not None:
             if self._init:
                 with suppress(ProcessLookupError):
@@ -177,11 +204,19 @@ class Machine:
             self._outer.kill()
             self._outer.wait()
         self._outer, self._init = None, 0
-        for words in (("link", "delete", f"v{self._id}"), ("netns", "delete", f"sn{self._id}")):
-            with suppress(subprocess.CalledProcessError):
-                _ip(*words)
-        for controller in CONTROLLERS:
-            _remove_cgroup(CGROUPS / controller / f"s{self._id}")
+        for cable in self._cables.values():
+            _try("ip", "link", "delete", cable)
+        _try("ip", "netns", "delete", self._namespace)
+        cgroups.remove(f"s{self._id}")
+
+    def _write_etc(self) -> None:
+        """Its own files of /etc: the machines and the users by name."""
+        self._etc.mkdir(exist_ok=True)
+        (self._etc / "hosts").write_text(self.network.hosts())
+        passwd = [f"{user}:x:{number}:{number}::{HOMES / user}:/bin/sh\n" for user, number in USERS.items()]
+        group = [f"{user}:x:{number}:\n" for user, number in USERS.items()]
+        for name, lines in (("passwd", passwd), ("group", group)):
+            (self._etc / name).write_text("".join([Path("/etc", name).read_text(), *lines]))
 
     def _ready(self) -> bool:
         """Whether its first process, the only child of unshare, has made its mounts."""
@@ -193,19 +228,11 @@ class Machine:
         return False
 
 
-def _remove_cgroup(folder: Path) -> None:
-    """Remove a cgroup and those below it, once the last process of each has ended."""
-    deadline = time.monotonic() + 10
-    while folder.exists():
-        for each in sorted(folder.rglob("*/"), reverse=True):
-            with suppress(OSError):
-                each.rmdir()
-        try:
-            folder.rmdir()
-        except OSError:
-            assert time.monotonic() < deadline, f"{folder} has processes: {(folder / 'cgroup.procs').read_text()}"
-            time.sleep(0.05)
+def _run(*words: str) -> None:
+    subprocess.run(words, check=True, capture_output=True)
 
 
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
+def _try(*words: str) -> None:
+    """Take down what may never have been made."""
+    with suppress(subprocess.CalledProcessError):
+        _run(*words)

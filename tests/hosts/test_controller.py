@@ -1,4 +1,4 @@
-"""SLURM's controller accepts connections, but does not answer."""
+"""SLURM's controller does not answer or is restarted, or its database is away."""
 
 from __future__ import annotations
 
@@ -44,3 +44,40 @@ def test_a_job_that_wants_to_be_requeued_waits_for_it(cluster: HostCluster, run:
         wait_until(lambda: status(run.run_dir)["state"] == "stopped")
         time.sleep(30)
     ends_with(run, undisturbed(2, *LONG), restarts=1)
+
+
+def test_a_controller_that_is_killed_and_comes_back_costs_nothing(
+    cluster: HostCluster, run: Run, undisturbed: Undisturbed
+) -> None:
+    run.submit(*LONG, SLOW)
+    run.wait_for_steps(10, 0)
+    with cluster.without("slurmctld"):
+        time.sleep(12)
+    ends_with(run, undisturbed(2, *LONG), restarts=0)
+
+
+def test_without_the_database_of_accounts_a_job_is_submitted_trains_and_is_stopped(
+    cluster: HostCluster, run: Run
+) -> None:
+    with cluster.without("slurmdbd"):
+        run.submit("train.epochs=3000", SLOW)
+        run.wait_for_steps(5, 0)
+        began = time.monotonic()
+        assert run.tool("status", str(run.given)).stdout.splitlines()[1].split()[2] == "training"
+        assert time.monotonic() - began < 10
+        assert run.tool("stop", str(run.given)).returncode == 0
+        run.wait_for("CANCELLED")
+    assert status(run.run_dir)["state"] == "stopped"
+
+
+def test_without_controller_and_database_status_tells_what_the_run_says(cluster: HostCluster, run: Run) -> None:
+    run.submit("train.epochs=3000", SLOW)
+    run.wait_for_steps(5, 0)
+    with cluster.without("slurmctld", "slurmdbd"):
+        began = time.monotonic()
+        said = run.tool("status", str(run.given))
+        assert time.monotonic() - began < 25
+        assert said.stdout.splitlines()[1].split()[2] == "training"
+        assert "squeue does not answer" in said.stderr
+    wait_until(lambda: run.tool("stop", str(run.given)).returncode == 0, 60)
+    run.wait_for("CANCELLED")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -33,17 +32,6 @@ def test_they_share_neither_names_nor_processes_nor_folders(cluster: HostCluster
 def test_a_job_on_two_hosts_ends_with_the_bits_of_torchrun_on_one(run: Run, undisturbed: Undisturbed) -> None:
     run.submit()
     ends_with(run, undisturbed(2), restarts=0)
-
-
-def test_a_link_that_is_down_for_ten_seconds_costs_ten_seconds(
-    cluster: HostCluster, run: Run, undisturbed: Undisturbed
-) -> None:
-    run.submit(*LONG, SLOW)
-    run.wait_for_steps(10, 0)
-    cluster.machines["n2"].cut()
-    time.sleep(10)
-    cluster.machines["n2"].mend()
-    ends_with(run, undisturbed(2, *LONG), restarts=0)
 
 
 def test_a_host_without_power_costs_one_requeue(cluster: HostCluster, run: Run, undisturbed: Undisturbed) -> None:

@@ -2,50 +2,39 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator
-
-import pytest
 
 from tests.harness import status, wait_until
-from tests.hosts.cluster import HostCluster, cluster_of_hosts
+from tests.hosts.cluster import HostCluster
+from tests.hosts.conftest import SOAK
 from tests.hosts.test_hosts import LONG, Undisturbed, ends_with
 from tests.submitted import SLOW, Run
 
-SLURMD_TIMEOUT_S = 300 if os.environ.get("SOAK") else 60
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostCluster]:
-    shared = tmp_path_factory.getbasetemp()
-    folder = tmp_path_factory.mktemp("patient")
-    with cluster_of_hosts(folder, shared=shared, slurmd_timeout_s=SLURMD_TIMEOUT_S) as cluster:
-        yield cluster
+SLURMD_TIMEOUT_S = 300 if SOAK else 60
 
 
 def test_the_step_ends_and_the_job_is_requeued_before_slurm_gives_the_host_up(
     cluster: HostCluster, run: Run, undisturbed: Undisturbed
 ) -> None:
-    run.submit(*LONG, SLOW, "distributed.step_timeout_s=30")
-    run.wait_for_steps(10, 0)
-    began = time.monotonic()
-    cluster.power_off("n2")
-    try:
-        wait_until(lambda: cluster.job(run.job)["Restarts"] == "1", SLURMD_TIMEOUT_S + 200, run.logs())
-        requeued_s = time.monotonic() - began
-        assert not is_down(cluster)
-        assert status(run.run_dir)["reason"].startswith("no answer from n2; the job starts again when SLURM")
-        table = run.tool("status", str(run.run_dir)).stdout
-        assert "ending" in table
-        assert "no answer from n2" in table
-        wait_until(lambda: is_down(cluster), 2 * SLURMD_TIMEOUT_S)
-        print(
-            f"{SLURMD_TIMEOUT_S=}: requeued after {requeued_s:.0f} s, given up after {time.monotonic() - began:.0f} s"
-        )
-    finally:
-        cluster.power_on("n2")
-    ends_with(run, undisturbed(2, *LONG), restarts=1)
+    with cluster.slurmd_timeout(SLURMD_TIMEOUT_S):
+        run.submit(*LONG, SLOW, "distributed.step_timeout_s=30")
+        run.wait_for_steps(10, 0)
+        began = time.monotonic()
+        cluster.power_off("n2")
+        try:
+            wait_until(lambda: cluster.job(run.job)["Restarts"] == "1", SLURMD_TIMEOUT_S + 200, run.logs())
+            requeued_s = time.monotonic() - began
+            assert not is_down(cluster)
+            assert status(run.run_dir)["reason"].startswith("no answer from n2; the job starts again when SLURM")
+            table = run.tool("status", str(run.given)).stdout
+            assert "ending" in table
+            assert "no answer from n2" in table
+            wait_until(lambda: is_down(cluster), 2 * SLURMD_TIMEOUT_S)
+            given_up_s = time.monotonic() - began
+            print(f"{SLURMD_TIMEOUT_S=}: requeued after {requeued_s:.0f} s, given up after {given_up_s:.0f} s")
+        finally:
+            cluster.power_on("n2")
+        ends_with(run, undisturbed(2, *LONG), restarts=1)
 
 
 def is_down(cluster: HostCluster) -> bool:

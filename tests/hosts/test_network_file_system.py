@@ -1,35 +1,27 @@
-"""The run directory on a network file system that hangs or is full, mounted by each host for itself."""
+"""The file system of the run directory hangs, is full, or its client loses power."""
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 
 import pytest
 
+from senet.rundir.files import read_json
+from tests.harness import checkpoints, wait_until
 from tests.hosts.cluster import HostCluster
-from tests.hosts.glusterfs import MOUNT, Volume, missing
+from tests.hosts.conftest import SOAK
+from tests.hosts.glusterfs import MOUNT
 from tests.hosts.test_hosts import LONG, Undisturbed, ends_with
 from tests.submitted import SLOW, Run
 
-MISSING = missing()
-pytestmark = [
-    pytest.mark.skipif(bool(MISSING), reason=f"apt-get install glusterfs-server: {MISSING} missing"),
-    pytest.mark.usefixtures("volume"),
-]
-SOAK = bool(os.environ.get("SOAK"))
+SAVING = ("train.epochs=7", "checkpoint.every_steps=1", "log.every_steps=5")
+long = pytest.mark.skipif(not SOAK, reason="a long form: make hosts-soak")
 
 
-@pytest.fixture(scope="module")
-def volume(cluster: HostCluster) -> Volume:
-    return Volume(cluster)
-
-
-@pytest.fixture
-def run(cluster: HostCluster, tmp_path: Path, data_root: Path) -> Run:
-    inside = MOUNT / tmp_path.name
-    return Run(cluster, inside, data_root, seen_at=cluster.machines["n0"].outside(inside))
+def wait_for_a_save(cluster: HostCluster, run: Run) -> None:
+    """Until a checkpoint is half written."""
+    folder = cluster.volume.on_disk(MOUNT / run.run_dir.name) / "checkpoints"
+    wait_until(lambda: any(folder.glob("step_*.tmp")), 30, f"a save in {folder}")
 
 
 def test_what_one_host_writes_the_other_reads(cluster: HostCluster) -> None:
@@ -37,12 +29,46 @@ def test_what_one_host_writes_the_other_reads(cluster: HostCluster) -> None:
     assert cluster.run("srun", "--nodelist=n2", "cat", f"{MOUNT}/file") == "something\n"
 
 
-@pytest.mark.parametrize("seconds", [20, pytest.param(90, marks=pytest.mark.skipif(not SOAK, reason="a long form"))])
-def test_a_hang_while_training_and_saving_costs_its_time(
-    seconds: int, volume: Volume, run: Run, undisturbed: Undisturbed
+@pytest.mark.parametrize("options", [LONG, SAVING], ids=["training", "saving"])
+@pytest.mark.parametrize("seconds", [20, pytest.param(90, marks=long)])
+def test_a_hang_costs_its_time(
+    seconds: int, options: tuple[str, ...], cluster: HostCluster, run: Run, undisturbed: Undisturbed
+) -> None:
+    run.submit(*options, SLOW)
+    run.wait_for_steps(10, 0)
+    if options == SAVING:
+        wait_for_a_save(cluster, run)
+    with cluster.volume.hung():
+        time.sleep(seconds)
+    ends_with(run, undisturbed(2, *options), restarts=0)
+
+
+def test_a_full_disk_ends_the_job_with_that_reason_and_with_room_it_goes_on(
+    cluster: HostCluster, run: Run, undisturbed: Undisturbed
 ) -> None:
     run.submit(*LONG, SLOW)
-    run.wait_for_steps(10, 0)
-    with volume.hung():
-        time.sleep(seconds)
+    run.wait_for_steps(30, 0)
+    with cluster.volume.full():
+        run.wait_for("FAILED", timeout_s=120)
+        assert "No space left on device" in run.tool("status", str(run.run_dir)).stdout
+    assert checkpoints(run.run_dir)
+    run.submit(*LONG)
     ends_with(run, undisturbed(2, *LONG), restarts=0)
+
+
+def test_power_lost_while_saving_leaves_a_whole_checkpoint(
+    cluster: HostCluster, run: Run, undisturbed: Undisturbed
+) -> None:
+    run.submit(*SAVING, SLOW, "slurm.nodes=1")
+    run.wait_for_steps(30, 0)
+    lost = cluster.job(run.job)["NodeList"]
+    wait_for_a_save(cluster, run)
+    cluster.power_off(lost)
+    published = checkpoints(run.run_dir)[-1]
+    try:
+        run.wait_for_steps(5, 1)
+        resumed = read_json(run.run_dir / "owner.json")["resumed_from"]["2"]
+        assert resumed >= int(published.name[5:].partition(".")[0])
+        ends_with(run, undisturbed(0, *SAVING), restarts=1)
+    finally:
+        cluster.power_on(lost)

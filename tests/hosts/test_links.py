@@ -1,0 +1,54 @@
+"""A link of one host is cut, or slow."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.harness import status, wait_until
+from tests.hosts.cluster import HostCluster
+from tests.hosts.test_hosts import LONG, Undisturbed, ends_with
+from tests.submitted import SLOW, Run
+
+STEP_TIMEOUT_S = 20
+SLURMD_TIMEOUT_S = 60
+
+
+@pytest.mark.parametrize(("node", "seconds"), [("n2", 10), pytest.param("n1", 60, id="rank 0's, 60 s"), ("n2", 60)])
+def test_a_link_that_is_down_for_a_while_costs_that_while(
+    node: str, seconds: int, cluster: HostCluster, run: Run, undisturbed: Undisturbed
+) -> None:
+    with cluster.slurmd_timeout(300):  # SLURM's default
+        run.submit(*LONG, SLOW)
+        run.wait_for_steps(10, 0)
+        cluster.machines[node].cut()
+        time.sleep(seconds)
+        cluster.machines[node].mend()
+        ends_with(run, undisturbed(2, *LONG), restarts=0)
+
+
+def test_a_link_at_a_tenth_of_what_the_steps_need_makes_them_slow(
+    cluster: HostCluster, run: Run, undisturbed: Undisturbed
+) -> None:
+    run.submit(*LONG, SLOW)
+    run.wait_for_steps(10, 0)
+    with cluster.machines["n2"].slow("2mbit"):
+        time.sleep(10)
+    ends_with(run, undisturbed(2, *LONG), restarts=0)
+
+
+def test_a_host_that_is_cut_off_for_good_ends_its_own_ranks(
+    cluster: HostCluster, run: Run, undisturbed: Undisturbed
+) -> None:
+    with cluster.slurmd_timeout(SLURMD_TIMEOUT_S):
+        run.submit(*LONG, SLOW, f"distributed.step_timeout_s={STEP_TIMEOUT_S}")
+        run.wait_for_steps(10, 0)
+        cluster.machines["n2"].cut()
+        try:
+            wait_until(lambda: not cluster.processes(), STEP_TIMEOUT_S + 30, f"the end of {cluster.processes()}")
+            wait_until(lambda: cluster.job(run.job)["Restarts"] == "1", SLURMD_TIMEOUT_S + 200, run.logs())
+            assert status(run.run_dir)["reason"].startswith("no answer from n2; the job starts again when SLURM")
+        finally:
+            cluster.machines["n2"].mend()
+        ends_with(run, undisturbed(2, *LONG), restarts=1)

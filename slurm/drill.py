@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import signal
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,12 +18,10 @@ from senet.drill.plan import PLAN_VARIABLE, Plan, Size, take_options
 from senet.errors import FAILED_EXIT_CODE, ConfigError, RunError
 from senet.rundir.files import read_json, read_rows
 from senet.verbs import typed
-from slurm import cluster, submission
+from slurm import attend, cluster, submission
 from slurm.gpus import ranks_per_node
 
-_POLL_S = 1.0  # the ranks wait at an update for ten minutes, so nothing is missed
 _TOLD_EVERY_S = 10.0
-_CANCEL_S = 60.0  # longer than KillWait as a rule
 
 
 def drill(argv: Sequence[str], say: Callable[[str], None]) -> int:
@@ -49,10 +44,8 @@ def drill(argv: Sequence[str], say: Callable[[str], None]) -> int:
         found = submission.check(load_config([*words, *job_of(config.slurm, ranks), f"run_dir={run_dir}-drill"]))
         for finding in found if ranks == size.ranks[0] else ():
             say(f"warning: {finding.text}")
-    for each in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(each) != signal.SIG_IGN:  # nohup: it may take an hour
-            signal.signal(each, lambda *_: sys.exit(FAILED_EXIT_CODE))  # the job is cancelled, the folder removed
-    scratch = _scratch_folder(run_dir)
+    attend.end_on_signals()
+    scratch = attend.scratch_folder(run_dir, "drill")
     kept = False
     try:
         kept = not _drill(words, config, size, scratch, say)
@@ -89,15 +82,6 @@ def job_of(slurm: SlurmConfig, ranks: int) -> list[str]:
     return [f"slurm.nodes={nodes}", f"slurm.ranks_per_node={each}"]
 
 
-def _scratch_folder(run_dir: Path) -> Path:
-    """Beside the run directory, where all nodes see it."""
-    try:
-        run_dir.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f"{run_dir.name}-drill-", dir=run_dir.parent))
-    except OSError as error:
-        raise ConfigError(f"{run_dir.parent} cannot be written ({error.strerror}); name another run_dir") from None
-
-
 @dataclass
 class _Carry:
     """Carries out the starts of one run: those in a row on as many ranks are one job, requeued between them; for
@@ -122,7 +106,7 @@ class _Carry:
             try:
                 self._attend(job_id, plan, last_start=0 if final else last)
             except BaseException:
-                self._cancel(job_id)
+                attend.cancel(job_id, self.say)
                 raise
             self._check_end(job_id, Path(config.run_dir), plan, plan.steps if final else plan.kills[last - 1])
 
@@ -131,16 +115,12 @@ class _Carry:
         interrupted, _ = _reached(Path(plan.folder))  # by an earlier job
         told, told_at = "", 0.0
         while True:
-            try:
-                state = cluster.job_states([job_id])[job_id]
-            except cluster.NoAnswer as error:
-                state = cluster.JobState("unknown", str(error))
-            if state.word not in cluster.ACTIVE and state.word != "unknown":
+            state = attend.state_of(job_id)
+            if attend.is_over(state):
                 return
             start, step = _reached(Path(plan.folder))
             running = state.word == "RUNNING" and start > interrupted
-            waits = f"{state.word.lower()} ({state.reason})" if state.reason else state.word.lower()
-            text = f"start {start}, update {step} of {plan.steps}" if running else waits
+            text = f"start {start}, update {step} of {plan.steps}" if running else attend.in_words(state)
             if text != told and (not running or time.monotonic() - told_at > _TOLD_EVERY_S):
                 told, told_at = text, time.monotonic()
                 self.say(f"job {job_id}: {text}")
@@ -148,8 +128,8 @@ class _Carry:
                 interrupted = start
                 command = "scancel" if start == last_start else "scontrol requeue"
                 self.say(f"job {job_id}: {command} after update {step}")
-                _tell_slurm(command, job_id)
-            time.sleep(_POLL_S)
+                attend.tell_slurm(command, job_id)
+            time.sleep(attend.POLL_S)  # the ranks wait at an update for ten minutes, so nothing is missed
 
     def _check_end(self, job_id: str, run_dir: Path, plan: Plan, goal: int) -> None:
         """RunError unless the run has come as far as planned; ConfigError where it was refused."""
@@ -162,30 +142,12 @@ class _Carry:
         kind = ConfigError if state == "refused" else RunError
         raise kind(f"job {job_id} ended after update {step}, not {goal}: {why}; its log is {log}")
 
-    def _cancel(self, job_id: str) -> None:
-        """Cancel a job, and wait until nothing of it runs."""
-        try:
-            _tell_slurm("scancel", job_id)
-            until = time.monotonic() + _CANCEL_S
-            while cluster.job_states([job_id])[job_id].word in cluster.ACTIVE and time.monotonic() < until:
-                time.sleep(_POLL_S)
-            self.say(f"job {job_id} is cancelled")
-        except RunError as error:
-            self.say(f"{error}; job {job_id} may still run, then cancel it: scancel {job_id}")
-
 
 def _reached(folder: Path) -> tuple[int, int]:
     """The newest start that has begun to train, and its last update; 0, 0: none has."""
     start = len(list(folder.glob("start-*.jsonl")))
     rows = list(read_rows(folder / f"start-{start}.jsonl"))
     return (start, rows[-1]["step"]) if rows else (0, 0)
-
-
-def _tell_slurm(command: str, job_id: str) -> None:
-    """RunError where it does not."""
-    done = cluster.ask(*command.split(), job_id)
-    if done.returncode:
-        raise RunError(f"{command} {job_id}: {' '.join(done.stderr.split())}")
 
 
 def _parser() -> Parser:

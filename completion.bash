@@ -47,7 +47,7 @@ _launch() {
     words=$(
         case $verb:${typed[${#typed[@]} - 1]} in
         train:*--help | slurm:*--help) _launch_options | sed -n 's/\..*//p' && echo all ;;
-        slurm:status | slurm:stop) _launch_runs_for "$cur" ;;
+        slurm:status | slurm:stop | slurm:clear) _launch_runs_for "$cur" ;;
         train:* | drill:* | slurm:*) _launch_options_for "$cur" && _launch_files_for "$cur" ;;
         setup:*) printf '%s\n' $(_launch_list setup_extras) ;;
         help:*) ;;
@@ -56,7 +56,7 @@ _launch() {
         if [[ $cur == -* ]]; then echo --help; fi
         if ((${#typed[@]} == 1)); then printf '%s\n' ${verbs}; fi
         if [[ " ${typed[*]} " == *" drill "* ]]; then printf '%s\n' drill.steps= drill.ranks=; fi
-        if [[ $verb:${#typed[@]} == slurm:2 ]]; then printf '%s\n' status stop drill --dry-run; fi
+        if [[ $verb:${#typed[@]} == slurm:2 ]]; then printf '%s\n' status stop clear doctor drill --dry-run; fi
     )
     COMPREPLY=()
     while read -r each; do

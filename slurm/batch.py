@@ -28,6 +28,7 @@ from senet.command import BUS_ERROR
 from senet.errors import FAILED_EXIT_CODE, STOPPED_EXIT_CODE
 from senet.rundir.files import patiently, read_json, write_json
 from senet.rundir.restarts import launch_again, newest_checkpoint
+from slurm import nodes
 from slurm.starts import Launch, explain, idle_steps, record_start, starts_of, stop_file
 
 STARTS_WITHOUT_PROGRESS = 3
@@ -186,6 +187,8 @@ def main(argv: list[str]) -> int:
     if verdict.split()[0] in ("finished", "relaunch", "requeue", "cancel"):
         print(verdict)
         return 0
+    if outcome.get("state") != "refused":  # by the check itself, or for the user's mistake
+        verdict += nodes.known_before(nodes.check_file(*where), verdict)
     print("failed")
     print(f"slurm: job {launch.job_id} ends here: {verdict}", file=sys.stderr)
     stopped = outcome.get("state") == "stopped"

@@ -65,6 +65,7 @@ decision() {
 # Replaces srun in submitit's script. Its words are kept, for launches after a failure.
 srun() {
     words=("$@") on=()
+    check_nodes || return
     launch
 }
 
@@ -117,6 +118,40 @@ lost_hosts() {
     fi
 }
 
+# The doctor on all ranks, by the function check_ranks of a job with slurm.check.
+run_check() {
+    local names file=$SENET_RUN_DIR/slurm/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.check
+    names=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    MASTER_PORT=$(run_python -m slurm.check port) SENET_HOSTS=${names//$'\n'/,} \
+        check_ranks --out "$file.json" >"$file.log" 2>&1
+}
+
+# Check the nodes, and let Python judge. Fails if the job must not start on them; finish reads why. A check that fails
+# itself, or is late, stops nothing.
+check_nodes() {
+    local code
+    if ! declare -F check_ranks >/dev/null; then return; fi
+    run_check
+    code=$?
+    look
+    eval "$(run_python -m slurm.check judge "$code" "$(scontrol show hostnames "$SLURM_JOB_NODELIST")" "$job" \
+        "$(scontrol show partition --oneliner "$SLURM_JOB_PARTITION")")"
+    if [ -n "${excluded:-}" ]; then trap 'told_to_end=yes' TERM; fi # for exclude_nodes
+    [ -z "${unfit:-}" ]
+}
+
+# Keep the job off the nodes that check_nodes has named. SLURM changes the list of a job that waits only, which it does
+# once it is requeued; then it also tells this script and its children to end.
+exclude_nodes() {
+    local pause_s
+    if [ -z "${excluded:-}" ]; then return; fi
+    for pause_s in 1 1 1 0; do
+        if (trap '' TERM && exec scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$excluded"); then break; fi
+        sleep "$pause_s"
+    done
+    if [ -n "${told_to_end:-}" ]; then exit 1; fi
+}
+
 # After srun, whose exit code does not tell the outcome: launch the ranks again, end the job, or requeue it once.
 finish() {
     local verdict code pause_s
@@ -137,7 +172,8 @@ finish() {
         for pause_s in 0 5 15 60; do
             sleep "$pause_s"
             look
-            if scontrol requeue "$SLURM_JOB_ID"; then
+            if (trap '' TERM && exec scontrol requeue "$SLURM_JOB_ID"); then # its answer is needed
+                exclude_nodes
                 exec sleep infinity # until SLURM ends it: to return would end the job. No child, which could outlive it
             fi
         done

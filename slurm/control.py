@@ -1,4 +1,4 @@
-"""The commands ``status`` and ``stop`` for submitted runs."""
+"""The commands ``status``, ``stop`` and ``clear`` for submitted runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from senet.errors import ConfigError
 from senet.rundir.files import read_json
 from senet.rundir.restarts import count_restarts, last_restart
 from senet.verbs import typed
-from slurm import cluster
+from slurm import cluster, nodes
 from slurm.starts import stop_file
 
 _COLUMNS = ("run", "job", "state", "step", "epoch", "images/s", "test %", "requeues", "restarts", "reason")
@@ -48,6 +48,12 @@ def status(names: list[str]) -> None:
     widths = [max(len(row[column]) for row in table) for column in range(len(_COLUMNS))]
     for row in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for run_dir, of in zip(run_dirs, submitted, strict=True):
+        run = read_json(run_dir / "status.json")
+        for line in run.get("warnings", ()) if run.get("job") == of["job"] else ():
+            print(f"{run_dir}: {line}")
+        for text in nodes.avoided_texts(run_dir):
+            print(f"{run_dir}: {text}")
 
 
 def stop(names: list[str]) -> None:
@@ -79,6 +85,26 @@ def stop(names: list[str]) -> None:
             stop_file(run_dir, job_id).unlink()
             raise ConfigError(f"{' '.join(words)}: {' '.join(done.stderr.split())}")
     print(f"job {job_id} ({state}) was asked to stop; see: {typed('slurm')} status {shlex.quote(str(run_dir))}")
+
+
+def clear(names: list[str]) -> None:
+    """Avoid no node any more.
+
+    Raises:
+        ConfigError: no run directory from which something was submitted.
+    """
+    if len(names) != 1:
+        raise ConfigError(f"clear takes one run directory: {typed('slurm')} clear RUN_DIR")
+    run_dir = named_path(names[0])
+    job_id = _submitted(run_dir)["job"]
+    cleared = nodes.forget(run_dir)
+    for each in cleared:
+        print(f"{each.node} is avoided no more; it was because of {each.finding}")
+    print(
+        f"the next submission takes any node; job {job_id}, if it waits, does not yet"
+        if cleared
+        else "none was avoided"
+    )
 
 
 def judge(job: cluster.JobState | None, run: Mapping[str, Any], silent_s: float) -> tuple[str, str]:

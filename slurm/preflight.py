@@ -18,7 +18,7 @@ from senet.errors import ConfigError
 from senet.rundir.files import read_json
 from senet.rundir.owner import holder, refuse_links
 from senet.verbs import typed
-from slurm import cluster
+from slurm import cluster, nodes
 from slurm.gpus import fitting, gpu_findings, ranks_per_node
 from slurm.sbatch import make_slurm_executor, minutes, sbatch_environment
 
@@ -42,7 +42,7 @@ def preflight(config: Config, run_dir: Path) -> list[Finding]:
         ConfigError: an option from which no script can be made.
     """
     findings = [*_tasks(config), *_limits(config, run_dir), *_directory(config, run_dir), *owner(run_dir)]
-    findings += _images(config.data)
+    findings += [*_images(config.data), *(Finding(False, text) for text in nodes.avoided_texts(run_dir))]
     if config.slurm.cluster == "slurm":
         script = make_slurm_executor(config, run_dir, run_dir / "slurm" / "code").text()
         environment, site = sbatch_environment(script), cluster.site()

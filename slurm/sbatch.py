@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,12 @@ from senet.config.options import Config, SlurmConfig
 from senet.distributed.environment import CORES_VARIABLE, MALLOC
 from senet.errors import ConfigError
 from slurm.batch import free_port
+from slurm.check import check_ranks
 from slurm.gpus import binding, gpus_per_node, ranks_per_node
 from slurm.job import Job
+from slurm.nodes import exclude
+from slurm.process import only_environment, silent
+from slurm.snapshot import config_file
 from slurm.starts import launch_variables, may_shrink
 
 # sbatch options that this project sets itself -> what to use instead
@@ -88,7 +91,7 @@ def send(job: Job, config: Config, run_dir: Path, code: Path) -> str:
         executor = make_slurm_executor(config, run_dir, code)
         try:
             # submitit prints what it raises
-            with _environment(sbatch_environment(executor.text())), contextlib.redirect_stderr(io.StringIO()):
+            with only_environment(sbatch_environment(executor.text())), contextlib.redirect_stderr(io.StringIO()):
                 submitted = executor.submit(job)
         except FailedJobError as error:
             words = " ".join(str(error).split())
@@ -109,7 +112,7 @@ def send(job: Job, config: Config, run_dir: Path, code: Path) -> str:
         variables["PYTHONPATH"] = ":".join(filter(None, (variables["PYTHONPATH"], os.environ.get("PYTHONPATH"))))
         # the tasks inherit the environment of this process
         os.environ |= variables | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        with contextlib.chdir(code), _silent():
+        with contextlib.chdir(code), silent():
             submitted = _make_local_executor(config, run_dir).submit(job)
     submitted.paths.submitted_pickle.chmod(0o600)  # a user who can write it can run code as this user
     return submitted.job_id
@@ -134,39 +137,11 @@ def sbatch_environment(script: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if is_kept(name)}
 
 
-@contextlib.contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """These variables and no others."""
-    kept = dict(os.environ)
-    os.environ.clear()
-    os.environ |= variables
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ |= kept
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Processes that start in it write to /dev/null: in the background they would keep a caller's pipe open."""
-    with Path(os.devnull).open("w") as null:
-        kept = {stream: os.dup(stream) for stream in (1, 2)}
-        for stream in kept:
-            os.dup2(null.fileno(), stream)
-        try:
-            yield
-        finally:
-            for stream, copy in kept.items():
-                os.dup2(copy, stream)
-                os.close(copy)
-
-
 def make_slurm_executor(config: Config, run_dir: Path, code: Path) -> SlurmExecutor:
     """submitit's executor, its files in ``run_dir/slurm``. Raises ConfigError as ``send``."""
     slurm = config.slurm
     executor = SlurmExecutor(run_dir / "slurm", python=_python(slurm))
-    shrinks = may_shrink(config)
+    passed, shrinks = _passed_through(slurm), may_shrink(config)
     own = {"requeue": True, "chdir": str(code)} | ({"no-kill": True} if shrinks else {})
     executor.update_parameters(
         job_name=run_dir.name,
@@ -185,7 +160,7 @@ def make_slurm_executor(config: Config, run_dir: Path, code: Path) -> SlurmExecu
         wckey=None,  # submitit's default would be refused by sites that check keys
         # else sbatch's --export=NONE would apply to the ranks too, which need MASTER_ADDR and more
         srun_args=["--kill-on-bad-exit=1", "--export=ALL", *(["--no-kill"] if shrinks else [])],
-        additional_parameters=_passed_through(slurm) | binding(slurm) | own,
+        additional_parameters=passed | exclude(run_dir, passed) | binding(slurm) | own,
         setup=_setup(config, run_dir, code),
         teardown=["finish"],
     )
@@ -245,5 +220,6 @@ def _setup(config: Config, run_dir: Path, code: Path) -> list[str]:
         *slurm.setup,
         *(f"export {name}={value}" for name, value in variables.items()),
         f'run_python() {{ {_python(slurm)} "$@"; }}',
+        *([check_ranks(_python(slurm), config_file(config, run_dir))] if slurm.check else []),
         f"source {shlex.quote(str(code / 'slurm/batch.sh'))} || exit 1",
     ]

@@ -1,4 +1,4 @@
-"""The code as it was submitted: a copy in the run directory, from which the job runs."""
+"""The code as it was submitted: a copy in the run directory, from which the job runs. Where its options are."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from senet import REPOSITORY
+from senet.config.load import to_yaml
+from senet.config.options import Config
 from senet.errors import ConfigError
 from senet.rundir.commit import COMMIT_FILE, commit
 
@@ -53,6 +55,11 @@ def take_snapshot(folder: Path, *, without: Path) -> Path:
         (temporary / COMMIT_FILE.name).write_text(f"{commit()}\n")
         temporary.rename(final)
     return final
+
+
+def config_file(config: Config, run_dir: Path) -> Path:
+    """The resolved options, in the run directory."""
+    return run_dir / "slurm" / f"config-{hashlib.sha256(to_yaml(config).encode()).hexdigest()[:12]}.yaml"
 
 
 def _files() -> Iterator[Path]:

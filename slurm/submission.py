@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import shutil
 import socket
 import sys
@@ -21,7 +20,7 @@ from senet.rundir.locks import StillHeld, lock
 from slurm.job import Job
 from slurm.preflight import Finding, owner, preflight
 from slurm.sbatch import send
-from slurm.snapshot import take_snapshot
+from slurm.snapshot import config_file, take_snapshot
 
 
 def check(config: Config) -> list[Finding]:
@@ -32,9 +31,15 @@ def check(config: Config) -> list[Finding]:
     """
     findings = preflight(config, Path(config.run_dir).absolute())
     refuse(findings)
-    if config.slurm.cluster == "slurm" and shutil.which("sbatch") is None:
-        raise ConfigError("there is no sbatch here; use a login node, or slurm.cluster=local for this machine alone")
+    if config.slurm.cluster == "slurm":
+        require_sbatch()
     return findings
+
+
+def require_sbatch() -> None:
+    """ConfigError where it is not installed."""
+    if shutil.which("sbatch") is None:
+        raise ConfigError("there is no sbatch here; use a login node, or slurm.cluster=local for this machine alone")
 
 
 def refuse(findings: Sequence[Finding]) -> None:
@@ -94,9 +99,8 @@ def _send(config: Config, run_dir: Path, argv: Sequence[str]) -> str:
     """Submit, and record the job in ``job.json``; returns its id."""
     folder = run_dir / "slurm"
     code = take_snapshot(folder, without=run_dir) if config.slurm.snapshot else REPOSITORY
-    resolved = to_yaml(config)
-    file = folder / f"config-{hashlib.sha256(resolved.encode()).hexdigest()[:12]}.yaml"
-    replace_file(file, resolved.encode())
+    file = config_file(config, run_dir)
+    replace_file(file, to_yaml(config).encode())
     job = Job(run_dir=str(run_dir), config=str(file), code=str(code), max_requeues=config.slurm.max_requeues)
     job_id = send(job, config, run_dir, code)
     facts = {"job": job_id, "cluster": config.slurm.cluster, "host": socket.gethostname(), "submitted": time.time()}

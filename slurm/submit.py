@@ -19,7 +19,8 @@ from senet.config.recipes import with_recipe
 from senet.errors import ConfigError, did_you_mean
 from senet.verbs import QUICKSTART, default_recipe, typed
 from slurm import submission
-from slurm.control import status, stop
+from slurm.control import clear, status, stop
+from slurm.doctor import doctor
 from slurm.drill import drill
 from slurm.gpus import ranks_per_node
 from slurm.preflight import preflight
@@ -29,6 +30,8 @@ _USAGE = """\
 usage: {here} [--dry-run] [FILE.yaml ...] [key=value ...]
        {here} status [RUN_DIR ...]
        {here} stop RUN_DIR
+       {here} clear RUN_DIR
+       {here} doctor [--json] [FILE.yaml ...] [key=value ...]
        {here} drill [FILE.yaml ...] [key=value ...] [drill.steps=60]
 
 Submit a training; the same command again resumes. Without a file: {recipe}.
@@ -36,6 +39,8 @@ Submit a training; the same command again resumes. Without a file: {recipe}.
   --quickstart  take {quickstart} where no file is named; launch.sh adds it
   status        what SLURM and the run itself say; without RUN_DIR: of all in runs/
   stop          save, end, and do not requeue
+  clear         avoid no node any more, whatever the checks before earlier starts found
+  doctor        look at the nodes asked for, by a job of a minute that is waited for
   drill         whether the training ends with the same bits when its jobs are requeued
 
 Options of the training: {train} --help. Exit code: 0 done, 1 failed, 2 bad input. Those of the job:
@@ -90,15 +95,18 @@ def main(argv: Sequence[str]) -> int:
     """Submit, or what the first word says."""
     arguments = [each for each in argv if each not in ("--dry-run", "--quickstart")]
     first = arguments[0] if arguments else ""
-    if first == "drill":
-        return drill([each for each in argv if each != "drill"], _say)
+    if first in ("drill", "doctor"):
+        command = drill if first == "drill" else doctor
+        return command([each for each in argv if each != first], _say)
     if (topics := asked(argv)) is not None:
         print(help_text(topics) if topics else _usage())
     elif first == "status":
         status(arguments[1:])
     elif first == "stop":
         stop(arguments[1:])
-    elif first.isalpha() and (near := did_you_mean(first, ["status", "stop", "drill"])):
+    elif first == "clear":
+        clear(arguments[1:])
+    elif first.isalpha() and (near := did_you_mean(first, ["status", "stop", "clear", "doctor", "drill"])):
         raise ConfigError(f"argument {first!r} is neither a command nor key=value nor a YAML file; {near}")
     else:
         if "--quickstart" in argv:

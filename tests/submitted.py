@@ -19,7 +19,9 @@ SLOW = "model.name=tests.networks:slow_senet"  # 22 steps an epoch, ten a second
 class Run:
     """One submitted run directory."""
 
-    def __init__(self, cluster: Cluster, run_dir: Path, data_root: Path, *, seen_at: Path | None = None) -> None:
+    def __init__(
+        self, cluster: Cluster, run_dir: Path, data_root: Path, *, seen_at: Path | None = None, check: bool = False
+    ) -> None:
         """``seen_at``: where this process sees the run directory, if not where the cluster does."""
         self.cluster, self.given, self.run_dir = cluster, run_dir, seen_at or run_dir
         self.checkout = REPOSITORY
@@ -27,7 +29,8 @@ class Run:
         # as from within another job: the new job must not inherit any of it
         self.env = cluster.env | {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "7", "SLURM_RESTART_COUNT": "9", "RANK": "3"}
         self.env |= {"SLURM_CPUS_PER_TASK": "9", "SLURM_NNODES": "5", "MASTER_PORT": "1"}
-        self.options = [f"data.root={data_root}", f"run_dir={run_dir}"]
+        # the check takes some 10 s in front of each start: only tests of it have it
+        self.options = [f"data.root={data_root}", f"run_dir={run_dir}", *([] if check else ["slurm.check=false"])]
 
     def tool(self, *args: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         command = self.here(sys.executable, str(self.checkout / "slurm" / "submit.py"), *args)

@@ -97,6 +97,8 @@ def test_tab_offers_what_launch_sh_and_its_options_are(checkout: Path) -> None:
         ("./launch.sh slurm --", "--dry-run --help"),
         ("./launch.sh slurm slurm.cluster=l", "local"),
         ("./launch.sh slurm stop ", "runs/one"),
+        ("./launch.sh slurm clear ", "runs/one"),
+        ("./launch.sh slurm d", "data. distributed. doctor drill"),
         ("./launch.sh evaluate ", "runs/one"),
         ("./launch.sh predict elsewhere/", "elsewhere/two"),
         ("./launch.sh report elsewhere/two r", "runs/one"),

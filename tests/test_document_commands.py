@@ -70,6 +70,7 @@ NOT_RUN = {
     "CUDA_VISIBLE_DEVICES=0,1 ": "needs two GPUs",
     "torchrun --nnodes=2 ": "needs two hosts: tests/hosts has two agents of torchrun",
     r"\./launch\.sh slurm (configs/cifar10\.yaml|status$|stop )": "needs SLURM: tests/test_slurm_cluster.py does it",
+    r"\./launch\.sh slurm (clear|doctor) ": "needs SLURM: tests/test_slurm_check.py does it",
     r"\./launch\.sh slurm .*slurm\.cluster=local": "goes on in the background: tests/test_slurm_local.py waits for it",
     r"\./launch\.sh predict .*https://": "needs the internet: tests/test_fetch.py has a server",
     r"\./launch\.sh tensorboard ": "serves until it is stopped",

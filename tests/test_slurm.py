@@ -427,21 +427,24 @@ def run_batch_sh(
     nodes: str = 'echo "NodeName=n1 NodeAddr=10.0.0.1 State=IDLE"',
     sleep: str = "true",
     words: str = "",
+    requeue: str = "true",
+    setup: str = "",
+    decide: str = "",
 ) -> subprocess.CompletedProcess[str]:
     """The real batch.sh with stand-ins for SLURM's commands and the decisions; each logs its call."""
     log = fake / "log"
     hostnames = 'case $3 in *-2]) echo n1; echo n2 ;; *) echo "$3" ;; esac'
-    answers = f"hostnames) {hostnames} ;; node) {nodes} ;; job) {job} ;;"
+    answers = f"hostnames) {hostnames} ;; node) {nodes} ;; job) {job} ;; 7) {requeue} ;;"
     install(fake, "scontrol", f'echo "scontrol $*" >>{log}; case $2 in {answers} esac')
     install(fake, "srun", f'echo "srun $MASTER_ADDR:$MASTER_PORT${{*:+ $*}}" >>{log}; {srun}')
     install(fake, "scancel", f'echo "scancel $*" >>{log}')
     install(fake, "sleep", sleep)
-    install(fake, "decide", f'case $3 in begin) {begin} ;; end) echo "end" >>{log}; {end} ;; esac')
+    install(fake, "decide", f'case $3 in begin) {begin} ;; end) echo "end" >>{log}; {end} ;; {decide} esac')
     body = (
-        f'run_python() {{ decide "$@"; }}\nexport SENET_RUN_DIR={run_dir} SLURM_NTASKS_PER_NODE=2\n'
+        f'{setup}\nrun_python() {{ decide "$@"; }}\nexport SENET_RUN_DIR={run_dir} SLURM_NTASKS_PER_NODE=2\n'
         f"source {REPOSITORY}/slurm/batch.sh\nsrun {words}\nfinish\n"
     )
-    environment = os.environ | {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"}
+    environment = os.environ | {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_PARTITION": "low"}
     return subprocess.run(["bash", "-c", body], env=environment, capture_output=True, text=True, timeout=20)
 
 

@@ -27,6 +27,7 @@ from senet.rundir.owner import (
 )
 
 MIRROR_VARIABLE = "SENET_STATUS_FILE"  # a launcher reads the outcome of its own launch there
+WARNINGS_VARIABLE = "SENET_WARNINGS"  # what a launcher has to say of its nodes, a line each
 _ENDS = {"finished", "stopped", "failed", "refused", "port_taken"}
 _LOCK_S = 30.0
 _PUBLISH_S = 60.0  # how long the end of a run waits for a file system that does not answer
@@ -55,6 +56,8 @@ class Lease:
             "reason": "",
             **{key: owner[key] for key in ("generation", "host", "pid", "job", "job_restarts")},
         }
+        if warnings := os.environ.get(WARNINGS_VARIABLE, "").splitlines():
+            self._status["warnings"] = warnings
         self._started = False
         self._facts = threading.Condition()  # held for an assignment, never while a file is written
         self._files = threading.Lock()  # held while files are written, by the thread and by start()

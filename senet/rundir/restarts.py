@@ -14,7 +14,7 @@ from typing import Any
 from senet.rundir.files import read_rows, replace_file
 
 FILE = "restarts.jsonl"
-SILENT = "did not answer any more"  # begins the cause of a rank that was killed or hangs: why is not known
+SILENT = "did not answer any more"  # in the cause of a rank that was killed or hangs: why is not known
 _NO_FAILURE = ("finished", "stopped", "refused", "port_taken")
 _KEYS = {"step", "reason", "cause", "checkpoint", "job", "start", "launch", "again"}
 _NOTE_S = 10.0  # how long a decision waits for a file system that does not answer
@@ -119,4 +119,4 @@ def _rows(run_dir: Path) -> list[dict[str, Any]]:
 
 def _words(row: Mapping[str, Any]) -> str:
     """The cause without numbers: addresses, sizes and ports differ from time to time. Empty if it is not known."""
-    return "" if row["cause"].startswith(SILENT) else re.sub(r"0x[0-9a-f]+|\d+", "", row["cause"])
+    return "" if SILENT in row["cause"] else re.sub(r"0x[0-9a-f]+|\d+", "", row["cause"])

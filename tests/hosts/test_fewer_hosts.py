@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 
 from tests.harness import status, wait_until
 from tests.hosts.cluster import HostCluster
@@ -15,7 +16,7 @@ PATIENCE = ("distributed.step_timeout_s=15",)
 
 
 def test_the_ranks_are_launched_again_on_the_host_that_is_left(
-    cluster: HostCluster, run: Run, undisturbed: Undisturbed
+    cluster: HostCluster, run: Run, undisturbed: Undisturbed, took: Callable[[str, float], None]
 ) -> None:
     expected = undisturbed(1, *LONG, *SHARDS)
     run.submit(*LONG, *SHARDS, SLOW, *PATIENCE)
@@ -25,7 +26,7 @@ def test_the_ranks_are_launched_again_on_the_host_that_is_left(
     cluster.power_off("n2")
     try:
         run.wait_for_steps(1, 0, launch=1)
-        print(f"n2 without power: the first new step was logged after {time.monotonic() - began:.0f} s")
+        took("from the power cut to the first new row of metrics.jsonl", time.monotonic() - began)
         ends_with(run, expected, restarts=0)
     finally:
         cluster.power_on("n2")
@@ -35,7 +36,7 @@ def test_the_ranks_are_launched_again_on_the_host_that_is_left(
 
 
 def test_a_job_that_has_lost_its_batch_script_is_requeued_by_a_rank_that_is_left(
-    cluster: HostCluster, run: Run, undisturbed: Undisturbed
+    cluster: HostCluster, run: Run, undisturbed: Undisturbed, took: Callable[[str, float], None]
 ) -> None:
     expected = undisturbed(1, *LONG, *SHARDS)
     run.submit(*LONG, *SHARDS, SLOW, *PATIENCE)
@@ -45,7 +46,7 @@ def test_a_job_that_has_lost_its_batch_script_is_requeued_by_a_rank_that_is_left
     cluster.power_off("n1")
     try:
         wait_until(lambda: cluster.job(run.job)["Restarts"] == "1", 200, run.logs())
-        print(f"n1 without power: requeued after {time.monotonic() - began:.0f} s")
+        took("from the power cut to the requeue", time.monotonic() - began)
     finally:
         cluster.power_on("n1")
     ends_with(run, expected, restarts=1)

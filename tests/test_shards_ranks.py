@@ -28,6 +28,7 @@ from senet.training import feed, sharded
 from senet.training.run import run
 from senet.training.seeds import seed_everything
 from tests.conftest import Once
+from tests.faults.networks import BackwardRaises
 from tests.harness import (
     CLOCKS,
     StopAt,
@@ -264,7 +265,8 @@ def test_a_bug_in_the_backward_pass_of_one_rank_ends_both_with_its_own_words(dat
     options = [network, "train.shards=4", f"run_dir={tmp_path}/run", f"data.root={data_root}"]
     of_0, of_1 = run_ranks(2, _said_of_a_bug, options, tmp_path=tmp_path)
     assert of_1 == "a bug in a backward pass"
-    assert of_0.startswith(f"{named(1)} ")
+    line = BackwardRaises.raises.__code__.co_firstlineno + 2
+    assert of_0 == f"{named(1)} failed: ValueError: a bug in a backward pass, at faults/networks.py:{line} raises"
 
 
 def _lost_in_the_exchange(how: signal.Signals, folder: str, options: list[str]) -> str:

@@ -156,12 +156,37 @@ def test_the_rank_that_hosts_the_store_leaves_when_all_have_heard_why() -> None:
             stand.explain(LOST, "see the docs")
 
 
-def test_a_store_that_is_gone_leaves_a_guess_at_its_host() -> None:
-    class Gone(CountingStore):
-        def __getattr__(self, name: str) -> Any:
-            raise RuntimeError("Connection reset by peer")
+class Gone(CountingStore):
+    """A store whose host is gone."""
 
-    stand = RollCall(Gone(), rank(1, FOUR))  # type: ignore[arg-type]
-    with pytest.raises(PeerFailed, match="rank 0 on n1 did not answer any more") as caught:
-        stand.explain(LOST, "see the docs")
-    assert (caught.value.reporter, caught.value.guess) == (1, True)
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("Connection reset by peer")
+
+
+def without_store(own: int, roster: Roster) -> PeerFailed:
+    with pytest.raises(PeerFailed) as caught:
+        RollCall(Gone(), rank(own, roster)).explain(LOST, "see the docs")  # type: ignore[arg-type]
+    assert (caught.value.reporter, caught.value.guess) == (own, True)
+    return caught.value
+
+
+def test_a_store_that_is_gone_leaves_a_guess_at_its_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = without_store(3, FOUR)
+    assert str(lost).startswith("rank 0 on n1 did not answer any more: killed, stopped or cut off (")
+    assert lost.cut_off
+    monkeypatch.setenv("MASTER_ADDR", "n9")
+    monkeypatch.setenv("MASTER_PORT", "1234")
+    lost = without_store(0, FOUR)  # torchrun may have its store on another host than rank 0
+    assert str(lost).startswith("the store at n9:1234 did not answer any more (")
+    assert lost.cut_off
+
+
+def test_without_a_store_no_rank_that_lives_is_killed() -> None:
+    with subprocess.Popen(["sleep", "600"]) as process:
+        lives = Process("n2", "n2", process.pid, started_at(process.pid))
+        assert without_store(3, Roster(FOUR | {2: lives})).cut_off
+        one_host = Roster({0: lives, 1: lives._replace(started=-1)})
+        lost = without_store(1, one_host)
+        assert (str(lost).startswith("the store at "), lost.cut_off) == (True, False)
+        assert process.poll() is None
+        process.kill()

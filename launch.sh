@@ -9,27 +9,25 @@
 # report       ./launch.sh report runs/cifar10 runs/other
 # tensorboard  ./launch.sh tensorboard runs/cifar10 runs/other
 # drill        ./launch.sh drill configs/cifar10.yaml drill.steps=60
+# doctor       ./launch.sh doctor: is this machine fit to train?
 # slurm        ./launch.sh slurm configs/cifar10.yaml slurm.partition=gpu
 #              ./launch.sh slurm status, ./launch.sh slurm stop runs/cifar10
 # setup        ./launch.sh setup [dev | report | export | benchmarks | gpu]
 # help         this page
 #
-# Without a YAML file, train, drill, slurm take configs/quickstart.yaml.
-# A verb installs what it needs into .venv the first time.
-# NPROC=4            ranks of train (else one per GPU, or 2 on a CPU; fewer if
-#                    they cannot share the batch) and of evaluate (else 1)
-# RESTARTS=3         train starts again after a failure, so often in a row
-#                    without a new checkpoint (else 0)
+# Without a YAML file: configs/quickstart.yaml. What a verb needs goes into .venv.
+# NPROC=4            ranks of train, doctor (else one per GPU, 2 on a CPU, or as
+#                    many as can share the batch) and of evaluate (else 1)
+# RESTARTS=3         train starts again after up to 3 failures in a row (else 0)
 # PYTHON=python3.12  the Python of a new .venv
 # SYSTEM_TORCH=1     a new .venv uses the torch of that Python: docs/install.md
-# Exit code: 0 done, 2 bad input, 85 stopped by a signal and resumable, else
-# failed. Tab completion: source completion.bash.
-# Read on: ./launch.sh train --help, README.md, docs/
+# Exit code: 0 done, 2 bad input, 85 stopped and resumable, else failed.
+# Tab completion: source completion.bash. Read on: README.md, docs/
 set -eu
 
 setup_extras="dev report export benchmarks gpu"
-verbs="train predict evaluate export report tensorboard drill slurm setup help"
-not_yet="data sweep compare follow why doctor profile sync prune"
+verbs="train predict evaluate export report tensorboard drill doctor slurm setup help"
+not_yet="data sweep compare follow why profile sync prune"
 
 # what is closed would be given to the next file that is opened
 for stream in 0 1 2; do
@@ -245,6 +243,7 @@ setup)
 train) run "" senet.launch train "$@" ;;
 predict) case " $* " in *.safetensors\ * | *.onnx\ *) run export senet.predict "$@" ;; *) run "" senet.predict "$@" ;; esac ;;
 evaluate) if [ "${NPROC:-1}" = 1 ] || [ -n "$wants_help" ]; then run "" senet.evaluate "$@"; else run "" senet.launch evaluate "$@"; fi ;;
+doctor) if [ -n "$wants_help" ]; then run "" senet.doctor "$@"; else run "" senet.launch doctor "$@"; fi ;;
 export | report) run $verb senet.$verb "$@" ;;
 tensorboard) tensorboard "$@" ;;
 drill) run "" senet.drill "$@" ;;

@@ -1,5 +1,5 @@
-"""``launch.sh train`` and, on several ranks, ``launch.sh evaluate``, once ``.venv`` is there: the options checked, the
-ranks counted, torchrun, one line on how it ended."""
+"""``launch.sh train``, ``launch.sh doctor`` and, on several ranks, ``launch.sh evaluate``, once ``.venv`` is there: the
+options checked, the ranks counted, torchrun, one line on how it ended."""
 
 from senet.distributed.preemption import StopFlag
 from senet.errors import STOPPED_EXIT_CODE
@@ -31,6 +31,7 @@ from senet.config.recipes import with_recipe
 from senet.distributed.devices import count_gpus
 from senet.distributed.preemption import LAUNCHER_VARIABLE
 from senet.distributed.roster import host_name
+from senet.doctor.arguments import parse
 from senet.errors import FAILED_EXIT_CODE, INTERRUPTED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError
 from senet.rundir.files import read_json
 from senet.rundir.lease import MIRROR_VARIABLE
@@ -46,7 +47,7 @@ def main(argv: Sequence[str], stop: StopFlag) -> int:
     verb, *arguments = argv
     try:
         refuse_other_packages()
-        return evaluate(arguments, stop) if verb == "evaluate" else train(arguments, stop)
+        return {"train": train, "evaluate": evaluate, "doctor": doctor}[verb](arguments, stop)
     except ConfigError as error:
         _say(error)
         return REFUSED_EXIT_CODE
@@ -105,22 +106,38 @@ def _until_it_ends(
 
 
 def evaluate(argv: Sequence[str], stop: StopFlag) -> int:
-    """``senet.evaluate`` by NPROC ranks on this machine; Ctrl-C ends it as it ends one process.
+    """``senet.evaluate`` by NPROC ranks on this machine.
 
     Raises:
         ConfigError: NPROC is no number.
     """
-    ranks = wanted_number("NPROC", _RANKS) or 1
+    return by_ranks(wanted_number("NPROC", _RANKS, 1) or 1, "evaluate", argv, stop)
+
+
+def doctor(argv: Sequence[str], stop: StopFlag) -> int:
+    """``senet.doctor`` by as many ranks as a training would have.
+
+    Raises:
+        ConfigError: bad options.
+    """
+    arguments = parse(argv)
+    options = with_recipe("doctor", arguments.options, _say)
+    flags = [each for each in argv if each not in arguments.options]
+    return by_ranks(choose_ranks(load_config(options).train), "doctor", [*options, *flags], stop)
+
+
+def by_ranks(ranks: int, verb: str, argv: Sequence[str], stop: StopFlag) -> int:
+    """A module of ``senet`` by several ranks on this machine; Ctrl-C ends it as it ends one process."""
     os.environ["PYTHONSAFEPATH"] = "1"  # as launch.sh has it: no module of the folder one stands in
     words = io.StringIO()
     with _temporary_folder() as folder:
-        code, cause = run_ranks(ranks, ["-m", "senet.evaluate", *argv], folder, words, stop)
+        code, cause = run_ranks(ranks, ["-m", f"senet.{verb}", *argv], folder, words, stop)
     if stop.signal_name == "SIGINT":
         return INTERRUPTED_EXIT_CODE
     if stop:
-        _say(f"evaluate: stopped by {stop.signal_name}")
+        _say(f"{verb}: stopped by {stop.signal_name}")
     elif code < 0:  # else a rank has said why
-        _say(f"evaluate: failed: {cause}; torchrun says:\n{words.getvalue()}")
+        _say(f"{verb}: failed: {cause}; torchrun says:\n{words.getvalue()}")
     return FAILED_EXIT_CODE if stop or code < 0 else code
 
 
@@ -132,14 +149,14 @@ def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
         raise ConfigError(text) from None
 
 
-def wanted_number(name: str, rule: str) -> int | None:
+def wanted_number(name: str, rule: str, least: int = 0) -> int | None:
     """Of this variable; None where it is not set.
 
     Raises:
-        ConfigError: it is no number; in the words of ``rule``.
+        ConfigError: it is no number, or below ``least``; in the words of ``rule``.
     """
     text = os.environ.get(name, "")
-    if text and not (text.isascii() and text.isdigit()):
+    if text and not (text.isascii() and text.isdigit() and int(text) >= least):
         raise ConfigError(f"{name}={text} {rule}")
     return int(text) if text else None
 
@@ -150,7 +167,7 @@ def choose_ranks(train: TrainConfig) -> int:
     Raises:
         ConfigError: NPROC is no number, or the batch cannot be split over so many.
     """
-    if wanted := wanted_number("NPROC", _RANKS):
+    if wanted := wanted_number("NPROC", _RANKS, 1):
         check_split(train, wanted)
         return wanted
     gpus = count_gpus() if train.device != "cpu" else 0

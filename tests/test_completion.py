@@ -14,7 +14,7 @@ from senet import REPOSITORY
 from senet.config.manual import completions
 from senet.config.options import groups
 
-VERBS = ["train", "predict", "evaluate", "export", "report", "tensorboard", "drill", "slurm", "setup", "help"]
+VERBS = ["train", "predict", "evaluate", "export", "report", "tensorboard", "drill", "doctor", "slurm", "setup", "help"]
 RECIPES = sorted(str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "configs").rglob("*.yaml"))
 
 
@@ -94,6 +94,8 @@ def test_tab_offers_what_launch_sh_and_its_options_are(checkout: Path) -> None:
         ("./launch.sh slurm st", "status stop"),
         ("./launch.sh drill drill.", "drill.ranks= drill.steps="),
         ("./launch.sh drill train.amp=b", "bf16"),
+        ("./launch.sh doctor train.amp=b", "bf16"),
+        ("./launch.sh doctor --", "--help --json --max-seconds --out"),
         ("./launch.sh slurm --", "--dry-run --help"),
         ("./launch.sh slurm slurm.cluster=l", "local"),
         ("./launch.sh slurm stop ", "runs/one"),

@@ -153,7 +153,9 @@ def test_the_help_fits_a_screen_shows_each_verb_and_installs_nothing(checkout: P
         assert word in page
 
 
-@pytest.mark.parametrize("verb", ["train", "predict", "evaluate", "export", "report", "tensorboard", "drill", "slurm"])
+@pytest.mark.parametrize(
+    "verb", ["train", "predict", "evaluate", "export", "report", "tensorboard", "drill", "doctor", "slurm"]
+)
 def test_the_help_of_a_verb_never_makes_a_set_up(verb: str, checkout: Path) -> None:
     page = start(checkout, "help").stdout
     own = {
@@ -171,7 +173,7 @@ def test_the_help_of_a_verb_never_makes_a_set_up(verb: str, checkout: Path) -> N
 
 
 def test_a_verb_that_is_not_there_yet_is_refused_even_where_a_file_has_its_name(checkout: Path) -> None:
-    for verb in ("data", "sweep", "compare", "follow", "why", "doctor", "profile", "sync", "prune"):
+    for verb in ("data", "sweep", "compare", "follow", "why", "profile", "sync", "prune"):
         (checkout / verb).touch()
         done = start(checkout, verb, "list", cwd=checkout)
         assert done.returncode == 2
@@ -441,7 +443,7 @@ def test_an_option_that_ends_as_a_file_does_is_none(monkeypatch: pytest.MonkeyPa
         return 1, "nothing was begun"
 
     monkeypatch.setattr(os, "environ", dict(os.environ))  # it sets what the ranks inherit
-    monkeypatch.setattr(launch, "torchrun", torchrun)
+    monkeypatch.setattr(launch, "run_ranks", torchrun)
     (tmp_path / "own.yml").write_text("train: {epochs: 1}\n")
     for arguments in (["data.root=own.yml"], [], [str(tmp_path / "own.yml")]):
         assert launch.main(["train", *arguments], StopFlag()) == 1
@@ -472,7 +474,7 @@ def test_an_evaluation_by_several_ranks_ends_as_that_by_one_or_says_all_that_is_
         return code, "no ports"
 
     monkeypatch.setattr(os, "environ", dict(os.environ))  # it sets what the ranks inherit
-    monkeypatch.setattr(launch, "torchrun", torchrun)
+    monkeypatch.setattr(launch, "run_ranks", torchrun)
     assert launch.main(["evaluate", "run"], StopFlag()) == expected
     assert capsys.readouterr().err.splitlines() == said
 

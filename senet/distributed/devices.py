@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,16 +113,21 @@ def cores() -> int:
     ``docker --cpus`` and batch systems set.
     """
     found = [len(os.sched_getaffinity(0))]
+    for group in control_groups("cpu"):
+        found += _quota(group)
+    return max(1, min(found))
+
+
+def control_groups(controller: str) -> Iterator[Path]:
+    """The folders of the control groups in which this process is, from its own up, of version 1 or 2. They need not
+    exist: a container may show only its own."""
     for line in _OWN_CGROUPS.read_text().splitlines():
         _, controllers, own = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        top = _CGROUPS / ("cpu" if controllers else "")  # version 1 or 2
+        top = _CGROUPS / (controller if controllers else "")  # version 1 or 2
         group = top / own.lstrip("/")
-        for folder in (group, *group.parents):
-            if folder.is_relative_to(top):
-                found += _quota(folder)
-    return max(1, min(found))
+        yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(top))
 
 
 def _quota(group: Path) -> list[int]:

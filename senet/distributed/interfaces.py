@@ -48,6 +48,13 @@ def describe_interface() -> str:
     return f"on host {host} {used}: set it to an interface over which the hosts reach each other"
 
 
+def own_address() -> str:
+    """The address at which other hosts reach this one: that of the chosen interface, else that of its name."""
+    chosen = os.environ.get(GLOO_INTERFACE, "").partition(",")[0]
+    known = [address for address, name in _interfaces().items() if name == chosen]
+    return known[0] if known else socket.gethostbyname(socket.gethostname())
+
+
 def _route(host: str, port: int) -> tuple[str, str]:
     """The address of ``host``, and this host's own address on the route to it. Sends nothing."""
     for family, _, _, _, target in socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM):

@@ -143,7 +143,10 @@ def holder(run_dir: Path) -> tuple[str, bool]:
 @contextmanager
 def nothing_left_if_refused(run_dir: Path) -> Iterator[None]:
     """If a start is refused, remove the run directory and its parents, as far as this start has made them."""
-    made = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
+    try:
+        made = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
+    except PermissionError as error:  # of a folder above it
+        raise ConfigError(f"run_dir={run_dir} cannot be read ({error.strerror}); choose another run_dir") from None
     try:
         yield
     except ConfigError:

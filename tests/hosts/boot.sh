@@ -6,7 +6,7 @@ etc=$2
 controllers=$3
 shift 3
 mount --make-rprivate /
-for file in hosts passwd group; do mount --bind "$etc/$file" "/etc/$file"; done
+for file in hosts nsswitch.conf passwd group; do mount --bind "$etc/$file" "/etc/$file"; done
 for hidden in /tmp /run /root /var/log /dev/shm /etc/munge /var/lib/munge /var/lib/glusterd; do
     if ! [ -d "$hidden" ]; then continue; fi
     own=$(mktemp -d -p /mnt)

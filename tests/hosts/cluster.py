@@ -28,7 +28,7 @@ def missing() -> str:
     programs = [program for program in (*PROGRAMS, *accounting.PROGRAMS) if shutil.which(program) is None]
     if not (lacking := programs + machines.missing() + glusterfs.missing()):
         return ""
-    packages = "slurmctld slurmd slurmdbd slurm-client munge mariadb-server glusterfs-server libfaketime iproute2"
+    packages = "slurmctld slurmd slurmdbd slurm-client munge mariadb-server glusterfs-server iproute2 gcc libc6-dev"
     return f"no two hosts here: {', '.join(lacking)} missing; apt-get install {packages}, and run the tests as root"
 
 

@@ -51,7 +51,7 @@ ConstrainRAMSpace=yes
 # What tasks on one machine have in their environment. srun would pass the wrong clock of a batch script on to all.
 TASK_PROLOG = """\
 #!/bin/sh
-if [ -e /run/environment ]; then cat /run/environment; else echo unset FAKETIME; fi
+if [ -e /run/environment ]; then cat /run/environment; else echo unset CLOCK_OFF_S; fi
 """
 SLURMDBD = """\
 AuthType=auth/munge

@@ -20,25 +20,18 @@ import psutil
 
 from tests.hosts import cgroups
 
-PROGRAMS = ("ip", "tc", "nsenter", "unshare", "mount", "setpriv")
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+PROGRAMS = ("ip", "tc", "nsenter", "unshare", "mount", "setpriv", "cc")
 USERS = {"ada": 65101, "ben": 65102}
 """Without root, on these machines only."""
 HOMES = Path("/run/shared/home")
-_BOOT = Path(__file__).with_name("boot.sh")
+_HERE = Path(__file__).parent
 
 
 def missing() -> list[str]:
     """What this machine lacks to hold others."""
     lacking = [program for program in PROGRAMS if shutil.which(program) is None]
-    lacking += [] if FAKETIME.exists() else ["libfaketime"]
     lacking += [] if os.geteuid() == 0 else ["root"]
     return lacking + cgroups.missing()
-
-
-def wrong_clock(seconds: int) -> dict[str, str]:
-    """The variables of a process whose clock is wrong by so much."""
-    return {"LD_PRELOAD": str(FAKETIME), "FAKETIME": f"{seconds:+d}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
 
 
 class Network:
@@ -64,8 +57,14 @@ class Network:
         """What /etc/hosts of each machine says."""
         return "127.0.0.1 localhost\n" + "".join(f"{each.address} {each.name}\n" for each in self.machines.values())
 
+    def wrong_clock(self, seconds: int) -> dict[str, str]:
+        """The variables of a process whose clock is wrong by so much."""
+        return {"LD_PRELOAD": f"{self.folder}/clock.so", "CLOCK_OFF_S": str(seconds)}
+
     def start(self) -> None:
         """Plug in the cables and switch all machines on."""
+        clock = self.folder / "clock.so"
+        _run("cc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", str(clock), str(_HERE / "clock.c"))
         for bridge in self.bridges.values():
             _run("ip", "link", "add", bridge, "type", "bridge")
             _run("ip", "link", "set", bridge, "up")
@@ -120,7 +119,7 @@ class Machine:
                 *("setpriv", "--pdeathsig=KILL", "sh", "-c", f'{cgroups.join(f"s{self._id}")}; exec "$@"', "sh"),
                 *("nsenter", f"--net=/run/netns/{self._namespace}"),
                 *("unshare", "--uts", "--pid", "--fork", "--mount", "--cgroup", "--mount-proc", "--kill-child"),
-                *("sh", _BOOT, self.name, self._etc, " ".join(cgroups.CONTROLLERS), *self.network.shared),
+                *("sh", _HERE / "boot.sh", self.name, self._etc, " ".join(cgroups.CONTROLLERS), *self.network.shared),
             ],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
@@ -187,7 +186,9 @@ class Machine:
     def clock_off(self, seconds: int) -> Iterator[None]:
         """What SLURM starts on it meanwhile has a clock that is wrong by so much."""
         file = self.outside("/run/environment")
-        file.write_text("".join(f"export {name}={value}\n" for name, value in wrong_clock(seconds).items()))
+        file.write_text(
+            "".join(f"export {name}={value}\n" for name, value in self.network.wrong_clock(seconds).items())
+        )
         try:
             yield
         finally:
@@ -210,9 +211,10 @@ class Machine:
         cgroups.remove(f"s{self._id}")
 
     def _write_etc(self) -> None:
-        """Its own files of /etc: the machines and the users by name."""
+        """Its own files of /etc: the machines and the users by name, and no other server is asked for them."""
         self._etc.mkdir(exist_ok=True)
         (self._etc / "hosts").write_text(self.network.hosts())
+        (self._etc / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files\n")
         passwd = [f"{user}:x:{number}:{number}::{HOMES / user}:/bin/sh\n" for user, number in USERS.items()]
         group = [f"{user}:x:{number}:\n" for user, number in USERS.items()]
         for name, lines in (("passwd", passwd), ("group", group)):

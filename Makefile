@@ -41,10 +41,10 @@ faults: setup ## each fault of tests/faults many times (hours), and a table; tri
 	FAULTS=full $(PY) -m pytest tests/faults -q
 
 hosts: setup ## two emulated hosts: power, links, clocks, a network file system, accounts (15 minutes)
-	$(PY) -m pytest tests/hosts -rs
+	$(PY) -m pytest tests/hosts -n 2 -rs
 
 hosts-soak: setup ## each of them at least 5 times, and the long forms (hours)
-	SOAK=1 HOSTS_TESTS=required $(PY) -m pytest tests/hosts -v
+	SOAK=1 HOSTS_TESTS=required $(PY) -m pytest tests/hosts -n 2 -v
 
 gpu: ## on a machine with a GPU, within 8 minutes (docs/gpu.md); elsewhere all is skipped, and a line says why
 	./launch.sh setup gpu

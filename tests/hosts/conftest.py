@@ -1,4 +1,7 @@
-"""One cluster of two hosts for all tests of this folder. With SOAK=1 (``make hosts-soak``) each test is repeated."""
+"""One cluster of two hosts for all tests of this folder, one for each process of ``pytest -n``.
+
+With SOAK=1 (``make hosts-soak``) each test is repeated.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" and report.passed and "hosts" in report.keywords:
-        _seconds[report.location[2].partition("[")[0]].append(report.duration)
+        name = report.location[2].partition("[")[0]
+        _seconds[name].append(report.duration)
+        for what, seconds in report.user_properties:
+            _seconds[f"{name}: {what}"].append(seconds)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -53,14 +59,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture
-def took(request: pytest.FixtureRequest) -> Callable[[str, float], None]:
+def took(record_property: Callable[[str, object], None]) -> Callable[[str, float], None]:
     """``took("from the kill to the next new step", seconds)`` puts a line into the table at the end."""
-    return lambda what, seconds: _seconds[f"{request.node.originalname}: {what}"].append(seconds)
+    return record_property
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostCluster]:
-    with cluster_of_hosts(tmp_path_factory.mktemp("hosts"), shared=tmp_path_factory.getbasetemp()) as cluster:
+def cluster(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Iterator[HostCluster]:
+    with cluster_of_hosts(tmp_path_factory.mktemp("hosts"), shared=data_root.parent) as cluster:
         yield cluster
 
 

@@ -31,3 +31,5 @@ def test_a_random_rank_that_is_killed_or_stopped_costs_seconds(
     wait_until(goes_on, 120, f"{what!r} to rank {rank} at step {done}: {run.logs()}")
     took(f"{what.name}: from it to the next new step", time.monotonic() - began)
     ends_with(run, undisturbed(2, *LONG), restarts=0)
+    restart = status(run.run_dir)["restart"]
+    assert (restart["rank"], restart["host"]) == (rank, f"n{rank + 1}")

@@ -40,7 +40,9 @@ def test_a_user_trains_with_launch_sh_of_a_checkout_that_is_read_only(
     another = cluster.on("n2", *words, f"run_dir={HOMES}/ada/runs/first", user="ben")
     assert another.returncode == REFUSED_EXIT_CODE
     assert "/ada/runs/first cannot be read (Permission denied); choose another run_dir" in another.stderr
-    assert "Traceback" not in another.stderr
+    submitted = of_user("ben", "any", cluster).tool(*tiny("slurm.time=20m", f"run_dir={HOMES}/ada/runs/first"))
+    assert (submitted.returncode, submitted.stdout) == (REFUSED_EXIT_CODE, "")
+    assert "Traceback" not in another.stderr + submitted.stderr
 
 
 def test_accounts_and_limits_are_told_before_and_while_a_job_waits(cluster: HostCluster) -> None:

@@ -21,8 +21,11 @@ import torch
 import torch.distributed as dist
 
 from senet import REPOSITORY
+from senet.distributed import devices
 from senet.doctor import __main__ as command
-from senet.doctor import folders, network, products, visit
+from senet.doctor import folders, machine, network, products, visit
+from senet.doctor.board import Board
+from senet.doctor.reports import WAITING
 from slurm.batch import free_port
 from tests.harness import run_ranks, started
 
@@ -361,3 +364,71 @@ def test_a_stopped_thread_is_told_from_one_that_waits_for_a_core() -> None:
     assert products.Clocks(1, 0.5, 0.5, 0.5).kept_from_running(before) == pytest.approx(0.5)  # a quota
     assert products.Clocks(1, 0.25, 0.5, 0).kept_from_running(before) == pytest.approx(0.5)  # stopped, and waited too
     assert products.Clocks(1, 0.5, None, 0).kept_from_running(products.Clocks(0, 0, None, 0)) == 0
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_is_left_is_what_the_control_group_leaves(
+    version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        1: {
+            "memory/job/step/memory.limit_in_bytes": "9223372036854771712",
+            "memory/job/step/memory.usage_in_bytes": "0",
+            "memory/job/step/memory.stat": "cache 5",
+            "memory/job/memory.limit_in_bytes": "1000000000",
+            "memory/job/memory.usage_in_bytes": "900000000",
+            "memory/job/memory.stat": "inactive_file 1\ntotal_inactive_file 300000000",
+            "pids/job/step/pids.max": "max",
+            "pids/job/step/pids.current": "5",
+            "pids/job/pids.max": "30",
+            "pids/job/pids.current": "20",
+        },
+        2: {
+            "job/memory.max": "1000000000",
+            "job/memory.current": "900000000",
+            "job/memory.stat": "inactive_file 300000000",
+            "job/step/memory.max": "max",
+            "job/pids.max": "30",
+            "job/pids.current": "20",
+        },
+    }
+    for name, content in files[version].items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    own = {1: "8:pids:/job/step\n4:memory:/job/step\n", 2: "0::/job/step\n"}
+    (tmp_path / "own").write_text(own[version])
+    monkeypatch.setattr(devices, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(devices, "_OWN_CGROUPS", tmp_path / "own")
+    left = machine.limits(torch.device("cpu"))
+    assert left["memory, GB"] == pytest.approx(0.4)  # files that can be dropped count as free
+    assert left["processes"] == 10
+
+
+def test_a_link_is_measured_in_both_directions_and_a_closed_one_is_an_error() -> None:
+    with network.answering() as port:
+        found = network.measure_link("127.0.0.1", port)
+        assert found["to"] > 1e6
+        assert found["from"] > 1e6
+        assert 0 < found["trip_s"] < 1
+    found = network.measure_link("127.0.0.1", free_port())
+    assert found.keys() == {"error"}
+    with network.answering() as port, socket.create_connection(("127.0.0.1", port), timeout=10) as stranger:
+        stranger.sendall((1 << 40).to_bytes(8, "big"))
+        assert stranger.recv(1) == b""  # what asks for more than any host does is not answered
+
+
+def test_rank_0_goes_on_without_a_rank_that_is_late_and_knows_what_it_did() -> None:
+    store = dist.HashStore()
+    boards = [Board(store, rank) for rank in range(3)]
+    boards[0].tell("files", 1)
+    boards[1].begin("files")
+    came: list[int] = []
+    assert boards[0].gather("files", range(3), time.monotonic() + 0.1, came.append) == {0: 1}
+    assert came == [0]
+    assert [boards[0].doing(rank) for rank in range(3)] == [WAITING, "files", ""]
+    boards[2].tell("files", {"a": None})
+    assert boards[0].gather("files", [0, 2], time.monotonic() + 60) == {0: 1, 2: {"a": None}}
+    began = time.monotonic()
+    boards[0].meet("round/0", 2, 0.2)
+    assert time.monotonic() - began > 0.2
+    boards[1].meet("round/0", 2, 60)  # the second one waits for nobody

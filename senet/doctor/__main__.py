@@ -16,10 +16,10 @@ from senet.doctor.arguments import parse
 from senet.doctor.judge import judge, values
 from senet.doctor.table import text
 from senet.errors import FAILED_EXIT_CODE
-from senet.rundir.files import replace_file
+from senet.rundir.files import write_json
 from senet.rundir.locks import started_at
 
-_LEAVE_S = 2.0
+_LEAVE_S, _WRITE_S = 2.0, 10.0
 _OVER_S = 3600.0  # the end of rank 0 ends the wait sooner
 
 
@@ -57,9 +57,9 @@ def main(argv: Sequence[str]) -> int:
         "findings": [dataclasses.asdict(finding) for finding in findings],
         "checks": checks,
     }
-    if arguments.out:
-        replace_file(arguments.out, (json.dumps(result, indent=1) + "\n").encode())
     print(json.dumps(result) if arguments.json else text(reports, checks, findings), flush=True)
+    if arguments.out:  # last: its file system may be one that does not answer
+        write_json(arguments.out, result, limit_s=_WRITE_S)
     return FAILED_EXIT_CODE if any(finding.kind == "wrong" for finding in findings) else 0
 
 

@@ -76,7 +76,7 @@ class Board:
         deadline = time.monotonic() + timeout_s
         self.store.add(what, 1)
         while self.store.add(what, 0) < count and time.monotonic() < deadline:
-            time.sleep(_POLL_S / 4)
+            time.sleep(_POLL_S)
 
 
 def open_board(place: Place, limit_s: float) -> Board:

@@ -107,6 +107,8 @@ def look(theirs: Mapping[str, Mapping[str, Any]], patience_s: float) -> dict[str
                         continue  # renamed before its content is seen
                 found[host] = {"seen_s": time.monotonic() - began, "excluded": is_locked(file)}
                 del missing[host]
+        # a local file system shows it at once, or is not shared
+        missing = {host: report for host, report in missing.items() if report["kind"] not in LOCAL_KINDS}
         if time.monotonic() > deadline:
             break
         time.sleep(_POLL_S)

@@ -93,6 +93,8 @@ def low_limits(reports: Reports) -> Iterator[Finding]:
     for host, ranks in reports.hosts().items():
         found: dict[str, Any] = reports.parts[ranks[0]]["here"].get("limits", {})
         for name, left in found.items():
+            if name == "/dev/shm, GB" and "GPU memory, GB" not in found:
+                continue  # only NCCL uses it
             needed = ENOUGH[name] * (len(ranks) if name in _SHARED else 1)
             if left is not None and left < needed:
                 what, _, unit = name.partition(", ")

@@ -203,7 +203,7 @@ def _lost_host(folder: str) -> str:
 @pytest.mark.ranks
 def test_a_stopped_rank_that_hosts_the_store_is_the_one_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):  # rank 0 leaves no result: the others kill it
-        run_ranks(3, _lost_host, str(tmp_path), tmp_path=tmp_path, timeout_s=60)
+        run_ranks(3, _lost_host, str(tmp_path), tmp_path=tmp_path)
     said = [(tmp_path / f"said-{rank}").read_text() for rank in (1, 2)]
     for rank, line in enumerate(said, start=1):
         assert line.startswith(f"{rank}: {named(0)} did not answer any more: "), line

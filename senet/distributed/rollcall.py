@@ -19,7 +19,7 @@ from senet.distributed.ranks import PeerFailed, Ranks
 from senet.errors import RunError, cause_of, note, noted, place
 from senet.rundir.restarts import SILENT
 
-_PATIENCE_S = 5.0  # longer than it may take, before a host counts as cut off
+_PATIENCE_S = 5.0  # longer than it may take, before the store counts as gone: this host may be busy
 
 
 class Report(NamedTuple):
@@ -64,8 +64,8 @@ class RollCall:
 
     def explain(self, error: Exception, advice: str) -> None:
         """Report ``error`` to the other ranks, and note in it what the status tells. If it is only that of a failed
-        collective, raise PeerFailed, which names the rank that failed first. Takes four seconds at most, more above 256
-        ranks, and as long as py-spy takes for a rank that hangs.
+        collective, raise PeerFailed, which names the rank that failed first. Takes four seconds at most, nine if the
+        store does not answer, more above 256 ranks, and as long as py-spy takes for a rank that hangs.
 
         Args:
             advice: the remedy in the message if all ranks answer.
@@ -77,16 +77,13 @@ class RollCall:
         if self._ranks.world_size == 1:
             return
         frames = list(traceback.walk_tb(error.__traceback__))
-        several_hosts = len({process.boot for process in self._ranks.roster.values()}) > 1
         if not (of_collective and self._finding):
             self.close()  # this thread reports, not the other
             # in a thread, because the store's host may have stopped: under torchrun the launcher, else rank 0
             caller = threading.Thread(target=self._call, args=(cause, place(frames)), name="roll call", daemon=True)
             caller.start()
-            caller.join(2 * self._timeout_s)
-            if several_hosts:
-                caller.join(_PATIENCE_S)
-        cut_off = several_hosts and self._finding is None
+            caller.join(2 * self._timeout_s + _PATIENCE_S)
+        cut_off = self._finding is None and len({process.boot for process in self._ranks.roster.values()}) > 1
         if of_collective and self._finding is None:
             self._finding = _judge_without_store(self._ranks)
             self._show()

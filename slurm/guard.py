@@ -17,13 +17,16 @@ _POLL_S = 10.0
 _LOOKS = 3
 
 
-def requeue_if_alone(job_id: str, stop: StopFlag) -> None:
-    """For a rank that has failed, on another host than srun's. If that host does not answer, requeue the job once SLURM
-    does not reach it either. Returns at once where srun, which then ends this rank, or its host answers.
+def requeue_if_alone(job_id: str, node: int, stop: StopFlag) -> None:
+    """For the first rank of a host other than srun's, after it has failed. If that host does not answer, requeue the
+    job once SLURM does not reach it either. Returns at once where srun, which then ends this rank, or its host answers.
+
+    Args:
+        node: number of this host in the job, 1 and up; the later ones look less often.
     """
     host, port = os.environ["SLURM_SRUN_COMM_HOST"], int(os.environ["SLURM_SRUN_COMM_PORT"])
     until, lost = time.monotonic() + _LIMIT_S, 0
-    while not answers(host, port) and not stop.wait(_POLL_S) and time.monotonic() < until:
+    while not answers(host, port) and not stop.wait(_POLL_S * node) and time.monotonic() < until:
         lost = lost + 1 if _is_lost(job_id) else 0
         if lost == _LOOKS:
             print(f"slurm: the host of the batch script does not answer; job {job_id} is requeued", file=sys.stderr)

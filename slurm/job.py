@@ -60,9 +60,13 @@ class Job:
         if task.cluster == "local" and task.global_rank == 0:  # also if a signal ends it before the training
             stop.before_leaving(lambda code, _: os._exit(self._end_of_local_start(task.job_id, code)))
         code = self._train(stop)
-        first_of_second_host = (task.node, task.local_rank) == (1, 0)
-        if code == FAILED_EXIT_CODE and first_of_second_host and os.environ.get("SENET_MAY_SHRINK") == "1":
-            requeue_if_alone(task.job_id, stop)
+        if (
+            code == FAILED_EXIT_CODE
+            and task.node > 0
+            and task.local_rank == 0
+            and os.environ["SENET_MAY_SHRINK"] == "1"
+        ):
+            requeue_if_alone(task.job_id, task.node, stop)
         if task.cluster == "local" and task.global_rank == 0:
             code = self._end_of_local_start(task.job_id, code)
         if code:

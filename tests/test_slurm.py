@@ -611,7 +611,7 @@ def test_a_job_is_requeued_by_a_rank_that_is_left_where_its_batch_script_is_lost
     monkeypatch.setenv("SLURM_SRUN_COMM_PORT", "9")
     monkeypatch.setattr(guard, "_POLL_S", 0.01)
     monkeypatch.setattr(guard, "_LIMIT_S", 1.0)
-    guard.requeue_if_alone("7", StopFlag())
+    guard.requeue_if_alone("7", 1, StopFlag())
     assert (fake / "requeued").exists() == requeued
 
 
@@ -621,7 +621,7 @@ def test_a_rank_that_srun_ends_waits_for_no_host(fake: Path, monkeypatch: pytest
     monkeypatch.setenv("SLURM_SRUN_COMM_PORT", "9")
     stop = StopFlag()
     stop.signal_name = "SIGTERM"
-    guard.requeue_if_alone("7", stop)
+    guard.requeue_if_alone("7", 2, stop)
     assert not (fake / "asked").exists()
 
 

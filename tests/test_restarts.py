@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from senet.rundir import restarts
-from senet.rundir.files import read_rows
+from senet.rundir.files import read_json, read_rows
 from senet.rundir.restarts import count_restarts, last_restart, launch_again, newest_checkpoint
+from senet.training.trainer import Trainer
+from tests.conftest import Train
+from tests.harness import StopAt
 
 KILLED = {"state": "failed", "reason": "rank 1 on n2 did not answer any more: killed", "step": 40}
 KILLED |= {"failure": {"cause": f"{restarts.SILENT}: killed", "rank": 1, "host": "n2"}}
@@ -155,3 +160,24 @@ def test_the_newest_checkpoint_is_the_one_that_was_published_last(run_dir: Path)
     assert newest_checkpoint(run_dir) == ""
     publish(run_dir, 20)
     assert newest_checkpoint(run_dir) == "step_000000020.g0001.pt"
+
+
+def test_the_seconds_lost_run_to_the_first_update_beyond_the_failed_step(train_here: Train, tmp_path: Path) -> None:
+    told = []
+
+    def observe(trainer: Trainer) -> Callable[[], None]:
+        assert trainer.record.lease is not None
+        facts = trainer.record.lease._status
+        return lambda: told.append((trainer.state.step, "restart" in facts))
+
+    light = "model.name=tests.networks:no_norm"
+    first = train_here(tmp_path, light, stop=StopAt(5)).step
+    failed = {"state": "failed", "reason": "why", "step": first + 2, "heartbeat": time.time() - 100}
+    assert launch_again(tmp_path, failed, most=3, option="RESTARTS", job="7") == ""
+    train_here(tmp_path, light, stop=StopAt(5), observe=observe)
+    assert next(step for step, known in told if known) == first + 3
+    restart = read_json(tmp_path / "status.json")["restart"]
+    assert 100 < restart["lost_s"] < 400
+    assert restart["reason"] == "why"
+    train_here(tmp_path, light, stop=StopAt(5))
+    assert read_json(tmp_path / "status.json")["restart"] == restart  # later starts keep it

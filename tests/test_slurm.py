@@ -955,6 +955,25 @@ def test_a_slurm_that_does_not_answer_is_asked_once_for_all_runs(fake: Path, tmp
     assert (fake / "log").read_text() == "asked\n"
 
 
+def test_status_counts_restarts_and_tells_of_the_last_one(fake: Path, tmp_path: Path, run_dir: Path) -> None:
+    install(fake, "squeue", "echo '7|RUNNING|None|2|'")
+    write_json(run_dir / "slurm" / "job.json", {"job": "7", "cluster": "slurm"})
+    failed = {"job": "7", "job_restarts": 2, "state": "failed", "reason": "why", "heartbeat": time.time()}
+    write_json(run_dir / "status.json", failed)
+    for number in range(2):
+        assert batch.end(Launch(run_dir, "7", 2, number), RUNNING, failed | {"step": number}) == "relaunch"
+
+    def row() -> list[str]:
+        return status_lines(tmp_path, str(run_dir))[1].split(maxsplit=9)[2:]
+
+    assert row() == ["starting", "-", "-", "-", "-", "2", "2", "last restart: why"]
+    told = last_restart(run_dir) | {"lost_s": 13.6}
+    write_json(run_dir / "status.json", failed | {"state": "running", "reason": "", "restart": told})
+    assert row() == ["training", "-", "-", "-", "-", "2", "2", "last restart, 14 s lost: why"]
+    write_json(run_dir / "slurm" / "job.json", {"job": "8", "cluster": "slurm"})  # another one, which has not begun
+    assert row()[-2:] == ["0", "0"]
+
+
 def test_what_slurm_does_not_say_is_no_reason_not_to_stop(fake: Path, run_dir: Path) -> None:
     write_json(run_dir / "slurm" / "job.json", {"job": "7", "cluster": "slurm"})
     install(fake, "squeue", DOWN)

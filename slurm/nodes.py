@@ -69,7 +69,9 @@ def judge(
     others = available - len(all_of_them)
     if not found:
         return Verdict()
-    if common := _common(found, nodes, avoided, job):
+    if {each.node for each in found} & {each.node for each in avoided if each.job == job}:
+        why = "SLURM gives the job a node again that was excluded"
+    elif common := _common(found, nodes, avoided, job):
         why = f"all nodes have the same fault ({common}), which is none of a single node"
     elif len(all_of_them) > max(1, available // _ONE_IN):
         why = f"of the {available} nodes of the partition more than one in {_ONE_IN} would be excluded"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def wrong(host: str, of: str = "arithmetic", text: str = "1 of 4096 products dif
 
 SLOW = {"host": "n2", "rank": 1, "kind": "slow", "check": "arithmetic", "text": "0.48 of the median"}
 N2 = Excluded("n2", ("arithmetic",), "arithmetic: 1 of 4096 products differs", "7", 1.0)
+OF_ANOTHER_JOB = replace(N2, job="6")
 N3 = Excluded("n3", ("clock",), "clock: 300 s behind", "7", 1.0)
 
 
@@ -73,6 +75,10 @@ def test_a_node_with_a_wrong_result_is_excluded_with_what_was_wrong(on: str, ava
             "of the 7 nodes of the partition more than one in 4 would be excluded: n3: clock: 300 s behind; n1: arith",
         ),
         (judged(wrong("n2"), available=2), "without these nodes the partition has 1, and slurm.nodes=2 are asked for"),
+        (
+            judged(wrong("n2"), avoided=(N2,)),
+            "SLURM gives the job a node again that was excluded: n2: arithmetic: 1 of",
+        ),
         (judged(wrong("n2"), left=0), "slurm.max_requeues is used up, and nodes are unfit: n2: arithmetic: 1 of"),
         (judged(wrong("", "versions", "torch 2.9 and 2.10")), "versions: torch 2.9 and 2.10"),
     ],
@@ -85,7 +91,7 @@ def test_what_is_no_fault_of_single_nodes_ends_the_job_with_all_names(verdict: V
 def test_one_in_four_may_be_excluded_over_the_whole_run() -> None:
     assert len(judged(wrong("n1"), avoided=(N3,), available=8).exclude) == 1
     assert judged(wrong("n1"), avoided=(N3, N2), available=11, on="n1 n4").refusal
-    assert judged(wrong("n2"), avoided=(N2,), available=4, on="n2 n4").exclude  # the same one again
+    assert judged(wrong("n2"), avoided=(OF_ANOTHER_JOB,), available=4, on="n2 n4").exclude  # the same one again
 
 
 @pytest.mark.usefixtures("run_dir")

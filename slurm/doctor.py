@@ -77,15 +77,19 @@ def _wait(job_id: str, say: Callable[[str], None]) -> None:
 
 def _show(job_id: str, folder: Path, *, as_json: bool) -> int:
     """Print what the doctor has printed, or its file; returns its exit code."""
-    said = "".join(path.read_text(errors="replace") for path in sorted(folder.glob("*.check.log")))
-    lines = [line for line in said.splitlines() if not line.startswith("srun: ")]
+    lines = _lines(folder, "*.check.log")
     report = next((read_json(path) for path in sorted(folder.glob("*.check.json"), reverse=True)), {})
     if not report:
-        log = "".join(path.read_text(errors="replace") for path in folder.glob("*_log.out"))
-        last = next((line for line in reversed([*log.splitlines(), *said.splitlines()]) if line.strip()), "no output")
+        last = next((line for line in reversed([*_lines(folder, "*_log.out"), *lines]) if line.strip()), "no output")
         raise RunError(f"job {job_id} ended without a result; its last line: {printable(last)}")
     print(json.dumps(report, indent=1) if as_json else "\n".join(lines))
     return FAILED_EXIT_CODE if any(each["kind"] == "wrong" for each in report["findings"]) else 0
+
+
+def _lines(folder: Path, names: str) -> list[str]:
+    """Of some files, without what srun itself says."""
+    text = "".join(path.read_text(errors="replace") for path in sorted(folder.glob(names)))
+    return [line for line in text.splitlines() if not line.startswith("srun: ")]
 
 
 def _parser() -> Parser:

@@ -189,4 +189,6 @@ def test_without_a_store_no_rank_that_lives_is_killed() -> None:
         lost = without_store(1, one_host)
         assert (str(lost).startswith("the store at "), lost.cut_off) == (True, False)
         assert process.poll() is None
-        process.kill()
+        threading.Timer(0.3, process.kill).start()  # as another rank does that has seen it stopped
+        lost = without_store(1, one_host)
+        assert str(lost).startswith("rank 0 on n2 did not answer any more: its process has ended (")

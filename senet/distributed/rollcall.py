@@ -19,7 +19,8 @@ from senet.distributed.ranks import PeerFailed, Ranks
 from senet.errors import RunError, cause_of, note, noted, place
 from senet.rundir.restarts import SILENT
 
-_PATIENCE_S = 5.0  # longer than it may take, before the store counts as gone: this host may be busy
+_DYING_S = 2.0  # a process that has been killed runs until then: this host may be busy
+_PATIENCE_S = 5.0  # longer than it may take, before the store counts as gone
 
 
 class Report(NamedTuple):
@@ -214,7 +215,9 @@ def _judge(reports: dict[int, Report], ranks: Ranks) -> Finding:
 
 def _judge_without_store(ranks: Ranks) -> Finding:
     """Its host is gone: under torchrun a launcher, else rank 0."""
-    letter = hangs.states(ranks.roster, ranks.rank).get(0, "?")
+    deadline = time.monotonic() + _DYING_S
+    while (letter := hangs.states(ranks.roster, ranks.rank).get(0, "?")) in ("R", "S") and time.monotonic() < deadline:
+        time.sleep(_DYING_S / 20)
     if ranks.rank > 0 and letter not in ("R", "S"):
         return _silent({0: letter}, [], ranks)
     what = f"the store at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"

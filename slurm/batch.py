@@ -78,7 +78,7 @@ def end(launch: Launch, job: str, outcome: dict[str, Any], lost: Sequence[str] =
         seen = _field(job, "JobState") or "unknown"
         return reason if failed else f"stopped, and not requeued: SLURM has the job as {seen}"
     # a rank may be killed before it can report a stop, in the first second of a start or with too short a GraceTime
-    preempted = _field(job, "PreemptTime") not in ("", "None", "Unknown")
+    preempted = is_preempted(job)
     if not state and not (preempted or lost):
         return "rank 0 did not start: see its log"
     # the signal before the time limit, which is sent once, comes up to a minute early
@@ -138,6 +138,11 @@ def _listen(port: int) -> socket.socket:
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server(("", port))
+
+
+def is_preempted(job: str) -> bool:
+    """Whether SLURM has told the job to make room."""
+    return _field(job, "PreemptTime") not in ("", "None", "Unknown")
 
 
 def _field(job: str, name: str) -> str:

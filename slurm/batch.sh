@@ -129,13 +129,14 @@ run_check() {
 # Check the nodes, and let Python judge. Fails if the job must not start on them; finish reads why. A check that fails
 # itself, or is late, stops nothing.
 check_nodes() {
-    local code
+    local code before
     if ! declare -F check_ranks >/dev/null; then return; fi
     run_check
     code=$?
     look
+    before=$(echo "$job" | grep -o ' ExcNodeList=[^( ]*' | cut -d = -f 2)
     eval "$(run_python -m slurm.check judge "$code" "$(scontrol show hostnames "$SLURM_JOB_NODELIST")" "$job" \
-        "$(scontrol show partition --oneliner "$SLURM_JOB_PARTITION")")"
+        "$(sinfo --noheader --partition="$SLURM_JOB_PARTITION" --format=%F)" "${before:+$(scontrol show hostnames "$before")}")"
     if [ -n "${excluded:-}" ]; then trap 'told_to_end=yes' TERM; fi # for exclude_nodes
     [ -z "${unfit:-}" ]
 }
@@ -145,8 +146,9 @@ check_nodes() {
 exclude_nodes() {
     local pause_s
     if [ -z "${excluded:-}" ]; then return; fi
-    for pause_s in 1 1 1 0; do
+    for pause_s in 1 5 15 60 0; do # SIGKILL comes after the site's KillWait
         if (trap '' TERM && exec scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$excluded"); then break; fi
+        echo "slurm: job $SLURM_JOB_ID may start on $excluded again" >&2
         sleep "$pause_s"
     done
     if [ -n "${told_to_end:-}" ]; then exit 1; fi

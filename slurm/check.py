@@ -1,11 +1,11 @@
 """What batch.sh does before and after the check in front of a start, which ``slurm.check_rank`` does on each rank.
 
-    python -m slurm.check port                            a port for it
-    python -m slurm.check judge CODE NODES JOB PARTITION  what follows, as shell assignments
+    python -m slurm.check port                                  a port for it
+    python -m slurm.check judge CODE NODES JOB COUNTS EXCLUDED  what follows, as shell assignments
 
-CODE is the exit code of srun, NODES the names of the job's nodes, JOB and PARTITION what scontrol shows of them. The
-doctor's findings are in ``$SENET_RUN_DIR/slurm``. If the job must not start on these nodes, the outcome of this start
-says why, and ``unfit`` is set.
+CODE is the exit code of srun, NODES the names of the job's nodes, JOB what scontrol shows of it, COUNTS what ``sinfo
+--format=%F`` shows of its partition, EXCLUDED the nodes that it must not get. The doctor's findings are in
+``$SENET_RUN_DIR/slurm``. If the job must not start on these nodes, the outcome says why, and ``unfit`` is set.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def check_ranks(python: str, config: Path) -> str:
         python: the command.
         config: the YAML file of the resolved options.
     """
-    step = f"srun --overlap --kill-on-bad-exit=0 --wait=10 --time=2 --export=ALL {python} -m slurm.check_rank"
+    step = "srun --overlap --distribution=block --kill-on-bad-exit=0 --wait=10 --time=2 --export=ALL"
     words = f"{shlex.quote(str(config))} --max-seconds {_CHECK_S}"
-    return f'check_ranks() {{ timeout --kill-after=5 {_LIMIT_S} {step} {words} "$@"; }}'
+    return f'check_ranks() {{ timeout --kill-after=5 {_LIMIT_S} {step} {python} -m slurm.check_rank {words} "$@"; }}'
 
 
-def judge(code: int, names: list[str], job: str, partition: str) -> dict[str, str]:
+def judge(code: int, names: list[str], job: str, counts: str, before: list[str]) -> dict[str, str]:
     """Say in the log what was found, keep the names of unfit nodes, and write the outcome of a start that must not be.
 
     Returns:
@@ -45,6 +45,9 @@ def judge(code: int, names: list[str], job: str, partition: str) -> dict[str, st
     """
     launch = Launch.from_environment()
     run_dir, job_id, start = where = launch.run_dir, launch.job_id, launch.start
+    if batch.is_preempted(job):
+        write_json(launch.outcome_file, {"state": "stopped", "reason": "preempted before the ranks were launched"})
+        return {"unfit": "yes"}
     file = nodes.check_file(*where)
     report = read_json(file)
     if not report.get("complete"):
@@ -53,24 +56,29 @@ def judge(code: int, names: list[str], job: str, partition: str) -> dict[str, st
     findings = report.get("findings", [])
     for each in findings:
         _say(nodes.line(each))
-    avoided = nodes.avoided_by(run_dir)
+    history = nodes.history_of(run_dir)
+    left_out = {each for each in before if each not in {old.node for old in history}}  # by the user
     verdict = nodes.judge(
-        findings,
+        report,
         names,
-        avoided,
+        history,
         job=job_id,
-        available=nodes.partition_size(partition) or len(names) + 1,  # no answer: one may be excluded
+        # no answer: one may be excluded
+        available=nodes.usable(counts) - len(left_out) if nodes.usable(counts) else len(names) + len(history) + 1,
         requeues_left=launch.max_requeues - start,
     )
     if verdict.refusal:
         write_json(launch.outcome_file, {"state": "refused", "reason": f"not started: {verdict.refusal}"})
+        if verdict.common:
+            nodes.forget_job(run_dir, job_id)
         return {"unfit": "yes"}
     if verdict.exclude:
         reason = f"starts again without what the check found: {nodes.describe(verdict.exclude)}"
         nodes.avoid(run_dir, verdict.exclude)
         write_json(launch.outcome_file, {"state": "stopped", "reason": reason})
         explain(*where, "stopped", reason)
-        return {"unfit": "yes", "excluded": nodes.names_to_exclude(job, [*avoided, *verdict.exclude])}
+        left_out |= {each.node for each in (*history, *verdict.exclude)}
+        return {"unfit": "yes", "excluded": ",".join(sorted(left_out))}
     return {WARNINGS_VARIABLE: "\n".join(map(nodes.line, findings))}
 
 
@@ -82,7 +90,8 @@ def main(argv: list[str]) -> int:
     if argv[0] == "port":
         print(batch.free_port())
     else:
-        for name, value in judge(int(argv[1]), argv[2].split(), *argv[3:]).items():
+        code, names, job, counts, before = argv[1:]
+        for name, value in judge(int(code), names.split(), job, counts, before.split()).items():
             print(f"export {name}={shlex.quote(value)}")
     return 0
 

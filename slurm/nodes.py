@@ -15,6 +15,8 @@ from typing import Any
 from senet.rundir.files import read_json, read_rows, replace_file
 from senet.verbs import typed
 
+_MEASURED = {"arithmetic", "clock", "files", "versions"}
+"""Checks whose findings are certain, also where others were not made."""
 _ONE_IN = 4  # nodes of a partition may be avoided; more is no fault of single nodes
 
 
@@ -40,40 +42,45 @@ class Verdict:
     """The job must start again, without these."""
     refusal: str = ""
     """Why the job must end."""
+    common: bool = False
+    """Whether what was found is no fault of single nodes, nor was it of those that this job has excluded."""
 
 
 def judge(
-    findings: Iterable[Mapping[str, Any]],
+    report: Mapping[str, Any],
     nodes: Sequence[str],
-    avoided: Sequence[Excluded],
+    history: Sequence[Excluded],
     *,
     job: str,
     available: int,
     requeues_left: int,
 ) -> Verdict:
-    """What follows from the findings of a check.
+    """What follows from a check: from what is ``wrong``. What is slow or late is no reason not to start.
 
     Args:
-        findings: of the doctor; only those of kind ``wrong`` count here.
+        report: of the doctor.
         nodes: of the job.
-        avoided: what the run avoids by now.
-        available: nodes of the partition.
+        history: all that the run has excluded.
+        available: nodes of the partition that the job may use.
         requeues_left: of slurm.max_requeues.
     """
-    wrong = [each for each in findings if each["kind"] == "wrong"]
-    if nobodys := [f"{each['check']}: {each['text']}" for each in wrong if each["host"] not in nodes]:
-        return Verdict(refusal="; ".join(dict.fromkeys(nobodys)))
+    wrong = [each for each in report.get("findings", ()) if each["kind"] == "wrong"]
+    if not report.get("complete"):  # that something is missing may be only slowness
+        wrong = [each for each in wrong if each["check"] in _MEASURED]
+    shared = [f"{each['check']}: {each['text']}" for each in wrong if not each["host"] and each["check"] == "files"]
     by_node = {node: [each for each in wrong if each["host"] == node] for node in nodes}
     found = tuple(_excluded(node, of_node, job) for node, of_node in by_node.items() if of_node)
-    all_of_them = [*(each for each in avoided if each.node not in nodes), *found]
-    others = available - len(all_of_them)
+    if shared:
+        return Verdict(refusal="; ".join(dict.fromkeys(shared)))
     if not found:
         return Verdict()
-    if {each.node for each in found} & {each.node for each in avoided if each.job == job}:
-        why = "SLURM gives the job a node again that was excluded"
-    elif common := _common(found, nodes, avoided, job):
+    together = list({each.node: each for each in (*history, *found)}.values())
+    others = available - len(together)
+    if common := _common(found, nodes, history, job):
         why = f"all nodes have the same fault ({common}), which is none of a single node"
-    elif len(all_of_them) > max(1, available // _ONE_IN):
+    elif again := [each.node for each in found if sum((old.node, old.job) == (each.node, job) for old in history) > 1]:
+        why = f"SLURM gives the job {', '.join(again)} again and again, which was excluded"
+    elif len(together) > max(1, available // _ONE_IN):
         why = f"of the {available} nodes of the partition more than one in {_ONE_IN} would be excluded"
     elif others < len(nodes):
         why = f"without these nodes the partition has {others}, and slurm.nodes={len(nodes)} are asked for"
@@ -81,7 +88,7 @@ def judge(
         why = "slurm.max_requeues is used up, and nodes are unfit"
     else:
         return Verdict(exclude=found)
-    return Verdict(refusal=f"{why}: {describe(all_of_them)}")
+    return Verdict(refusal=f"{why}: {describe(together)}", common=bool(common))
 
 
 def _excluded(node: str, findings: Sequence[Mapping[str, Any]], job: str) -> Excluded:
@@ -89,9 +96,10 @@ def _excluded(node: str, findings: Sequence[Mapping[str, Any]], job: str) -> Exc
     return Excluded(node, checks, "; ".join(f"{each['check']}: {each['text']}" for each in findings), job, time.time())
 
 
-def _common(found: Sequence[Excluded], nodes: Sequence[str], avoided: Sequence[Excluded], job: str) -> str:
+def _common(found: Sequence[Excluded], nodes: Sequence[str], history: Sequence[Excluded], job: str) -> str:
     """A check that all nodes have failed; for a job of one node also the node that it was on before. Empty if none."""
-    alike = [*found, *([each for each in avoided if each.job == job][-1:] if len(nodes) == 1 else [])]
+    before = [each for each in history if each.job == job and each.node not in nodes] if len(nodes) == 1 else []
+    alike = [*found, *before[-1:]]
     if len(found) < len(nodes) or len(alike) == 1:
         return ""
     shared = set.intersection(*(set(each.checks) for each in alike))
@@ -103,13 +111,15 @@ def describe(excluded: Iterable[Excluded]) -> str:
     return "; ".join(f"{each.node}: {each.finding}" for each in excluded)
 
 
+def history_of(run_dir: Path) -> list[Excluded]:
+    """All that was excluded since the last ``clear``, the oldest first."""
+    rows = [row for row in read_rows(_file(run_dir)) if {"node", "checks", "finding", "job", "time"} <= row.keys()]
+    return [Excluded(row["node"], tuple(row["checks"]), row["finding"], row["job"], row["time"]) for row in rows]
+
+
 def avoided_by(run_dir: Path) -> list[Excluded]:
     """What submissions from this run directory avoid; the latest finding of each node."""
-    rows = [row for row in read_rows(_file(run_dir)) if {"node", "checks", "finding", "job", "time"} <= row.keys()]
-    latest = {row["node"]: row for row in rows}
-    return [
-        Excluded(row["node"], tuple(row["checks"]), row["finding"], row["job"], row["time"]) for row in latest.values()
-    ]
+    return list({each.node: each for each in history_of(run_dir)}.values())
 
 
 def avoided_texts(run_dir: Path) -> list[str]:
@@ -123,8 +133,16 @@ def avoided_texts(run_dir: Path) -> list[str]:
 
 def avoid(run_dir: Path, excluded: Iterable[Excluded]) -> None:
     """Keep the names in the run directory."""
-    rows = [*read_rows(_file(run_dir)), *(vars(each) for each in excluded)]
-    replace_file(_file(run_dir), "".join(json.dumps(row) + "\n" for row in rows).encode(), durable=True)
+    _write(run_dir, [*history_of(run_dir), *excluded])
+
+
+def forget_job(run_dir: Path, job: str) -> None:
+    """Avoid no node because of this job any more."""
+    _write(run_dir, [each for each in history_of(run_dir) if each.job != job])
+
+
+def _write(run_dir: Path, history: Iterable[Excluded]) -> None:
+    replace_file(_file(run_dir), "".join(json.dumps(vars(each)) + "\n" for each in history).encode(), durable=True)
 
 
 def forget(run_dir: Path) -> list[Excluded]:
@@ -163,17 +181,15 @@ def line(finding: Mapping[str, Any]) -> str:
     return f"{finding['host'] or 'the job'} was {finding['kind']}: {finding['check']}: {finding['text']}"
 
 
-def partition_size(partition: str) -> int:
-    """Nodes, from ``scontrol show partition --oneliner``; 0 if it did not answer."""
-    found = re.search(r" TotalNodes=(\d+)", partition)
-    return int(found[1]) if found else 0
+def usable(counts: str) -> int:
+    """Nodes of a partition that are not down or drained, from ``sinfo --format=%F``; 0 if it did not answer."""
+    return sum(int(each[1]) + int(each[2]) for each in re.finditer(r"^(\d+)/(\d+)/\d+/\d+$", counts, re.MULTILINE))
 
 
-def names_to_exclude(job: str, excluded: Iterable[Excluded]) -> str:
-    """For ``scontrol update ExcNodeList=``: also those that the job has by now, as ``scontrol show job`` has them."""
-    before = re.search(r" ExcNodeList=(\S+)", job)
-    kept = [before[1]] if before and before[1] != "(null)" else []
-    return ",".join([*kept, *(each.node for each in excluded)])
+def unknown_name(words: str, script: str) -> str:
+    """For the end of a line in which sbatch refuses a job: what may help."""
+    names = "node name" in words.lower() and re.search(r"^#SBATCH --exclude=", script, re.MULTILINE)
+    return f"; nodes that the run avoids may be gone: {typed('slurm')} clear RUN_DIR" if names else ""
 
 
 def _file(run_dir: Path) -> Path:

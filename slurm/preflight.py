@@ -227,7 +227,7 @@ def _test_only(script: str, environment: dict[str, str]) -> Iterator[Finding]:
         text = "; either no node has what is asked for, or those that have it are down: the job may wait for ever"
         yield Finding(False, f"sbatch --test-only: {words}{text}")
     elif done.returncode:
-        yield Finding(True, f"sbatch refuses the job: {words}")
+        yield Finding(True, f"sbatch refuses the job: {words}{nodes.unknown_name(words, script)}")
 
 
 def _preemption(site: dict[str, str], partition: dict[str, str], needed_s: float) -> Iterator[Finding]:

@@ -23,7 +23,7 @@ from slurm.batch import free_port
 from slurm.check import check_ranks
 from slurm.gpus import binding, gpus_per_node, ranks_per_node
 from slurm.job import Job
-from slurm.nodes import exclude
+from slurm.nodes import exclude, unknown_name
 from slurm.process import only_environment, silent
 from slurm.snapshot import config_file
 from slurm.starts import launch_variables, may_shrink
@@ -102,7 +102,7 @@ def send(job: Job, config: Config, run_dir: Path, code: Path) -> str:
                 ) from None
             if "timed out" in words.lower():
                 words += "; SLURM may have accepted it: look with squeue before you submit again"
-            raise ConfigError(f"sbatch refused the job: {words}") from None
+            raise ConfigError(f"sbatch refused the job: {words}{unknown_name(words, executor.text())}") from None
         finally:
             for path in (run_dir / "slurm").iterdir():  # submitit does not remove its temporary files
                 if re.fullmatch(r"\.submission_file_\w+\.sh|[0-9a-f]{32}\.pkl", path.name):

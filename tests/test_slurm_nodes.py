@@ -15,12 +15,11 @@ from senet.rundir.files import read_json, write_json
 from senet.rundir.lease import Lease
 from slurm import batch, check, control, nodes, preflight, sbatch
 from slurm.check_rank import torchruns_variables
+from slurm.job import Job
 from slurm.nodes import Excluded, Verdict
 from slurm.starts import Launch, launch_variables
 from tests.harness import tiny
-from tests.test_slurm import RUNNING, calls, fake, install, run_batch_sh, run_dir  # noqa: F401
-
-JOB = f"{RUNNING} NumNodes=1 ReqNodeList=(null) ExcNodeList=(null)"
+from tests.test_slurm import PREEMPTED, RUNNING, calls, fake, install, run_batch_sh, run_dir  # noqa: F401
 
 
 def wrong(host: str, of: str = "arithmetic", text: str = "1 of 4096 products differs") -> dict[str, Any]:
@@ -39,12 +38,26 @@ def judged(
     avoided: tuple[Excluded, ...] = (),
     available: int = 8,
     left: int = 9,
+    complete: bool = True,
 ) -> Verdict:
-    return nodes.judge(findings, on.split(), avoided, job="7", available=available, requeues_left=left)
+    report = {"complete": complete, "findings": findings}
+    return nodes.judge(report, on.split(), avoided, job="7", available=available, requeues_left=left)
 
 
-def test_slow_nodes_are_no_reason_not_to_start() -> None:
-    assert judged() == judged(SLOW) == Verdict()
+def test_slow_and_late_nodes_are_no_reason_not_to_start() -> None:
+    late = SLOW | {"kind": "late", "check": "start"}
+    assert judged() == judged(SLOW) == judged(late, late | {"host": "n1"}, late | {"host": ""}) == Verdict()
+
+
+def test_of_a_check_that_was_not_completed_only_what_was_measured_counts() -> None:
+    assert judged(wrong("n2", "start", "rank 1 did not come"), complete=False) == Verdict()
+    found = judged(wrong("n2", "start", "rank 1 did not come"), wrong("n2"), complete=False).exclude
+    assert [each.checks for each in found] == [("arithmetic",)]
+
+
+def test_what_is_of_no_host_ends_a_job_only_if_it_is_a_folder() -> None:
+    assert judged(wrong("", "all-reduce", "rank 0 did not end the all-reduce")) == Verdict()
+    assert judged(wrong("", "files", "run_dir=/x: read-only")).refusal == "files: run_dir=/x: read-only"
 
 
 @pytest.mark.parametrize(("on", "available"), [("n1 n2", 3), ("n2", 2), ("n2 n1 n3 n4", 100)])
@@ -80,7 +93,6 @@ def test_a_node_with_a_wrong_result_is_excluded_with_what_was_wrong(on: str, ava
             "SLURM gives the job a node again that was excluded: n2: arithmetic: 1 of",
         ),
         (judged(wrong("n2"), left=0), "slurm.max_requeues is used up, and nodes are unfit: n2: arithmetic: 1 of"),
-        (judged(wrong("", "versions", "torch 2.9 and 2.10")), "versions: torch 2.9 and 2.10"),
     ],
 )
 def test_what_is_no_fault_of_single_nodes_ends_the_job_with_all_names(verdict: Verdict, expected: str) -> None:
@@ -91,7 +103,9 @@ def test_what_is_no_fault_of_single_nodes_ends_the_job_with_all_names(verdict: V
 def test_one_in_four_may_be_excluded_over_the_whole_run() -> None:
     assert len(judged(wrong("n1"), avoided=(N3,), available=8).exclude) == 1
     assert judged(wrong("n1"), avoided=(N3, N2), available=11, on="n1 n4").refusal
-    assert judged(wrong("n2"), avoided=(OF_ANOTHER_JOB,), available=4, on="n2 n4").exclude  # the same one again
+    for before in (OF_ANOTHER_JOB, N2):  # the same one again: SLURM did not take the exclusion
+        assert judged(wrong("n2"), avoided=(before,), available=4, on="n2 n4").exclude
+        assert judged(wrong("n2"), avoided=(before,), available=4, on="n2").exclude
 
 
 @pytest.mark.usefixtures("run_dir")
@@ -128,6 +142,16 @@ def batch_script(run_dir: Path, *options: str) -> str:  # noqa: F811
     return sbatch.make_slurm_executor(config, run_dir, Path("/code")).text()
 
 
+def test_sbatch_that_does_not_know_a_node_is_answered_with_what_may_help(run_dir: Path, fake: Path) -> None:  # noqa: F811
+    install(fake, "sbatch", "echo 'sbatch: error: Invalid node name specified' >&2; exit 1")
+    config = load_config(tiny(f"run_dir={run_dir}"))
+    for excluded, hint in (([], False), ([N2], True)):
+        nodes.avoid(run_dir, excluded)
+        with pytest.raises(ConfigError, match="Invalid node name specified") as refused:
+            sbatch.send(Job("", "", "", 0), config, run_dir, run_dir)
+        assert ("slurm clear RUN_DIR" in str(refused.value).replace(control.typed("slurm"), "slurm")) == hint
+
+
 def test_a_job_without_the_check_does_not_know_it(run_dir: Path) -> None:  # noqa: F811
     assert "check_ranks" not in batch_script(run_dir, "slurm.check=false")
     [line] = [line for line in batch_script(run_dir, "slurm.python=x run").splitlines() if "check_ranks" in line]
@@ -151,10 +175,17 @@ def start(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
     return run_dir
 
 
-def after(run_dir: Path, *findings: dict[str, Any], names: str = "n1 n2", job: str = JOB) -> dict[str, str]:  # noqa: F811
+def after(
+    run_dir: Path,  # noqa: F811
+    *findings: dict[str, Any],
+    names: str = "n1 n2",
+    job: str = RUNNING,
+    counts: str = "3/9/1/13\n",
+    before: str = "",
+) -> dict[str, str]:
     file = nodes.check_file(run_dir, "7", 0)
     write_json(file, {"seconds": 3.0, "complete": True, "findings": findings, "checks": {}})
-    return check.judge(0, names.split(), job, "PartitionName=low TotalCPUs=16 TotalNodes=8 SelectTypeParameters=NONE")
+    return check.judge(0, names.split(), job, counts, before.split())
 
 
 def test_a_slow_node_is_said_in_the_log_and_in_the_status(
@@ -180,8 +211,24 @@ def test_a_wrong_node_is_kept_and_the_job_starts_again(start: Path) -> None:
     reason = read_json(start / "status.json")["reason"]
     assert reason == "starts again without what the check found: n2: arithmetic: 1 of 4096 products differs"
     assert [each.node for each in nodes.avoided_by(start)] == ["n2"]
-    again = JOB.replace("ExcNodeList=(null)", "ExcNodeList=n[7-8]")
-    assert after(start, wrong("n3", "clock"), names="n3", job=again)["excluded"] == "n[7-8],n2,n3"
+    assert after(start, wrong("n3", "clock"), names="n3", before="n2 n7")["excluded"] == "n2,n3,n7"
+
+
+def test_nodes_that_are_down_or_excluded_by_the_user_do_not_count(start: Path) -> None:
+    six = " ".join(f"n{number}" for number in range(6))
+    assert after(start, wrong("n2"), names=six, counts="6/1/93/100\n")["excluded"] == "n2"
+    nodes.forget(start)
+    assert after(start, wrong("n2"), names=six, counts="6/1/93/100\n", before="n9") == {"unfit": "yes"}
+    reason = read_json(start / "slurm" / "7.0.0.status.json")["reason"]
+    assert "without these nodes the partition has 5, and slurm.nodes=6 are asked for: n2: arithmetic" in reason
+
+
+def test_a_job_that_is_preempted_while_its_nodes_are_looked_at_is_not_started(start: Path) -> None:
+    assert after(start, wrong("n2"), job=PREEMPTED) == {"unfit": "yes"}
+    outcome = read_json(start / "slurm" / "7.0.0.status.json")
+    assert outcome["state"] == "stopped"
+    assert batch.end(Launch.from_environment(), PREEMPTED, outcome) == "requeue"
+    assert nodes.avoided_by(start) == []  # its ranks may have been told to end
 
 
 def test_a_refusal_is_the_end_of_the_job_with_its_reason(start: Path) -> None:
@@ -194,18 +241,25 @@ def test_a_refusal_is_the_end_of_the_job_with_its_reason(start: Path) -> None:
     assert nodes.avoided_by(start) == []
 
 
+def test_a_fault_that_a_job_of_one_node_meets_again_is_no_fault_of_the_nodes_before(start: Path) -> None:
+    nodes.avoid(start, [replace(N3, job="5")])
+    assert after(start, wrong("n2"), names="n2")["excluded"] == "n2,n3"
+    assert after(start, wrong("n1"), names="n1") == {"unfit": "yes"}
+    assert [each.node for each in nodes.avoided_by(start)] == ["n3"]
+
+
 @pytest.mark.parametrize(("code", "expected"), [(1, "exit code 1"), (124, "it was not done in time")])
 def test_a_check_without_a_result_is_one_line(
     start: Path, code: int, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert check.judge(code, ["n1"], JOB, "") == {"SENET_WARNINGS": ""}
+    assert check.judge(code, ["n1"], RUNNING, "", []) == {"SENET_WARNINGS": ""}
     [line] = capsys.readouterr().err.splitlines()
     assert f"did not come to its end ({expected}; see {start}/slurm/7.0.check.log)" in line
 
 
 def test_where_slurm_does_not_tell_the_size_of_the_partition_one_node_may_be_excluded(start: Path) -> None:
     write_json(nodes.check_file(start, "7", 0), {"complete": True, "findings": [wrong("n2")]})
-    assert check.judge(0, ["n1", "n2"], JOB, "")["excluded"] == "n2"
+    assert check.judge(0, ["n1", "n2"], RUNNING, "", [])["excluded"] == "n2"
 
 
 def test_the_reason_of_a_failure_ends_with_what_the_check_found_of_the_host_it_names(

@@ -294,8 +294,8 @@ class SlurmConfig:
     """Launches after a failure, inside the job, in a row without a new checkpoint; 0: a failure ends the job. A failure
     that comes twice at the same step from the same cause ends it too."""
     check: bool = option(True, free=True)
-    """Have ./launch.sh doctor look at the nodes before each start, for 15 s at the most. Slow ones are warned of; those
-    that compute wrongly or cannot reach the run directory are excluded, and the job is requeued."""
+    """Have ./launch.sh doctor look at the nodes before each start, for about 15 s. Slow ones are warned of; those that
+    compute wrongly or cannot write the run directory are excluded, and the job is requeued."""
     setup: tuple[str, ...] = option((), free=True)
     """Shell lines that the batch script runs first: module load ..., conda activate ..."""
     python: str = option("", free=True)

@@ -89,8 +89,8 @@ def test_a_node_with_a_wrong_result_is_excluded_with_what_was_wrong(on: str, ava
         ),
         (judged(wrong("n2"), available=2), "without these nodes the partition has 1, and slurm.nodes=2 are asked for"),
         (
-            judged(wrong("n2"), avoided=(N2,)),
-            "SLURM gives the job a node again that was excluded: n2: arithmetic: 1 of",
+            judged(wrong("n2"), avoided=(N2, N2)),
+            "SLURM gives the job n2 again and again, which was excluded: n2: arithmetic: 1 of",
         ),
         (judged(wrong("n2"), left=0), "slurm.max_requeues is used up, and nodes are unfit: n2: arithmetic: 1 of"),
     ],

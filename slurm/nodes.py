@@ -67,6 +67,8 @@ def judge(
     wrong = [each for each in report.get("findings", ()) if each["kind"] == "wrong"]
     if not report.get("complete"):  # that something is missing may be only slowness
         wrong = [each for each in wrong if each["check"] in _MEASURED]
+    else:  # its collectives have worked with the names that there are
+        wrong = [each for each in wrong if each["check"] != "names"]
     shared = [f"{each['check']}: {each['text']}" for each in wrong if not each["host"] and each["check"] == "files"]
     by_node = {node: [each for each in wrong if each["host"] == node] for node in nodes}
     found = tuple(_excluded(node, of_node, job) for node, of_node in by_node.items() if of_node)

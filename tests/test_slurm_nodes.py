@@ -55,6 +55,10 @@ def test_of_a_check_that_was_not_completed_only_what_was_measured_counts() -> No
     assert [each.checks for each in found] == [("arithmetic",)]
 
 
+def test_a_name_that_is_not_found_is_no_reason_where_the_collectives_have_worked() -> None:
+    assert judged(wrong("n2", "names", "no address of n1")) == Verdict()
+
+
 def test_what_is_of_no_host_ends_a_job_only_if_it_is_a_folder() -> None:
     assert judged(wrong("", "all-reduce", "rank 0 did not end the all-reduce")) == Verdict()
     assert judged(wrong("", "files", "run_dir=/x: read-only")).refusal == "files: run_dir=/x: read-only"

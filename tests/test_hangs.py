@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ def test_what_hangs_is_looked_at_and_killed(
     if how == "stopped":
         sleeper.send_signal(signal.SIGSTOP)
         wait_until(lambda: hangs.state(process) == "T", 30)
-    hangs.end("rank 1 on n2", process)
+    hangs.end({"rank 1 on n2": process})
     assert sleeper.wait(30) == -signal.SIGKILL
     first, *rest = capfd.readouterr().err.splitlines()
     if how == "stopped":
@@ -90,27 +91,33 @@ def test_what_hangs_is_looked_at_and_killed(
         assert rest == [f"--- {spy} {asked} --native", "no native", f"--- {spy} {asked}", f"asked for {asked}"]
 
 
-def test_a_py_spy_that_hangs_is_not_waited_for(
-    sleeper: subprocess.Popen[bytes], spy: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_py_spy_that_hangs_is_not_waited_for_however_many_processes_there_are(
+    spy: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hangs, "LIMIT_S", 3)
     spy.write_text("#!/bin/sh\nexec sleep 600\n")
-    hangs.end("rank 1 on n2", as_rank(sleeper))
-    assert sleeper.wait(30) == -signal.SIGKILL
-    assert capfd.readouterr().err.count("timed out after 0.5 seconds") == 2
+    with ExitStack() as stack:
+        sleepers = [stack.enter_context(subprocess.Popen(["sleep", "600"])) for _ in range(12)]
+        began = time.monotonic()
+        hangs.end({f"rank {rank} on n2": as_rank(sleeper) for rank, sleeper in enumerate(sleepers)})
+        assert time.monotonic() - began < 15  # one after another it would be 28
+        assert [sleeper.wait(30) for sleeper in sleepers] == [-signal.SIGKILL] * 12
+    said = capfd.readouterr().err
+    assert said.count(": alive, but its Python does not run (state S), waits in ") == 12
+    assert " timed out after " in said
 
 
 def test_without_py_spy_the_state_is_told(
     sleeper: subprocess.Popen[bytes], spy: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     spy.unlink()
-    hangs.end("rank 1 on n2", as_rank(sleeper))
+    hangs.end({"rank 1 on n2": as_rank(sleeper)})
     assert sleeper.wait(30) == -signal.SIGKILL
     assert len(capfd.readouterr().err.splitlines()) == 1
 
 
 def test_a_process_that_has_the_pid_now_is_left_alone(sleeper: subprocess.Popen[bytes], spy: Path) -> None:
     spy.unlink()
-    hangs.end("rank 1 on n2", as_rank(sleeper)._replace(started=1))
+    hangs.end({"rank 1 on n2": as_rank(sleeper)._replace(started=1)})
     time.sleep(0.2)
     assert sleeper.poll() is None

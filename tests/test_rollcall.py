@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import threading
-import time
 from collections import Counter
 from typing import Any
 
@@ -63,8 +62,8 @@ def call(errors: dict[int, Exception], roster: Roster, *, silent: set[int]) -> t
         thread.start()
     for thread in threads:
         thread.join()
-    time.sleep(0.6)  # the ranks that only answer have done so
     for stand in stands.values():
+        assert stand._done.wait(60)  # also those that only answer
         stand.close()
     return raised, store.requests.total()
 

@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from senet.distributed.roster import Process, Roster
 from senet.rundir.locks import started_at
 
 LIMIT_S = 20.0
-"""``end`` takes no longer."""
+"""``end`` takes no longer, for any number of processes."""
 _STATES = {
     "": "its process has ended",
     "T": "stopped by a signal (state T)",
@@ -53,25 +55,33 @@ def write_stacks(name: str) -> None:
     faulthandler.dump_traceback(file=2, all_threads=True)
 
 
-def end(name: str, process: Process) -> None:
-    """Write to stderr what can be seen of another process of this host without its help, and kill it: its run is over,
-    and torchrun and SLURM would first wait for it."""
-    if not (letter := state(process)):
-        return
+def end(processes: Mapping[str, Process]) -> None:
+    """Write to stderr what can be seen of other processes of this host without their help, by name, and kill them:
+    their run is over, and torchrun and SLURM would first wait for them."""
+    deadline = time.monotonic() + 0.9 * LIMIT_S
+    there = {name: process for name, process in processes.items() if state(process)}
+    for name, process in there.items():
+        _look(name, process, deadline)
+    for process in there.values():
+        if state(process):
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(process.pid, signal.SIGKILL)
+
+
+def _look(name: str, process: Process, deadline: float) -> None:
+    letter = state(process)
     _write(f"{name}: {in_words(letter)}, waits in {_read(f'/proc/{process.pid}/wchan')}")
     command = shutil.which("py-spy", path=f"{sys.prefix}/bin:{os.environ.get('PATH', '')}")
     # what is stopped does not stop for py-spy; what runs is stopped by it for a moment
     for options in (["--nonblocking"],) if letter in ("T", "t") else (["--native"], []):
-        if command and _spy([command, "dump", "--pid", str(process.pid), *options]):
-            break
-    if state(process):
-        with suppress(ProcessLookupError):  # it has ended meanwhile
-            os.kill(process.pid, signal.SIGKILL)
+        limit_s = min(0.4 * LIMIT_S, deadline - time.monotonic())
+        if command and limit_s > 0 and _spy([command, "dump", "--pid", str(process.pid), *options], limit_s):
+            return
 
 
-def _spy(command: list[str]) -> bool:
+def _spy(command: list[str], limit_s: float) -> bool:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S / 2 - 1)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s)
     except (OSError, subprocess.TimeoutExpired) as error:
         _write(str(error))
         return False

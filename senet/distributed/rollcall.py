@@ -173,8 +173,7 @@ class RollCall:
                 hangs.write_stacks(roster.name([own]))
                 beside = roster.beside(own)
                 if own == min({own, *beside} & {own, *found.answered}):
-                    for rank in beside.keys() & set(found.silent):
-                        hangs.end(roster.name([rank]), beside[rank])
+                    hangs.end({roster.name([rank]): beside[rank] for rank in found.silent if rank in beside})
         finally:
             self._done.set()
 

@@ -5,9 +5,9 @@
 
 A job is started by SLURM, once and after each requeue; a start launches the ranks, once and after each failure.
 
-JOB is the output of ``scontrol show job --oneliner``, HOSTS are those of this launch, LOST those that do not answer.
-Reads and writes files in ``$SENET_RUN_DIR`` only. The outcome of this launch is in ``$SENET_STATUS_FILE``, to which
-rank 0 copies its status; ``status.json`` may be another start's by then.
+JOB is the output of ``SLURM_TIME_FORMAT=%s scontrol show job --oneliner``, HOSTS are those of this launch, LOST those
+that do not answer. Reads and writes files in ``$SENET_RUN_DIR`` only. The outcome of this launch is in
+``$SENET_STATUS_FILE``, to which rank 0 copies its status; ``status.json`` may be another start's by then.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +152,7 @@ def _field(job: str, name: str) -> str:
 def _left_s(job: str) -> float:
     """Seconds until the time limit of this start."""
     try:
-        return datetime.fromisoformat(_field(job, "EndTime")).timestamp() - time.time()
+        return float(_field(job, "EndTime")) - time.time()
     except ValueError:  # Unknown: there is none
         return math.inf
 

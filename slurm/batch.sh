@@ -17,7 +17,7 @@ name_launch() {
 look() {
     local pause_s
     for pause_s in 1 5 15 30 60 120 240 0; do
-        if job=$(scontrol show job --oneliner "$SLURM_JOB_ID"); then break; fi
+        if job=$(SLURM_TIME_FORMAT=%s scontrol show job --oneliner "$SLURM_JOB_ID"); then break; fi # times as numbers
         sleep "$pause_s"
     done
     case " $job " in

@@ -22,7 +22,7 @@ def parse(argv: Sequence[str]) -> Namespace:
         prog=typed("doctor"),
         description="Whether this host, or all hosts of a launch, are fit to train: exact arithmetic, speed, network, "
         "names, clocks, files, limits, versions. Rank 0 compares the hosts and names those that stand out.",
-        epilog="Exit code: 0 nothing is wrong (what is only slow is warned of), 1 something is wrong, 2 bad input.",
+        epilog="Exit code: 0 nothing is wrong (what is slow is warned of), 1 something is wrong or late, 2 bad input.",
     )
     parser.add_argument(
         "options",

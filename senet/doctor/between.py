@@ -7,7 +7,8 @@ the one that differs from rank 0, and the text says so.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from statistics import median_high
 from typing import Any
 
@@ -29,64 +30,56 @@ def wrong_clocks(reports: Reports) -> Iterator[Finding]:
     if len(ahead) < 2:
         return
     right, whose = median_high(each["ahead_s"] for each in ahead.values()), "those of most hosts"
-    if len(ahead) == 2:
-        right, whose = _right_of_two(reports, {host: each["ahead_s"] for host, each in ahead.items()})
+    clear = 2 * sum(abs(each["ahead_s"] - right) < SLOW_CLOCK_S for each in ahead.values()) > len(ahead)
+    if len(ahead) == 2 and (agreed := _agreed_with_files(reports, list(ahead))):
+        right, whose, clear = ahead[agreed]["ahead_s"], f"that of {agreed} and of the file system", True
     for host, each in ahead.items():
-        off_s = each["ahead_s"] - right
-        if (at_least_s := abs(off_s) - each["error_s"]) > SLOW_CLOCK_S:
-            how = f"{abs(off_s):.0f} s {'ahead of' if off_s > 0 else 'behind'} {whose}"
-            kind: Kind = "wrong" if at_least_s > WRONG_CLOCK_S else "slow"
+        far = each if clear else max(ahead.values(), key=lambda other: abs(other["ahead_s"] - each["ahead_s"]))
+        off_s = each["ahead_s"] - (right if clear else far["ahead_s"])
+        if (at_least_s := abs(off_s) - max(each["error_s"], far["error_s"])) > SLOW_CLOCK_S:
+            than = whose if clear else "that of another host, and no majority tells which is wrong"
+            how = f"{abs(off_s):.0f} s {'ahead of' if off_s > 0 else 'behind'} {than}"
+            kind: Kind = "wrong" if at_least_s > WRONG_CLOCK_S and clear else "slow"
             yield Finding(host, None, kind, "clock", f"its clock is {how}; start chrony or ntpd", (CLOCK_ROW,))
 
 
-def _right_of_two(reports: Reports, ahead: Mapping[str, float]) -> tuple[float, str]:
-    """Which of two clocks is right, and whose that is: the one that the file server agrees with, else rank 0's."""
+def _agreed_with_files(reports: Reports, two: Sequence[str]) -> str:
+    """Which of two clocks the file server agrees with; "" where it is not one alone."""
     hosts = reports.hosts()
-    behind = {host: reports.parts[hosts[host][0]].get("files", {}).get("run_dir", {}).get("behind_s") for host in ahead}
-    agree = [host for host, seconds in behind.items() if seconds is not None and abs(seconds) < SLOW_CLOCK_S]
-    if len(agree) == 1 and None not in behind.values():
-        return ahead[agree[0]], f"that of {agree[0]} and of the file system"
-    return ahead[next(iter(hosts))], f"that of {reports.host(0)} (which of the two is wrong is not known)"
+    behind = [reports.parts[hosts[host][0]].get("files", {}).get("run_dir", {}).get("behind_s") for host in two]
+    agree = [host for host, seconds in zip(two, behind, strict=True) if seconds is None or abs(seconds) < SLOW_CLOCK_S]
+    return agree[0] if len(agree) == 1 and None not in behind else ""
 
 
 def unknown_names(reports: Reports) -> Iterator[Finding]:
-    """Hosts that do not find others by name, or a host whose name hardly any other finds."""
-    hosts = reports.hosts()
+    """Hosts that do not find others by name, or a host whose name hardly any other finds. A training needs the name
+    MASTER_ADDR alone, which each rank that is here has found."""
     known = {reports.host(rank): found for rank, found in reports.of("names", "addresses").items()}
-    lacks = {
-        host: [name for name in hosts if name != host and not finds(addresses, name)]
-        for host, addresses in known.items()
-    }
-    kind: Kind = "slow" if _is_address(reports.master) else "wrong"  # then no start depends on names
-    unfindable = [
-        name for name in hosts
-        if (missing := sum(name in lacking for lacking in lacks.values())) > 1 and 2 * missing > len(known) - 1
-    ]  # fmt: skip
-    for name in unfindable:
+    lacks = {host: lacking_names(host, addresses) for host, addresses in known.items()}
+    asked = Counter(name for host, addresses in known.items() for name in addresses if name != host)
+    missing = Counter(name for lacking in lacks.values() for name in lacking)
+    unfindable = {name for name, count in missing.items() if count > 1 and 2 * count > asked[name]}
+    for name in sorted(unfindable):
         text = f"most hosts find no address of another host under its name {name}; add it to DNS or their /etc/hosts"
-        yield Finding(name, None, kind, "names", text)
+        yield Finding(name, None, "slow", "names", text)
     for host, lacking in lacks.items():
         if names := [name for name in lacking if name not in unfindable]:
             text = f"it finds no address of another host under the name {', '.join(names[:3])}"
             more = f" and {len(names) - 3} more" * (len(names) > 3)
-            yield Finding(host, None, kind, "names", f"{text}{more}; add it to DNS or its /etc/hosts", (NAMES_ROW,))
+            yield Finding(host, None, "slow", "names", f"{text}{more}; add it to DNS or its /etc/hosts", (NAMES_ROW,))
     for rank, address in reports.of("interface", "address").items():
-        if len(hosts) > 1 and ipaddress.ip_address(address).is_loopback:
+        if len(reports.of("files")) > 1 and _is_loopback(address):
             text = f"other hosts would be told the address {address} of it; correct its own name in /etc/hosts, or set "
-            yield Finding(reports.host(rank), None, "wrong", "names", f"{text}GLOO_SOCKET_IFNAME=eth0 or the like")
+            yield Finding(reports.host(rank), None, "slow", "names", f"{text}GLOO_SOCKET_IFNAME=eth0 or the like")
 
 
-def finds(addresses: Mapping[str, Collection[str]], name: str) -> bool:
-    """Whether a name has an address there that leads to another host."""
-    return not all(ipaddress.ip_address(each.partition("%")[0]).is_loopback for each in addresses.get(name, ()))
+def lacking_names(host: str, addresses: Mapping[str, Collection[str]]) -> list[str]:
+    """Names of other hosts for which it found no address that leads to another host."""
+    return [name for name, found in addresses.items() if name != host and all(map(_is_loopback, found))]
 
 
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def bad_links(reports: Reports) -> Iterator[Finding]:
@@ -95,8 +88,9 @@ def bad_links(reports: Reports) -> Iterator[Finding]:
     dead = [pair for pair, found in links.items() if "error" in found]
     for host, others in _blamed(dead, links).items():
         reason = next(links[pair]["error"] for pair in dead if host in pair)
+        kind: Kind = "late" if "timed out" in reason else "wrong"
         text = f"no connection with {', '.join(others[:3])} ({reason}); check cable, firewall, GLOO_SOCKET_IFNAME"
-        yield Finding(host, None, "wrong", "links", text, (LINK_ROW,))
+        yield Finding(host, None, kind, "links", text, (LINK_ROW,))
     alive = {pair: found for pair, found in links.items() if "error" not in found}
     if not alive:
         return
@@ -141,10 +135,13 @@ def _expected_rate(reports: Reports, rates: Mapping[tuple[str, str], float]) -> 
     return ONLY_LINK * possible, rule
 
 
-def _by_best(values: Mapping[tuple[str, str], float], best: Any) -> float:
+def _by_best(values: Mapping[tuple[str, str], float], best: Callable[[list[float]], float]) -> float:
     """The median over hosts of the best of each, so that one bad host does not spoil that of three."""
-    hosts = {host for pair in values for host in pair}
-    return usual({host: best(value for pair, value in values.items() if host in pair) for host in hosts})
+    by_host: dict[str, list[float]] = {}
+    for pair, value in values.items():
+        for host in pair:
+            by_host.setdefault(host, []).append(value)
+    return usual({host: best(each) for host, each in by_host.items()})
 
 
 def _blamed(bad: Collection[tuple[str, str]], pairs: Collection[tuple[str, str]]) -> dict[str, list[str]]:
@@ -157,7 +154,7 @@ def _blamed(bad: Collection[tuple[str, str]], pairs: Collection[tuple[str, str]]
     for one, other in bad:
         partners[one].append(other)
         partners[other].append(one)
-    count = {host: sum(host in pair for pair in pairs) for host in partners}
+    count = Counter(host for pair in pairs for host in pair)
     causes = {host for host, others in partners.items() if len(others) == count[host] > 1}
     if len(causes) == len(partners):
         return partners
@@ -168,26 +165,17 @@ def _blamed(bad: Collection[tuple[str, str]], pairs: Collection[tuple[str, str]]
 
 
 def failed_all_reduce(reports: Reports) -> Iterator[Finding]:
-    """Collectives that fail or hang where each link works, or whose sums are wrong."""
+    """Wrong sums; or an all-reduce that did not end in time, though each link works."""
+    for rank, count in reports.of("all-reduce", "wrong").items():
+        if count:
+            text = f"rank {rank} received {count} wrong sums in an all-reduce; test its memory and network card"
+            yield Finding(reports.host(rank), rank, "wrong", "all-reduce", text)
     hung = [rank for rank, part in reports.doing.items() if part == "all-reduce"]
     failed = reports.of("all-reduce", "error")
-    wrong = {rank: count for rank, count in reports.of("all-reduce", "wrong").items() if count}
-    guilty = hung or list(wrong) or list(failed)
-    if not guilty:
-        return
-    if hung:
-        text = f"rank {hung[0]} did not end the all-reduce"
-    elif wrong:
-        text = f"rank {guilty[0]} received {wrong[guilty[0]]} wrong sums in an all-reduce"
-    else:
-        text = f"the all-reduce failed: {failed[guilty[0]]}"
-    hosts = {reports.host(rank) for rank in guilty}
-    known = len(hosts) < len(reports.hosts()) or len(reports.hosts()) == 1
-    for host in sorted(hosts) if known else [""]:
-        yield Finding(
-            host,
-            guilty[0] if known else None,
-            "wrong",
-            "all-reduce",
-            f"{text}; see GLOO_SOCKET_IFNAME, NCCL_DEBUG=INFO",
-        )
+    if late := hung or list(failed):
+        reason = failed[late[0]] if not hung else f"rank {late[0]} did not end it in time; a training waits longer"
+        hosts = {reports.host(rank) for rank in late}
+        known = len(hosts) == 1
+        for host in hosts if known else [""]:
+            text = f"{reason}; see distributed.start_timeout_s, GLOO_SOCKET_IFNAME, NCCL_DEBUG=INFO"
+            yield Finding(host, late[0] if known else None, "late", "all-reduce", text)

@@ -8,7 +8,6 @@ import fcntl
 import os
 import re
 import secrets
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,7 +18,6 @@ from senet.rundir.files import fsync_directory
 from senet.rundir.locks import own_folder
 
 _BYTES = 1 << 20
-_ROOM = 3  # times the newest checkpoint
 _POLL_S = 0.02
 LOCAL_KINDS = {"btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs", "zfs"}
 """File systems that are never shared by hosts."""
@@ -116,13 +114,13 @@ def look(theirs: Mapping[str, Mapping[str, Any]], patience_s: float) -> dict[str
 
 
 def _room(path: Path, folder: Path) -> dict[str, Any]:
-    """Free bytes and files, and the bytes that the next checkpoints of a run directory may need."""
+    """Free bytes and files, None where the file system does not say; bytes of the newest checkpoint of a run."""
     about = os.statvfs(folder)
     sizes = [file.stat().st_size for file in sorted(path.glob("checkpoints/step_*.pt"))[-1:]]
     return {
-        "free": shutil.disk_usage(folder).free,
-        "needed": _ROOM * sizes[0] if sizes else 0,
-        "free_files": about.f_favail if about.f_files else None,  # None: made as they are needed
+        "free": about.f_bavail * about.f_frsize if about.f_blocks else None,
+        "checkpoint": sum(sizes),
+        "free_files": about.f_favail if about.f_files else None,
     }
 
 

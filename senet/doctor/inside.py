@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from senet.doctor.reports import EXACT_ROW, Finding, Reports, limit_row, minority, rate_row, usual
+from senet.doctor.reports import EXACT_ROW, Finding, Kind, Reports, limit_row, majority, rate_row, usual
 
 SLOW = 0.6
 """Of the median rate of all ranks on devices of a kind."""
@@ -23,34 +23,35 @@ _UNITS = {"copy": "GB/s"}
 
 
 def late_ranks(reports: Reports) -> Iterator[Finding]:
-    """Ranks that never came, whose device cannot be used, or that never ended a part."""
+    """Ranks that did not come, or did not end a part, in time."""
     for rank, parts in reports.parts.items():
         if "here" not in parts:
-            yield Finding(
-                reports.host(rank), rank, "wrong", "start",
-                f"rank {rank} did not come: its own output says why (it may not find {reports.master or 'rank 0'} by "
-                f"name or not reach it, its Python may not start, a file system may hang)",
-            )  # fmt: skip
+            text = (
+                f"rank {rank} did not come in time; its own output says why (it may not find "
+                f"{reports.master or 'rank 0'} by name or not reach it; Python starts slowly from a cold file system)"
+            )
+            yield Finding(reports.host(rank), rank, "late", "start", text)
     for rank, part in reports.doing.items():
         if part != "all-reduce":  # told with what the others report of it
             text = f"rank {rank} did not end the part '{part}' within {reports.limit_s:g} s: {_why_late(part)}"
-            yield Finding(reports.host(rank), rank, "wrong", part, text)
+            yield Finding(reports.host(rank), rank, "late", part, text)
 
 
 def _why_late(part: str) -> str:
     if part.startswith("files"):
         return "the file system of run_dir or data.root does not answer"
-    return "it hangs or was killed; see its own output, and what else runs there"
+    return "it is slow, hangs or was killed; see its own output, and what else runs there"
 
 
 def failed_parts(reports: Reports) -> Iterator[Finding]:
-    """Errors that a part of the check ended with."""
+    """Errors that a part of the check ended with: wrong where a device does not compute."""
     for rank, parts in reports.parts.items():
         for part, report in parts.items():
             if "error" in report and part != "all-reduce":
+                kind: Kind = "wrong" if part in ("here", "compute") and report["of_device"] else "late"
                 name = "device" if part == "here" else part
                 text = f"rank {rank}: {report['error'].removeprefix('ConfigError: ')}"
-                yield Finding(reports.host(rank), rank, "wrong", name, text)
+                yield Finding(reports.host(rank), rank, kind, name, text)
 
 
 def wrong_products(reports: Reports) -> Iterator[Finding]:
@@ -70,12 +71,15 @@ def wrong_products(reports: Reports) -> Iterator[Finding]:
 def slow_ranks(reports: Reports) -> Iterator[Finding]:
     """Rates far below those of other ranks on the same kind of device; both times that they were measured."""
     rates = {rank: best_rates(each) for rank, each in reports.of("compute", "rates").items()}
+    alike: dict[tuple[str, str], dict[int, float]] = {}
     for rank, own in rates.items():
-        kind = reports.parts[rank]["here"]["processor"]
-        alike = [each for other, each in rates.items() if reports.parts[other]["here"]["processor"] == kind]
+        for name, rate in own.items():
+            alike.setdefault((reports.parts[rank]["here"]["processor"], name), {})[rank] = rate
+    medians = {kind: usual(of) for kind, of in alike.items()}
+    for rank, own in rates.items():
         told = {}
         for name, rate in own.items():
-            median = usual({number: each[name] for number, each in enumerate(alike) if name in each})
+            median = medians[reports.parts[rank]["here"]["processor"], name]
             if rate < SLOW * median:
                 told[rate_row(name)] = f"{name} {rate:.3g} {_UNITS.get(name, 'GFLOP/s')}, usual here {median:.3g}"
         if told:
@@ -103,17 +107,27 @@ def low_limits(reports: Reports) -> Iterator[Finding]:
 
 
 def other_versions(reports: Reports) -> Iterator[Finding]:
-    """Versions, code or kind of device that most hosts do not have."""
+    """Versions, code or kind of device that most hosts do not have; without a majority nobody's is wrong."""
     found = reports.of("here", "versions")
-    if not found:
-        return
-    told: dict[str, dict[str, str]] = {}
+    told: dict[tuple[str, Kind], dict[str, str]] = {}
     for name in dict.fromkeys(name for versions in found.values() for name in versions):
         values = {rank: versions.get(name, "none") for rank, versions in found.items()}
-        expected, others, clear = minority(values, reports.host)
-        for rank, value in others.items():
-            whose = "most hosts have" if clear else f"{reports.host(0)}, where rank 0 is, has"
-            told.setdefault(reports.host(rank), {})[name] = f"{name} {value}, {whose} {expected}"
-    for host, texts in told.items():
+        expected = majority(values, reports.host)
+        for rank, value in values.items():
+            if expected is None:
+                other = next(each for each, theirs in values.items() if theirs != value)
+                text = f"{name} {value}, {reports.host(other)} has {values[other]} (there is no majority)"
+                told.setdefault((reports.host(rank), "slow"), {})[name] = text
+            elif value != expected:
+                kind: Kind = "wrong" if _matters(name, value, expected) else "slow"
+                told.setdefault((reports.host(rank), kind), {})[name] = f"{name} {value}, most hosts have {expected}"
+    for (host, kind), texts in told.items():
         text = f"{'; '.join(texts.values())}; install the same code and packages on all hosts"
-        yield Finding(host, None, "wrong", "versions", text, tuple(texts))
+        yield Finding(host, None, kind, "versions", text, tuple(texts))
+
+
+def _matters(name: str, value: str, expected: str) -> bool:
+    """Whether ranks that differ in it cannot train together."""
+    if name == "Python":
+        return value.split(".")[:2] != expected.split(".")[:2]
+    return name in ("torch", "NCCL", "code", "device")

@@ -36,22 +36,21 @@ _RULES = (
 
 
 def judge(reports: Reports) -> list[Finding]:
-    """What is wrong, then what is only slow."""
+    """What is wrong, what was late, what is only slow."""
     found = [finding for rule in _RULES for finding in rule(reports)]
-    return sorted(found, key=lambda finding: finding.kind == "slow")
+    return sorted(found, key=lambda finding: ("wrong", "late", "slow").index(finding.kind))
 
 
 def values(reports: Reports) -> Values:
     """What was measured: of each host the worst of its ranks."""
     found: Values = {}
+    links: dict[str, list[dict[str, Any]]] = {}
+    for pair, link in between.links_of(reports).items():
+        for host in pair if "to" in link else ():
+            links.setdefault(host, []).append(link)
     for host, ranks in reports.hosts().items():
         parts = [reports.parts[rank] for rank in ranks]
-        links = [link for pair, link in between.links_of(reports).items() if host in pair and "to" in link]
-        row = (
-            _of_ranks(parts)
-            | _of_links(links)
-            | _of_leader(parts[0], [each for each in reports.hosts() if each != host])
-        )
+        row = _of_ranks(parts) | _of_links(links.get(host, [])) | _of_leader(parts[0], host)
         for check, value in row.items():
             found.setdefault(check, {})[host] = value
     return found
@@ -80,13 +79,14 @@ def _of_links(links: list[dict[str, Any]]) -> dict[str, Any]:
     return {LINK_ROW: slowest / 1e6, TRIP_ROW: 1e3 * max(link["trip_s"] for link in links)}
 
 
-def _of_leader(parts: dict[str, Any], others: list[str]) -> dict[str, Any]:
+def _of_leader(parts: dict[str, Any], host: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if "ahead_s" in parts.get("clock", {}):
         found[CLOCK_ROW] = parts["clock"]["ahead_s"]
-    if others and (addresses := parts.get("names", {}).get("addresses")):
-        lacks = [name for name in others if not between.finds(addresses, name)]
-        found[NAMES_ROW] = f"not {', '.join(lacks[:3])}" if lacks else "all others"
+    addresses = parts.get("names", {}).get("addresses", {})
+    if addresses.keys() - {host}:
+        lacks = between.lacking_names(host, addresses)
+        found[NAMES_ROW] = f"not {', '.join(lacks[:3])}" if lacks else "yes"
     if interface := parts.get("interface", {}).get("name"):
         found["interface"] = interface
     for what in ("run_dir", "data.root"):
@@ -97,6 +97,10 @@ def _of_leader(parts: dict[str, Any], others: list[str]) -> dict[str, Any]:
     return found
 
 
+def _gigabytes(size: float | None) -> float | str:
+    return "unknown" if size is None else size / 1e9
+
+
 def _of_folder(what: str, report: Mapping[str, Any], seen: Mapping[str, Any]) -> dict[str, Any]:
     if not report:
         return {}
@@ -104,7 +108,7 @@ def _of_folder(what: str, report: Mapping[str, Any], seen: Mapping[str, Any]) ->
     if "error" in report:
         found[f"{what}, written in s"] = report["error"]
         return found
-    found |= {f"{what}, written in s": report["seconds"], f"{what}, GB free": report["free"] / 1e9}
+    found |= {f"{what}, written in s": report["seconds"], f"{what}, GB free": _gigabytes(report["free"])}
     locks = "not between hosts" if not all(each.get("excluded", True) for each in seen.values()) else "yes"
     found[f"{what}, locks"] = report["lock"] or locks
     if seen:

@@ -27,7 +27,7 @@ from senet.distributed.ranks import Ranks
 MOST_PAIRED = 8
 """Hosts up to which each pair is measured; of more, each host with its two neighbours."""
 _TIMEOUT_S = 3.0
-_FIRST_BYTES, _MOST_BYTES = 1 << 16, 1 << 24
+_FIRST_BYTES, _MOST_BYTES, _CHUNK = 1 << 16, 1 << 24, 1 << 20
 _LONG_ENOUGH_S, _NOT_AGAIN_S, _REPEATS = 0.05, 0.3, 3
 _ECHOES = 20
 _REDUCED = {"cpu": 1 << 20, "cuda": 1 << 24}  # numbers of 4 bytes; fewer over slow links
@@ -60,10 +60,17 @@ def rounds(hosts: Sequence[str]) -> list[list[tuple[str, str]]]:
     return [pairs for pairs in found if pairs]
 
 
+def looked_up(host: str, hosts: Sequence[str]) -> list[str]:
+    """Whose names a host resolves: of the others those that come next, so that there are not as many as pairs."""
+    own = hosts.index(host)
+    return [*hosts[own + 1 :], *hosts[:own]][:MOST_PAIRED]
+
+
 @contextmanager
-def answering() -> Iterator[int]:
-    """Answer other hosts that measure their link to this one; yields the port."""
-    with socket.create_server(("", 0), backlog=128) as server:
+def answering(address: str, token: bytes) -> Iterator[int]:
+    """Answer other hosts that measure their link to this one, and know the token; yields the port."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family, backlog=128) as server:
 
         def serve() -> None:
             while True:
@@ -71,42 +78,47 @@ def answering() -> Iterator[int]:
                     connection, _ = server.accept()
                 except OSError:  # closed below
                     return
-                threading.Thread(target=_answer, args=(connection,), name="link", daemon=True).start()
+                threading.Thread(target=_answer, args=(connection, token), name="link", daemon=True).start()
 
         threading.Thread(target=serve, name="links", daemon=True).start()
         yield server.getsockname()[1]
 
 
-def _answer(connection: socket.socket) -> None:
+def _answer(connection: socket.socket, token: bytes) -> None:
     """A request is a number of bytes, which follow, or, below 0, which are wanted. One byte ends each answer."""
-    buffer = memoryview(bytearray(_MOST_BYTES + 1))
+    buffer = memoryview(bytearray(_CHUNK))
     with connection, suppress(OSError):  # the other side reports it
         connection.settimeout(2 * _TIMEOUT_S)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if connection.recv(len(token), socket.MSG_WAITALL) != token:
+            return
         while (request := connection.recv(8, socket.MSG_WAITALL)) and len(request) == 8:
             (size,) = struct.unpack("!q", request)
-            if abs(size) > _MOST_BYTES:
-                return
-            if size > 0:
-                _receive(connection, buffer[:size])
-            connection.sendall(buffer[: max(0, -size)])
-            connection.sendall(b".")
+            _receive(connection, buffer, max(0, size))
+            _send(connection, buffer, max(0, -size) + 1)
 
 
-def _receive(connection: socket.socket, buffer: memoryview) -> None:
-    while buffer:
-        if not (count := connection.recv_into(buffer)):
+def _send(connection: socket.socket, buffer: memoryview, size: int) -> None:
+    while size > 0:
+        connection.sendall(buffer[:size])
+        size -= len(buffer)
+
+
+def _receive(connection: socket.socket, buffer: memoryview, size: int) -> None:
+    while size > 0:
+        if not (count := connection.recv_into(buffer, min(size, len(buffer)))):
             raise ConnectionError("closed by the other host")
-        buffer = buffer[count:]
+        size -= count
 
 
-def measure_link(address: str, port: int) -> dict[str, Any]:
+def measure_link(address: str, port: int, token: bytes) -> dict[str, Any]:
     """Seconds of the fastest round trip, and bytes per second to the other host and from it; or ``error``."""
     try:
         with socket.create_connection((address, port), timeout=_TIMEOUT_S) as connection:
             connection.settimeout(_TIMEOUT_S)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            buffer = memoryview(bytearray(_MOST_BYTES + 1))
+            connection.sendall(token)
+            buffer = memoryview(bytearray(_CHUNK))
             trip_s = min(_transfer(connection, buffer, 0) for _ in range(_ECHOES))
             to, back = (_rate(connection, buffer, sign) for sign in (1, -1))
     except OSError as error:
@@ -133,8 +145,8 @@ def _rate(connection: socket.socket, buffer: memoryview, sign: int) -> float:
 def _transfer(connection: socket.socket, buffer: memoryview, size: int) -> float:
     began = time.monotonic()
     connection.sendall(struct.pack("!q", size))
-    connection.sendall(buffer[: max(0, size)])
-    _receive(connection, buffer[: max(0, -size) + 1])
+    _send(connection, buffer, max(0, size))
+    _receive(connection, buffer, max(0, -size) + 1)
     return time.monotonic() - began
 
 
@@ -194,12 +206,12 @@ def paired_with(host: str, pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def measure_links(
-    host: str, addresses: Mapping[str, tuple[str, int]], in_step: Callable[[int], None]
+    host: str, addresses: Mapping[str, tuple[str, int]], token: bytes, in_step: Callable[[int], None]
 ) -> dict[str, dict[str, Any]]:
     """Measure this host's pairs, round by round. ``in_step(number)`` waits for the other hosts before each."""
     found = {}
     for number, pairs in enumerate(rounds(list(addresses))):
         in_step(number)
         if other := paired_with(host, pairs):
-            found[other] = measure_link(*addresses[other])
+            found[other] = measure_link(*addresses[other], token)
     return found

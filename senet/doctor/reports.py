@@ -11,8 +11,9 @@ from typing import Any, Literal
 HOSTS_VARIABLE = "SENET_HOSTS"
 """Names of the hosts in the order of their ranks, with commas; set by a launcher that knows them. Only with it the host
 of a rank that never came has a name."""
-Kind = Literal["wrong", "slow"]
-"""wrong: a training there fails, or computes wrong numbers. slow: it works, slower or with less safety."""
+Kind = Literal["wrong", "late", "slow"]
+"""wrong: a training there fails, or computes wrong numbers; only what was measured. late: it did not come, or not to
+its end, in time, which a cold file system explains as well as a fault. slow: it works, slower or with less safety."""
 WAITING = "waiting for the others"
 """What a rank does that is not late itself."""
 
@@ -50,14 +51,17 @@ class Reports:
     complete: bool = False
 
     def host(self, rank: int) -> str:
-        """Its host, also of a rank that never came, as far as that is known."""
+        """As the rank said; of one that never came, what the launcher says, if it agrees with those that came."""
+        if "here" in self.parts[rank]:
+            return str(self.parts[rank]["here"]["host"])
+        known = {other: str(report["host"]) for other, report in self.of("here").items()}
         block = rank // self.local_world_size
-        if block < len(self.launched_on):
-            return self.launched_on[block]
-        first = block * self.local_world_size
-        ranks = [rank, *range(first, min(first + self.local_world_size, self.world_size))]
-        names = [self.parts.get(each, {}).get("here", {}).get("host", "") for each in ranks]
-        return next(filter(None, names), "")
+        beside = {name for other, name in known.items() if other // self.local_world_size == block}
+        if self.launched_on:
+            blocks = dict(enumerate(self.launched_on))
+            agrees = all(blocks.get(other // self.local_world_size) == name for other, name in known.items())
+            return blocks.get(block, "") if agrees else ""
+        return beside.pop() if len(beside) == 1 else ""
 
     def of(self, part: str, key: str = "") -> dict[int, Any]:
         """Rank -> its report of a part, or the value of one key in it; of ranks that have it, in rank order."""
@@ -104,14 +108,11 @@ def usual(values: Mapping[Any, float]) -> float:
     return median_high(values.values())
 
 
-def minority(values: Mapping[int, Any], host: Callable[[int], str]) -> tuple[Any, dict[int, Any], bool]:
-    """The value that most hosts have, the ranks that have another, and whether it is a majority. Where none is, it is
-    that of the first rank."""
+def majority(values: Mapping[int, Any], host: Callable[[int], str]) -> Any:
+    """The value that more than half of the hosts have; None where no value is that frequent."""
     hosts_of: dict[str, set[str]] = {}
     for rank, value in values.items():
         hosts_of.setdefault(repr(value), set()).add(host(rank))
-    first = next(iter(values))
-    most = max(hosts_of, key=lambda each: (len(hosts_of[each]), each == repr(values[first])))
-    expected = next(value for value in values.values() if repr(value) == most)
-    clear = 2 * len(hosts_of[most]) > len({host(rank) for rank in values})
-    return expected, {rank: value for rank, value in values.items() if value != expected}, clear
+    most = max(hosts_of, key=lambda each: len(hosts_of[each]))
+    is_clear = 2 * len(hosts_of[most]) > len({host(rank) for rank in values})
+    return next(value for value in values.values() if repr(value) == most) if is_clear else None

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from senet.doctor.folders import LOCAL_KINDS
 from senet.doctor.reports import Finding, Kind, Reports
 
 LATE_FILE_S = 90.0
-_FEW_FILES = 100
+_FEW_FILES, _ROOM = 100, 3
 _SEEN = ("run_dir, others' files seen after s",)
 
 
 def bad_folders(reports: Reports) -> Iterator[Finding]:
-    """Folders that cannot be written, are full, or are not the same on all hosts; file systems without locks."""
+    """Folders that cannot be written, are full, or are not the same on all hosts; file systems without locks. What all
+    hosts have alike is no host's fault."""
     for what in ("run_dir", "data.root"):
-        for rank, report in (found := reports.of("files", what)).items():
-            yield from _own_folder(
-                reports.host(rank), what, report, any("error" not in each for each in found.values())
-            )
-    several = len(reports.hosts()) > 1
-    if several and len(reports.of("files seen")) > 1:
+        found = reports.of("files", what)
+        some_can = any("error" not in report for report in found.values())
+        told = [
+            each for rank, report in found.items() for each in _own_folder(reports.host(rank), what, report, some_can)
+        ]
+        for check in ("files", "locks"):
+            alike = [each for each in told if each.check == check]
+            everywhere = {(each.kind, each.check) for each in alike} if len(alike) == len(found) else ()
+            yield from [replace(alike[0], host="")] if len(everywhere) == 1 else alike
+    if len(reports.of("files seen")) > 1:
         yield from _unshared(reports)
         yield from _late(reports)
 
@@ -36,21 +42,17 @@ def _own_folder(host: str, what: str, report: Mapping[str, Any], some_can: bool)
             remedy = "free some space, or ask for a larger quota" if report["full"] else "mount it for writing"
             row = f"{what}, written in s"
             yield Finding(host, None, kind, "files", f"{text}; {remedy}, or name another folder", (row,))
-    elif report["free"] < report["needed"]:
-        room = f"{report['free'] / 1e9:.3g} GB free, three checkpoints take {report['needed'] / 1e9:.3g} GB"
-        yield Finding(
-            host,
-            None,
-            "wrong",
-            "files",
-            f"{where}: {room}; free some space, or name another folder",
-            (f"{what}, GB free",),
-        )
+    elif report["free"] is not None and report["free"] < _ROOM * report["checkpoint"]:
+        kind = "wrong" if report["free"] < report["checkpoint"] else "slow"
+        room = f"{report['free'] / 1e9:.3g} GB free, a checkpoint takes {report['checkpoint'] / 1e9:.3g} GB"
+        remedy = f"free some space, {_ROOM} times as much are on the safe side"
+        yield Finding(host, None, kind, "files", f"{where}: {room}; {remedy}", (f"{what}, GB free",))
     elif report["free_files"] is not None and report["free_files"] < _FEW_FILES:
         text = f"{where}: no more than {report['free_files']} files can be made in {report['folder']}; delete some"
-        yield Finding(host, None, "wrong", "files", text)
+        yield Finding(host, None, "slow", "files", text)
     if report.get("lock"):
-        yield Finding(host, None, "slow", "locks", f"{where}: {report['lock']}; {_WITHOUT_LOCKS}", (f"{what}, locks",))
+        row = f"{what}, locks"
+        yield Finding(host, None, "slow", "locks", f"{where}: {report['lock']}; {_WITHOUT_LOCKS}", (row,))
 
 
 _WITHOUT_LOCKS = (
@@ -78,9 +80,12 @@ def _unshared(reports: Reports) -> Iterator[Finding]:
         return
     largest = max(names, key=names.count)
     outside = [host for host, name in group.items() if name != largest]
-    if 2 * names.count(largest) <= len(names):  # no majority: those that cannot be shared, else all
-        local = [host for host in group if written[host]["kind"] in LOCAL_KINDS]
-        outside = local if 0 < len(local) < len(group) else list(group)
+    if 2 * names.count(largest) <= len(names):  # no majority: those that cannot be shared, else nobody alone
+        outside = [host for host in group if written[host]["kind"] in LOCAL_KINDS]
+        if len(outside) in (0, len(group)):
+            text = f"run_dir={next(iter(written.values()))['path']}: hosts do not see each other's new files in it"
+            yield Finding("", None, "slow", "files", f"{text}; name a folder on a file system that they share", _SEEN)
+            return
     for host in outside:
         report = written[host]
         where = f"run_dir={report['path']}: {report['folder']}"

@@ -26,7 +26,7 @@ def text(reports: Reports, checks: Values, findings: Sequence[Finding]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [head, "", *("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)]
     if not reports.complete:
-        lines += ["", "not all of it was checked: some ranks, or the time, were missing"]
+        lines += ["", "not all of it was checked"]
     lines += ["", *_advice(findings)]
     return "\n".join(printable(line.rstrip()) for line in lines)
 
@@ -79,7 +79,8 @@ def _advice(findings: Sequence[Finding]) -> list[str]:
         for (kind, check, what), names in hosts.items()
     ]
     wrong = len({finding.host for finding in findings if finding.kind == "wrong"})
-    verdict = f"{wrong} host(s) are not fit to train" if wrong else "nothing is wrong"
+    late = any(finding.kind == "late" for finding in findings)
+    verdict = f"{wrong} host(s) are not fit to train" if wrong else "nothing is wrong" + " in what was checked" * late
     return [*lines, verdict]
 
 

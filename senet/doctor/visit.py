@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -26,10 +27,11 @@ from senet.distributed.roster import host_name
 from senet.doctor import folders, machine, network, products
 from senet.doctor.board import Board
 from senet.doctor.reports import WAITING, Reports, launched_on
+from senet.errors import ConfigError
 
 EXACT_S = 0.3
 _LOOK_S = 5.0  # how long a file is looked for on a file system that other hosts may see late
-_SLACK_S = 2.0
+_SLACK_S, _PER_RANK_S = 2.0, 0.05
 _LATE_S = 300.0  # rank 0 may begin so much later than another, and ends the wait with its own end
 
 
@@ -42,7 +44,8 @@ def attend(board: Board, place: Place, config: Config, limit_s: float) -> None:
             deadline = time.monotonic() + limit_s
             leads = ranks.rank in leaders.values()
             if leads:
-                _names(board, list(leaders), limit_s / 2)
+                own = next(host for host, leader in leaders.items() if leader == ranks.rank)
+                _names(board, network.looked_up(own, list(leaders)), limit_s / 2)
                 _folders(board, ranks.rank, leaders, config, deadline)
             if _wait(board, "connect", deadline):
                 _connect(board, ranks, leaders if leads else {}, deadline)
@@ -57,6 +60,8 @@ def _part(board: Board, name: str) -> Iterator[dict[str, Any]]:
         yield report
     except Exception as error:
         report["error"] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        of_others = isinstance(error, torch.OutOfMemoryError | dist.DistError)
+        report["of_device"] = isinstance(error, ConfigError | RuntimeError) and not of_others
     board.tell(name, report)
 
 
@@ -122,27 +127,30 @@ def _looked_at(theirs: Mapping[str, Any], what: str, rank: int, leaders: Mapping
 
 def _connect(board: Board, ranks: Ranks, leaders: Mapping[str, int], deadline: float) -> None:
     """The links, measured by the leader of each host, then the all-reduce of all ranks."""
+    token = board.wait("token", _SLACK_S).encode()
     with ExitStack() as stack:
         with _part(board, "interface") as report:
             choose_interface(ranks, PrefixStore("interface", board.store), _left(deadline))
             report["name"] = os.environ.get(GLOO_INTERFACE, "")
             if leaders:
                 report["address"] = own_address() if len(leaders) > 1 else "127.0.0.1"
-                report["port"] = stack.enter_context(network.answering())
+                report["port"] = stack.enter_context(network.answering(report["address"], token))
                 report["stated"] = network.stated_speed(report["name"].partition(",")[0])
         addresses = _wait(board, "links", deadline)
         if leaders and addresses:
             with _part(board, "links") as report:
                 own = next(host for host, leader in leaders.items() if leader == ranks.rank)
-                report["loop"] = network.measure_link(*addresses[own])
-                report["pairs"] = network.measure_links(
-                    own, addresses, lambda number: board.meet(f"round/{number}", len(addresses), _left(deadline) / 4)
-                )
-        if numbers := _wait(board, "reduce", deadline):
+                address, port = addresses[own]
+                report["loop"] = network.measure_link(address, port, token)
+
+                def in_step(number: int) -> None:
+                    board.meet(f"round/{number}", len(addresses), _left(deadline) / 4)
+
+                report["pairs"] = network.measure_links(own, addresses, token, in_step)
+        if task := _wait(board, "reduce", deadline):
             with _part(board, "all-reduce") as report:
                 group = PrefixStore("group", board.second().store)
-                # its error comes before rank 0 has judged
-                report |= network.all_reduce(ranks, group, numbers, max(1.0, _left(deadline) - _SLACK_S))
+                report |= network.all_reduce(ranks, group, task["numbers"], task["seconds"])
 
 
 def _wait(board: Board, key: str, deadline: float) -> Any:
@@ -164,8 +172,10 @@ def lead(board: Board, place: Place, limit_s: float, started_s: float) -> Report
     reports = Reports(place.world_size, place.local_world_size, limit_s, {rank: {} for rank in world})
     reports.launched_on, reports.master = launched_on(), os.environ.get("MASTER_ADDR", "")
 
-    def take(part: str, ranks: Collection[int], came: Callable[[int], None] = lambda _: None) -> dict[int, Any]:
-        found = board.gather(part, ranks, until, came)
+    def take(
+        part: str, ranks: Collection[int], came: Callable[[int], None] = lambda _: None, at_least_s: float = 0.0
+    ) -> dict[int, Any]:
+        found = board.gather(part, ranks, max(until, time.monotonic() + at_least_s), came)
         for rank, report in found.items():
             reports.parts[rank][part] = report
         if not reports.doing:  # else others are late because these were
@@ -180,6 +190,7 @@ def lead(board: Board, place: Place, limit_s: float, started_s: float) -> Report
         host: able_ones[0] for host, ranks in reports.hosts().items() if (able_ones := [r for r in ranks if r in able])
     }
     whole = len(able) == place.world_size
+    board.say("token", secrets.token_hex(16))
     board.say("leaders", leaders)
     until = time.monotonic() + limit_s
     take("clock", able)
@@ -192,15 +203,16 @@ def lead(board: Board, place: Place, limit_s: float, started_s: float) -> Report
     removed = take("files removed", leaders.values())
     board.say("connect", whole and not reports.doing)
     if whole and not reports.doing:
-        _lead_connections(board, take, leaders, world)
+        _lead_connections(board, take, leaders, world, limit_s / 2 + _PER_RANK_S * len(world))
     reports.complete = whole and len(reports.of("all-reduce")) == (place.world_size if place.world_size > 1 else 0)
     reports.complete &= len(computed) == place.world_size and len(leaders) == len(written) == len(seen) == len(removed)
     return reports
 
 
 def _lead_connections(
-    board: Board, take: Callable[..., dict[int, Any]], leaders: Mapping[str, int], world: range
+    board: Board, take: Callable[..., dict[int, Any]], leaders: Mapping[str, int], world: range, collective_s: float
 ) -> None:
+    """The links, then the all-reduce, which has a time of its own: the first of many ranks takes long."""
     ready = take("interface", world)
     addresses = {
         host: (ready[rank]["address"], ready[rank]["port"])
@@ -215,7 +227,7 @@ def _lead_connections(
     reached = reached and not any("error" in pair for pair in pairs)
     if len(world) > 1 and reached:
         slowest = min((min(pair["to"], pair["from"]) for pair in pairs), default=1e9)
-        board.say("reduce", network.numbers_to_reduce(slowest))
-        take("all-reduce", world)
+        board.say("reduce", {"numbers": network.numbers_to_reduce(slowest), "seconds": collective_s})
+        take("all-reduce", world, at_least_s=collective_s + _SLACK_S)
     else:
-        board.say("reduce", 0)
+        board.say("reduce", None)

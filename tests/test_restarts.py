@@ -87,6 +87,18 @@ def test_a_start_that_fails_twice_before_its_first_update_is_not_made_a_third_ti
     assert asked(run_dir, [failed, failed]) == ["", "failed twice before the first update: RuntimeError: edited since"]
 
 
+def test_what_a_start_had_to_do_without_once_may_be_away_again_in_another_start_or_after_progress(
+    run_dir: Path,
+) -> None:
+    failed = {"state": "failed", "reason": "OSError: Input/output error"}
+    where: dict[str, Any] = {"most": 3, "option": "RESTARTS", "job": "7"}
+    assert launch_again(run_dir, failed, start=0, launch=0, **where) == ""
+    assert launch_again(run_dir, failed, start=1, launch=0, **where) == ""
+    publish(run_dir, 5)
+    assert launch_again(run_dir, failed, start=1, launch=1, **where) == ""
+    assert "failed twice before the first update" in launch_again(run_dir, failed, start=1, launch=2, **where)
+
+
 def test_a_rank_that_ended_without_a_word_has_no_cause(run_dir: Path) -> None:
     silent = {"state": "running", "step": 40, "reason": "rank 1 ended by SIGKILL, without a word"}
     assert asked(run_dir, [silent, silent, silent]) == ["", "", ""]

@@ -87,7 +87,7 @@ def why_not(failures: Sequence[Mapping[str, Any]], most: int, option: str, lost:
     *before, now = failures
     if most == 0:
         return str(now["reason"])
-    if _words(now) and any((row["step"], _words(row)) == (now["step"], _words(now)) for row in before):
+    if _words(now) and any(_same(row, now) for row in before):
         where = "before the first update" if now["step"] is None else f"at step {now['step']}"
         return f"failed twice {where}: {now['reason']}"
     in_a_row = takewhile(lambda row: row["checkpoint"] == now["checkpoint"], reversed(before))
@@ -115,6 +115,13 @@ def newest_checkpoint(run_dir: Path) -> str:
 
 def _rows(run_dir: Path) -> list[dict[str, Any]]:
     return [row for row in read_rows(run_dir / FILE) if row.keys() >= _KEYS]
+
+
+def _same(row: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether two failures have one cause at one step. Before the first update: of one start, without progress, since
+    what a start needs may not be there for a while, twice in the life of a job."""
+    keys = ("step",) if now["step"] is not None else ("step", "start", "checkpoint")
+    return _words(row) == _words(now) and all(row[key] == now[key] for key in keys)
 
 
 def _words(row: Mapping[str, Any]) -> str:

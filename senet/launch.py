@@ -35,7 +35,7 @@ from senet.doctor.arguments import parse
 from senet.errors import FAILED_EXIT_CODE, INTERRUPTED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError
 from senet.rundir.files import read_json
 from senet.rundir.lease import MIRROR_VARIABLE
-from senet.rundir.restarts import launch_again, newest_checkpoint
+from senet.rundir.restarts import JOB_VARIABLE, launch_again, newest_checkpoint
 from senet.torchrun import run_ranks
 
 _RANKS = "is not a number of ranks; use 1 or more"
@@ -90,7 +90,7 @@ def _until_it_ends(
     Returns the last state that a rank wrote, what torchrun knows of the end, and why there is no further start (empty
     where there was none to be).
     """
-    job = f"launch.sh {host_name()} {os.getpid()} {time.time():.0f}"
+    job = os.environ[JOB_VARIABLE] = f"launch.sh {host_name()} {os.getpid()} {time.time():.0f}"
     for launch in itertools.count():
         status.unlink(missing_ok=True)
         _, cause = start()

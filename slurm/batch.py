@@ -84,7 +84,7 @@ def end(launch: Launch, job: str, outcome: dict[str, Any], lost: Sequence[str] =
     stays = not preempted and _left_s(job) > launch.lead_s + 60
     if failed or not (state == "stopped" or preempted or lost):
         said = [reason or "a rank ended and reported no reason: see the logs", _crash(launch.crash_file)]
-        if why := _why_not(launch, outcome | {"reason": "; ".join(filter(None, said))}):
+        if why := _why_not(launch, outcome | {"reason": "; ".join(filter(None, said))}, at_once=stays):
             return why
         if stays:
             return "relaunch"
@@ -97,7 +97,7 @@ def end(launch: Launch, job: str, outcome: dict[str, Any], lost: Sequence[str] =
     return "requeue"
 
 
-def _why_not(launch: Launch, outcome: dict[str, Any]) -> str:
+def _why_not(launch: Launch, outcome: dict[str, Any], *, at_once: bool = True) -> str:
     """Record the failure; see ``launch_again``."""
     return launch_again(
         launch.run_dir,
@@ -107,6 +107,7 @@ def _why_not(launch: Launch, outcome: dict[str, Any]) -> str:
         job=launch.job_id,
         start=launch.start,
         launch=launch.number,
+        at_once=at_once,
     )
 
 

@@ -4,6 +4,7 @@
 # Needs SENET_RUN_DIR, SENET_MAX_REQUEUES and the other variables of batch.py, and a function run_python. The working
 # directory is that of the code.
 
+export SENET_JOB=$SLURM_JOB_ID
 # Each launch of the ranks has its own store prefix, outcome and crash file: none reads those of another.
 name_launch() {
     export SENET_LAUNCH=$1

@@ -150,8 +150,7 @@ def _row(run_dir: Path, submitted: dict[str, Any], job: cluster.JobState | None)
     heartbeat = run.get("heartbeat", 0.0)
     local = submitted["cluster"] == cluster.LOCAL and heartbeat > submitted["submitted"]
     of_this_job = run if run.get("job") == submitted["job"] or local else {}
-    restart = last_restart(run_dir) if of_this_job else {}
-    restart = restart if restart.get("job") == submitted["job"] else {}
+    restart = last_restart(run_dir, submitted["job"]) if of_this_job else {}
     if restart and of_this_job["state"] == "failed" and job is not None and job.word in cluster.ACTIVE:
         of_this_job = of_this_job | {"state": ""}  # its ranks are being launched again
     state, reason = judge(job, of_this_job, time.time() - heartbeat)

@@ -112,7 +112,7 @@ def test_what_is_no_failure_is_neither_recorded_nor_launched_again(run_dir: Path
 
 def test_without_a_budget_the_reason_stays_as_it_is(run_dir: Path) -> None:
     assert asked(run_dir, [KILLED], most=0) == [KILLED["reason"]]
-    assert last_restart(run_dir) == {}
+    assert last_restart(run_dir, "7") == {}
 
 
 def test_a_job_does_not_pay_for_another(run_dir: Path) -> None:
@@ -134,6 +134,12 @@ def test_who_asks_twice_has_failed_once(run_dir: Path) -> None:
     assert count_restarts(run_dir, "7") == 1
 
 
+def test_a_job_that_goes_back_into_the_queue_was_not_launched_again(run_dir: Path) -> None:
+    assert launch_again(run_dir, KILLED, most=1, option="RESTARTS", job="7", at_once=False) == ""
+    assert (count_restarts(run_dir, "7"), last_restart(run_dir, "7")) == (0, {})
+    assert "used up" in launch_again(run_dir, KILLED, most=1, option="RESTARTS", job="7", start=1)  # but it has failed
+
+
 def test_a_full_disk_stops_no_launch_and_makes_no_endless_loop(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -152,7 +158,8 @@ def test_a_row_says_when_where_and_why(run_dir: Path) -> None:
     (run_dir / "restarts.jsonl").write_text('{"job": "6"}\n{"torn": ')
     asked(run_dir, [KILLED | {"heartbeat": 1.5}])
     [row] = read_rows(run_dir / "restarts.jsonl")
-    assert row == last_restart(run_dir)
+    assert row == last_restart(run_dir, "7")
+    assert last_restart(run_dir, "8") == {}
     assert row == {
         "time": 1.5,
         "step": 40,
@@ -174,7 +181,9 @@ def test_the_newest_checkpoint_is_the_one_that_was_published_last(run_dir: Path)
     assert newest_checkpoint(run_dir) == "step_000000020.g0001.pt"
 
 
-def test_the_seconds_lost_run_to_the_first_update_beyond_the_failed_step(train_here: Train, tmp_path: Path) -> None:
+def test_the_seconds_lost_run_to_the_first_update_beyond_the_failed_step(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told = []
 
     def observe(trainer: Trainer) -> Callable[[], None]:
@@ -186,6 +195,7 @@ def test_the_seconds_lost_run_to_the_first_update_beyond_the_failed_step(train_h
     first = train_here(tmp_path, light, stop=StopAt(5)).step
     failed = {"state": "failed", "reason": "why", "step": first + 2, "heartbeat": time.time() - 100}
     assert launch_again(tmp_path, failed, most=3, option="RESTARTS", job="7") == ""
+    monkeypatch.setenv("SENET_JOB", "7")
     train_here(tmp_path, light, stop=StopAt(5), observe=observe)
     assert next(step for step, known in told if known) == first + 3
     restart = read_json(tmp_path / "status.json")["restart"]

@@ -25,7 +25,7 @@ from senet.errors import ConfigError
 from senet.rundir import commit as commit_module
 from senet.rundir.files import read_json, write_json
 from senet.rundir.lease import Lease
-from senet.rundir.restarts import SILENT, last_restart
+from senet.rundir.restarts import SILENT, count_restarts, last_restart
 from slurm import batch, cluster, control, drill, guard, preflight, sbatch, snapshot, starts
 from slurm.gpus import gpus_per_node, ranks_per_node
 from slurm.job import Job
@@ -290,6 +290,7 @@ def test_a_launch_that_the_signal_before_the_time_limit_would_miss_is_a_requeue(
 ) -> None:
     job = f"{RUNNING} EndTime={time.time() + left_s:.0f} Deadline=N/A"
     assert batch.end(Launch(run_dir, "7", lead_s=120), job, {"state": "failed"}) == expected
+    assert count_restarts(run_dir, "7") == (expected == "relaunch")
 
 
 def test_a_failure_beside_a_lost_host_is_the_hosts(run_dir: Path) -> None:
@@ -318,7 +319,7 @@ def test_with_shards_a_job_goes_on_with_a_power_of_two_of_the_hosts_left(
     launch = Launch(run_dir, "7", may_shrink=True)
     failed = {"state": "failed", "reason": "rank 1 did not answer any more", "step": 40}
     assert batch.end(launch, RUNNING, failed, lost.split(), hosts.split()) == f"relaunch {left}"
-    assert last_restart(run_dir)["host"] == lost.replace(" ", ", ")
+    assert last_restart(run_dir, "7")["host"] == lost.replace(" ", ", ")
     # not where the nodes are taken away in any case, or the budget is used up
     stopped = {"state": "stopped", "reason": "SIGUSR2"}
     for job, outcome in ((PREEMPTED, failed), (RUNNING, stopped)):
@@ -965,7 +966,7 @@ def test_status_counts_restarts_and_tells_of_the_last_one(fake: Path, tmp_path: 
         return status_lines(tmp_path, str(run_dir))[1].split(maxsplit=9)[2:]
 
     assert row() == ["starting", "-", "-", "-", "-", "2", "2", "last restart: why"]
-    told = last_restart(run_dir) | {"lost_s": 13.6}
+    told = last_restart(run_dir, "7") | {"lost_s": 13.6}
     write_json(run_dir / "status.json", failed | {"state": "running", "reason": "", "restart": told})
     assert row() == ["training", "-", "-", "-", "-", "2", "2", "last restart, 14 s lost: why"]
     write_json(run_dir / "slurm" / "job.json", {"job": "8", "cluster": "slurm"})  # another one, which has not begun

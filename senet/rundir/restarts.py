@@ -14,6 +14,7 @@ from typing import Any
 from senet.rundir.files import read_rows, replace_file
 
 FILE = "restarts.jsonl"
+JOB_VARIABLE = "SENET_JOB"  # the job in the rows, for the ranks
 SILENT = "did not answer any more"  # in the cause of a rank that was killed or hangs: why is not known
 _NO_FAILURE = ("finished", "stopped", "refused", "port_taken")
 _KEYS = {"step", "reason", "cause", "checkpoint", "job", "start", "launch", "again"}
@@ -30,6 +31,7 @@ def launch_again(
     job: str,
     start: int = 0,
     launch: int = 0,
+    at_once: bool = True,
 ) -> str:
     """Record that a launch has failed, and decide what follows. Called again for the same launch, it does the same.
 
@@ -41,6 +43,7 @@ def launch_again(
         job: failures of other jobs do not count.
         start: which start of the job it was, 0 and up; several launches can be one start.
         launch: which launch of this start it was, 0 and up.
+        at_once: False where the job goes back into the queue instead, which is no restart.
 
     Returns:
         Why the training is not launched again; empty if it is.
@@ -53,7 +56,7 @@ def launch_again(
     # a full disk takes the rows, and the training could be launched for ever
     lost = max(0, launch - sum(row["start"] == start for row in before))
     why = why_not([*before, now], most, option, lost)
-    content = "".join(json.dumps(row) + "\n" for row in [*rows, now | {"again": not why}])
+    content = "".join(json.dumps(row) + "\n" for row in [*rows, now | {"again": not why and at_once}])
     try:
         replace_file(run_dir / FILE, content.encode(), durable=True, limit_s=_NOTE_S)
     except OSError as error:  # only a note: without it the training can be launched too
@@ -96,10 +99,10 @@ def why_not(failures: Sequence[Mapping[str, Any]], most: int, option: str, lost:
     return ""
 
 
-def last_restart(run_dir: Path) -> dict[str, Any]:
-    """The failure after which the training was launched last; {} where the last one was not followed by a launch."""
+def last_restart(run_dir: Path, job: str) -> dict[str, Any]:
+    """The last failure, if it was of this job and its training was launched again; else {}."""
     rows = _rows(run_dir)
-    return rows[-1] if rows and rows[-1]["again"] else {}
+    return rows[-1] if rows and rows[-1]["again"] and rows[-1]["job"] == job else {}
 
 
 def count_restarts(run_dir: Path, job: str) -> int:

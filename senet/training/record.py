@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import sys
 import time
@@ -26,7 +27,7 @@ from senet.rundir.checkpoint import Checkpoint
 from senet.rundir.commit import commit
 from senet.rundir.files import read_json, read_rows
 from senet.rundir.lease import Lease
-from senet.rundir.restarts import last_restart
+from senet.rundir.restarts import JOB_VARIABLE, last_restart
 from senet.rundir.saving import CheckpointManager
 from senet.training.feed import two_black_images
 from senet.training.progress import Progress
@@ -86,7 +87,8 @@ class Record:
         """After a failure, what to call after each update. At the first beyond the step that the failed launch had
         reached, status.json gets the failure with ``lost_s``, the seconds since then.
         """
-        failed = last_restart(self.lease.run_dir) if self.lease is not None else {}
+        job = os.environ.get(JOB_VARIABLE, "")
+        failed = last_restart(self.lease.run_dir, job) if self.lease is not None else {}
         reached = failed.get("step") or 0
         if not failed or state.step > reached:
             return []

@@ -78,17 +78,18 @@ def end(launch: Launch, job: str, outcome: dict[str, Any], lost: Sequence[str] =
         return reason if failed else f"stopped, and not requeued: SLURM has the job as {seen}"
     # a rank may be killed before it can report a stop, in the first second of a start or with too short a GraceTime
     preempted = is_preempted(job)
-    if not state and not (preempted or lost):
+    shrunk = 0 < len(hosts) < launch.nodes
+    if not state and not (preempted or lost or shrunk):
         return "rank 0 did not start: see its log"
     # the signal before the time limit, which is sent once, comes up to a minute early
     stays = not preempted and _left_s(job) > launch.lead_s + 60
-    if failed or not (state == "stopped" or preempted or lost):
+    if failed or (state and not (state == "stopped" or preempted or lost)):
         said = [reason or "a rank ended and reported no reason: see the logs", _crash(launch.crash_file)]
         if why := _why_not(launch, outcome | {"reason": "; ".join(filter(None, said))}, at_once=stays):
             return why
         if stays:
             return "relaunch"
-    elif stays and state != "stopped" and (left := _hosts_left(launch, lost, hosts)):
+    elif lost and stays and state != "stopped" and (left := _hosts_left(launch, lost, hosts)):
         known = {"reason": f"no answer from {', '.join(lost)}", "failure": {"host": ", ".join(lost)}}
         if not _why_not(launch, outcome | known | {"state": "running"}):
             return f"relaunch {' '.join(left)}"

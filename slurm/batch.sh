@@ -81,6 +81,7 @@ launch() {
         # SLURM counts a job's steps from 0 at each start, and would take a message about a step of an older start that
         # comes back as one about this start's: so skip the numbers that older starts have used
         for ((; idle_made < idle_steps; idle_made++)); do command srun --nodes=1 --ntasks=1 /bin/true; done
+        if preempted; then return; fi # before there are ranks nobody would hear of it
         await_srun
         if [ -e "$SENET_STATUS_FILE" ] && ! grep -q '"state": "port_taken"' "$SENET_STATUS_FILE"; then return; fi
         if [ -n "$(lost_hosts)" ]; then return; fi
@@ -89,21 +90,34 @@ launch() {
     done
 }
 
+# Whether SLURM is taking the nodes for another job.
+preempted() { SLURM_TIME_FORMAT=%s scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q ' PreemptTime=[0-9]'; }
+
 # Run srun, which would wait for a lost host until SLURM gives it up (SlurmdTimeout, five minutes as a rule). If the
-# training has failed or not even begun, and a host does not answer, end srun: the sooner another launch.
+# training has failed or not even begun, and at three looks in a row a host does not answer, end srun and its step: the
+# sooner another launch. A preemption that was announced while srun began is told to the ranks again.
 await_srun() {
-    local pid timer failures=0
+    local pid timer pause_s=5 losses=0 step
     command srun "${on[@]}" "${words[@]}" &
     pid=$!
     while kill -0 "$pid" 2>/dev/null; do
-        sleep 10 &
+        sleep "$pause_s" &
         timer=$!
-        wait -n # for the first of the two
-        if kill "$timer" 2>/dev/null; then continue; fi
-        if ! [ -e "$SENET_STATUS_FILE" ] || grep -q '"state": "failed"' "$SENET_STATUS_FILE"; then
-            failures=$((failures + 1))
+        wait -n "$pid" "$timer"
+        if kill "$timer" 2>/dev/null; then
+            wait "$timer"
+            continue
         fi
-        if [ "$failures" -ge 3 ] && [ -n "$(lost_hosts)" ]; then kill -KILL "$pid"; fi
+        if [ "$pause_s" = 5 ] && preempted; then scancel --signal=USR2 "$SLURM_JOB_ID"; fi
+        pause_s=10
+        if [ -e "$SENET_STATUS_FILE" ] && ! grep -q '"state": "failed"' "$SENET_STATUS_FILE"; then continue; fi
+        if [ -n "$(lost_hosts)" ]; then losses=$((losses + 1)); else losses=0; fi
+        if [ "$losses" -ge 3 ]; then
+            kill -KILL "$pid"
+            for step in $(squeue --noheader --steps --jobs="$SLURM_JOB_ID" --format=%i | grep -E '\.[0-9]+$'); do
+                scancel "$step" # on the hosts that answer it would go on
+            done
+        fi
     done
     wait "$pid"
 }
@@ -111,7 +125,7 @@ await_srun() {
 # Hosts of this launch that SLURM does not reach, or has taken from the job.
 lost_hosts() {
     local kept
-    scontrol show node --oneliner "$nodes" | grep -E ' State=[^ ]*(\*|NOT_RESPONDING|DOWN)' |
+    scontrol show node --oneliner "$nodes" | grep -E ' State=([^ ]*\*|([^ ]*\+)?(DOWN|NOT_RESPONDING)([+ ]|$))' |
         grep -o '^NodeName=[^ ]*' | cut -d = -f 2
     kept=$(echo "$job" | grep -o ' NodeList=[^ ]*' | cut -d = -f 2)
     if [ -n "$kept" ]; then
@@ -200,6 +214,7 @@ relaunch() {
     if [ $# -gt 0 ]; then
         nodes=$(IFS=, && echo "$*")
         on=(--overlap "--nodes=$#" "--ntasks=$(($# * SLURM_NTASKS_PER_NODE))" "--nodelist=$nodes")
+        unset SLURM_GPUS # of all hosts, from sbatch --gpus; without it a step has all GPUs of its hosts
         choose_master
     fi
     launch

@@ -15,6 +15,7 @@ from slurm import cluster
 _LIMIT_S = 900.0  # SLURM gives a host up after SlurmdTimeout (300 s) and a third
 _POLL_S = 10.0
 _LOOKS = 3
+_SLOWEST = 6
 
 
 def requeue_if_alone(job_id: str, node: int, stop: StopFlag) -> None:
@@ -26,7 +27,7 @@ def requeue_if_alone(job_id: str, node: int, stop: StopFlag) -> None:
     """
     host, port = os.environ["SLURM_SRUN_COMM_HOST"], int(os.environ["SLURM_SRUN_COMM_PORT"])
     until, lost = time.monotonic() + _LIMIT_S, 0
-    while not answers(host, port) and not stop.wait(_POLL_S * node) and time.monotonic() < until:
+    while not answers(host, port) and not stop.wait(_POLL_S * min(node, _SLOWEST)) and time.monotonic() < until:
         lost = lost + 1 if _is_lost(job_id) else 0
         if lost == _LOOKS:
             print(f"slurm: the host of the batch script does not answer; job {job_id} is requeued", file=sys.stderr)
@@ -52,4 +53,4 @@ def _is_lost(job_id: str) -> bool:
         return False
     [host] = re.findall(r" BatchHost=(\S+)", job) or [""]
     node = cluster.query("scontrol", "show", "node", "--oneliner", host)
-    return re.search(r" State=\S*(\*|NOT_RESPONDING|DOWN)", node) is not None
+    return re.search(r" State=(\S*\*|(\S*\+)?(DOWN|NOT_RESPONDING)(\+|\s|$))", node) is not None

@@ -36,6 +36,8 @@ class Launch:
     """Before the time limit, when SLURM signals the ranks."""
     may_shrink: bool = False
     """See the function."""
+    nodes: int = 1
+    """Those of the start, of which some may have been lost."""
 
     @classmethod
     def from_environment(cls) -> Launch:
@@ -50,6 +52,7 @@ class Launch:
             int(env["SENET_MAX_RESTARTS"]),
             int(env["SENET_SIGNAL_LEAD_S"]),
             env["SENET_MAY_SHRINK"] == "1",
+            int(env["SLURM_JOB_NUM_NODES"]),
         )
 
     @property

@@ -66,7 +66,7 @@ def install(folder: Path, name: str, script: str) -> None:
 def set_environment(monkeypatch: pytest.MonkeyPatch, run_dir: Path, *options: str) -> None:
     """What the batch script sets for its decisions."""
     variables = starts.launch_variables(load_config(tiny(*options)), run_dir)
-    for name, value in (variables | {"SLURM_JOB_ID": "7", "SENET_LAUNCH": "0"}).items():
+    for name, value in (variables | {"SLURM_JOB_ID": "7", "SENET_LAUNCH": "0", "SLURM_JOB_NUM_NODES": "2"}).items():
         monkeypatch.setenv(name, value)
 
 
@@ -324,6 +324,8 @@ def test_with_shards_a_job_goes_on_with_a_power_of_two_of_the_hosts_left(
     stopped = {"state": "stopped", "reason": "SIGUSR2"}
     for job, outcome in ((PREEMPTED, failed), (RUNNING, stopped)):
         assert batch.end(replace(launch, number=1), job, outcome, lost.split(), hosts.split()) == "requeue"
+    # SLURM may not launch on them
+    assert batch.end(replace(launch, number=1, nodes=9), RUNNING, {}, [], left.split()) == "requeue"
     spent = replace(launch, number=1, max_restarts=1)
     assert batch.end(spent, RUNNING, failed, lost.split(), hosts.split()) == "requeue"
 
@@ -437,6 +439,7 @@ def run_batch_sh(
     install(fake, "scontrol", f'echo "scontrol $*" >>{log}; case $2 in {answers} esac')
     install(fake, "srun", f'echo "srun $MASTER_ADDR:$MASTER_PORT${{*:+ $*}}" >>{log}; {srun}')
     install(fake, "scancel", f'echo "scancel $*" >>{log}')
+    install(fake, "squeue", "echo 7.batch; echo 7.3")
     install(fake, "sleep", sleep)
     install(fake, "decide", f'case $3 in begin) {begin} ;; end) echo "end" >>{log}; {end} ;; {decide} esac')
     body = (
@@ -472,7 +475,12 @@ LOST = 'echo "NodeName=n1 NodeAddr=10.0.0.1 State=ALLOCATED"; echo "NodeName=n2 
 
 @pytest.mark.parametrize(
     ("state", "nodes", "killed"),
-    [("failed", LOST, True), ("running", LOST, False), ("failed", LOST.replace("+NOT_RESPONDING", ""), False)],
+    [
+        ("failed", LOST, True),
+        ("running", LOST, False),
+        ("failed", LOST.replace("+NOT_RESPONDING", ""), False),
+        ("failed", LOST.replace("+NOT_RESPONDING", "+CLOUD+POWER_DOWN"), False),
+    ],
 )
 def test_srun_is_not_waited_for_where_it_waits_for_a_lost_host(
     fake: Path, run_dir: Path, state: str, nodes: str, killed: bool
@@ -483,8 +491,30 @@ def test_srun_is_not_waited_for_where_it_waits_for_a_lost_host(
     began = time.monotonic()
     run_batch_sh(fake, run_dir, "true", begun, f'echo "lost: $5" >>{fake}/log; echo requeue', nodes=nodes)
     assert (time.monotonic() - began < 3) == killed
-    lost = "n2" if "NOT" in nodes else ""
-    assert calls(fake) == ["srun 10.0.0.1:", "end", f"lost: {lost}", "scontrol requeue 7"]
+    lost, ended = ("n2" if "NOT" in nodes else ""), (["scancel 7.3"] if killed else [])
+    assert calls(fake) == ["srun 10.0.0.1:", *ended, "end", f"lost: {lost}", "scontrol requeue 7"]
+
+
+def test_a_host_that_does_not_answer_once_or_twice_is_not_lost(fake: Path, run_dir: Path) -> None:
+    lost = f"echo x >>{fake}/asked; [ $(($(grep -c x {fake}/asked) % 3)) = 0 ] || {{ {LOST}; }}"
+    begun = """echo '{"state": "failed"}' >"$SENET_STATUS_FILE"; exec %s 2"""
+    began = time.monotonic()
+    run_batch_sh(fake, run_dir, "true", begun % shutil.which("sleep", path="/usr/bin:/bin"), "echo failed", nodes=lost)
+    assert time.monotonic() - began > 2
+
+
+def test_a_preemption_that_is_announced_between_launches_is_a_requeue(fake: Path, run_dir: Path) -> None:
+    taken = "echo JobId=7 Restarts=0 PreemptTime=1795694432"
+    end = '[ -e "$SENET_STATUS_FILE" ] && echo failed || echo requeue'
+    run_batch_sh(fake, run_dir, "true", "exit 1", end, job=taken)
+    assert calls(fake) == ["end", "scontrol requeue 7"]
+
+
+def test_a_preemption_that_is_announced_while_srun_begins_is_told_to_the_ranks(fake: Path, run_dir: Path) -> None:
+    late = f"echo JobId=7 Restarts=0 PreemptTime=$([ -e {fake}/begun ] && echo 1795694432 || echo None)"
+    begun = f"""touch {fake}/begun; echo '{{"state": "running"}}' >"$SENET_STATUS_FILE"; exec %s 1"""
+    run_batch_sh(fake, run_dir, "true", begun % shutil.which("sleep", path="/usr/bin:/bin"), "echo requeue", job=late)
+    assert calls(fake) == ["srun 10.0.0.1:", "scancel --signal=USR2 7", "end", "scontrol requeue 7"]
 
 
 def test_a_failure_is_a_launch_with_the_same_words_in_the_same_job(fake: Path, run_dir: Path) -> None:
@@ -506,16 +536,19 @@ def test_a_job_that_is_no_longer_ours_launches_nothing_again(fake: Path, run_dir
     assert (done.returncode, calls(fake)) == (1, ["srun 10.0.0.1:"])
 
 
-def test_a_launch_on_fewer_hosts_begins_on_one_of_them(fake: Path, run_dir: Path) -> None:
+def test_a_launch_on_fewer_hosts_begins_on_one_of_them(
+    fake: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_GPUS", "8")  # of all hosts together
     nodes = 'case $4 in n2*) echo "NodeName=n2 NodeAddr=10.0.0.2 State=ALLOCATED" ;; *) ' + LOST + " ;; esac"
-    begun = """echo '{"state": "failed"}' >"$SENET_STATUS_FILE"; exit 1"""
+    begun = f"""echo "GPUs: $SLURM_GPUS" >>{fake}/log; echo '{{"state": "failed"}}' >"$SENET_STATUS_FILE"; exit 1"""
     end = f'echo "lost: $5; hosts: $6" >>{fake}/log; [ "$SENET_LAUNCH" = 0 ] && echo relaunch n2 n3 || echo cancel'
     sleep = '[ "$1" != infinity ] || exit 9'
     run_batch_sh(fake, run_dir, "true", begun, end, nodes=nodes, sleep=sleep, words="python")
     on = "--overlap --nodes=2 --ntasks=4 --nodelist=n2,n3"
     assert calls(fake) == [
-        *("srun 10.0.0.1: python", "end", "lost: n2; hosts: n1", "n2"),
-        *(f"srun 10.0.0.2: {on} python", "end", "lost: ; hosts: n2,n3", "scancel 7"),
+        *("srun 10.0.0.1: python", "GPUs: 8", "end", "lost: n2; hosts: n1", "n2"),
+        *(f"srun 10.0.0.2: {on} python", "GPUs: ", "end", "lost: ; hosts: n2,n3", "scancel 7"),
     ]
 
 
@@ -529,7 +562,7 @@ def test_a_host_that_slurm_has_taken_from_the_job_is_lost_also_when_it_answers_a
 def test_an_end_is_seen_at_once(fake: Path, run_dir: Path) -> None:
     """With a few seconds of grace it cannot wait for the next poll."""
     begun = """echo '{"state": "stopped"}' >"$SENET_STATUS_FILE"; exit 85"""
-    sleep = f'[ "$1" != 10 ] || exec {shutil.which("sleep", path="/usr/bin:/bin")} 10'
+    sleep = f'[ "$1" != 5 ] || exec {shutil.which("sleep", path="/usr/bin:/bin")} 10'
     for _ in range(20):
         began = time.monotonic()
         run_batch_sh(fake, run_dir, "true", begun, "echo requeue", sleep=sleep)
@@ -595,6 +628,7 @@ def test_a_host_is_there_if_it_takes_or_refuses_a_connection() -> None:
     [
         ("255.255.255.255", 0, "MIXED+NOT_RESPONDING", True),
         ("255.255.255.255", 0, "DOWN*", True),
+        ("255.255.255.255", 0, "IDLE+CLOUD+POWER_DOWN", False),
         ("255.255.255.255", 0, "MIXED", False),  # only this host is cut off
         ("255.255.255.255", 1, "DOWN*", False),  # a newer start runs
         ("127.0.0.1", 0, "DOWN*", False),

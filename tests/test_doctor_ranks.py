@@ -27,10 +27,10 @@ from senet.doctor import folders, machine, network, products, visit
 from senet.doctor.board import Board
 from senet.doctor.reports import WAITING
 from slurm.batch import free_port
+from tests.faults.interpose import missing_compiler
 from tests.harness import run_ranks, started
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 NAME = "doctor.json"
 
 
@@ -255,14 +255,18 @@ def test_a_check_that_hangs_is_named_in_time(check: Check, fault: Callable[[], N
     assert not report["complete"]
 
 
-@pytest.mark.skipif(not FAKETIME.exists(), reason="needs Debian's faketime")
+@pytest.mark.skipif(bool(missing_compiler()), reason=missing_compiler())
 def test_a_clock_that_is_five_minutes_behind_is_named(tmp_path: Path) -> None:
     world = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
-    wrong = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": "-300s", "NO_FAKE_STAT": "1"}
+    world |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    library = tmp_path / "clock.so"
+    source = REPOSITORY / "tests" / "hosts" / "clock.c"
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source], check=True)
+    wrong = {"LD_PRELOAD": str(library), "CLOCK_OFF_S": "-300"}
     words = [sys.executable, "-m", "senet.doctor", f"run_dir={tmp_path / 'a'}", f"data.root={tmp_path}"]
     words += [f"--out={tmp_path / NAME}", "train.device=cpu"]
     for late in (0, 1):
+        world["MASTER_PORT"] = str(free_port())
         hosts = [{"RANK": f"{rank}", "SLURMD_NODENAME": f"n{rank + 1}", **world} for rank in (0, 1)]
         hosts[late] |= wrong
         with (

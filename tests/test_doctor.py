@@ -178,10 +178,6 @@ def knows_no_names(reports: Reports, rank: int) -> None:
             reports.parts[rank]["names"]["addresses"][name] = ["127.0.1.1"] if name == "n1" else []
 
 
-def only_loopback(reports: Reports, rank: int) -> None:
-    reports.parts[rank]["interface"] |= {"name": "", "address": "127.0.1.1"}
-
-
 def little_memory(reports: Reports, rank: int) -> None:
     reports.parts[rank]["here"]["limits"]["memory, GB"] = 0.3
 
@@ -214,7 +210,6 @@ FAULTS: list[tuple[Break, str, str]] = [
     (own_local_folder, "wrong", "files"),
     (no_locks, "slow", "locks"),
     (knows_no_names, "slow", "names"),
-    (only_loopback, "slow", "names"),
     (little_memory, "slow", "limits"),
     (hangs_in_all_reduce, "late", "all-reduce"),
     (wrong_sums, "wrong", "all-reduce"),
@@ -317,6 +312,14 @@ def test_clocks_without_a_majority_or_a_third_opinion_exclude_nobody(count: int)
         del parts["files"]["run_dir"]["behind_s"]
     assert named(reports) == {(f"n{rank}", "slow", "clock") for rank in range(count)}
     assert all("no majority tells which is wrong" in finding.text for finding in judge(reports))
+
+
+def test_a_loopback_address_is_told_where_it_leads_nowhere() -> None:
+    reports = healthy(2)
+    reports.parts[1]["interface"] |= {"name": "", "address": "127.0.1.1"}
+    assert judge(reports) == []  # two hosts of one machine
+    reports.parts[0]["links"]["pairs"]["n1"] = {"error": "Connection refused"}
+    assert named(reports) == {("n1", "slow", "names"), ("n0", "wrong", "links"), ("n1", "wrong", "links")}
 
 
 def test_versions_without_a_majority_exclude_nobody() -> None:

@@ -14,7 +14,6 @@ INSTALL = (
     "--auth-root-authentication-method=normal --skip-test-db"
 )
 DATABASE_ANSWERS = f"mariadb-admin --no-defaults {_SOCKET} ping"
-SLURMDBD_ANSWERS = "sacctmgr --noheader list cluster"
 # Jobs of root are charged to the account root, which SLURM makes itself, and have no limits.
 ACCOUNTS = (
     "sacctmgr --immediate add cluster hosts && sacctmgr --immediate add qos single set MaxJobsPerUser=1 && "

@@ -20,6 +20,7 @@ from tests.hosts import accounting, configuration, glusterfs, machines
 
 CONTROLLER = "n0"
 SLURMD_TIMEOUT_S = 12
+ANSWERS = {"slurmctld": "scontrol ping | grep -q UP", "slurmdbd": "sacctmgr --noheader list cluster"}
 _DAEMONS = {"munged", "slurmd", "glusterfs"}  # of a node
 
 
@@ -85,7 +86,7 @@ class HostCluster(Cluster):
         self.volume.make_homes()
         self._until(accounting.DATABASE_ANSWERS)
         self.start_on_controller("slurmdbd", "-D")
-        self._until(accounting.SLURMDBD_ANSWERS)
+        self._until(ANSWERS["slurmdbd"])
         self.run("sh", "-c", accounting.ACCOUNTS)
         self.start_on_controller("slurmctld", "-D")
         for node in NODES:
@@ -128,7 +129,7 @@ class HostCluster(Cluster):
 
     @contextmanager
     def without(self, *daemons: str) -> Iterator[None]:
-        """While these daemons of SLURM on the controller are gone, after SIGKILL."""
+        """While these daemons of SLURM on the controller are gone, after SIGKILL. The last one is back first."""
         for name in daemons:
             for process in self.machines[CONTROLLER].processes(name):
                 process.kill()
@@ -136,8 +137,9 @@ class HostCluster(Cluster):
         try:
             yield
         finally:
-            for name in daemons:
+            for name in reversed(daemons):
                 self.start_on_controller(name, "-D")
+                self._until(ANSWERS[name])
 
     @contextmanager
     def slurmd_timeout(self, seconds: int) -> Iterator[None]:

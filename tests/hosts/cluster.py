@@ -103,9 +103,7 @@ class HostCluster(Cluster):
     def power_off(self, node: str) -> None:
         self.machines[node].power_off()
         for name in (node, f"munged.{node}"):
-            daemon = self._daemons.pop(name)
-            daemon.kill()
-            daemon.wait()
+            self._end_daemon(name)
 
     def power_on(self, node: str) -> None:
         """The machine boots again, without the processes that ran on it."""
@@ -133,7 +131,7 @@ class HostCluster(Cluster):
         for name in daemons:
             for process in self.machines[CONTROLLER].processes(name):
                 process.kill()
-            self._daemons.pop(name).wait()
+            self._end_daemon(name)
         try:
             yield
         finally:
@@ -193,6 +191,12 @@ class HostCluster(Cluster):
     def start_on_controller(self, *command: str) -> None:
         """A daemon, known by the name of its program."""
         self._daemon(command[0], *self.machines[CONTROLLER].command(*command))
+
+    def _end_daemon(self, name: str) -> None:
+        """End what waits for a daemon outside of its machine."""
+        daemon = self._daemons.pop(name)
+        daemon.kill()
+        daemon.wait()
 
     def _until(self, script: str, machine: str = CONTROLLER, timeout_s: float = 30) -> None:
         deadline = time.monotonic() + timeout_s

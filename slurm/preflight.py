@@ -16,7 +16,7 @@ from senet.data.sources import SPLITS, split_folder
 from senet.distributed.preemption import steps_between_votes
 from senet.errors import ConfigError
 from senet.rundir.files import read_json
-from senet.rundir.owner import holder, refuse_links
+from senet.rundir.owner import holder, refuse_links, refuse_unreadable
 from senet.verbs import typed
 from slurm import cluster, nodes
 from slurm.gpus import fitting, gpu_findings, ranks_per_node
@@ -39,18 +39,16 @@ def preflight(config: Config, run_dir: Path) -> list[Finding]:
     """All findings, refusals first. Asks SLURM if it answers; writes nothing.
 
     Raises:
-        ConfigError: an option from which no script can be made.
+        ConfigError: no script can be made from the options, or this user may not read the run directory.
     """
+    refuse_unreadable(run_dir)
     findings = [*_tasks(config), *_limits(config, run_dir), *_directory(config, run_dir), *owner(run_dir)]
     findings += [*_images(config.data), *(Finding(False, text) for text in nodes.avoided_texts(run_dir))]
     if config.slurm.cluster == "slurm":
         script = make_slurm_executor(config, run_dir, run_dir / "slurm" / "code").text()
         environment, site = sbatch_environment(script), cluster.site()
-        findings += [
-            *_memory(config.slurm),
-            *_from_environment(environment),
-            *_site(config, run_dir, environment, site),
-        ]
+        findings += [*_memory(config.slurm), *_from_environment(environment)]
+        findings += _site(config, run_dir, environment, site)
         if site:
             findings += _test_only(script, environment)
     return sorted(findings, key=lambda finding: not finding.refuse)

@@ -143,10 +143,8 @@ def holder(run_dir: Path) -> tuple[str, bool]:
 @contextmanager
 def nothing_left_if_refused(run_dir: Path) -> Iterator[None]:
     """If a start is refused, remove the run directory and its parents, as far as this start has made them."""
-    try:
-        made = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
-    except PermissionError as error:  # of a folder above it
-        raise ConfigError(f"run_dir={run_dir} cannot be read ({error.strerror}); choose another run_dir") from None
+    refuse_unreadable(run_dir)
+    made = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
     try:
         yield
     except ConfigError:
@@ -174,6 +172,14 @@ def remove_leftovers(run_dir: Path) -> None:
     for name in _OWN_NAMES:
         for path in run_dir.glob(f"{name}.*.tmp"):
             path.unlink(missing_ok=True)
+
+
+def refuse_unreadable(run_dir: Path) -> None:
+    """Raises ConfigError: this user may not look into the run directory, or into a folder above it."""
+    try:
+        (run_dir / "owner.json").exists()
+    except PermissionError as error:
+        raise ConfigError(f"run_dir={run_dir} cannot be read ({error.strerror}); choose another run_dir") from None
 
 
 def refuse_links(run_dir: Path) -> None:

@@ -48,10 +48,11 @@ CgroupAutomount=no
 ConstrainCores=yes
 ConstrainRAMSpace=yes
 """
-# What tasks on one machine have in their environment. srun would pass the wrong clock of a batch script on to all.
+# What happens on one machine before its tasks, and the variables that it gives them by "export". srun would pass the
+# wrong clock of a batch script on to all.
 TASK_PROLOG = """\
 #!/bin/sh
-if [ -e /run/environment ]; then cat /run/environment; else echo unset CLOCK_OFF_S; fi
+if [ -e /run/before_tasks ]; then . /run/before_tasks; else echo unset CLOCK_OFF_S; fi
 """
 SLURMDBD = """\
 AuthType=auth/munge

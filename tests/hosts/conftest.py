@@ -81,7 +81,7 @@ def no_orphans(cluster: HostCluster) -> Iterator[None]:
         return [*cluster.processes(), *cluster.strays()]
 
     wait_until(lambda: not left(), 20, f"the end of {left()}")
-    cluster.wait_idle()
+    cluster.wait_idle(timeout_s=60)  # a node that was cut off tells of its job's end a little later
 
 
 @pytest.fixture

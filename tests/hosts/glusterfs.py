@@ -73,6 +73,8 @@ class Volume:
             yield
         finally:
             self._on_server(f"rm {_DISK}/filler {_DISK}/rest")
+            # GlusterFS looks only every few seconds whether there is room
+            self._on_server(f"until touch {MOUNT}/room; do sleep 0.2; done; rm {MOUNT}/room")
 
     def _on_server(self, script: str) -> None:
         _on(self._server, script)

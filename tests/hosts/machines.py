@@ -13,7 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -183,16 +183,19 @@ class Machine:
             (self._etc / "hosts").write_text(self.network.hosts())
 
     @contextmanager
-    def clock_off(self, seconds: int) -> Iterator[None]:
-        """What SLURM starts on it meanwhile has a clock that is wrong by so much."""
-        file = self.outside("/run/environment")
-        file.write_text(
-            "".join(f"export {name}={value}\n" for name, value in self.network.wrong_clock(seconds).items())
-        )
+    def before_tasks(self, script: str) -> Iterator[None]:
+        """SLURM runs this on it before each batch script and rank; what it prints as ``export NAME=value`` they get."""
+        file = self.outside("/run/before_tasks")
+        file.write_text(f"{script}\n")
         try:
             yield
         finally:
             file.unlink()
+
+    def clock_off(self, seconds: int) -> AbstractContextManager[None]:
+        """What SLURM starts on it meanwhile has a clock that is wrong by so much."""
+        variables = self.network.wrong_clock(seconds).items()
+        return self.before_tasks("\n".join(f"echo export {name}={value}" for name, value in variables))
 
     def power_off(self) -> None:
         """Cut the power: its processes send nothing more. Does nothing if it is off."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from pathlib import Path
@@ -128,7 +129,7 @@ def test_a_rank_that_is_killed_or_stopped_takes_the_others_down_and_is_named(
         assert survivors(tree) == []
     log = (tmp_path / "log").read_text()
     assert f"failed: {named(victim)} did not answer any more" in log, log
-    assert 'train_ddp.py", line' not in log  # no traceback of ours
+    assert not re.search(r'train_ddp\.py", line \d+, in', log)  # no traceback of ours; a stack has no comma there
     if victim != 0:
         found = status(tmp_path / "run")
         assert (found["state"], f"{named(victim)} did not answer" in found["reason"]) == ("failed", True)

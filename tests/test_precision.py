@@ -100,7 +100,8 @@ def test_the_rates_are_those_of_a_longer_loop(network: Callable[[int], nn.Module
                     loss = nn.functional.cross_entropy(model(images_NCHW), labels_N)
                 loss.backward()
                 best[amp] = max(best[amp], 16 / (time.thread_time() - began))
-    assert found["bf16"] / found["off"] == pytest.approx(best["bf16"] / best["off"], rel=0.5)  # at a load of 10: up to 0.3
+    # beside much other work they were up to 0.3 apart
+    assert found["bf16"] / found["off"] == pytest.approx(best["bf16"] / best["off"], rel=0.5)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -53,22 +54,34 @@ class Run:
         """Until this launch of this start has trained some steps."""
 
         def there() -> bool:
-            state = read_json(self.run_dir / "status.json")
+            state, owner = self.read("status.json"), self.read("owner.json")
             if (state.get("job"), state.get("job_restarts"), state.get("state")) != (self.job, restarts, "running"):
                 return False
-            owner = read_json(self.run_dir / "owner.json")
-            if owner["job_launch"] != launch:
+            if owner.get("job_launch") != launch:
                 return False
-            first = owner["resumed_from"].get(str(state["generation"]), 0)
-            return bool(found := rows(self.run_dir)) and found[-1]["step"] >= first + count
+            return self.newest_step() >= owner["resumed_from"].get(str(state["generation"]), 0) + count
 
         wait_until(there, timeout_s, f"{count} steps of start {restarts}: {self.logs()}")
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON file of the run directory; {} also while a network file system replaces it."""
+        try:
+            return read_json(self.run_dir / name)
+        except OSError:
+            return {}
+
+    def newest_step(self) -> int:
+        """The last one in metrics.jsonl, which a start shortens to what it resumes from; 0: none."""
+        try:
+            return max((row["step"] for row in rows(self.run_dir)), default=0)
+        except OSError:  # being replaced, on a network file system
+            return 0
 
     def wait_for_stop(self, restarts: int, timeout_s: float = 120) -> None:
         """Until this start has saved and SLURM has counted the requeue."""
 
         def there() -> bool:
-            state = read_json(self.run_dir / "status.json")
+            state = self.read("status.json")
             requeued = self.cluster.job(self.job)["Restarts"] == str(restarts + 1)
             return requeued and (state.get("state"), state.get("job_restarts")) == ("stopped", restarts)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.harness import rows, status, wait_until
+from tests.harness import status, wait_until
 from tests.hosts.test_hosts import LONG, Undisturbed, ends_with
 from tests.submitted import SLOW, Run
 
@@ -23,10 +23,10 @@ def test_a_random_rank_that_is_killed_or_stopped_costs_seconds(
     run.wait_for_steps(random.randrange(5, 90), 0)
     rank = random.randrange(2)
     run.ranks()[rank].send_signal(what)
-    began, done = time.monotonic(), rows(run.run_dir)[-1]["step"]
+    began, done = time.monotonic(), run.newest_step()
 
     def goes_on() -> bool:
-        return status(run.run_dir)["generation"] == 2 and rows(run.run_dir)[-1]["step"] > done
+        return run.read("status.json").get("generation") == 2 and run.newest_step() > done
 
     wait_until(goes_on, 120, f"{what!r} to rank {rank} at step {done}: {run.logs()}")
     took(f"{what.name}: from it to the next new step", time.monotonic() - began)

@@ -172,6 +172,7 @@ def start(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
     for name, value in {
         **launch_variables(load_config(tiny("slurm.max_requeues=5", "slurm.max_restarts=0")), run_dir),
         "SENET_LAUNCH": "0",
+        "SLURM_JOB_NUM_NODES": "2",
         "SLURM_JOB_ID": "7",
     }.items():
         monkeypatch.setenv(name, value)

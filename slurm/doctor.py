@@ -19,7 +19,7 @@ from senet.errors import FAILED_EXIT_CODE, ConfigError, RunError
 from senet.rundir.files import read_json
 from senet.verbs import typed
 from slurm import attend, cluster, submission
-from slurm.sbatch import make_slurm_executor, sbatch_environment
+from slurm.sbatch import make_slurm_executor, refusal, sbatch_environment
 from slurm.snapshot import config_file
 
 _TIME = "5m"
@@ -62,7 +62,7 @@ def _submit(config: Config, scratch: Path) -> str:
     script = executor.text()
     done = cluster.ask("sbatch", "--parsable", text=script, environment=sbatch_environment(script))
     if done.returncode:
-        raise ConfigError(f"sbatch refused the job: {' '.join(done.stderr.split())}")
+        raise refusal(done.stderr, script)
     return done.stdout.strip().partition(";")[0]  # the name of the cluster may follow
 
 

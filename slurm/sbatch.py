@@ -94,15 +94,7 @@ def send(job: Job, config: Config, run_dir: Path, code: Path) -> str:
             with only_environment(sbatch_environment(executor.text())), contextlib.redirect_stderr(io.StringIO()):
                 submitted = executor.submit(job)
         except FailedJobError as error:
-            words = " ".join(str(error).split())
-            if re.search("configuration source|Unable to contact slurm controller", words):
-                raise ConfigError(
-                    f"no SLURM controller answers here, so nothing was submitted ({words.rpartition('sbatch: ')[2]}); "
-                    f"use a login node of the cluster, or slurm.cluster=local for this machine alone"
-                ) from None
-            if "timed out" in words.lower():
-                words += "; SLURM may have accepted it: look with squeue before you submit again"
-            raise ConfigError(f"sbatch refused the job: {words}{unknown_name(words, executor.text())}") from None
+            raise refusal(str(error), executor.text()) from None
         finally:
             for path in (run_dir / "slurm").iterdir():  # submitit does not remove its temporary files
                 if re.fullmatch(r"\.submission_file_\w+\.sh|[0-9a-f]{32}\.pkl", path.name):
@@ -116,6 +108,19 @@ def send(job: Job, config: Config, run_dir: Path, code: Path) -> str:
             submitted = _make_local_executor(config, run_dir).submit(job)
     submitted.paths.submitted_pickle.chmod(0o600)  # a user who can write it can run code as this user
     return submitted.job_id
+
+
+def refusal(said: str, script: str) -> ConfigError:
+    """Why sbatch has not taken a batch script, from what it said."""
+    words = " ".join(said.split())
+    if re.search("configuration source|Unable to contact slurm controller", words):
+        return ConfigError(
+            f"no SLURM controller answers here, so nothing was submitted ({words.rpartition('sbatch: ')[2]}); "
+            f"use a login node of the cluster, or slurm.cluster=local for this machine alone"
+        )
+    if "timed out" in words.lower():
+        words += "; SLURM may have accepted it: look with squeue before you submit again"
+    return ConfigError(f"sbatch refused the job: {words}{unknown_name(words, script)}")
 
 
 def sbatch_environment(script: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,6 +110,8 @@ def main(argv: Sequence[str]) -> int:
     elif first.isalpha() and (near := did_you_mean(first, ["status", "stop", "clear", "doctor", "drill"])):
         raise ConfigError(f"argument {first!r} is neither a command nor key=value nor a YAML file; {near}")
     else:
+        if (count := os.environ.get("RESTARTS", "0")) != "0":
+            _say(f"warning: RESTARTS={count} is for trainings without SLURM; a job has slurm.max_restarts={count}")
         if "--quickstart" in argv:
             arguments = with_recipe("slurm", arguments, _say)
         (show if "--dry-run" in argv else submit)(arguments)

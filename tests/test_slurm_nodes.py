@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from slurm.job import Job
 from slurm.nodes import Excluded, Verdict
 from slurm.starts import Launch, launch_variables
 from tests.harness import tiny
-from tests.test_slurm import PREEMPTED, RUNNING, calls, fake, install, run_batch_sh, run_dir  # noqa: F401
+from tests.test_slurm import PREEMPTED, RUNNING, SUBMIT, calls, fake, install, run_batch_sh, run_dir  # noqa: F401
 
 
 def wrong(host: str, of: str = "arithmetic", text: str = "1 of 4096 products differs") -> dict[str, Any]:
@@ -154,6 +155,24 @@ def test_sbatch_that_does_not_know_a_node_is_answered_with_what_may_help(run_dir
         with pytest.raises(ConfigError, match="Invalid node name specified") as refused:
             sbatch.send(Job("", "", "", 0), config, run_dir, run_dir)
         assert ("slurm clear RUN_DIR" in str(refused.value).replace(control.typed("slurm"), "slurm")) == hint
+
+
+def test_a_doctor_that_reaches_no_controller_says_where_to_submit(fake: Path, tmp_path: Path) -> None:  # noqa: F811
+    words = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
+    install(fake, "sbatch", f"echo '{words}' >&2; exit 1")
+    done = subprocess.run([*SUBMIT, "doctor", *tiny("run_dir=run")], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("slurm: no SLURM controller answers here, so nothing was submitted (")
+    assert [path.name for path in tmp_path.iterdir()] == ["bin"]
+
+
+def test_the_number_of_restarts_of_launch_sh_is_said_to_be_none_of_a_job(tmp_path: Path) -> None:
+    command = [*SUBMIT, "--dry-run", *tiny("run_dir=run")]
+    for count, expected in (("7", "a job has slurm.max_restarts=7\n"), ("0", "")):
+        env = os.environ | {"RESTARTS": count}
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.stderr.endswith(expected)
+        assert bool(done.stderr) == bool(expected)
 
 
 def test_a_job_without_the_check_does_not_know_it(run_dir: Path) -> None:  # noqa: F811

@@ -27,7 +27,7 @@ def checks(cluster: HostCluster) -> list[psutil.Process]:
 
 def is_check(process: psutil.Process) -> bool:
     try:
-        return any("check_rank" in word for word in process.cmdline())
+        return any(word in ("slurm.check_rank", "senet.doctor") for word in process.cmdline())
     except psutil.Error:  # has just ended
         return False
 

@@ -115,7 +115,7 @@ def evaluate(argv: Sequence[str], stop: StopFlag) -> int:
 
 
 def doctor(argv: Sequence[str], stop: StopFlag) -> int:
-    """``senet.doctor`` by as many ranks as a training would have.
+    """``senet.doctor`` by NPROC ranks, or as many as a training would have.
 
     Raises:
         ConfigError: bad options.
@@ -123,7 +123,9 @@ def doctor(argv: Sequence[str], stop: StopFlag) -> int:
     arguments = parse(argv)
     options = with_recipe("doctor", arguments.options, _say)
     flags = [each for each in argv if each not in arguments.options]
-    return by_ranks(choose_ranks(load_config(options).train), "doctor", [*options, *flags], stop)
+    config = load_config(options)
+    ranks = wanted_number("NPROC", _RANKS, 1) or choose_ranks(config.train)  # NPROC need not share the batch
+    return by_ranks(ranks, "doctor", [*options, *flags], stop)
 
 
 def by_ranks(ranks: int, verb: str, argv: Sequence[str], stop: StopFlag) -> int:

@@ -306,6 +306,25 @@ def test_the_launcher_starts_as_many_ranks_as_a_training_has(tmp_path: Path) -> 
     assert refused.stderr.startswith("launch.sh: train.epochs=none ")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where none is")
+def test_a_device_that_no_rank_has_is_a_refusal(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "senet.doctor", f"run_dir={tmp_path / 'a'}", "train.device=cuda"]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("doctor: train.device=cuda, but no GPU is visible; ")
+
+
+def test_a_reader_that_has_ended_does_not_change_the_exit_code(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "senet.doctor", f"run_dir={tmp_path / 'a'}", f"data.root={tmp_path}"]
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        done = subprocess.run([*words, "train.device=cpu"], cwd=REPOSITORY, stdout=writes, timeout=120)
+    finally:
+        os.close(writes)
+    assert done.returncode == 0
+
+
 def test_products_of_small_integers_are_exact_and_a_wrong_element_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cpu")
     assert set(products.wrong_elements(device, 0.0).values()) == {""}

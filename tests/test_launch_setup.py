@@ -451,6 +451,23 @@ def test_an_option_that_ends_as_a_file_does_is_none(monkeypatch: pytest.MonkeyPa
     assert started == [[quickstart, "data.root=own.yml"], [quickstart], [str(tmp_path / "own.yml")]]
 
 
+def test_the_doctor_has_nproc_ranks_whether_or_not_they_can_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[int, list[str]]] = []
+
+    def run_ranks(ranks: int, command: list[str], *_: object) -> tuple[int, str]:
+        started.append((ranks, command))
+        return 0, ""
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(launch, "run_ranks", run_ranks)
+    for ranks in (3, 2):
+        os.environ["NPROC"] = "3" if ranks == 3 else ""
+        assert launch.main(["doctor", "train.device=cpu", "--json", "--max-seconds", "5"], StopFlag()) == 0
+    quickstart = str(REPOSITORY / "configs" / "quickstart.yaml")
+    command = ["-m", "senet.doctor", quickstart, "train.device=cpu", "--json", "--max-seconds", "5"]
+    assert started == [(3, command), (2, command)]
+
+
 @pytest.mark.parametrize(
     ("received", "code", "expected", "said"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from senet.distributed.environment import read_place
 from senet.doctor.arguments import parse
 from senet.doctor.judge import judge, values
 from senet.doctor.table import text
-from senet.errors import FAILED_EXIT_CODE
+from senet.errors import FAILED_EXIT_CODE, ConfigError
 from senet.rundir.files import write_json
 from senet.rundir.locks import started_at
 
@@ -47,8 +48,11 @@ def main(argv: Sequence[str]) -> int:
         worker.join(_LEAVE_S)
         return 0
     reports = lead(board, place, limit_s, _age_s())
-    findings, checks = judge(reports), values(reports)
     board.say("over", True)
+    here = [parts.get("here", {}) for parts in reports.parts.values()]
+    if all(report.get("refused") for report in here):  # the same is wrong everywhere: the options
+        raise ConfigError(here[0]["error"].removeprefix("ConfigError: "))
+    findings, checks = judge(reports), values(reports)
     worker.join(_LEAVE_S)  # its files are removed
     reports.seconds = _age_s()
     result = {
@@ -57,7 +61,10 @@ def main(argv: Sequence[str]) -> int:
         "findings": [dataclasses.asdict(finding) for finding in findings],
         "checks": checks,
     }
-    print(json.dumps(result) if arguments.json else text(reports, checks, findings), flush=True)
+    try:
+        print(json.dumps(result) if arguments.json else text(reports, checks, findings), flush=True)
+    except BrokenPipeError:  # its reader has ended, like head; the exit code says what was found
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 # to the end of the process
     if arguments.out:  # last: its file system may be one that does not answer
         write_json(arguments.out, result, limit_s=_WRITE_S)
     return FAILED_EXIT_CODE if any(finding.kind != "slow" for finding in findings) else 0

@@ -61,6 +61,7 @@ def _part(board: Board, name: str) -> Iterator[dict[str, Any]]:
     except Exception as error:
         report["error"] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         of_others = isinstance(error, torch.OutOfMemoryError | dist.DistError)
+        report["refused"] = isinstance(error, ConfigError)
         report["of_device"] = isinstance(error, ConfigError | RuntimeError) and not of_others
     board.tell(name, report)
 
@@ -79,7 +80,8 @@ def _arrive(board: Board, place: Place, config: Config) -> Ranks | None:
     answer = board.wait(f"time/{place.rank}", _LATE_S)
     answered = time.time()
     with _part(board, "clock") as report:
-        report |= {"ahead_s": (asked + answered) / 2 - answer, "error_s": (answered - asked) / 2}
+        ahead_s = (asked + answered) / 2 - answer if place.rank > 0 else 0.0
+        report |= {"ahead_s": round(ahead_s, 2), "error_s": (answered - asked) / 2}
     return ranks
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 
 from senet import REPOSITORY
-from senet.rundir.files import read_json
+from senet.rundir.files import patiently, read_json
 from tests.cluster import Cluster
 from tests.harness import rows, tiny, wait_until
 
@@ -64,18 +64,13 @@ class Run:
         wait_until(there, timeout_s, f"{count} steps of start {restarts}: {self.logs()}")
 
     def read(self, name: str) -> dict[str, Any]:
-        """A JSON file of the run directory; {} also while a network file system replaces it."""
-        try:
-            return read_json(self.run_dir / name)
-        except OSError:
-            return {}
+        """A JSON file of the run directory, {} if missing; tried again where a network file system says ESTALE."""
+        return patiently(lambda: read_json(self.run_dir / name), limit_s=10)
 
     def newest_step(self) -> int:
         """The last one in metrics.jsonl, which a start shortens to what it resumes from; 0: none."""
-        try:
-            return max((row["step"] for row in rows(self.run_dir)), default=0)
-        except OSError:  # being replaced, on a network file system
-            return 0
+        found = patiently(lambda: rows(self.run_dir), limit_s=10)
+        return max((row["step"] for row in found), default=0)
 
     def wait_for_stop(self, restarts: int, timeout_s: float = 120) -> None:
         """Until this start has saved and SLURM has counted the requeue."""

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.harness import status, wait_until
+from tests.harness import wait_until
 from tests.hosts.cluster import HostCluster
 from tests.hosts.conftest import SOAK
 from tests.hosts.test_hosts import LONG, Undisturbed, ends_with
@@ -50,7 +50,7 @@ def test_a_host_that_is_cut_off_for_good_ends_its_own_ranks(
         try:
             wait_until(lambda: not cluster.machines["n2"].processes("python"), STEP_TIMEOUT_S + 30, "the end of rank 1")
             wait_until(lambda: cluster.job(run.job)["Restarts"] == "1", SLURMD_TIMEOUT_S + 200, run.logs())
-            assert status(run.run_dir)["reason"].startswith("no answer from n2; the job starts again when SLURM")
+            assert run.read("status.json")["reason"].startswith("no answer from n2; the job starts again when SLURM")
         finally:
             cluster.machines["n2"].mend()
         ends_with(run, undisturbed(2, *LONG), restarts=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from senet.rundir.files import read_json
-from tests.harness import status, wait_until
+from tests.harness import wait_until
 from tests.hosts.cluster import HostCluster
 from tests.hosts.test_hosts import Undisturbed, ends_with
 from tests.submitted import SLOW, Run
@@ -25,9 +25,10 @@ def test_a_host_that_comes_back_leaves_the_younger_start_alone(
     finally:
         cluster.machines[old].mend()
     # by itself, or because SLURM, which knows it again, ends it
-    wait_until(lambda: not cluster.machines[old].processes("slurm_script"), 120, "the end of the old start")
+    wait_until(lambda: not cluster.machines[old].processes("slurm_script"), 300, "the end of the old start")
     time.sleep(3)  # for what it may have set going
-    now = status(run.run_dir)
-    assert (now["state"], now["job_restarts"]) == ("running", 1)
+    now = run.read("status.json")
+    assert now["state"] in ("running", "finished")
+    assert now["job_restarts"] == 1
     ends_with(run, undisturbed(0, *LONG), restarts=1)
     assert read_json(run.run_dir / "owner.json")["generation"] == 2

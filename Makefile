@@ -1,4 +1,4 @@
-# What CI runs is `make test` and `make hosts`.
+# What CI runs is `make test`.
 PY := .venv/bin/python
 unexport PYTHONDONTWRITEBYTECODE # each process that a test starts would compile the code anew
 
@@ -40,7 +40,7 @@ smoke: ## the README's first command
 faults: setup ## each fault of tests/faults many times (hours), and a table; tries that have passed are not repeated
 	FAULTS=full $(PY) -m pytest tests/faults -q
 
-hosts: setup ## two emulated hosts: power, links, clocks, a network file system, accounts (15 minutes)
+hosts: setup ## two emulated hosts: power, links, clocks, a network file system, accounts (half an hour)
 	$(PY) -m pytest tests/hosts -n 2 -rs
 
 hosts-soak: setup ## each of them at least 5 times, and the long forms (hours)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import inspect
 
 import torch
 from torch import nn
@@ -14,6 +12,7 @@ from senet.config.options import CIFAR_RESNETS, NETWORKS, TORCHVISION_RESNETS
 from senet.errors import ConfigError
 from senet.models.senet import PaddedBlock, SENet, SENet18, insert_se
 from senet.models.weights import init_from as load_weights
+from senet.own import load_function
 
 
 def build_model(
@@ -110,14 +109,7 @@ def _build_plain(name: str, num_classes: int, small_stem: bool) -> nn.Module:
 
 
 def _build_own(name: str, num_classes: int) -> nn.Module:
-    module_name, _, function = name.partition(":")
-    if not (module_name and function):  # checked before importing, which runs code
-        raise ConfigError(f"model.name={name!r} is neither a known network nor package.module:function")
-    try:
-        build = getattr(importlib.import_module(module_name), function)
-        inspect.signature(build).bind(num_classes=num_classes)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(f"model.name={name}: {error}; it must be a function of num_classes") from None
+    build = load_function("model.name", name, given=["num_classes"])
     model = build(num_classes=num_classes)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model.name={name} returned a {type(model).__name__}; it must be a torch.nn.Module")

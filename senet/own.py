@@ -1,0 +1,73 @@
+"""Functions of a user, named in an option as ``package.module:function``. No torch."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from senet.errors import ConfigError, did_you_mean
+
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def load_function(
+    option: str,
+    name: str,
+    *,
+    given: Sequence[str],
+    arguments: Mapping[str, Any] | None = None,
+    arguments_option: str = "",
+) -> Callable[..., Any]:
+    """Import the function that ``option=name`` stands for, and see whether it can be called as it will be.
+
+    Args:
+        given: arguments that the program passes, by name.
+        arguments: those that the user sets besides, and ``arguments_option`` the option with which.
+
+    Raises:
+        ConfigError: it cannot be imported, or not be called with these arguments. An error in the module itself, other
+            than an import that fails, is raised as it is.
+    """
+    module_name, _, function_name = name.partition(":")
+    if not (module_name and function_name):  # checked before importing, which runs code
+        raise ConfigError(f"{option}={name!r} is no package.module:function")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:  # ValueError: "a..b"
+        raise ConfigError(
+            f"{option}={name}: {error}; {module_name} is looked for beside launch.sh, on PYTHONPATH and among the "
+            f"installed packages"
+        ) from None
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        near = did_you_mean(function_name, [key for key, value in vars(module).items() if callable(value)])
+        raise ConfigError(f"{option}={name}: {module_name} has no function {function_name}; {near or 'name another'}")
+    _check_call(f"{option}={name}", function, given, arguments or {}, arguments_option)
+    return function
+
+
+def _check_call(
+    what: str, function: Callable[..., Any], given: Sequence[str], arguments: Mapping[str, Any], option: str
+) -> None:
+    """ConfigError unless ``function(**given, **arguments)`` fits its signature; names what does not."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{what}: {error}; it must be a Python function") from None
+    parameters = signature.parameters.values()
+    known = [each.name for each in parameters if each.kind in _BY_NAME]
+    takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
+    for key, value in arguments.items():
+        if key in given:
+            raise ConfigError(f"{option}.{key}={value}: the program itself gives {key}; leave this option out")
+        if key not in known and not takes_all:
+            others = [each for each in known if each not in given]
+            hint = did_you_mean(key, others) or f"it has {', '.join(others) or 'none but ' + ', '.join(given)}"
+            raise ConfigError(f"{option}.{key}={value}: {what} has no argument {key}; {hint}")
+    try:
+        signature.bind(**dict.fromkeys([*given, *arguments]))
+    except TypeError as error:
+        remedy = f", set others with {option}.NAME=value" if option else ""
+        raise ConfigError(f"{what}: {error}; it must take {', '.join(given)} by name{remedy}") from None

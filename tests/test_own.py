@@ -1,0 +1,74 @@
+"""Functions that a user names as ``package.module:function``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from senet.errors import ConfigError
+from senet.own import load_function
+
+MODULE = """
+def build(num_classes, width=8, depth=2):
+    return num_classes * width ** depth
+
+def takes_all(num_classes, **others):
+    return num_classes, others
+
+def needs_width(num_classes, width):
+    return num_classes, width
+
+def by_place(num_classes, /):
+    return num_classes
+
+Thing = 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module beside the program."""
+    (tmp_path / "mine_of_tests.py").write_text(MODULE)
+    (tmp_path / "broken_of_tests.py").write_text("import nowhere_of_tests")
+    monkeypatch.syspath_prepend(tmp_path)
+    return "mine_of_tests"
+
+
+def load(name: str, **arguments: Any) -> Any:
+    return load_function(
+        "model.name", name, given=["num_classes"], arguments=arguments, arguments_option="model.args"
+    )
+
+
+def test_a_named_function_is_found_and_can_be_called(mine: str) -> None:
+    assert load(f"{mine}:build", width=3)(num_classes=10, width=3) == 90
+    assert load(f"{mine}:takes_all", anything=[1])(num_classes=2, anything=[1]) == (2, {"anything": [1]})
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "expected"),
+    [
+        ("build", {"widht": 3}, r"model\.args\.widht=3: model\.name=\S+:build has no argument widht; did you mean 'wid"),
+        ("build", {"x": 3}, r"model\.args\.x=3: .* has no argument x; it has width, depth"),
+        ("build", {"num_classes": 3}, r"model\.args\.num_classes=3: the program itself gives num_classes"),
+        ("needs_width", {}, r"missing a required argument: 'width'; .* set others with model\.args\.NAME=value"),
+        ("by_place", {}, r"must take num_classes by name"),
+        ("biuld", {}, r"mine_of_tests has no function biuld; did you mean 'build'\?"),
+        ("Thing", {}, r"has no function Thing"),
+        ("", {}, r"model\.name='mine_of_tests:' is no package\.module:function"),
+    ],
+)
+def test_a_call_that_cannot_be_made_is_refused(
+    mine: str, function: str, arguments: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        load(f"{mine}:{function}", **arguments)
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize("name", ["nowhere_of_tests:f", "broken_of_tests:f", "a..b:f"])
+def test_a_module_that_cannot_be_imported_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"^model.name={name}: .*; {name.partition(':')[0]} is looked for beside"):
+        load(name)

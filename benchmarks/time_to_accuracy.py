@@ -178,6 +178,7 @@ def build_model_of(config: Config, run_dir: Path) -> nn.Module:
         num_classes=len(open_checkpoint(run_dir).manifest["classes"]),
         reduction=model.reduction,
         small_stem=model.small_stem,
+        arguments=model.args,
         init_from="",
     )
 

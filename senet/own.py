@@ -40,7 +40,7 @@ def load_function(
             f"{option}={name}: {error}; {module_name} is looked for beside launch.sh, on PYTHONPATH and among the "
             f"installed packages"
         ) from None
-    function = getattr(module, function_name, None)
+    function: Callable[..., Any] | None = getattr(module, function_name, None)
     if not callable(function):
         near = did_you_mean(function_name, [key for key, value in vars(module).items() if callable(value)])
         raise ConfigError(f"{option}={name}: {module_name} has no function {function_name}; {near or 'name another'}")

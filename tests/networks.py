@@ -20,6 +20,12 @@ def narrow_senet(num_classes: int) -> SENet:
     return SENet(PreActBlock, [1, 1], num_classes=num_classes, widths=(8, 8), reduction=4)
 
 
+def of_width(num_classes: int, width: int = 8, *, gates: bool = True, widths: list[int] | None = None) -> SENet:
+    """With arguments: ``model.args.width=4``."""
+    widths = widths or [width, 2 * width]
+    return SENet(PreActBlock, [1] * len(widths), num_classes=num_classes, widths=widths, reduction=4 if gates else None)
+
+
 class _NoNorm(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()

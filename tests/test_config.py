@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 import shlex
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,6 +97,41 @@ def test_an_option_of_sbatch_is_a_text_or_a_flag(tmp_path: Path) -> None:
     assert (read, {type(key) for key in read}) == (expected, {str})
     typed = ("begin=16:00", "nice=010", "exclusive=True", "hint='true'")
     assert load_config([f"slurm.sbatch.{pair}" for pair in typed]).slurm.sbatch == expected
+
+
+ARGUMENTS = {
+    "64": 64, "-1": -1, "0.5": 0.5, "1e-3": 0.001, "true": True, "False": False, "null": None, "None": None,
+    "relu": "relu", "010": "010", "1:30": "1:30", "nan": "nan", "1e999": "1e999", "on": "on", "'64'": "64",
+    "[2, 2.5, x]": [2, 2.5, "x"], "{a: {b: [1, '1']}}": {"a": {"b": [1, "1"]}}, "'1e-3'": "1e-3", "'None'": "None",
+    "''": "", "'true'": "true", "'[1]'": "[1]",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "expected"), ARGUMENTS.items())
+def test_an_argument_of_a_network_is_what_it_looks_like(tmp_path: Path, text: str, expected: Any) -> None:
+    own = ["seed=3", "model.name=my:network"]
+    (tmp_path / "a.yaml").write_text(f"seed: 3\nmodel: {{name: 'my:network', args: {{x: {text}}}}}")
+    for config in (
+        load_config([*own, f"model.args.x={text}"]),
+        load_config([*own, f"model.args={{x: {text}}}"]),
+        load_config([str(tmp_path / "a.yaml")]),
+    ):
+        (tmp_path / "b.yaml").write_text(to_yaml(config))
+        for each in (config, load_config([str(tmp_path / "b.yaml")])):
+            found = each.model.args["x"]
+            assert (found, type(found)) == (expected, type(expected))
+
+
+def test_an_argument_of_a_network_may_be_that_of_another_option() -> None:
+    config = load_config(["seed=3", "model.name=my:network", "model.args.x=${seed}", "model.args.y=a ${seed}"])
+    assert config.model.args == {"x": 3, "y": "a 3"}
+
+
+def test_another_argument_of_a_network_changes_the_numbers() -> None:
+    config = load_config(["model.name=my:network", "model.args.width=8"])
+    assert changed_options(json.loads(json.dumps(to_flat(config))), config) == []
+    saved = to_flat(load_config(["model.name=my:network", "model.args.width=4"]))
+    assert changed_options(saved, config) == [("model.args", {"width": 4}, {"width": 8})]
 
 
 @pytest.mark.parametrize(
@@ -276,6 +313,12 @@ def test_the_resolved_configuration_reads_back_the_same(tmp_path: Path) -> None:
         ("model.name=xyz", "--help model lists them"),
         ("model.reduction=0", "model.reduction=0 is out of range: it must be >= 1"),
         ("model.name=inception_v3", "set data.image_size=75"),
+        (
+            "model.args.width=4",
+            "model.args.width=4 is for package.module:function and timm:NAME, not for",
+        ),
+        ("model.name=timm:resnet50.a1_in1k", "write model.name=timm:resnet50 model.init_from=timm:resnet50.a1_in1k"),
+        ("model.name=timm:hf-hub:a/b", "write timm:NAME with a name of timm.list_models()"),
         ("model.small_stem=true", "model.small_stem=false"),
         ("schedule.milestones=[3,2]", "must rise"),
         ("schedule.name=multistep", "schedule.milestones"),

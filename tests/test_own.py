@@ -37,9 +37,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def load(name: str, **arguments: Any) -> Any:
-    return load_function(
-        "model.name", name, given=["num_classes"], arguments=arguments, arguments_option="model.args"
-    )
+    return load_function("model.name", name, given=["num_classes"], arguments=arguments, arguments_option="model.args")
 
 
 def test_a_named_function_is_found_and_can_be_called(mine: str) -> None:
@@ -50,7 +48,11 @@ def test_a_named_function_is_found_and_can_be_called(mine: str) -> None:
 @pytest.mark.parametrize(
     ("function", "arguments", "expected"),
     [
-        ("build", {"widht": 3}, r"model\.args\.widht=3: model\.name=\S+:build has no argument widht; did you mean 'wid"),
+        (
+            "build",
+            {"widht": 3},
+            r"model\.args\.widht=3: model\.name=\S+:build has no argument widht; did you mean",
+        ),
         ("build", {"x": 3}, r"model\.args\.x=3: .* has no argument x; it has width, depth"),
         ("build", {"num_classes": 3}, r"model\.args\.num_classes=3: the program itself gives num_classes"),
         ("needs_width", {}, r"missing a required argument: 'width'; .* set others with model\.args\.NAME=value"),

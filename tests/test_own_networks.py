@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from senet.data.samplers import ImageData
 from senet.distributed.replicas import sync_batch_norms
 from senet.errors import ConfigError, RunError
-from senet.inference.formats import export
+from senet.inference.formats import SUFFIXES, export, open_network
 from senet.inference.network import load_trained
 from senet.rundir.history import judged
 from tests import networks
@@ -42,6 +43,38 @@ def test_an_unusual_network_is_trained_resumed_and_opened(train_here: Train, dig
     with pytest.raises(RunError, match="_extra_state of this network is no tensor"):
         export(trained, "safetensors", tmp_path / "a.safetensors", with_preprocessing=False)
     assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_a_network_with_arguments_is_trained_resumed_exported_and_opened(
+    train_here: Train, digits: ImageData, tmp_path: Path
+) -> None:
+    name = "tests.networks:of_width"
+    options = (f"model.name={name}", "model.args.width=4", "model.args.gates=false", "train.epochs=2")
+    train_here(tmp_path / "whole", *options)
+    assert train_here(tmp_path / "parts", *options, stop=StopAt(13)).state == "stopped"
+    with pytest.raises(ConfigError, match=r"model\.args: \{'width': 4, 'gates': False\} -> \{'width': 4\}"):
+        train_here(tmp_path / "parts", *options[:2], *options[3:])
+    train_here(tmp_path / "parts", *options)
+    assert differing(payload(tmp_path / "whole")["model"], payload(tmp_path / "parts")["model"]) == []
+    trained = load_trained(tmp_path / "whole", model_name=name, device="cpu")
+    assert trained.model.state_dict().keys() == networks.of_width(10, 4, gates=False).state_dict().keys()
+    images_NHWC = torch.tensor(digits.test.images)
+    for kind in ("safetensors", "torch_export"):
+        file = tmp_path / f"a{SUFFIXES[kind]}"
+        export(trained, kind, file, with_preprocessing=False)
+        opened = open_network(file, model_name=name, device="cpu", trust=True)
+        torch.testing.assert_close(opened.logits(images_NHWC), trained.logits(images_NHWC))
+
+
+def test_an_argument_that_a_network_does_not_have_is_refused_before_images_are_opened(
+    train_here: Train, tmp_path: Path
+) -> None:
+    def opened(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the images are opened")
+
+    expected = r"model\.args\.widht=4: .*:of_width has no argument widht; did you mean 'width'"
+    with pytest.raises(ConfigError, match=expected):
+        train_here(tmp_path, "model.name=tests.networks:of_width", "model.args.widht=4", open_images=opened)
 
 
 @pytest.mark.ranks

@@ -102,6 +102,7 @@ def check_together(config: Config) -> None:
         raise ConfigError("train.sync_bn=true needs CUDA, but train.device=cpu; set train.sync_bn=false")
     if config.train.shards:
         _check_with_shards(config.train)
+    _check_mapping("model.args", config.model.args, r"[A-Za-z_]\w*", (bool, int, float, str, list, dict, type(None)))
     _check_mapping("slurm.environment", config.slurm.environment, r"[A-Za-z_]\w*", (str,))
     _check_mapping("slurm.sbatch", config.slurm.sbatch, r"[a-z][a-z0-9_-]*", (str, int, float))
     _check_model(config.model, config.data.image_size)
@@ -144,11 +145,19 @@ def _check_small(config: Config) -> None:
 
 def _check_model(model: ModelConfig, image_size: int) -> None:
     name, plain_name = model.name, model.name.removeprefix("se_")
+    if name.startswith("timm:"):
+        _check_timm(name)
     if ":" not in name and name not in NETWORKS:
         hint = did_you_mean(name.lower(), NETWORKS) or "--help model lists them"
         raise ConfigError(f"model.name={name!r} is neither a known network nor package.module:function; {hint}")
     if ":" in name and ("/" in name or name.partition(":")[0].endswith(".py")):
         raise ConfigError(f"model.name={name} names a file; write package.module:function, e.g. my.networks:build")
+    if model.args and ":" not in name:
+        some, value = next(iter(model.args.items()))
+        raise ConfigError(
+            f"model.args.{some}={value} is for package.module:function and timm:NAME, not for model.name={name}; its "
+            f"options are model.reduction and model.small_stem, where it has them"
+        )
     if model.reduction != ModelConfig.reduction and (":" in name or not name.startswith(("senet18", "se_"))):
         raise ConfigError(f"model.reduction={model.reduction} is of senet18 and se_ networks, not of model.name={name}")
     if model.small_stem and plain_name not in TORCHVISION_RESNETS:
@@ -158,6 +167,16 @@ def _check_model(model: ModelConfig, image_size: int) -> None:
         )
     if plain_name == "inception_v3" and image_size < 75:
         raise ConfigError(f"model.name={name} needs images of 75 pixels or more; set data.image_size=75")
+
+
+def _check_timm(name: str) -> None:
+    of_timm, _, tag = name.removeprefix("timm:").partition(".")
+    if not re.fullmatch(r"[A-Za-z0-9_]+", of_timm):
+        raise ConfigError(f"model.name={name}: write timm:NAME with a name of timm.list_models(), e.g. timm:resnet50d")
+    if tag:
+        raise ConfigError(
+            f"model.name={name} names weights, {tag}; write model.name=timm:{of_timm} model.init_from={name}"
+        )
 
 
 def _check_mapping(name: str, values: Mapping[str, Any], key_rule: str, kinds: tuple[type, ...]) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -16,7 +15,7 @@ from senet import REPOSITORY
 from senet.config.checks import check_ranges, check_split, check_together, refuse_ignored_folder
 from senet.config.hints import near_option, what_was_meant
 from senet.config.options import Config, DataConfig, flat_values, groups, options, types
-from senet.config.reading import Quoted, as_path, as_type, parse, plain, shown, unquoted
+from senet.config.reading import Quoted, as_path, as_type, as_yaml, parse, plain, shown, unquoted
 from senet.errors import ConfigError, did_you_mean
 from senet.verbs import DEFAULT_RECIPE, typed
 
@@ -200,8 +199,7 @@ def to_flat(config: Config) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """The resolved configuration as a YAML file that ``load_config`` reads back."""
-    content = plain(dataclasses.asdict(config), escaped=True)
-    return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=math.inf))
+    return as_yaml(plain(dataclasses.asdict(config), escaped=True))
 
 
 def changed_options(saved: Mapping[str, Any], config: Config) -> list[tuple[str, Any, Any]]:
@@ -236,10 +234,12 @@ def _read_yaml(name: str) -> dict[str, Any]:
 
 
 def _read_override(pair: str) -> dict[str, Any]:
-    """The value of an option that is a list or a mapping is YAML; any other is the text itself."""
+    """The value of an option that is a list, a mapping or of any type is YAML; any other is the text itself."""
     key, _, text = (part.strip() for part in pair.partition("="))
     is_group = key in {group for _, group in groups() if group}
-    if not is_group and get_origin(types().get(key)) not in (tuple, dict):
+    name, entry = _find_option(key)
+    hint = get_args(types()[name])[1] if entry else types().get(key)
+    if not is_group and get_origin(hint) not in (tuple, dict, UnionType):
         return {key: unquoted(text)}
     try:
         return {key: parse(text)}

@@ -17,6 +17,9 @@ _WITH_TWINS = (*TORCHVISION_RESNETS, "googlenet", "inception_v3", *CIFAR_RESNETS
 NETWORKS = ("senet18", "preact_resnet18", *_WITH_TWINS, *(f"se_{name}" for name in _WITH_TWINS))
 """What ``model.name`` may be, besides somebody's own function; ``senet.models.zoo`` builds them."""
 
+Argument = bool | int | float | str | list[Any] | dict[str, Any] | None
+"""A value whose type is not known: what looks like a number, true, false or null is one, the rest is text."""
+
 T = TypeVar("T")
 
 
@@ -103,7 +106,10 @@ class ModelConfig:
     4.2, shortcuts without parameters): resnet20, resnet32, resnet44, resnet56, resnet110. All these but the first two
     with gates: se_resnet18, se_googlenet, se_resnet20 and so on. Or ``package.module:function``, called as
     ``function(num_classes=...)``, returning a torch.nn.Module that takes float NCHW images with 3 channels and returns
-    logits [N, num_classes]."""
+    logits [N, num_classes]. Or ``timm:NAME``, a network of timm, untrained (./launch.sh setup timm)."""
+    args: dict[str, Argument] = field(default_factory=dict, metadata={"free": False})
+    """More arguments of the function in model.name, or of timm's create_model: model.args.width=64. A text that looks
+    like a number is written in quotes inside quotes: model.args.name='"64"'."""
     reduction: int = option(16, low=1)
     """Channels per hidden unit of a gate, of senet18 and the se_ networks."""
     small_stem: bool = False

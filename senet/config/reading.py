@@ -7,15 +7,18 @@ of its option is known.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import unicodedata
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
 _MOST_VALUES = 10_000  # in a document, aliases written out
 _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_CONSTANTS = {"true": True, "false": False, "null": None, "none": None}
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)")
 _NUMBER = re.compile(r"[+-]?(((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|\.?inf|\.?nan)", re.IGNORECASE)
 
@@ -103,6 +106,21 @@ def plain(value: Any, *, escaped: bool = False) -> Any:
     return value
 
 
+class _Dumper(yaml.SafeDumper):
+    """With quotes around texts that this module, other than PyYAML, would take for something else: 1e-3, None."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if _as_it_looks(data) == data else "'")
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def as_yaml(content: dict[str, Any]) -> str:
+    """YAML that ``parse`` and ``as_type`` read back."""
+    return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf))
+
+
 def as_path(text: str) -> str:
     """With the home directory for ``~`` or ``~name`` at its beginning.
 
@@ -119,7 +137,7 @@ def as_path(text: str) -> str:
 
 def as_type(value: Any, hint: Any) -> Any:
     """What was written, as the type of an option: a dataclass field's type hint, made of bool, int, float, str, Any,
-    Literal, tuple and dict.
+    Literal, tuple, dict, or a union, of which the value itself says what it is.
 
     Raises:
         ValueError: it is none; the message goes on from "key=value".
@@ -127,6 +145,8 @@ def as_type(value: Any, hint: Any) -> Any:
     origin, parts = get_origin(hint), get_args(hint)
     if origin is tuple:
         return _as_tuple(value, parts)
+    if origin is UnionType:
+        return _as_it_looks(value)
     if origin is dict:
         if not isinstance(value, dict):
             raise ValueError("is no mapping; write {NAME: value}, or set one entry of it")
@@ -174,6 +194,22 @@ def _entry(value: Any, hint: Any, name: str = "") -> Any:
         return as_type(value, hint)
     except ValueError as error:
         raise ValueError(f"holds {name}{shown(value)}, which {error}") from None
+
+
+def _as_it_looks(value: Any) -> Any:
+    """A number, true, false, null, also in lists and mappings; what is in quotes, and the rest, is text."""
+    if isinstance(value, dict):
+        return {str(key): _as_it_looks(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_it_looks(each) for each in value]
+    if isinstance(value, Quoted) or not isinstance(value, str):
+        return plain(value)
+    if value.lower() in _CONSTANTS:
+        return _CONSTANTS[value.lower()]
+    if _WHOLE.fullmatch(value):
+        return int(value)
+    number = float(value) if _NUMBER.fullmatch(value) and value[-1].isdecimal() else math.nan
+    return number if math.isfinite(number) else value
 
 
 def _as_number(text: str, kind: type) -> Any:

@@ -16,8 +16,9 @@ from senet.config.options import NETWORKS, AugmentConfig, Config, ModelConfig
 from senet.data.augment import Preprocess
 from senet.distributed.devices import choose_device
 from senet.errors import ConfigError
+from senet.models.from_timm import is_of_timm
 from senet.models.weights import lay_out
-from senet.models.zoo import build_model
+from senet.models.zoo import build_model, refuse_unknown
 from senet.rundir.checkpoint import Checkpoint, CheckpointError, find_checkpoint, read_checkpoint, unpickle
 from senet.training.seeds import seed_everything
 
@@ -116,15 +117,20 @@ def assemble(
     """
     config = manifest["config"]
     name = config["model.name"]
-    if name not in NETWORKS and model_name != name:
+    arguments = config.get("model.args", {})
+    if name not in NETWORKS and not is_of_timm(name) and model_name != name:
         given = f"--model {model_name}" if model_name else "no --model"
         raise ConfigError(f"{origin} is of model.name={name}, but got {given}; say --model {name} to run it")
-    seed_everything(config.get("seed", Config.seed))  # as in training, for random values that are not saved
+    seed = config.get("seed", Config.seed)
+    seed_everything(seed)  # here and below as in training, for random values that are not saved
+    refuse_unknown(name, arguments)
+    seed_everything(seed)
     model = build_model(
         name,
         num_classes=len(manifest["classes"]),
         reduction=config.get("model.reduction", ModelConfig.reduction),  # older checkpoints do not have it
         small_stem=config.get("model.small_stem", ModelConfig.small_stem),
+        arguments=arguments,
     )
     # the version of each module; a file without versions (safetensors) is taken to be of the present ones
     versions = module_versions(weights) or module_versions(model.state_dict())
@@ -164,6 +170,7 @@ def check_facts(facts: Mapping[str, Any], origin: Path) -> None:
         ("seed", type(seed) is int and seed >= 0),
         ("model.name", isinstance(config["model.name"], str)),
         ("model.reduction", type(reduction) is int and reduction >= 1),
+        ("model.args", isinstance(config.get("model.args", {}), dict)),
     ):
         if not fits:
             raise ConfigError(f"{origin}: {key}={config[key]!r} is no value of this option")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,15 +12,37 @@ from torch.nn.parameter import is_lazy
 
 from senet.config.options import CIFAR_RESNETS, NETWORKS, TORCHVISION_RESNETS
 from senet.errors import ConfigError
+from senet.models import from_timm
 from senet.models.senet import PaddedBlock, SENet, SENet18, insert_se
 from senet.models.weights import init_from as load_weights
 from senet.own import load_function
 
 
+def refuse_unknown(name: str, arguments: Mapping[str, Any]) -> None:
+    """Whether there is a network of this name that takes these arguments; of a user's own, imports its module.
+
+    Raises:
+        ConfigError: there is none, or it does not.
+    """
+    if from_timm.is_of_timm(name):
+        from_timm.refuse_unknown(name, arguments)
+    elif ":" in name:
+        _load_own(name, arguments)
+    elif name not in NETWORKS:
+        raise ConfigError(f"model.name={name!r} is neither a known network nor package.module:function nor timm:NAME")
+
+
 def build_model(
-    name: str, *, num_classes: int, reduction: int = 16, small_stem: bool = False, init_from: str = ""
+    name: str,
+    *,
+    num_classes: int,
+    reduction: int = 16,
+    small_stem: bool = False,
+    arguments: Mapping[str, Any] | None = None,
+    init_from: str = "",
 ) -> nn.Module:
-    """One of ``options.NETWORKS`` or ``package.module:function``, with weights from a file if one is named.
+    """One of ``options.NETWORKS``, ``package.module:function`` or ``timm:NAME``, with weights from a file if one is
+    named. The name is one that ``refuse_unknown`` passes.
 
     With the same seed a network with gates (``se_resnet20``) and the same without (``resnet20``) start from the same
     weights, except for the gates.
@@ -27,12 +51,15 @@ def build_model(
         reduction: channels per hidden unit of a gate; ignored without gates.
         small_stem: of torchvision's residual networks: a 3x3 convolution instead of the 7x7 one with stride 2 and the
             pooling, so that the blocks see four times the height and width.
+        arguments: more arguments of a user's own function, or of timm.
 
     Raises:
         ConfigError: the function cannot be imported or called, or the weights are of another network.
     """
-    if name not in NETWORKS:
-        model = _build_own(name, num_classes)
+    if from_timm.is_of_timm(name):
+        model = from_timm.build(name, num_classes, arguments or {})
+    elif name not in NETWORKS:
+        model = _build_own(name, num_classes, arguments or {})
     elif name == "senet18":
         model = SENet18(num_classes, reduction)
     else:
@@ -61,12 +88,14 @@ def refuse_other_images(model: nn.Module, name: str, size: int) -> None:
         with torch.no_grad():
             trial(torch.zeros(2, 3, size, size, device="meta"))
     except Exception as error:
-        if type(error) is RuntimeError and "meta" not in str(error).lower():
-            reason = " ".join(str(error).split())[:200]
+        asserted = from_timm.is_of_timm(name) and type(error) is AssertionError
+        if asserted or (type(error) is RuntimeError and "meta" not in str(error).lower()):
+            reason = " ".join(str(error).split())[:200].rstrip(".")
             layer = "" if not at or list(at[-1].children()) else f" in {at[-1]}"
+            remedy = f"; try model.args.img_size={size}" if from_timm.has_fixed_size(model) else ""
             raise ConfigError(
                 f"model.name={name} takes no images of shape (N, 3, {size}, {size}): {reason}"
-                f"{layer}; it must take 3 channels, and data.image_size pixels of height and width"
+                f"{layer}; it must take 3 channels, and data.image_size pixels of height and width{remedy}"
             ) from None
 
 
@@ -108,9 +137,12 @@ def _build_plain(name: str, num_classes: int, small_stem: bool) -> nn.Module:
     return inception
 
 
-def _build_own(name: str, num_classes: int) -> nn.Module:
-    build = load_function("model.name", name, given=["num_classes"])
-    model = build(num_classes=num_classes)
+def _load_own(name: str, arguments: Mapping[str, Any]) -> Callable[..., Any]:
+    return load_function("model.name", name, given=["num_classes"], arguments=arguments, arguments_option="model.args")
+
+
+def _build_own(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module:
+    model = _load_own(name, arguments)(num_classes=num_classes, **copy.deepcopy(dict(arguments)))
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model.name={name} returned a {type(model).__name__}; it must be a torch.nn.Module")
     for key, tensor in (*model.named_parameters(), *model.named_buffers()):

@@ -18,7 +18,7 @@ from senet.distributed.ranks import Ranks
 from senet.distributed.watchdog import Watchdog
 from senet.errors import ConfigError
 from senet.models.weights import whiten_first_layer
-from senet.models.zoo import build_model, refuse_other_images, trains_on_one_image
+from senet.models.zoo import build_model, refuse_other_images, refuse_unknown, trains_on_one_image
 from senet.rundir.checkpoint import Checkpoint
 from senet.rundir.lease import Lease
 from senet.rundir.owner import nothing_left_if_refused
@@ -68,6 +68,8 @@ def prepare(
     if ranks.is_main:
         lease, checkpoints = _own_run_dir(config, stack, stop, watchdog)
         checkpoint = choose_checkpoint(config, checkpoints)
+    seed_everything(config.seed)  # a user's module may draw when it is imported
+    refuse_unknown(config.model.name, config.model.args)
     data = open_images(config.data, local_rank=ranks.local_rank)
     sampler = build_sampler(config, data, ranks)
     network = _build_network(config, data, begins_anew=checkpoint is None)
@@ -112,6 +114,7 @@ def _build_network(config: Config, data: ImageData, *, begins_anew: bool) -> nn.
         num_classes=len(data.classes),
         reduction=config.model.reduction,
         small_stem=config.model.small_stem,
+        arguments=config.model.args,
         init_from=config.model.init_from if begins_anew else "",
     )
     if config.model.whiten:

@@ -51,10 +51,11 @@ _launch() {
         train:* | drill:* | doctor:* | slurm:*) _launch_options_for "$cur" && _launch_files_for "$cur" ;;
         setup:*) printf '%s\n' $(_launch_list setup_extras) ;;
         help:*) ;;
-        predict:"$verb" | evaluate:"$verb" | export:"$verb" | report:* | tensorboard:*) _launch_runs_for "$cur" ;;
+        predict:"$verb" | evaluate:"$verb" | export:"$verb" | report:* | compare:* | tensorboard:*) _launch_runs_for "$cur" ;;
         esac
         if [[ $cur == -* ]]; then echo --help; fi
         if [[ $verb:$cur == doctor:-* ]]; then printf '%s\n' --json --out --max-seconds; fi
+        if [[ $verb:$cur == compare:-* ]]; then printf '%s\n' --against --csv --json --page --score; fi
         if ((${#typed[@]} == 1)); then printf '%s\n' ${verbs}; fi
         if [[ " ${typed[*]} " == *" drill "* ]]; then printf '%s\n' drill.steps= drill.ranks=; fi
         if [[ $verb:${#typed[@]} == slurm:2 ]]; then printf '%s\n' status stop clear doctor drill --dry-run; fi

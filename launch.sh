@@ -7,6 +7,7 @@
 # evaluate     ./launch.sh evaluate runs/cifar10
 # export       ./launch.sh export runs/cifar10 --format onnx
 # report       ./launch.sh report runs/cifar10 runs/other
+# compare      ./launch.sh compare runs/rates: options against results, over seeds
 # tensorboard  ./launch.sh tensorboard runs/cifar10 runs/other
 # drill        ./launch.sh drill configs/cifar10.yaml drill.steps=60
 # doctor       ./launch.sh doctor: is this machine fit to train?
@@ -26,8 +27,8 @@
 set -eu
 
 setup_extras="dev report export benchmarks gpu"
-verbs="train predict evaluate export report tensorboard drill doctor slurm setup help"
-not_yet="data sweep compare follow why profile sync prune"
+verbs="train predict evaluate export report compare tensorboard drill doctor slurm setup help"
+not_yet="data sweep follow why profile sync prune"
 
 # what is closed would be given to the next file that is opened
 for stream in 0 1 2; do
@@ -190,17 +191,24 @@ refuse_word() {
     refuse "'$1' is neither a verb nor a YAML file nor key=value; ${near:+did you mean '$near'? }./launch.sh help shows the verbs"
 }
 
-# TensorBoard on these runs, each under the path as it was typed; from the first option on, its own arguments.
+# Add each of these folders that has files of TensorBoard to $runs, under its path as it was typed.
+add_runs() {
+    for each in "$@"; do
+        case $each in *[,:]*) refuse "tensorboard: $each has a comma or a colon in its path, which TensorBoard cuts it at; link to it by another name" ;; esac
+        if [ -d "$each/tensorboard" ]; then runs=$runs,${each#/}:$each/tensorboard; fi
+    done
+}
+
+# TensorBoard on these runs, or on those in these folders; from the first option on, its own arguments.
 tensorboard() {
     runs=
     while [ $# -gt 0 ]; do
         run=${1%/}
-        case $run in
-        -*) break ;;
-        *[,:]*) refuse "tensorboard: $run has a comma or a colon in its path, which TensorBoard cuts it at; link to it by another name" ;;
-        esac
-        if ! [ -d "$run/tensorboard" ]; then refuse "tensorboard: $run/tensorboard: no such folder; name run directories, trained with log.tensorboard=true"; fi
-        runs=$runs,${run#/}:$run/tensorboard
+        case $run in -*) break ;; esac
+        before=$runs
+        add_runs "$run"
+        if [ "$runs" = "$before" ]; then add_runs "$run"/*; fi
+        if [ "$runs" = "$before" ]; then refuse "tensorboard: $run/tensorboard: no such folder; name run directories, trained with log.tensorboard=true, or a folder of them"; fi
         shift
     done
     if [ -z "$runs" ]; then refuse "tensorboard takes one run directory or more: ./launch.sh tensorboard runs/cifar10"; fi
@@ -245,6 +253,7 @@ predict) case " $* " in *.safetensors\ * | *.onnx\ *) run export senet.predict "
 evaluate) if [ "${NPROC:-1}" = 1 ] || [ -n "$wants_help" ]; then run "" senet.evaluate "$@"; else run "" senet.launch evaluate "$@"; fi ;;
 doctor) if [ -n "$wants_help" ]; then run "" senet.doctor "$@"; else run "" senet.launch doctor "$@"; fi ;;
 export | report) run $verb senet.$verb "$@" ;;
+compare) case " $* " in *\ --page*) run report senet.compare "$@" ;; *) run "" senet.compare "$@" ;; esac ;;
 tensorboard) tensorboard "$@" ;;
 drill) run "" senet.drill "$@" ;;
 slurm)

@@ -14,7 +14,8 @@ from senet import REPOSITORY
 from senet.config.manual import completions
 from senet.config.options import groups
 
-VERBS = ["train", "predict", "evaluate", "export", "report", "tensorboard", "drill", "doctor", "slurm", "setup", "help"]
+VERBS = ["train", "predict", "evaluate", "export", "report", "compare", "tensorboard", "drill", "doctor", "slurm"]
+VERBS += ["setup", "help"]
 RECIPES = sorted(str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "configs").rglob("*.yaml"))
 
 
@@ -104,6 +105,8 @@ def test_tab_offers_what_launch_sh_and_its_options_are(checkout: Path) -> None:
         ("./launch.sh evaluate ", "runs/one"),
         ("./launch.sh predict elsewhere/", "elsewhere/two"),
         ("./launch.sh report elsewhere/two r", "runs/one"),
+        ("./launch.sh compare elsewhere/t", "elsewhere/two"),
+        ("./launch.sh compare runs --", "--against --csv --help --json --page --score"),
         ("./launch.sh tensorboard elsewhere/t", "elsewhere/two"),
         ("./launch.sh predict runs/one ", ""),  # the names of files, which bash offers by itself
         ("./launch.sh slurm --help resu", "resume"),

@@ -144,7 +144,7 @@ def test_the_help_fits_a_screen_shows_each_verb_and_installs_nothing(checkout: P
     [page] = {start(checkout, *arguments).stdout for arguments in (["help"], ["--help"], ["-h"], ["setup", "--help"])}
     assert installs(checkout) == []
     lines = page.splitlines()
-    assert len(lines) <= 24
+    assert len(lines) <= 30
     assert max(map(len, lines)) <= 80
     [verbs] = [line for line in (checkout / "launch.sh").read_text().splitlines() if line.startswith("verbs=")]
     table = lines[2 : lines.index("", 2)]
@@ -154,7 +154,8 @@ def test_the_help_fits_a_screen_shows_each_verb_and_installs_nothing(checkout: P
 
 
 @pytest.mark.parametrize(
-    "verb", ["train", "predict", "evaluate", "export", "report", "tensorboard", "drill", "doctor", "slurm"]
+    "verb",
+    ["train", "predict", "evaluate", "export", "report", "compare", "tensorboard", "drill", "doctor", "slurm"],
 )
 def test_the_help_of_a_verb_never_makes_a_set_up(verb: str, checkout: Path) -> None:
     page = start(checkout, "help").stdout
@@ -173,7 +174,7 @@ def test_the_help_of_a_verb_never_makes_a_set_up(verb: str, checkout: Path) -> N
 
 
 def test_a_verb_that_is_not_there_yet_is_refused_even_where_a_file_has_its_name(checkout: Path) -> None:
-    for verb in ("data", "sweep", "compare", "follow", "why", "profile", "sync", "prune"):
+    for verb in ("data", "sweep", "follow", "why", "profile", "sync", "prune"):
         (checkout / verb).touch()
         done = start(checkout, verb, "list", cwd=checkout)
         assert done.returncode == 2
@@ -211,6 +212,26 @@ def test_tensorboard_shows_each_run_under_the_path_that_was_typed(checkout: Path
     )
     named = f"runs/one:runs/one/tensorboard,runs/a two:runs/a two/tensorboard,{str(tmp_path)[1:]}/runs/one:{tmp_path}"
     assert done.stdout == f"-P -m tensorboard.main --logdir_spec={named}/runs/one/tensorboard --port 1\n"
+
+
+def test_tensorboard_shows_the_runs_of_a_folder_each_under_its_own_path(checkout: Path, tmp_path: Path) -> None:
+    for cell in ("lr=0.1_seed=0", "lr=0.1_seed=1"):
+        (tmp_path / "runs/rates" / cell / "tensorboard").mkdir(parents=True)
+    (tmp_path / "runs/rates/not begun").mkdir()
+    done = start(checkout, "tensorboard", "runs/rates/", cwd=tmp_path)
+    cells = [f"runs/rates/lr=0.1_seed={seed}" for seed in (0, 1)]
+    named = ",".join(f"{cell}:{cell}/tensorboard" for cell in cells)
+    assert done.stdout == f"-P -m tensorboard.main --logdir_spec={named}\n"
+    (tmp_path / "runs/rates/a,b").mkdir()
+    assert "runs/rates/a,b has a comma" in start(checkout, "tensorboard", "runs/rates", cwd=tmp_path).stderr
+
+
+def test_a_comparison_needs_an_extra_only_for_its_page(checkout: Path) -> None:
+    start(checkout, "compare", "runs")
+    assert installs(checkout) == ["--clear", "pip"]
+    done = start(checkout, "compare", "runs", "--page=a.html")
+    assert done.stdout == "-P -m senet.compare runs --page=a.html\n"
+    assert installs(checkout) == ["pip[report]"]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""Figures of the training curves: loss, accuracy and learning rate of a run, and several runs compared."""
+"""Figures of the training curves: loss, accuracy and learning rate of a run, and several runs or groups compared."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,17 @@ def comparison(runs: Sequence[Run], titles: Sequence[str]) -> dict[str, Figure]:
     }
 
 
+def bands(groups: Mapping[str, Sequence[Run]]) -> dict[str, Figure]:
+    """Loss and accuracy of groups of runs that differ in their seed alone, in one figure each: the mean over the runs,
+    and a band of one sample standard deviation on both sides.
+    """
+    runs = [run for members in groups.values() for run in members]
+    return {
+        "bands_accuracy": _bands(groups, "top1", f"{images(runs)} accuracy (%)"),
+        "bands_loss": _bands(groups, "loss", f"{images(runs)} loss (nats per image)"),
+    }
+
+
 def images(runs: Sequence[Run]) -> str:
     """What the runs were judged on: "test", "held-out", or "test or held-out"."""
     return " or ".join(sorted({run.images for run in runs}, reverse=True))
@@ -87,17 +98,40 @@ def _compare(runs: Sequence[Run], titles: Sequence[str], quantity: str, title: s
     figure = Figure(_SIZE, layout="constrained")
     axes = figure.subplots()
     for index, (run, name) in enumerate(zip(runs, titles, strict=True)):
-        colour, marker, line = _RUNS[index % len(_RUNS)]
-        look = {"color": colour, "marker": marker, "linestyle": line, "linewidth": 1.5}
-        if index // len(_RUNS) % 2:  # from the seventh on: hollow
-            look["markerfacecolor"] = "white"
         rows = [row | {quantity: row[f"{judged(row)}_{quantity}"]} for row in run.epochs]
-        _draw(axes, run, rows, quantity, label=label(name, 24), **look)
+        _draw(axes, run, rows, quantity, label=label(name, 24), **look_of(index))
     axes.set(xlabel="epoch", ylabel=title)
     if quantity == "loss":
         _clip(axes)
     _trim(figure, axes)
     return figure
+
+
+@styled()
+def _bands(groups: Mapping[str, Sequence[Run]], quantity: str, title: str) -> Figure:
+    figure = Figure(_SIZE, layout="constrained")
+    axes = figure.subplots()
+    for index, (name, runs) in enumerate(groups.items()):
+        of_runs = [{row["epoch"]: row[f"{judged(row)}_{quantity}"] for row in run.epochs} for run in runs]
+        epochs = sorted(set.intersection(*map(set, of_runs)))  # of the runs that went on longer only what all have
+        values_RE = np.array([[scores[epoch] for epoch in epochs] for scores in of_runs], float)
+        mean_E, look = values_RE.mean(0), look_of(index)
+        axes.plot(epochs, mean_E, markersize=5, label=label(name, 40), **look)
+        if len(runs) > 1:
+            std_E = values_RE.std(0, ddof=1)
+            axes.fill_between(epochs, mean_E - std_E, mean_E + std_E, color=look["color"], alpha=0.18, linewidth=0)
+    axes.set(xlabel="epoch", ylabel=title)
+    if quantity == "loss":
+        _clip(axes)
+    _trim(figure, axes, columns=1)
+    return figure
+
+
+def look_of(index: int) -> dict[str, Any]:
+    """Of the line of a run or a group: twelve that differ."""
+    colour, marker, line = _RUNS[index % len(_RUNS)]
+    look = {"color": colour, "marker": marker, "linestyle": line, "linewidth": 1.5}
+    return look | ({"markerfacecolor": "white"} if index // len(_RUNS) % 2 else {})  # from the seventh on: hollow
 
 
 def _draw(axes: Axes, run: Run, rows: Sequence[dict[str, Any]], key: str, **look: Any) -> None:
@@ -157,9 +191,9 @@ def _finish(figure: Figure, axes: Axes, run: Run) -> Figure:
     return figure
 
 
-def _trim(figure: Figure, axes: Axes) -> None:
+def _trim(figure: Figure, axes: Axes, columns: int = 2) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid()
     if entries := axes.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside lower center", ncols=2)
-        figure.set_figheight(_SIZE[1] + 0.2 * max(0, -(-len(entries) // 2) - 2))  # inches for each row but two
+        figure.legend(loc="outside lower center", ncols=columns)
+        figure.set_figheight(_SIZE[1] + 0.2 * max(0, -(-len(entries) // columns) - 2))  # inches for each row but two

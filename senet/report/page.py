@@ -1,23 +1,21 @@
-"""Render report.html, one self-contained file. The template engine escapes all text that comes from files."""
+"""What report.html shows of runs and predictions."""
 
 from __future__ import annotations
 
-import base64
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from senet.report.analysis import SMALL_RANGE, SMALL_SHARE, Predictions, calibration
 from senet.report.drawings import Drawing, class_accuracies, confusion_counts
 from senet.report.figures import MOST_BARS, WORST
+from senet.report.markup import Table, fill
 from senet.rundir.history import Run, cause, changed, judged, names
 
-_PIXELS_PER_INCH = 96
 _WEIGHTS = {"ema": "averaged", "test": "raw"}
 _NONE = "\N{EN DASH}"
 _ENDINGS = {
@@ -30,13 +28,6 @@ _ENDINGS = {
 }
 
 
-class Table(NamedTuple):
-    """Cells as text; the first column names the row."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
 def render(
     runs: Sequence[Run],
     drawings: Mapping[str, Drawing],
@@ -45,27 +36,12 @@ def render(
     why: str,
 ) -> bytes:
     """The page of the first run. ``why``: the reason why there are no predictions."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     run = runs[0]
-    pictures = {
-        name: {
-            "uri": f"data:image/svg+xml;base64,{base64.b64encode(svgs[name]).decode()}",
-            "alt": drawing.alt,
-            "wide": drawing.wide,
-            "width": round(drawing.figure.get_figwidth() * _PIXELS_PER_INCH),
-            "height": round(drawing.figure.get_figheight() * _PIXELS_PER_INCH),
-        }
-        for name, drawing in drawings.items()
-    }
-    text = environment.get_template("page.html").render(
+    return fill(
+        Path(__file__).with_name("page.html"),
+        drawings,
+        svgs,
         run=run,
-        pictures=pictures,
         tiles=_tiles(run, predictions),
         comparison=_comparison(runs) if len(runs) > 1 else None,
         differences=_differences(runs),
@@ -75,7 +51,6 @@ def render(
         starts=_starts(run),
         options=Table(("option", "value"), [(key, str(value)) for key, value in run.options.items()]),
     )
-    return text.encode("utf-8", errors="replace")  # file names need not be UTF-8
 
 
 def _tiles(run: Run, predictions: Predictions | None) -> list[tuple[str, str]]:

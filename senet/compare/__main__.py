@@ -1,0 +1,65 @@
+"""Compare finished runs: ``python -m senet.compare FOLDER [FOLDER ...]``.
+
+A table of the options that differ between the runs against their accuracy: mean, standard deviation and number over the
+seeds, and which differences are more than chance. Folders are run directories, or folders that hold some.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from senet.command import Parser, end, path_argument
+from senet.compare.comparison import Comparison, compare
+from senet.compare.table import as_csv, as_json, text
+from senet.errors import ConfigError
+from senet.rundir.files import replace_file
+from senet.verbs import typed
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the comparison, and write its page if one is named."""
+    parser = Parser(prog=typed("compare"), description=__doc__.split("\n\n")[1])
+    parser.add_argument("folders", nargs="+", type=path_argument, metavar="FOLDER", help="of runs, or a run directory")
+    parser.add_argument("--score", choices=("last", "best"), default="last", help="which epoch is compared (last)")
+    parser.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="compare with the group of this option (again for more) alone: fewer pairs have narrower intervals",
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true", help="print a row for each group")
+    form.add_argument("--json", action="store_true", help="print all of it as a JSON object")
+    parser.add_argument("--page", type=path_argument, metavar="FILE.html", help="write a page with curves, too")
+    arguments = parser.parse_args(argv)
+    found = compare(arguments.folders, score=arguments.score, against=arguments.against)
+    if arguments.csv:
+        sys.stdout.write(as_csv(found))
+    elif arguments.json:
+        sys.stdout.write(as_json(found))
+    else:
+        print(text(found, shutil.get_terminal_size().columns))
+    if arguments.page:
+        _write_page(found, arguments.page)
+    return 0
+
+
+def _write_page(found: Comparison, path: Path) -> None:
+    try:
+        from senet.compare.page import render  # matplotlib takes seconds
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package not in ("matplotlib", "jinja2"):
+            raise
+        raise ConfigError(f"{package} is not installed; a page needs it: ./launch.sh setup report") from None
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"--page {path}: no such folder")
+    replace_file(path, render(found))
+
+
+if __name__ == "__main__":
+    end("compare", main)

@@ -1,0 +1,105 @@
+"""Which run directories there are, which runs count, and what each of them has reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from senet.errors import ConfigError
+from senet.rundir.files import read_json
+from senet.rundir.history import Run, judged, read_run
+
+SCORES = {
+    "last": "last epoch",
+    "best": "best epoch",
+    "last_raw": "last epoch, raw weights",
+    "best_raw": "best epoch, raw weights",
+    "last_averaged": "last epoch, averaged weights",
+    "best_averaged": "best epoch, averaged weights",
+}
+"""Accuracies of a run in percent. The first two are of the weights that the run reports as its result."""
+NOT_BEGUN = "not begun"
+_OF_JOBS = "slurm"
+"""Folder beside cells or in a run directory; it holds a copy of the code, with whatever lies in that."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The runs that were found. Only those that have finished enter any statistics."""
+
+    finished: list[Run]
+    unfinished: list[Run]
+    left_out: dict[Path, str]
+    """Run directory -> why its run does not count: how it ended, or that it goes on."""
+
+
+def collect(folders: Sequence[Path]) -> Collected:
+    """The runs of these folders: run directories, or folders of run directories at any depth.
+
+    Raises:
+        ConfigError: a folder is missing or holds no run directory, or none of the runs has finished.
+    """
+    found = Collected([], [], {})
+    for folder in folders:
+        for cell in read_json(folder / "sweep.json").get("cells", ()):
+            if not _is_run_dir(folder / cell):
+                found.left_out[folder / cell] = NOT_BEGUN
+    for folder in _run_dirs(folders):
+        status = read_json(folder / "status.json")
+        run = read_run(folder) if (folder / "metrics.jsonl").exists() else None
+        if run is not None and run.epochs and status.get("state") == "finished":
+            found.finished.append(run)
+            continue
+        found.left_out[folder] = _why(status)
+        if run is not None:
+            found.unfinished.append(run)
+    if not found.finished:
+        raise ConfigError(f"of {len(found.left_out)} runs none has finished; only runs that have are compared")
+    return found
+
+
+def _run_dirs(folders: Sequence[Path]) -> list[Path]:
+    """Each once, however often and by whatever path it is named."""
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: no such folder; name run directories, or a folder of them")
+        inside = list(_below(folder))
+        if not inside:
+            raise ConfigError(f"{folder} holds no run directory; name what run_dir was in training, or a folder above")
+        for each in inside:
+            found.setdefault(each.resolve(), each)
+    return list(found.values())
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    if _is_run_dir(folder):
+        yield folder
+        return
+    for each in sorted(folder.iterdir()):
+        if _is_run_dir(each) or (each.is_dir() and not each.is_symlink() and each.name != _OF_JOBS):
+            yield from _below(each)  # other links may lead in a circle
+
+
+def _is_run_dir(folder: Path) -> bool:
+    return (folder / "metrics.jsonl").exists() or (folder / "owner.json").exists()
+
+
+def _why(status: dict[str, Any]) -> str:
+    state = str(status.get("state", NOT_BEGUN))
+    reason = " ".join(str(status.get("reason") or "").split())
+    words = {"running": "running, or killed", "finished": "finished, without a row of an epoch"}.get(state, state)
+    return f"{words} ({reason})" if reason else words
+
+
+def scores(run: Run) -> dict[str, float]:
+    """The accuracies of ``SCORES``, in percent; averaged weights where the run has them."""
+    last = run.epochs[-1]
+    found = {"last": last[f"{judged(last)}_top1"], "best": last["best_top1"]}
+    for name, key in (("raw", "test_top1"), ("averaged", "ema_top1")):
+        values = [row[key] for row in run.epochs if key in row]
+        if values:
+            found |= {f"last_{name}": values[-1], f"best_{name}": max(values)}
+    return {name: float(value) for name, value in found.items()}

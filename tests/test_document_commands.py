@@ -27,7 +27,7 @@ from senet.config.recipes import with_recipe
 from senet.errors import ConfigError
 from tests.conftest import Once
 from tests.documents import PAGES, Block, Command, blocks, commands, name
-from tests.harness import payload, rows
+from tests.harness import rows
 
 RECIPE = """\
 data: {source: imagefolder, folder: photos, image_size: 16}
@@ -235,7 +235,6 @@ def test_the_changes_of_the_code_can_be_made_and_do_what_they_say(untrained: Pat
     assert done.returncode == 0, done.stdout
     run_dir = tmp_path / "runs" / "cifar10"
     assert [row["lr"] for row in rows(run_dir)] == [0.1 * math.sqrt(1 - t / 10) for t in range(10)]
-    assert [group["initial_lr"] for group in payload(run_dir)["optimizer"]["param_groups"]] == [0.1, 1.0, 0.1]
     assert rows(run_dir)[0]["train_loss"] < 0.5  # two classes by chance: 0.69, of which the focal loss is a quarter
 
 

@@ -103,6 +103,7 @@ def check_together(config: Config) -> None:
     if config.train.shards:
         _check_with_shards(config.train)
     _check_mapping("model.args", config.model.args, r"[A-Za-z_]\w*", (bool, int, float, str, list, dict, type(None)))
+    _check_scales(config.optim.lr_scale)
     _check_mapping("slurm.environment", config.slurm.environment, r"[A-Za-z_]\w*", (str,))
     _check_mapping("slurm.sbatch", config.slurm.sbatch, r"[a-z][a-z0-9_-]*", (str, int, float))
     _check_model(config.model, config.data.image_size)
@@ -141,6 +142,13 @@ def _check_small(config: Config) -> None:
         raise ConfigError("augment.small_epochs with train.compile=true would not resume bit for bit; choose one")
     if config.model.name.removeprefix("se_") == "inception_v3" and small.small_size < 75:
         raise ConfigError(f"augment.small_size={small.small_size}: {config.model.name} needs 75 pixels or more")
+
+
+def _check_scales(scales: Mapping[str, float]) -> None:
+    for name, scale in scales.items():
+        if not 0 < scale < math.inf:
+            remedy = f"; to leave it as it is: optim.freeze=[{name}]" if scale == 0 else ""
+            raise ConfigError(f"optim.lr_scale.{name}={scale} is out of range: it must be > 0 and finite{remedy}")
 
 
 def _check_model(model: ModelConfig, image_size: int) -> None:

@@ -205,6 +205,13 @@ class OptimConfig:
     """Added to the gradient by SGD (L2), decoupled in AdamW."""
     decay_norms_and_biases: bool = False
     """Apply weight decay to one-dimensional parameters too."""
+    freeze: tuple[str, ...] = option(())
+    """Parameters that keep the values they begin with, by name, as in a state dict: [conv1,layer1.*]. * stands for any
+    characters (quote a name that begins with it), the name of a module for all below it. A BatchNorm whose parameters
+    are all frozen runs in evaluation mode and keeps its running statistics."""
+    lr_scale: dict[str, float] = field(default_factory=dict, metadata={"free": False})
+    """Factors of the learning rate for parameters by name, in the same way, beside optim.lr, bias_lr or muon_lr:
+    {layer4.*: 0.1}, or optim.lr_scale.fc=10. No parameter may have two."""
 
 
 @dataclass(frozen=True)

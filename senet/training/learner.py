@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from senet.config.options import Config
 from senet.distributed.agreement import NonFiniteLoss
 from senet.distributed.ranks import Ranks
 from senet.distributed.replicas import replicate, run_once, sync_batch_norms
+from senet.models.parts import frozen_names, frozen_norms
 from senet.models.weights import lay_out
 from senet.training.feed import black_micro_batch, two_black_images
 from senet.training.optim import WeightAverage, build_average, build_optimizer, load_optimizer
@@ -38,6 +39,8 @@ class Learner:
     optimizer: torch.optim.Optimizer
     scaler: GradScaler
     autocast: Callable[[], AbstractContextManager[None]]
+    still: Sequence[nn.Module]
+    """Norms that stay in evaluation mode."""
 
     @classmethod
     def build(cls, config: Config, ranks: Ranks, network: nn.Module, amp: str, num_classes: int) -> Learner:
@@ -46,9 +49,9 @@ class Learner:
         lay_out(network, channels_last=config.train.channels_last)
         if config.train.sync_bn:
             network = sync_batch_norms(network)
-        average = build_average(
-            network, config.train.ema_decay
-        )  # before it runs: then it may hold what cannot be copied
+        frozen = frozen_names(network, config.optim.freeze)
+        # before it runs: then it may hold what cannot be copied
+        average = build_average(network, config.train.ema_decay, frozen)
         mixed: Callable[[], AbstractContextManager[None]] = partial(
             autocast, ranks.device.type, dtype=torch.float16 if amp == "fp16" else torch.bfloat16, enabled=amp != "off"
         )
@@ -61,7 +64,8 @@ class Learner:
             run_once(replicas or compiled, dummy_NCHW=black, num_classes=num_classes)
         optimizer = build_optimizer(network, config.optim, fused=amp != "fp16")
         scaler = GradScaler(ranks.device.type, enabled=amp == "fp16")
-        return cls(network, compiled, replicas, average, optimizer, scaler, mixed)
+        still = list(frozen_norms(network, config.optim.freeze).values())
+        return cls(network, compiled, replicas, average, optimizer, scaler, mixed, still)
 
     @property
     def weights(self) -> Literal["raw", "averaged"]:
@@ -71,6 +75,8 @@ class Learner:
     def train(self) -> None:
         """Set the training mode, which evaluation has left."""
         (self.replicas or self.running).train()
+        for norm in self.still:
+            norm.eval()
 
     def networks(self) -> dict[str, nn.Module]:
         """What is evaluated, by its name in metrics.jsonl: raw weights "test", averaged ones "ema"."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Mapping
 from itertools import compress
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from senet.compat import copy_, lerp_, muon_
 from senet.config.options import OptimConfig
+from senet.errors import ConfigError
+from senet.models.parts import select
 
 
 class Muon(torch.optim.Optimizer):
@@ -72,14 +75,19 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool = Fals
         fused: SGD and Adam in one pass over the memory, if the parameters allow it. Not with a ``GradScaler``, which
             would then leave it to the optimizer to skip a step: that is not counted, and if the first step is skipped,
             the momentum is never written.
+
+    Raises:
+        ConfigError: a pattern of ``lr_scale`` matches no trained parameter, or two match the same one.
     """
+    scaled_by = _scaled_by(model, config.lr_scale)
     parameters = [p for p in model.parameters() if p.requires_grad]
     fused = fused and all(_fusible(p) for p in parameters)
     is_kernel = [config.name == "muon" and p.ndim == 4 and p[0, 0].numel() > 1 for p in parameters]
     kernels = list(compress(parameters, is_kernel))
     others = [p for p, kernel in zip(parameters, is_kernel, strict=True) if not kernel]
     plain: dict[str, Any] = {"weight_decay": config.weight_decay, "initial_lr": config.lr}
-    # the groups must be those of the checkpoint, so they depend on this option and the kind of optimizer alone
+    # the groups must be those of the checkpoint, so they depend on this option, the kind of optimizer, what is frozen
+    # and the patterns of lr_scale alone
     if config.decay_norms_and_biases:
         groups = [{"params": others, **plain}]
     else:
@@ -94,13 +102,38 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool = Fals
         "initial_lr": config.muon_lr,
         "ns_steps": config.muon_ns_steps,
     }
-    groups = [group for group in (*groups, {"params": kernels, **of_muon}) if group["params"]]
+    groups = [part for group in (*groups, {"params": kernels, **of_muon}) for part in _split(group, scaled_by, config)]
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
     momentum: dict[str, Any] = {"momentum": config.momentum, "nesterov": config.nesterov}
     if config.name == "muon":
         return Muon(groups, lr=config.lr, **momentum)
     return torch.optim.SGD(groups, lr=config.lr, **momentum, fused=fused)
+
+
+def _scaled_by(model: nn.Module, scales: Mapping[str, float]) -> dict[nn.Parameter, str]:
+    """Trained parameters -> the pattern of ``optim.lr_scale`` that they match."""
+    found: dict[nn.Parameter, str] = {}
+    for pattern, names in select(model, scales, "optim.lr_scale").items():
+        trained = [name for name in names if model.get_parameter(name).requires_grad]
+        if not trained:
+            raise ConfigError(f"optim.lr_scale: {pattern!r} matches only what is frozen, e.g. {names[0]}; leave it out")
+        for name in trained:
+            if (other := found.setdefault(model.get_parameter(name), pattern)) != pattern:
+                raise ConfigError(
+                    f"optim.lr_scale: {other!r} and {pattern!r} both match {name}; have one of them match it"
+                )
+    return found
+
+
+def _split(
+    group: dict[str, Any], scaled_by: Mapping[nn.Parameter, str], config: OptimConfig
+) -> Iterator[dict[str, Any]]:
+    """The group, less those of its parameters that have a factor of their own: these are groups by themselves."""
+    for pattern in ("", *sorted(config.lr_scale)):
+        chosen = [p for p in group["params"] if scaled_by.get(p, "") == pattern]
+        if chosen:
+            yield group | {"params": chosen, "initial_lr": group["initial_lr"] * config.lr_scale.get(pattern, 1.0)}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
@@ -122,13 +155,19 @@ class WeightAverage(AveragedModel):
 
     The first update copies. Update n + 1 keeps min(decay, (1 + n) / (10 + n)) of the average, so that the first weights
     do not dominate a short run. It counts on the CPU and, unlike that of torch, does not wait for the device. Tensors
-    that are not finite at the start (a mask of -inf) are copied, and so are integers and extra state.
+    that are not finite at the start (a mask of -inf) are copied, and so are integers, extra state, and what is
+    ``frozen``, by name: the mean of -0.0 and -0.0 would be 0.0.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, frozen: Collection[str] = ()) -> None:
         super().__init__(model, use_buffers=True)
         self.decay = decay
-        self._smooth = [t.is_floating_point() and bool(t.isfinite().all()) for t in _saved_tensors(self.module)]
+        state = self.module.state_dict(keep_vars=True)
+        still = {id(state[name]) for name in frozen if name in state}
+        self._smooth = [
+            t.is_floating_point() and bool(t.isfinite().all()) and id(t) not in still
+            for t in _saved_tensors(self.module)
+        ]
         own = nn.Module.get_extra_state
         self._extra = [name for name, part in model.named_modules() if type(part).get_extra_state is not own]
 
@@ -159,6 +198,6 @@ def _saved_tensors(model: nn.Module) -> list[Tensor]:
     return list(dict.fromkeys(t for t in model.state_dict(keep_vars=True).values() if isinstance(t, Tensor)))
 
 
-def build_average(model: nn.Module, decay: float) -> WeightAverage | None:
+def build_average(model: nn.Module, decay: float, frozen: Collection[str] = ()) -> WeightAverage | None:
     """None where ``decay`` is 0."""
-    return WeightAverage(model, decay) if decay else None
+    return WeightAverage(model, decay, frozen) if decay else None

@@ -17,6 +17,7 @@ from senet.distributed.preemption import StopFlag
 from senet.distributed.ranks import Ranks
 from senet.distributed.watchdog import Watchdog
 from senet.errors import ConfigError
+from senet.models.parts import freeze
 from senet.models.weights import whiten_first_layer
 from senet.models.zoo import build_model, refuse_other_images, refuse_unknown, trains_on_one_image
 from senet.rundir.checkpoint import Checkpoint
@@ -24,6 +25,7 @@ from senet.rundir.lease import Lease
 from senet.rundir.owner import nothing_left_if_refused
 from senet.rundir.saving import CheckpointManager
 from senet.training.feed import build_preprocess, build_sampler
+from senet.training.optim import build_optimizer
 from senet.training.precision import begun_with
 from senet.training.resume import check_fits, choose_checkpoint
 from senet.training.seeds import seed_everything
@@ -70,6 +72,7 @@ def prepare(
         checkpoint = choose_checkpoint(config, checkpoints)
     seed_everything(config.seed)  # a user's module may draw when it is imported
     refuse_unknown(config.model.name, config.model.args)
+    _check_parts(config)
     data = open_images(config.data, local_rank=ranks.local_rank)
     sampler = build_sampler(config, data, ranks)
     network = _build_network(config, data, begins_anew=checkpoint is None)
@@ -121,7 +124,24 @@ def _build_network(config: Config, data: ImageData, *, begins_anew: bool) -> nn.
         count = min(len(data.train), max(1, 1000 * 32**2 // config.data.image_size**2))  # about 100 MB of patches
         some = data.train[torch.linspace(0, len(data.train) - 1, count).long()][0]  # of all classes
         whiten_first_layer(network, build_preprocess(config, torch.device("cpu")).test(some))
+    _freeze(network, config)
     return network
+
+
+def _freeze(network: nn.Module, config: Config) -> None:
+    """What ``optim.freeze`` names; ConfigError where it or ``optim.lr_scale`` names what the network does not have."""
+    freeze(network, config.optim.freeze)
+    if config.optim.lr_scale:
+        build_optimizer(network, config.optim)
+
+
+def _check_parts(config: Config) -> None:
+    """The same before images are decoded, where the network is one of the project's: a function of somebody's own may
+    take long, or not run without memory."""
+    if config.model.name in NETWORKS and (config.optim.freeze or config.optim.lr_scale):
+        with torch.device("meta"):
+            network = build_model(config.model.name, num_classes=10, small_stem=config.model.small_stem)
+        _freeze(network, config)
 
 
 def _check_images(config: Config, ranks: Ranks, network: nn.Module) -> None:

@@ -96,9 +96,13 @@ def check_fits(config: Config, checkpoint: Checkpoint, data: ImageData, steps_pe
             f"{checkpoint.path} has {done:.4g} epochs done, more than train.epochs={config.train.epochs}; ask for "
             f"train.epochs={math.ceil(done)} or more, or choose another run_dir"
         )
-    for key in ("optim.name", "optim.decay_norms_and_biases", "model.whiten"):  # they decide the optimizer's groups
-        now = to_flat(config)[key]
-        _must_be_equal(checkpoint, key, saved["config"].get(key, now), now, weights_fit=key != "model.whiten")
+    now = to_flat(config)
+    # these decide the optimizer's groups
+    for key in ("optim.name", "optim.decay_norms_and_biases", "model.whiten", "optim.freeze", "optim.lr_scale"):
+        was, here = (each.get(key, to_flat(Config())[key]) for each in (saved["config"], now))
+        if key == "optim.lr_scale":  # the factors may change
+            was, here = sorted(was), sorted(here)
+        _must_be_equal(checkpoint, key, was, here, weights_fit=key != "model.whiten")
     _check_parameters(checkpoint, model)
     if changes:
         log.warning("resumed with other options: %s", changes)

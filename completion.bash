@@ -48,7 +48,8 @@ _launch() {
         case $verb:${typed[${#typed[@]} - 1]} in
         train:*--help | slurm:*--help) _launch_options | sed -n 's/\..*//p' && echo all ;;
         slurm:status | slurm:stop | slurm:clear) _launch_runs_for "$cur" ;;
-        train:* | drill:* | doctor:* | slurm:*) _launch_options_for "$cur" && _launch_files_for "$cur" ;;
+        sweep:status | sweep:stop) compgen -G "runs/*/sweep.json" | sed 's:^runs/::; s:/sweep.json$::' ;;
+        train:* | drill:* | doctor:* | sweep:* | slurm:*) _launch_options_for "$cur" && _launch_files_for "$cur" ;;
         setup:*) printf '%s\n' $(_launch_list setup_extras) ;;
         help:*) ;;
         predict:"$verb" | evaluate:"$verb" | export:"$verb" | report:* | compare:* | tensorboard:*) _launch_runs_for "$cur" ;;
@@ -58,6 +59,8 @@ _launch() {
         if [[ $verb:$cur == compare:-* ]]; then printf '%s\n' --against --csv --json --page --score; fi
         if ((${#typed[@]} == 1)); then printf '%s\n' ${verbs}; fi
         if [[ " ${typed[*]} " == *" drill "* ]]; then printf '%s\n' drill.steps= drill.ranks=; fi
+        if [[ $verb == sweep ]]; then printf '%s\n' sweep.name= sweep.parallel= sweep.random= sweep.seed=; fi
+        if [[ $verb:${#typed[@]} == sweep:2 ]]; then printf '%s\n' status stop; fi
         if [[ $verb:${#typed[@]} == slurm:2 ]]; then printf '%s\n' status stop clear doctor drill --dry-run; fi
     )
     COMPREPLY=()

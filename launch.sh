@@ -11,6 +11,7 @@
 # tensorboard  ./launch.sh tensorboard runs/cifar10 runs/other
 # drill        ./launch.sh drill configs/cifar10.yaml drill.steps=60
 # doctor       ./launch.sh doctor: is this machine fit to train?
+# sweep        ./launch.sh sweep optim.lr=0.05,0.1 seed=0..4 sweep.name=rates
 # slurm        ./launch.sh slurm configs/cifar10.yaml slurm.partition=gpu
 #              ./launch.sh slurm status, ./launch.sh slurm stop runs/cifar10
 # setup        ./launch.sh setup [dev | report | export | benchmarks | gpu]
@@ -27,8 +28,8 @@
 set -eu
 
 setup_extras="dev report export benchmarks gpu"
-verbs="train predict evaluate export report compare tensorboard drill doctor slurm setup help"
-not_yet="data sweep follow why profile sync prune"
+verbs="train predict evaluate export report compare tensorboard drill doctor sweep slurm setup help"
+not_yet="data follow why profile sync prune"
 
 # what is closed would be given to the next file that is opened
 for stream in 0 1 2; do
@@ -255,7 +256,7 @@ doctor) if [ -n "$wants_help" ]; then run "" senet.doctor "$@"; else run "" sene
 export | report) run $verb senet.$verb "$@" ;;
 compare) case " $* " in *\ --page*) run report senet.compare "$@" ;; *) run "" senet.compare "$@" ;; esac ;;
 tensorboard) tensorboard "$@" ;;
-drill) run "" senet.drill "$@" ;;
+drill | sweep) run "" senet.$verb "$@" ;;
 slurm)
     if [ -z "$wants_help" ]; then setup ""; fi
     shorten_pythonpath

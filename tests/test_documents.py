@@ -18,10 +18,11 @@ from senet import REPOSITORY
 from senet.config.load import load_config
 from senet.config.options import Config, options
 from senet.data.sources import image_paths
+from senet.sweep.request import NAMES, read_request
 from tests.documents import LANGUAGES, OTHERS, PAGES, anchors, blocks, commands, inline_code, links, name, prose
 
 GROUPS = {field.name for field in dataclasses.fields(Config)} - {"run_dir", "seed"}
-OPTIONS = {key for key, _ in options()} | {"drill.steps", "drill.ranks"}
+OPTIONS = {key for key, _ in options()} | {f"drill.{name}" for name in ("steps", "ranks")} | {f"sweep.{name}" for name in NAMES}
 each_page = pytest.mark.parametrize("page", PAGES, ids=name)
 
 
@@ -104,7 +105,8 @@ def test_every_block_of_options_is_read(page: Path, tmp_path: Path) -> None:
     for block in blocks(page):
         if block.language == "yaml":
             (tmp_path / "options.yaml").write_text(block.text)
-            load_config([str(tmp_path / "options.yaml")])
+            read = read_request if block.text.startswith("sweep:") else load_config
+            read([str(tmp_path / "options.yaml")])
 
 
 def test_the_page_on_resume_names_the_options_that_may_change_freely() -> None:

@@ -122,9 +122,13 @@ def die_with_launcher() -> None:
     """
     if not {"TORCHELASTIC_RUN_ID", "SUBMITIT_EXECUTOR"} & os.environ.keys():
         return
-    launcher = int(os.environ.get(LAUNCHER_VARIABLE) or os.getppid())
+    signal_when_ends(int(os.environ.get(LAUNCHER_VARIABLE) or os.getppid()), signal.SIGKILL)
+
+
+def signal_when_ends(parent: int, number: signal.Signals) -> None:
+    """Have the kernel send this process a signal when its parent ends, however it ends (Linux)."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+    if libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != launcher:  # it died before the call
-        os.kill(os.getpid(), signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the call
+        os.kill(os.getpid(), number)

@@ -1,0 +1,138 @@
+"""``sweep.json``: the cells of a sweep and their options; what each has come to, from its own files. No torch."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from senet.config.load import changed_options, named_path
+from senet.errors import ConfigError
+from senet.rundir.files import read_json, write_json
+from senet.rundir.owner import holder
+from senet.sweep.cells import Cell, shared_options
+from senet.sweep.request import ROOT, Request
+from senet.verbs import typed
+
+FILE = "sweep.json"
+ENDED = "--- ended with exit code "
+"""The last line of a cell's log."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a cell has come to."""
+
+    word: str
+    """finished, training, stopped, failed, killed, or waiting."""
+    reason: str = ""
+    status: Mapping[str, Any] = field(default_factory=dict)
+    """status.json."""
+
+
+def folder_of(text: str) -> Path:
+    """The folder of a sweep, by its name or its path.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    for folder in (ROOT / text, named_path(text)):
+        if is_sweep(folder):
+            return folder
+    raise ConfigError(f"{text} is no sweep: there is no {ROOT / text / FILE} and no {Path(text) / FILE}")
+
+
+def is_sweep(folder: Path) -> bool:
+    return (folder / FILE).is_file()
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What was recorded; {} of a new sweep."""
+    return read_json(folder / FILE)
+
+
+def names(folder: Path) -> list[str]:
+    """Of all cells that were ever asked for."""
+    return list(read(folder).get("cells", ()))
+
+
+def refuse_other(request: Request, recorded: Mapping[str, Any], cells: Sequence[Cell]) -> None:
+    """ConfigError where the options that all cells share are not those of the cells that there are."""
+    name = request.name
+    if forgotten := [key for key in recorded.get("varied", ()) if key not in request.axes]:
+        raise ConfigError(f"{forgotten[0]} varied before in sweep.name={name}; give its values, or choose another name")
+    varied = {*cells[0].options, *recorded.get("varied", ())}
+    for key, was, now in changed_options(recorded["base"], cells[0].config) if recorded else ():
+        if key not in varied:
+            text = f"sweep.name={name} was begun with {key}={was}, and this is {key}={now}"
+            raise ConfigError(f"{text}; the cells of a sweep differ in what varies alone: choose another name")
+
+
+def write(folder: Path, request: Request, recorded: Mapping[str, Any], cells: Sequence[Cell], **facts: Any) -> None:
+    """Add these cells to those that there are."""
+    content = {
+        "name": request.name,
+        "base": recorded.get("base", {}) | shared_options(cells),
+        "varied": list(dict.fromkeys([*recorded.get("varied", ()), *cells[0].options])),
+        **facts,
+        "cells": recorded.get("cells", {}) | {cell.name: dict(cell.options) for cell in cells},
+    }
+    write_json(folder / FILE, content, durable=True)
+
+
+def state_of(folder: Path, name: str) -> State:
+    """Of a cell, without asking SLURM."""
+    run_dir = folder / name
+    status = read_json(run_dir / "status.json")
+    word, reason = status.get("state", ""), str(status.get("reason", ""))
+    if word == "finished":
+        return State(word, "", status)
+    who, _ = holder(run_dir)
+    if who:
+        return State("training", "", status)
+    if word in ("stopped", "failed"):
+        return State(word, reason, status)
+    if word == "running":
+        return State("killed", "ended without a word", status)
+    if reason := refusal(folder, name):
+        return State("failed", reason, status)
+    return State("waiting", "", status)
+
+
+def log_of(folder: Path, name: str) -> Path:
+    """What a cell that was trained on this machine would have shown on a terminal."""
+    return folder / "logs" / f"{name}.log"
+
+
+def refusal(folder: Path, name: str) -> str:
+    """The last words of a cell that has failed before it had a status; empty of others."""
+    try:
+        lines = log_of(folder, name).read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return ""
+    if len(lines) < 2 or not re.fullmatch(rf"{ENDED}[12]", lines[-1]):
+        return ""
+    said = next((line for line in reversed(lines[:-1]) if line.strip()), "")
+    return said.removeprefix("launch.sh: ").removeprefix("train_ddp: ")
+
+
+def table(folder: Path, states: Mapping[str, State]) -> list[str]:
+    """A line for each cell, below a heading, and one that counts."""
+    rows: list[tuple[str, ...]] = [("cell", "state", "step", "epoch", "test %", "reason")]
+    for name, state in states.items():
+        top1 = state.status.get("top1")
+        facts = (str(state.status.get(key, "-")) for key in ("step", "epoch"))
+        rows.append((name, state.word, *facts, "-" if top1 is None else f"{top1:.2f}", state.reason))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    words = [state.word for state in states.values()]
+    return [*lines, f"{folder}: {count(words)}; compare: {typed('compare')} {shlex.quote(str(folder))}"]
+
+
+def count(words: Sequence[str]) -> str:
+    """``15 cells: 12 finished, 3 failed``."""
+    found = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(sorted(words)))
+    return f"{len(words)} cell{'s' if len(words) != 1 else ''}: {found}"

@@ -22,7 +22,11 @@ from senet.sweep.request import NAMES, read_request
 from tests.documents import LANGUAGES, OTHERS, PAGES, anchors, blocks, commands, inline_code, links, name, prose
 
 GROUPS = {field.name for field in dataclasses.fields(Config)} - {"run_dir", "seed"}
-OPTIONS = {key for key, _ in options()} | {f"drill.{name}" for name in ("steps", "ranks")} | {f"sweep.{name}" for name in NAMES}
+OPTIONS = (
+    {key for key, _ in options()}
+    | {f"drill.{name}" for name in ("steps", "ranks")}
+    | {f"sweep.{name}" for name in NAMES}
+)
 each_page = pytest.mark.parametrize("page", PAGES, ids=name)
 
 

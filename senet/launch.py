@@ -35,8 +35,8 @@ from senet.doctor.arguments import parse
 from senet.errors import FAILED_EXIT_CODE, INTERRUPTED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError
 from senet.rundir.files import read_json
 from senet.rundir.lease import MIRROR_VARIABLE
-from senet.rundir.restarts import JOB_VARIABLE, launch_again, newest_checkpoint
-from senet.torchrun import run_ranks
+from senet.rundir.restarts import JOB_VARIABLE, launch_again, newest_checkpoint, note_end
+from senet.torchrun import OUT_OF_MEMORY, run_ranks
 
 _RANKS = "is not a number of ranks; use 1 or more"
 _EXIT_CODES = {"finished": 0, "refused": REFUSED_EXIT_CODE, "stopped": STOPPED_EXIT_CODE}
@@ -77,7 +77,8 @@ def train(argv: Sequence[str], stop: StopFlag) -> int:
         _say(f"stopped by {stop.signal_name} before the ranks had begun")
         return STOPPED_EXIT_CODE
     kept = _keep(words.getvalue(), run_dir) if words.getvalue() else ""
-    if why or state not in ("failed", "stopped") or BUS_ERROR in cause:  # else a rank has said why
+    said = state in ("failed", "stopped") and BUS_ERROR not in cause and OUT_OF_MEMORY not in cause  # by a rank
+    if why or not said:
         _say(f"failed: {why or cause}{kept}")
     return _EXIT_CODES.get(state, FAILED_EXIT_CODE)
 
@@ -97,9 +98,11 @@ def _until_it_ends(
         outcome = read_json(status)
         state = outcome.get("state", "")
         if not most or stop or state in _EXIT_CODES:
+            note_end(run_dir, outcome, cause, "")
             return state, cause, ""
         told = outcome if state == "failed" else outcome | {"reason": cause}
         if why := launch_again(run_dir, told, most=most, option="RESTARTS", job=job, launch=launch):
+            note_end(run_dir, outcome, cause, why)
             return state, cause, why
         _say(f"starts again from {newest_checkpoint(run_dir) or 'the beginning'}: {told['reason']}")
     raise AssertionError

@@ -8,12 +8,16 @@ import os
 import signal
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 
 from senet.command import BUS_ERROR
 from senet.distributed.environment import MALLOC
 from senet.distributed.preemption import STOP_SIGNALS, StopFlag
 from senet.distributed.roster import host_name
+
+OUT_OF_MEMORY = "out of memory: oom_kill of this control group"
 
 
 def run_ranks(ranks: int, command: Sequence[str], folder: str, words: io.StringIO, stop: StopFlag) -> tuple[int, str]:
@@ -29,7 +33,7 @@ def run_ranks(ranks: int, command: Sequence[str], folder: str, words: io.StringI
 
     from senet.compat import set_torchrun_signal_handler
 
-    runs = False
+    runs, kills = False, _oom_kills()
 
     def handle(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
         if stop:  # a second one would make torchrun leave its ranks in the middle of their save
@@ -58,14 +62,35 @@ def run_ranks(ranks: int, command: Sequence[str], folder: str, words: io.StringI
         words.write(f"{error}\n")
         rank, failure = error.get_first_failure()
         how = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
-        why = f" ({BUS_ERROR})" if how == "SIGBUS" else ""
-        return failure.exitcode, f"rank {rank} on {host_name()} ended by {how}{why}, without a word"
+        return failure.exitcode, f"rank {rank} on {host_name()} ended by {how}{_known_of(how, kills)}, without a word"
     except OSError as error:
         return -1, f"torchrun: {error}"
     except Exception as error:
         words.write(traceback.format_exc())
         return -1, f"torchrun: {' '.join(str(error).split())[:300]}"
     return 0, "the ranks ended without a word"
+
+
+def _known_of(how: str, kills: int) -> str:
+    """What explains such an end; ``kills``: those of the kernel for memory, before."""
+    if (now := _oom_kills()) > kills:
+        return f" ({OUT_OF_MEMORY} went from {kills} to {now})"
+    return f" ({BUS_ERROR})" if how == "SIGBUS" else ""
+
+
+def _oom_kills() -> int:
+    """How many processes of this control group the kernel has killed because there was no memory left; 0 if unknown."""
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if not controllers or controllers == "memory":
+                root = Path("/sys/fs/cgroup", controllers)
+                name = "memory.oom_control" if controllers else "memory.events"
+                for folder in (root / group.lstrip("/"), root):  # the second: in a container
+                    if (folder / name).exists():
+                        counts = dict(each.split() for each in (folder / name).read_text().splitlines())
+                        return int(counts.get("oom_kill", 0))
+    return 0
 
 
 def _options(ranks: int, folder: str, signals: Sequence[signal.Signals]) -> list[str]:

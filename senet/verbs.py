@@ -11,6 +11,7 @@ DEFAULT_RECIPE = "configs/cifar10.yaml"
 """What is trained where no YAML file is named."""
 QUICKSTART = "configs/quickstart.yaml"
 """The same for launch.sh, which passes it on."""
+_ASK_SLURM = ("why", "follow")  # of any run, but they ask SLURM too
 
 
 def by_launcher() -> bool:
@@ -30,4 +31,5 @@ def typed(verb: str) -> str:
     python = "python" if shutil.which("python") == sys.executable else shlex.quote(sys.executable)
     if verb == "slurm":
         return f"{python} {shlex.quote(sys.argv[0])}"
-    return f"{python} {'train_ddp.py' if verb == 'train' else f'-m senet.{verb}'}"
+    package = "slurm" if verb in _ASK_SLURM else "senet"
+    return f"{python} {'train_ddp.py' if verb == 'train' else f'-m {package}.{verb}'}"

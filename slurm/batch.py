@@ -82,7 +82,7 @@ def end(launch: Launch, job: str, outcome: dict[str, Any], lost: Sequence[str] =
     if not state and not (preempted or lost or shrunk):
         return "rank 0 did not start: see its log"
     # the signal before the time limit, which is sent once, comes up to a minute early
-    stays = not preempted and _left_s(job) > launch.lead_s + 60
+    stays = not announced(launch, job)
     if failed or (state and not (state == "stopped" or preempted or lost)):
         said = [reason or "a rank ended and reported no reason: see the logs", _crash(launch.crash_file)]
         if why := _why_not(launch, outcome | {"reason": "; ".join(filter(None, said))}, at_once=stays):
@@ -146,6 +146,13 @@ def is_preempted(job: str) -> bool:
     return _field(job, "PreemptTime") not in ("", "None", "Unknown")
 
 
+def announced(launch: Launch, job: str) -> str:
+    """What SLURM had told this start: that it is ``preempted``, or that its ``time limit`` is near. Empty: neither."""
+    if is_preempted(job):
+        return "preempted"
+    return "time limit" if _left_s(job) <= launch.lead_s + 60 else ""
+
+
 def _field(job: str, name: str) -> str:
     found = re.search(rf"(?:^|\s){name}=(\S*)", job)
     return found[1] if found else ""
@@ -185,7 +192,7 @@ def main(argv: list[str]) -> int:
         return 0
     outcome, (lost, hosts) = read_json(launch.outcome_file), (list(dict.fromkeys(words.split())) for words in argv[2:])
     with suppress(OSError):  # only a note for later starts: the job can end without it
-        write_json(launch.outcome_file, outcome | {"ended": not lost}, limit_s=10)
+        write_json(launch.outcome_file, outcome | {"ended": not lost, "slurm": announced(launch, argv[1])}, limit_s=10)
     verdict = end(launch, argv[1], outcome, lost, hosts)
     if verdict == "requeue" and lost:
         reason = f"no answer from {', '.join(lost)}; the job starts again when SLURM gives it up (SlurmdTimeout)"

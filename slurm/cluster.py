@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import subprocess
 from collections.abc import Collection, Mapping
@@ -86,6 +87,15 @@ def job_states(job_ids: Collection[str]) -> dict[str, JobState]:
         for line in query("sacct", "-X", *columns).splitlines():
             job_id, _, word = line.partition("|")
             found[job_id] = JobState(word.split()[0])  # "CANCELLED by 1000"
+    return found
+
+
+def job_fields(job_id: str) -> dict[str, str]:
+    """``scontrol show job``; {} for a job that it no longer knows, or if it does not answer."""
+    line = query("scontrol", "show", "job", "--oneliner", job_id)
+    found: dict[str, str] = {}
+    for name, value in re.findall(r"(?:^|\s)([A-Z][\w:/]*)=(.*?)(?=\s+[A-Z][\w:/]*=|\s*$)", line):
+        found.setdefault(name, value)  # arguments of Command may look like fields, and come after most
     return found
 
 

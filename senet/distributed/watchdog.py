@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import os
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from senet.errors import place
 _TICK_S = 1.0
 _SLACK_S = 10.0  # later than the timeouts of the store and the groups, whose errors say more
 _ANSWERS_S = 2.0  # until the other ranks have reported where they are
+_TELL_S = 15.0  # without progress, until a rank says so; then after twice as long each time
 _WORK = (0.05, 2**16)  # CPU seconds, bytes read and written, per second: far more than waiting uses
 
 
@@ -66,7 +68,7 @@ class Watchdog:
         self._closing.set()
 
     def _watch(self) -> None:
-        seen, used, since = (0, 0), _used(), time.monotonic()
+        seen, used, since, tell_s = (0, 0), _used(), time.monotonic(), _TELL_S
         looked = since
         while not self._closing.wait(self._tick_s):
             # if C++ code holds the GIL, this thread does not run either: then faulthandler's C thread ends the process
@@ -76,7 +78,10 @@ class Watchdog:
             if self._alone and any(n - b > work * seconds for n, b, work in zip(used, before, _WORK, strict=True)):
                 self._progress += 1
             if seen != (now := (self._progress, self._progress_anywhere)):
-                seen, since = now, looked
+                seen, since, tell_s = now, looked, _TELL_S
+            elif looked - since > tell_s and not self._expired.is_set():
+                tell_s *= 2
+                self._tell(looked - since)
             elif looked - since > self.limit_s + min(self.limit_s, _SLACK_S):
                 self._expired.set()
                 hangs.write_stacks(self._roster.name([self._rank]))
@@ -84,6 +89,12 @@ class Watchdog:
                 if not self._closing.wait(_ANSWERS_S * (1 if self._rank == 0 else 2)):
                     self._end(self._reason())
         faulthandler.cancel_dump_traceback_later()
+
+    def _tell(self, seconds: float) -> None:
+        """To stderr, whoever has closed it in Python: rank 0, which knows for whom it waits, and who waits for none."""
+        if self._rank == 0 or self._alone:
+            text = f"{self._roster.name([self._rank])}: still {self._phase} after {seconds:.0f} s\n"
+            os.write(2, text.encode())
 
     def _exchange(self, store: Any) -> None:
         sent = 0

@@ -24,7 +24,7 @@ OLD_S = 3600.0  # a heartbeat that is older is not watched
 POLL_S = 1.0
 _OWN_NAMES = (
     *("owner.json", ".owner.lock", "status.json", "config.yaml", "starts.jsonl", "restarts.jsonl", "model.txt"),
-    "metrics.jsonl",
+    *("metrics.jsonl", "launch.json"),
 )
 _OWN_FOLDERS = ("checkpoints", "tensorboard", "slurm")
 _FACTS = {"token", "generation", "heartbeat", "host", "boot", "pid", "pid_started", "job", "job_restarts"}

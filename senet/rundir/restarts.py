@@ -1,4 +1,5 @@
-"""Whether a training that has failed is launched again, and ``restarts.jsonl``: a row for each failure. No torch."""
+"""Whether a training that has failed is launched again, and ``restarts.jsonl``: a row for each failure; how the last
+launch by launch.sh ended, in ``launch.json``. No torch."""
 
 from __future__ import annotations
 
@@ -11,9 +12,10 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from senet.rundir.files import read_rows, replace_file
+from senet.rundir.files import read_rows, replace_file, write_json
 
 FILE = "restarts.jsonl"
+LAUNCH_FILE = "launch.json"
 JOB_VARIABLE = "SENET_JOB"  # the job in the rows, for the ranks
 SILENT = "did not answer any more"  # in the cause of a rank that was killed or hangs: why is not known
 _NO_FAILURE = ("finished", "stopped", "refused", "port_taken")
@@ -62,6 +64,26 @@ def launch_again(
     except OSError as error:  # only a note: without it the training can be launched too
         log.warning("%s not written: %s", run_dir / FILE, error)
     return why
+
+
+def note_end(run_dir: Path, outcome: Mapping[str, Any], launcher: str, why: str) -> None:
+    """Write how a launch ended as its launcher saw it: rank 0 may have been killed, and a start that is refused leaves
+    the status of the start before. Nothing where there is no run directory.
+
+    Args:
+        outcome: the last status of the launch.
+        launcher: what it knows of the rank that ended first.
+        why: why there is no further launch.
+    """
+    state = outcome.get("state")
+    said = why or (outcome.get("reason", "") if state in (*_NO_FAILURE, "failed") else launcher)
+    facts = {"time": time.time(), "state": state if state in _NO_FAILURE else "failed", "reason": said}
+    facts |= {"launcher": launcher} | {key: outcome[key] for key in ("step", "failure") if key in outcome}
+    if (run_dir / "owner.json").exists():
+        try:
+            write_json(run_dir / LAUNCH_FILE, facts, limit_s=_NOTE_S)
+        except OSError as error:  # the terminal has said it
+            log.warning("%s not written: %s", run_dir / LAUNCH_FILE, error)
 
 
 def failure(outcome: Mapping[str, Any], checkpoint: str) -> dict[str, Any]:

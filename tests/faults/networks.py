@@ -74,6 +74,24 @@ class Bug(_Senet):
         return logits
 
 
+class GpuWithoutMemory(_Senet):
+    """What torch raises where a GPU has no memory left."""
+
+    def fault(self, logits: Tensor, here: bool) -> Tensor:
+        if here and self.passes == AT:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity")
+        return logits
+
+
+class MemoryEater(_Senet):
+    """More and more memory."""
+
+    def fault(self, logits: Tensor, here: bool) -> Tensor:
+        if here and self.passes >= AT:
+            self.eaten = [*getattr(self, "eaten", []), torch.ones(2**26)]  # 256 MB
+        return logits
+
+
 class Stuck(_Senet):
     """Code that never returns, but keeps no lock."""
 
@@ -123,6 +141,14 @@ def slow(num_classes: int) -> SENet:
 
 def bug(num_classes: int) -> SENet:
     return Bug(num_classes)
+
+
+def gpu_without_memory(num_classes: int) -> SENet:
+    return GpuWithoutMemory(num_classes)
+
+
+def memory_eater(num_classes: int) -> SENet:
+    return MemoryEater(num_classes)
 
 
 def stuck(num_classes: int) -> SENet:

@@ -1,0 +1,57 @@
+"""The logs of a job's ranks in its run directory: which there are, and their lines that tell why it ended or waits."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+
+from senet.command import printable
+from senet.rundir.files import patiently
+from senet.why.evidence import Fact
+
+_NAME = re.compile(r"(\d+(?:_\d+)?)_(\d+)_log\.out")
+_TAIL = 2**17  # bytes at the end of a log that are looked at
+_MOST_LOGS = 64
+_WAITS = re.compile(r"^INFO: (waiting for .*, which holds |run_dir=.*; watching for )|: still .* after \d+ s$")
+_TELLS = re.compile(
+    r"oom[_-]kill|Out Of Memory|\bDUE TO |^srun: error: Node failure|^slurm: job \S+ ends here: |^train_ddp: "
+)
+_BEGINS = re.compile(r"^INFO: .* parameters; .* rank\(s\) on |^slurm: job \S+ launches its ranks again")
+_LAST = 3  # lines in which a wait must stand to be one now
+
+
+def log_files(run_dir: Path, job_id: str) -> dict[int, Path]:
+    """Rank -> its log, of one job."""
+    found = {}
+    for path in (run_dir / "slurm").glob(f"{job_id}_*_log.out"):
+        if (match := _NAME.fullmatch(path.name)) and match[1] == job_id:
+            found[int(match[2])] = path
+    return dict(sorted(found.items()))
+
+
+def telling_lines(run_dir: Path, job_id: str) -> list[Fact]:
+    """Of the last start: where SLURM, a launcher or a rank says why it ends, or that it waits."""
+    found = []
+    for path in list(log_files(run_dir, job_id).values())[:_MOST_LOGS]:
+        before, lines = patiently(partial(_tail, path), limit_s=2)
+        begins = [number for number, line in enumerate(lines) if _BEGINS.search(line)]
+        for number, line in enumerate(lines):
+            waits = number >= len(lines) - _LAST and _WAITS.search(line)
+            if waits or (number > max(begins, default=-1) and _TELLS.search(line)):
+                where = f"{path.relative_to(run_dir)}:{before + number + 1}"
+                found.append(Fact(where, printable(line)[:300]))
+    return found
+
+
+def _tail(path: Path) -> tuple[int, list[str]]:
+    """The last lines of a log, and how many there are before them."""
+    with path.open("rb") as file:
+        size, before = path.stat().st_size, 0
+        while file.tell() < size - _TAIL:
+            before += file.read(min(2**20, size - _TAIL - file.tell())).count(b"\n")
+        text = file.read()
+    _, newline, rest = text.partition(b"\n")
+    if size > _TAIL and newline:  # cut in the middle
+        before, text = before + 1, rest
+    return before, text.decode(errors="replace").splitlines()

@@ -1,0 +1,200 @@
+"""``why``: from evidence to a cause. Of runs that really end: ``tests/faults/test_why.py``, ``test_slurm_why.py``."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from senet import REPOSITORY
+from senet.command import BUS_ERROR
+from senet.errors import ConfigError
+from senet.rundir.files import read_json, write_json
+from senet.rundir.restarts import LAUNCH_FILE, SILENT, note_end
+from senet.torchrun import OUT_OF_MEMORY
+from senet.why.causes import CAUSES, by_words
+from senet.why.evidence import Evidence, Fact, Job, gather
+from senet.why.judge import judge
+from slurm import logs, why
+
+RUN = Path("runs/x")
+STATUS = {"generation": 1, "step": 120, "reason": "", "job": "", "heartbeat": 1e9}
+OWNER = {"generation": 1, "pid": 7, "host": "n1", "heartbeat": 1e9}
+ENDED = Evidence(RUN, STATUS | {"state": "running"}, OWNER | {"released": True}, silent_s=400)
+ALIVE = replace(ENDED, alive=True, silent_s=2)
+JOB = Job("7", last_end={"file": "slurm/7.0.0.status.json"}, facts=[Fact("SLURM", "JobState=...")])
+OF_JOB = STATUS | {"job": "7", "job_restarts": 0}
+
+
+def failed(reason: str, known: Evidence = ENDED, **more: Any) -> Evidence:
+    return replace(known, status={**known.status, "state": "failed", "reason": reason}, **more)
+
+
+def of_job(job: Job, known: Evidence = ENDED, **status: Any) -> Evidence:
+    return replace(known, job=job, status=OF_JOB | status)
+
+
+WAITING = replace(JOB, word="PENDING", active=True, waiting=True, reason="Resources")
+OUT_OF_MEMORY_WORDS = f"rank 0 on n1 ended by SIGKILL ({OUT_OF_MEMORY} went from 0 to 1), without a word"
+AGAIN = replace(WAITING, was_started=True, restarts=1)
+SAVED = {"state": "stopped", "reason": "SIGTERM", "step": 120, "ended": True}
+OOM = Fact("slurm/7_1_log.out:9", "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks")
+KILLED = f"rank 1 on n2 {SILENT}: its process has ended"
+
+
+def ended(word: str, **more: Any) -> Job:
+    return replace(JOB, word=word, was_started=True, **more)
+
+
+CASES = {
+    "finished": replace(ENDED, status=STATUS | {"state": "finished", "result": {"best_top1": 99.0}}),
+    "running": ALIVE,
+    "starting": replace(ALIVE, owner=OWNER | {"generation": 2}),
+    "in the queue": of_job(WAITING),
+    "held": of_job(replace(WAITING, reason="JobHeldUser")),
+    "preempted": of_job(replace(AGAIN, last_end=SAVED | {"slurm": "preempted"})),
+    "time limit": of_job(replace(AGAIN, last_end=SAVED | {"slurm": "time limit"})),
+    "requeued": of_job(replace(AGAIN, last_end=SAVED | {"slurm": ""})),
+    "node excluded": of_job(replace(AGAIN, last_end=SAVED | {"reason": "starts again without what the check found"})),
+    "node lost": of_job(replace(AGAIN, last_end={"state": "running"})),
+    "waits for a lock": replace(
+        ALIVE, owner=OWNER | {"generation": 2}, lines=[Fact("x", "INFO: waiting for process 7 on n1, which holds /x")]
+    ),
+    "waits for a rank": replace(ALIVE, processes={0: "S", 1: "T"}),
+    "does not move": replace(ALIVE, still_s=300, pace_s=5),
+    "suspended": of_job(replace(JOB, word="SUSPENDED", active=True)),
+    "stopped": replace(ENDED, status=STATUS | {"state": "stopped", "reason": "SIGINT"}),
+    "cancelled": of_job(ended("CANCELLED"), state="stopped", reason="SIGTERM"),
+    "killed": ENDED,
+    "time limit was hit": of_job(ended("TIMEOUT"), state="running"),
+    "out of memory of the host": failed(KILLED, lines=[OOM]),
+    "out of memory of a GPU": failed("rank 1 on n2 failed: OutOfMemoryError: CUDA out of memory. Tried to"),
+    "loss is not finite": failed("the loss of step 41 is not finite on 1 of 2 ranks; nothing was saved from it on."),
+    "ranks differ": failed("conv1.weight of rank 1 on n2 is not that of the other ranks; nothing was saved"),
+    "disk is full": failed(f"no checkpoint could be written: [Errno 28] {os.strerror(errno.ENOSPC)}: 'x'"),
+    "file system": failed(f"x cannot be read: {os.strerror(errno.ESTALE)}"),
+    "rank was killed": failed(KILLED),
+    "rank hangs": failed(f"rank 1 on n2 {SILENT}: stopped by a signal (state T)"),
+    "GPU failed": failed("rank 0 on n1 failed: AcceleratorError: CUDA error: unspecified launch failure, at a.py:1 f"),
+    "start does not get on": failed("the start made no progress for distributed.start_timeout_s=300: rank 1: x"),
+    "port is taken": failed("MASTER_PORT=5000 is in use on host n1"),
+    "refused": replace(ENDED, launch={"state": "refused", "reason": "optim.lr: 0.1 -> 0.2"}),
+    "bug, twice": failed("failed twice at step 40: rank 0 on n1 failed: ValueError: boom, at own.py:41 forward"),
+    "crash": failed("rank 0 on n1 failed: ValueError: boom, at own.py:41 forward"),
+    "nodes are unfit": of_job(replace(ended("FAILED"), last_end={"state": "refused", "reason": "not started: x"})),
+    "requeues are used up": failed("slurm.max_requeues=3 is used up; submit again to go on"),
+    "restarts are used up": failed("slurm.max_restarts=3 is used up: a rank ended and reported no reason"),
+    "taken over": failed("run_dir=x was taken over by another start"),
+    "failed": failed("a rank ended and reported no reason: see the logs"),
+    "unknown": replace(ENDED, status={}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_each_cause_is_known_by_its_evidence(cause: str) -> None:
+    verdict = judge(CASES[cause])
+    assert verdict.cause == cause
+    assert verdict.text
+    assert verdict.remedy
+    assert verdict.is_healthy == (cause in ("finished", "running", "starting"))
+    assert verdict.evidence
+
+
+@pytest.mark.parametrize(
+    ("reason", "cause"),
+    [
+        ("failed twice at step 40: the loss of step 41 is not finite on 1 of 2 ranks", "loss is not finite"),
+        (f"slurm.max_restarts=1 is used up: {KILLED}", "rank was killed"),
+        (f"rank 0 on n1 ended by SIGBUS ({BUS_ERROR}), without a word", "file system"),
+        (OUT_OF_MEMORY_WORDS, "out of memory of the host"),
+        ("rank 0 on n1 ended by SIGKILL, without a word", "rank was killed"),
+        ("RuntimeError: DefaultCPUAllocator: can't allocate memory", "out of memory of the host"),
+        ("no answer from n2; the job starts again when SLURM gives it up (SlurmdTimeout)", "node lost"),
+        ("3 starts in a row ended without a new checkpoint (newest: none); lower", "requeues are used up"),
+    ],
+)  # fmt: skip
+def test_the_words_of_a_failure_name_its_cause(reason: str, cause: str) -> None:
+    assert by_words(reason) == cause
+
+
+def test_slurms_word_explains_a_rank_that_left_none() -> None:
+    for word, cause in (("OUT_OF_MEMORY", "out of memory of the host"), ("NODE_FAIL", "node lost")):
+        assert judge(of_job(ended(word), state="failed", reason=KILLED)).cause == cause
+    # but not what has a reason of its own
+    bug = "rank 0 on n1 failed: ValueError: boom, at own.py:41 forward"
+    assert judge(of_job(ended("NODE_FAIL"), state="failed", reason=bug)).cause == "crash"
+
+
+def test_a_job_that_is_requeued_says_what_ended_its_last_start_and_why_it_waits() -> None:
+    due = Fact("slurm/7_0_log.out:4", "slurmstepd: error: *** STEP 7.0 ON n1 CANCELLED AT x DUE TO PREEMPTION ***")
+    verdict = judge(replace(of_job(replace(AGAIN, last_end={"state": "running"})), lines=[due]))
+    assert verdict.cause == "preempted"
+    assert due in verdict.evidence
+    assert "waits to start again (SLURM: Resources)" in verdict.text
+    held = judge(of_job(replace(AGAIN, last_end=SAVED, reason="JobHoldMaxRequeue")))
+    assert held.cause == "held"
+
+
+def test_a_launch_that_fails_again_while_its_job_runs_is_a_start() -> None:
+    job = replace(JOB, word="RUNNING", active=True, was_started=True)
+    assert judge(of_job(job, state="failed", reason=KILLED)).cause == "starting"
+    assert judge(of_job(job, ALIVE, state="running")).cause == "running"
+    assert judge(of_job(replace(job, restarts=1), state="stopped")).cause == "starting"
+
+
+def test_a_kill_of_which_only_the_launcher_knows_is_read_from_its_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "status.json", STATUS | {"state": "running"})
+    note_end(tmp_path, {"state": "running", "step": 120}, "rank 0 on n1 ended by SIGKILL, without a word", "")
+    assert not (tmp_path / LAUNCH_FILE).exists()  # no run directory
+    write_json(tmp_path / "owner.json", {"heartbeat": time.time()})
+    note_end(tmp_path, {"state": "running", "step": 120}, "rank 0 on n1 ended by SIGKILL, without a word", "")
+    assert read_json(tmp_path / LAUNCH_FILE)["state"] == "failed"
+    verdict = judge(replace(ENDED, launch=read_json(tmp_path / LAUNCH_FILE)))
+    assert (verdict.cause, verdict.evidence[0].where) == ("rank was killed", LAUNCH_FILE)
+
+
+def test_an_older_word_of_the_launcher_does_not_count(tmp_path: Path) -> None:
+    owner = {"token": "x", "boot": "b", "pid": 1, "pid_started": 1, "job": "", "job_restarts": 0, "generation": 1}
+    write_json(tmp_path / "owner.json", owner | {"host": "elsewhere", "heartbeat": time.time()})
+    write_json(tmp_path / LAUNCH_FILE, {"time": time.time() - 60, "state": "refused", "reason": "x"})
+    assert (gather(tmp_path).launch, gather(tmp_path).alive) == ({}, None)
+
+
+def test_of_a_log_the_last_start_tells_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "slurm").mkdir()
+    began = "INFO: tiny: 9 parameters; 1 training, 1 test images, 2 classes; 2 rank(s) on cpu, 1 thread(s)\n"
+    early = "srun: error: n1: task 0: Out Of Memory\nINFO: waiting for process 1 on host n1, which holds /x\n"
+    text = early + began + "step 1\n" * 40_000 + f"{OOM.text}\n" + "step 2\n" * 9
+    (tmp_path / "slurm" / "7_1_log.out").write_text(text)
+    (tmp_path / "slurm" / "7_0_log.out").write_text(early)
+    (tmp_path / "slurm" / "71_0_log.out").write_text(early)
+    found = logs.telling_lines(tmp_path, "7")
+    assert [fact.where for fact in found] == [
+        "slurm/7_0_log.out:1", "slurm/7_0_log.out:2", f"slurm/7_1_log.out:{text.count(chr(10)) - 9}"
+    ]  # fmt: skip
+
+
+def test_every_cause_has_its_row_on_the_page() -> None:
+    page = (REPOSITORY / "docs" / "why.md").read_text()
+    assert re.findall(r"^\| `(.+?)` \|", page, re.MULTILINE) == list(CAUSES)
+
+
+def test_what_is_no_run_is_refused_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.chdir(tmp_path)
+    for word, expected in (("7", "SLURM does not know it"), ("nowhere", "no such folder"), (".", "holds none")):
+        with pytest.raises(ConfigError, match=expected):
+            why.runs_of(word)
+    for cell in ("b", "a"):
+        (tmp_path / "runs" / "rates" / cell).mkdir(parents=True)
+        write_json(tmp_path / "runs" / "rates" / cell / "status.json", {})
+    assert [path.name for path, _ in why.runs_of("runs/rates")] == ["a", "b"]
+    (tmp_path / "runs" / "rates" / "a" / "slurm").mkdir()
+    write_json(tmp_path / "runs" / "rates" / "a" / "slurm" / "job.json", {"job": "7_1"})
+    assert why.runs_of("7_1") == [(Path("runs/rates/a"), "7_1")]

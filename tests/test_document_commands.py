@@ -237,7 +237,6 @@ def test_the_changes_of_the_code_can_be_made_and_do_what_they_say(untrained: Pat
     assert done.returncode == 0, done.stdout
     run_dir = tmp_path / "runs" / "cifar10"
     assert [row["lr"] for row in rows(run_dir)] == [0.1 * math.sqrt(1 - t / 10) for t in range(10)]
-    assert rows(run_dir)[0]["train_loss"] < 0.5  # two classes by chance: 0.69, of which the focal loss is a quarter
 
 
 def apply(block: Block, folder: Path) -> None:

@@ -103,7 +103,13 @@ def check_together(config: Config) -> None:
     if config.train.shards:
         _check_with_shards(config.train)
     _check_mapping("model.args", config.model.args, r"[A-Za-z_]\w*", (bool, int, float, str, list, dict, type(None)))
-    _check_scales(config.optim.lr_scale)
+    _check_factors("optim.lr_scale", config.optim.lr_scale, "; to leave it as it is: optim.freeze=[{}]")
+    _check_factors("train.class_weights", config.train.class_weights)
+    if config.train.loss and config.train.label_smoothing:
+        raise ConfigError(
+            f"train.label_smoothing={config.train.label_smoothing} is of the cross entropy, not of "
+            f"train.loss={config.train.loss}; set train.label_smoothing=0"
+        )
     _check_mapping("slurm.environment", config.slurm.environment, r"[A-Za-z_]\w*", (str,))
     _check_mapping("slurm.sbatch", config.slurm.sbatch, r"[a-z][a-z0-9_-]*", (str, int, float))
     _check_model(config.model, config.data.image_size)
@@ -144,11 +150,11 @@ def _check_small(config: Config) -> None:
         raise ConfigError(f"augment.small_size={small.small_size}: {config.model.name} needs 75 pixels or more")
 
 
-def _check_scales(scales: Mapping[str, float]) -> None:
-    for name, scale in scales.items():
-        if not 0 < scale < math.inf:
-            remedy = f"; to leave it as it is: optim.freeze=[{name}]" if scale == 0 else ""
-            raise ConfigError(f"optim.lr_scale.{name}={scale} is out of range: it must be > 0 and finite{remedy}")
+def _check_factors(option: str, factors: Mapping[str, float], for_zero: str = "") -> None:
+    for name, factor in factors.items():
+        if not 0 < factor < math.inf:
+            remedy = for_zero.format(name) if factor == 0 else ""
+            raise ConfigError(f"{option}.{name}={factor} is out of range: it must be > 0 and finite{remedy}")
 
 
 def _check_model(model: ModelConfig, image_size: int) -> None:

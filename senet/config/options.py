@@ -69,6 +69,10 @@ class DataConfig:
     holdout: int = option(0, low=0, high=1_000_000_000)
     """Training images, as many of each class as its share, that are not trained on but evaluated in place of the test
     images: to choose a recipe without looking at those. 0: none."""
+    balance: float = option(0.0, low=0, high=1)
+    """Draw images of smaller classes more often: a class of n images has a share of n ** (1 - balance) of each epoch,
+    which has as many images as before. 0: each image once; 1: as many of each class. An image that is drawn twice in an
+    epoch has other random changes the second time."""
     resident: Literal["auto", "on", "off"] = option("auto", free=True)
     """Keep all decoded images on the GPU, where batches are gathered too: no copy in any step. auto: where they take at
     most a quarter of its memory. On a CPU the mapped files are in memory as it is."""
@@ -89,6 +93,10 @@ class AugmentConfig:
     each image both ways (Jordan 2024, arXiv:2404.00498, sec. 3.6)."""
     cutout: int = option(8, low=0, high=1024)
     """Side in pixels of a square set to the mean, its centre anywhere in the image; 0: off."""
+    extra: str = ""
+    """``package.module:function``, called as ``function(images=, keys=)`` at last, before images are made smaller:
+    float32 [N, 3, size, size], normalised, on the device, and 64 random bits of each image in this epoch, int64 [N];
+    returns such images. Draws are ``senet.data.augment.draw_below``. Empty: none."""
     small_size: int = option(32, low=16, high=1024)
     """Height and width to which training images are scaled at last, in the first small_epochs epochs."""
     small_epochs: int = option(0, low=0, high=1_000_000)
@@ -141,6 +149,17 @@ class TrainConfig:
     rank, by DistributedDataParallel."""
     eval_batch_size: int = option(256, low=1, high=65_536, free=True)
     """Images per rank and forward pass in evaluation. With shards the last bits of the test loss depend on it."""
+    loss: str = ""
+    """``package.module:function``, called as ``function(logits=, targets=, keys=)``: float32 [N, K], int64 [N], 64
+    random bits of each image in this epoch (those of augment.extra) int64 [N]; returns the loss of each image [N], of
+    which the mean over the global batch is taken. Empty: cross entropy, by which test images are judged in any case."""
+    class_weights: dict[str, float] = field(default_factory=dict, metadata={"free": False})
+    """Weights of the losses of classes, by name, in proportion: {cat: 2}, or train.class_weights.cat=2; 1 for those
+    that are not named. All are divided by their mean over the training images, so that the mean loss and the learning
+    rate keep their scale in each epoch; in a batch the weights need not sum to its size."""
+    class_balance: float = option(0.0, low=0, high=1)
+    """The same weights from the sizes of the classes: n ** -class_balance for a class of n training images, times
+    class_weights. 0: none; 1: each class counts as much as any other."""
     label_smoothing: float = option(0.1, low=0, high=1)
     """Weight of the uniform distribution in the target."""
     clip_norm: float = option(0.0, low=0)

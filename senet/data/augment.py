@@ -6,7 +6,7 @@ for any number of ranks and after any number of restarts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from senet.config.options import AugmentConfig
 from senet.data.draws import GAMMA, MIX_1, MIX_2, mix
+from senet.errors import ConfigError
 
 
 class Preprocess:
@@ -22,6 +23,7 @@ class Preprocess:
     Args:
         mean, std: per channel, of pixels scaled to 0..1.
         seed: of the random numbers of ``train``.
+        extra: what ``augment.extra`` names.
     """
 
     def __init__(
@@ -33,12 +35,14 @@ class Preprocess:
         seed: int,
         device: torch.device,
         channels_last: bool = True,
+        extra: Callable[..., Tensor] | None = None,
     ) -> None:
         self._config = config
         self._scale = 1 / (255 * torch.tensor(std, device=device))
         self._shift = -torch.tensor(mean, device=device) / torch.tensor(std, device=device)
         self._seed = seed
         self._channels_last = channels_last
+        self._extra = extra
 
     def test(self, images_NHWC: Tensor) -> Tensor:
         """Normalise only."""
@@ -50,26 +54,28 @@ class Preprocess:
         return images_NCHW if self._channels_last else images_NCHW.contiguous()
 
     def train(self, images_NHWC: Tensor, indices_N: Tensor, epoch: int, keys_N: Tensor | None = None) -> Tensor:
-        """Crop and flip, normalise, cut out, scale.
+        """Crop and flip, normalise, cut out, change as ``augment.extra`` does, scale.
 
         Args:
             indices_N: indices of the images in the training split, int64.
             keys_N: what ``keys`` returned for them, where it was called already.
         """
         config, size = self._config, images_NHWC.shape[1]
-        if not (config.crop_padding or config.flip or config.cutout or epoch < config.small_epochs):
+        if not (config.crop_padding or config.flip or config.cutout or self._extra or epoch < config.small_epochs):
             return self.test(images_NHWC)
         keys_N = self.keys(indices_N, epoch) if keys_N is None else keys_N
         if config.crop_padding or config.flip:
             padding = config.crop_padding
-            top_N = _below(2 * padding + 1, keys_N, 0)
-            left_N = _below(2 * padding + 1, keys_N, 1)
+            top_N = draw_below(2 * padding + 1, keys_N, 0)
+            left_N = draw_below(2 * padding + 1, keys_N, 1)
             flip_N = self._flips(indices_N, epoch, keys_N)
             images_NHWC = _crop_and_flip(images_NHWC, top_N, left_N, flip_N, padding)
         images_NCHW = self.test(images_NHWC)
         if config.cutout:
-            y_N, x_N = _below(size, keys_N, 3), _below(size, keys_N, 4)
+            y_N, x_N = draw_below(size, keys_N, 3), draw_below(size, keys_N, 4)
             images_NCHW.masked_fill_(_square(y_N, x_N, config.cutout, size), 0.0)  # 0 is the mean
+        if self._extra is not None:
+            images_NCHW = self._changed(images_NCHW, keys_N)
         if epoch < config.small_epochs:
             images_NCHW = F.interpolate(images_NCHW, config.small_size, mode="bilinear", antialias=True)
         return images_NCHW
@@ -78,10 +84,25 @@ class Preprocess:
         """64 random bits for each image in this epoch, int64."""
         return _random(mix(self._seed, epoch), indices_N)
 
+    def _changed(self, images_NCHW: Tensor, keys_N: Tensor) -> Tensor:
+        """By ``augment.extra``; in the same memory layout."""
+        assert self._extra is not None
+        changed = self._extra(images=images_NCHW, keys=keys_N)
+        found, expected = (
+            (tuple(each.shape), each.dtype) if isinstance(each, Tensor) else type(each)
+            for each in (changed, images_NCHW)
+        )
+        if found != expected:
+            raise ConfigError(
+                f"augment.extra={self._config.extra} returned {found} for images {expected}; have it return images of "
+                f"the same shape and dtype"
+            )
+        return changed.contiguous(memory_format=torch.channels_last if self._channels_last else torch.contiguous_format)
+
     def _flips(self, indices_N: Tensor, epoch: int, keys_N: Tensor) -> Tensor:
         if self._config.alternate_flip:
-            return self._config.flip * ((_below(2, _random(mix(self._seed, 0), indices_N), 2) + epoch) & 1)
-        return self._config.flip * _below(2, keys_N, 2)
+            return self._config.flip * ((draw_below(2, _random(mix(self._seed, 0), indices_N), 2) + epoch) & 1)
+        return self._config.flip * draw_below(2, keys_N, 2)
 
 
 def _crop_and_flip(images_NHWC: Tensor, top_N: Tensor, left_N: Tensor, flip_N: Tensor, padding: int) -> Tensor:
@@ -112,7 +133,7 @@ def _random(key: int, indices: Tensor) -> Tensor:
     return z ^ _shift_right(z, 31)
 
 
-def _below(limit: int, keys: Tensor, draw: int) -> Tensor:
+def draw_below(limit: int, keys: Tensor, draw: int) -> Tensor:
     """The draw-th integer of each key in [0, limit), by multiply and shift; uneven by at most limit / 2**32."""
     return (_shift_right(_random(0, keys + draw), 32) * limit) >> 32
 

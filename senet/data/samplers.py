@@ -82,6 +82,9 @@ class ResumableSampler(DistributedSampler[int]):
     Nothing is stored: the permutation is a pure function of (seed, epoch).
     """
 
+    repeats = False
+    """Whether a sample can be drawn more than once in an epoch; see ``balance``."""
+
     def __init__(self, dataset: Split, *, global_batch_size: int, rank: int, world_size: int, seed: int) -> None:
         super().__init__(dataset, num_replicas=world_size, rank=rank, seed=seed, drop_last=True)
         if global_batch_size > len(dataset):
@@ -101,9 +104,13 @@ class ResumableSampler(DistributedSampler[int]):
     def __len__(self) -> int:
         return self.batches_per_epoch - self.first_batch
 
-    def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
+    def order(self) -> Tensor:
+        """Of this epoch."""
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
-        permutation = torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
+        return torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
+        permutation = self.order()
         share = self.global_batch_size // self.num_replicas
         for batch in range(self.first_batch, self.batches_per_epoch):
             start = batch * self.global_batch_size + self.rank * share
@@ -156,11 +163,19 @@ def keep_on_device(data: ImageData, wanted: str, device: torch.device) -> ImageD
     return replace(data, train=ResidentSplit(data.train, device), test=ResidentSplit(data.test, device))
 
 
-def load_batches(split: Split, sampler: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
-    """Yield whole batches, pinned for a GPU. No worker processes: gathering uint8 images in memory is fast."""
+def load_batches(
+    split: Split, sampler: Iterable[Tensor], device: torch.device, *, repeats: bool = False
+) -> Iterator[Batch]:
+    """Yield whole batches, pinned for a GPU. No worker processes: gathering uint8 images in memory is fast.
+
+    Args:
+        repeats: a sampler's index i stands for image i modulo their number.
+    """
     resident = isinstance(split, ResidentSplit)
     for indices in sampler:
-        images, labels, indices = split[indices.to(device, non_blocking=True) if resident else indices]
+        if resident:
+            indices = indices.to(device, non_blocking=True)
+        images, labels, _ = split[indices % len(split) if repeats else indices]
         if device.type == "cuda" and not resident:
             images, labels, indices = images.pin_memory(), labels.pin_memory(), indices.pin_memory()
         yield images, labels, indices

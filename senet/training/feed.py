@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from senet.config.options import Config, TrainConfig
 from senet.data.augment import Preprocess
+from senet.data.balance import BalancedSampler, class_weights
 from senet.data.samplers import (
     Batch,
     ChunkSampler,
@@ -20,6 +21,7 @@ from senet.data.samplers import (
     load_batches,
 )
 from senet.distributed.ranks import Ranks
+from senet.own import load_function
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,15 @@ class Feed:
     def num_classes(self) -> int:
         return len(self.data.classes)
 
+    def class_weights(self, config: TrainConfig) -> Tensor | None:
+        """On the device; see ``senet.data.balance.class_weights``."""
+        weights_K = class_weights(config, self.data)
+        return None if weights_K is None else weights_K.to(self.ranks.device)
+
     def train(self, epoch: int, first_batch: int) -> Iterator[Batch]:
         """This rank's share of the training batches, from one of them to the end of the epoch."""
         self.sampler.start_at(epoch, first_batch)
-        return load_batches(self.data.train, self.sampler, self.ranks.device)
+        return load_batches(self.data.train, self.sampler, self.ranks.device, repeats=self.sampler.repeats)
 
     def test(self, config: TrainConfig) -> tuple[Iterator[Batch], int]:
         """This rank's share of the test images, each once, and the number of batches. The last may be empty."""
@@ -61,13 +68,11 @@ class Feed:
 
 def build_sampler(config: Config, data: ImageData, ranks: Ranks) -> ResumableSampler:
     """The order of the training images, and this rank's share of them."""
-    return ResumableSampler(
-        data.train,
-        global_batch_size=config.train.global_batch_size,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        seed=config.seed,
-    )
+    share: dict[str, int] = {"rank": ranks.rank, "world_size": ranks.world_size, "seed": config.seed}
+    share |= {"global_batch_size": config.train.global_batch_size}
+    if config.data.balance:
+        return BalancedSampler(data.train, balance=config.data.balance, **share)
+    return ResumableSampler(data.train, **share)
 
 
 def build_preprocess(config: Config, device: torch.device) -> Preprocess:
@@ -79,7 +84,13 @@ def build_preprocess(config: Config, device: torch.device) -> Preprocess:
         seed=config.seed,
         device=device,
         channels_last=config.train.channels_last,
+        extra=load_extra(config.augment.extra) if config.augment.extra else None,
     )
+
+
+def load_extra(name: str) -> Callable[..., Tensor]:
+    """What ``augment.extra`` names; ConfigError where it cannot be called with images and keys."""
+    return load_function("augment.extra", name, given=["images", "keys"])
 
 
 def two_black_images(config: Config, device: torch.device) -> Tensor:

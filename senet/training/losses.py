@@ -2,10 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
+
+from senet.config.options import TrainConfig
+from senet.errors import ConfigError
+from senet.own import load_function
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Logits float32 [N, K], class indices int64 [N], 64 random bits of each image and epoch int64 [N] -> a scalar."""
+
+
+def build_loss(config: TrainConfig, weights_K: Tensor | None, reduction: Literal["sum", "mean"]) -> Loss:
+    """The sum over N images, so that parts of a batch can be computed one after another, on any rank; or their mean,
+    which is the same but for the last bit.
+
+    Args:
+        weights_K: what the loss of an image is multiplied by, for each class; see ``senet.data.balance``.
+    """
+    if not config.loss and weights_K is None:
+        return partial(cross_entropy, label_smoothing=config.label_smoothing, reduction=reduction)
+    of_each = load_loss(config.loss) if config.loss else partial(_cross_entropies, config.label_smoothing)
+
+    def loss(logits_NK: Tensor, targets_N: Tensor, keys_N: Tensor) -> Tensor:
+        losses_N = of_each(logits=logits_NK, targets=targets_N, keys=keys_N)
+        if not isinstance(losses_N, Tensor) or losses_N.shape != targets_N.shape:
+            found = tuple(losses_N.shape) if isinstance(losses_N, Tensor) else type(losses_N).__name__
+            raise ConfigError(
+                f"train.loss={config.loss} returned {found} for {len(targets_N)} images; have it return the loss of "
+                f"each, a tensor of shape ({len(targets_N)},), e.g. with reduction='none'"
+            )
+        if weights_K is not None:
+            losses_N = losses_N * weights_K[targets_N]
+        return losses_N.float().sum() if reduction == "sum" else losses_N.float().mean()
+
+    return loss
+
+
+def load_loss(name: str) -> Callable[..., Tensor]:
+    """What ``train.loss`` names; ConfigError where it cannot be called as a loss is."""
+    return load_function("train.loss", name, given=["logits", "targets", "keys"])
 
 
 def cross_entropy(
@@ -16,13 +56,9 @@ def cross_entropy(
     label_smoothing: float,
     reduction: Literal["sum", "mean"],
 ) -> Tensor:
-    """A float32 scalar, in nats: the sum over N samples, so that parts of a batch can be computed one after another, on
-    any rank; or their mean, which is the same but for the last bit.
-
-    Args:
-        logits_NK: float32.
-        targets_N: class indices, int64.
-        keys_N: 64 random bits for each sample and epoch, int64, of which a loss that draws would make its draws
-            (``senet.data.augment``): the same for any number of ranks, and after a resume.
-    """
+    """In nats."""
     return F.cross_entropy(logits_NK, targets_N, label_smoothing=label_smoothing, reduction=reduction)
+
+
+def _cross_entropies(label_smoothing: float, *, logits: Tensor, targets: Tensor, keys: Tensor) -> Tensor:  # noqa: ARG001
+    return F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="none")

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from senet.config.options import NETWORKS, Config, DataConfig
+from senet.data.balance import class_weights
 from senet.data.samplers import ImageData, ResumableSampler
 from senet.distributed.preemption import StopFlag
 from senet.distributed.ranks import Ranks
@@ -24,7 +25,8 @@ from senet.rundir.checkpoint import Checkpoint
 from senet.rundir.lease import Lease
 from senet.rundir.owner import nothing_left_if_refused
 from senet.rundir.saving import CheckpointManager
-from senet.training.feed import build_preprocess, build_sampler
+from senet.training.feed import build_preprocess, build_sampler, load_extra
+from senet.training.losses import load_loss
 from senet.training.optim import build_optimizer
 from senet.training.precision import begun_with
 from senet.training.resume import check_fits, choose_checkpoint
@@ -72,9 +74,14 @@ def prepare(
         checkpoint = choose_checkpoint(config, checkpoints)
     seed_everything(config.seed)  # a user's module may draw when it is imported
     refuse_unknown(config.model.name, config.model.args)
+    if config.train.loss:
+        load_loss(config.train.loss)
+    if config.augment.extra:
+        load_extra(config.augment.extra)
     _check_parts(config)
     data = open_images(config.data, local_rank=ranks.local_rank)
     sampler = build_sampler(config, data, ranks)
+    class_weights(config.train, data)
     network = _build_network(config, data, begins_anew=checkpoint is None)
     if checkpoint is not None:
         check_fits(config, checkpoint, data, sampler.batches_per_epoch, network)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from senet.config.options import Config
 from senet.distributed.replicas import refuse_other_outputs
 from senet.training.feed import Feed
 from senet.training.learner import Learner
-from senet.training.losses import cross_entropy
+from senet.training.losses import build_loss
 from senet.training.peers import Peers
 from senet.training.scores import Tally
 from senet.training.seeds import seed_everything
@@ -23,7 +22,7 @@ class Replicated:
 
     def __init__(self, config: Config, learner: Learner, feed: Feed, peers: Peers, tally: Tally) -> None:
         self._config, self._learner, self._feed, self._peers, self._tally = config, learner, feed, peers, tally
-        self._loss = partial(cross_entropy, label_smoothing=config.train.label_smoothing, reduction="mean")
+        self._loss = build_loss(config.train, feed.class_weights(config.train), "mean")
         self._checked = False  # that the network returns logits in training too
 
     def backward(self, images_NHWC: Tensor, labels_N: Tensor, indices_N: Tensor, *, epoch: int, step: int) -> None:

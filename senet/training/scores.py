@@ -13,7 +13,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 _LOSS_UNIT = 2.0**-24  # nats; the sum over 10**9 images still fits into 63 bits
 _AT_ONCE = 16  # batches counted together: on small tensors, calling an operation costs more than its arithmetic
-_NOT_FINITE = -(2.0**52)  # makes any sum negative; a cross entropy never is
+_NOT_FINITE = -(2.0**52)  # more than 10**8 nats below zero: no sum of losses in an epoch is
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Scores:
         count = max(num_images, 1)
         return cls(
             num_images,
-            loss * _LOSS_UNIT / count if loss >= 0 else math.nan,
+            loss * _LOSS_UNIT / count if loss > _NOT_FINITE / 2 else math.nan,
             100 * top1 / count,
             100 * top5 / count if num_classes > 5 else None,
         )

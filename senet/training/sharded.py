@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 from torch.amp import autocast
@@ -15,7 +13,7 @@ from senet.distributed.replicas import refuse_other_outputs, refuse_unused
 from senet.distributed.tree import GradientSum
 from senet.training.feed import Feed
 from senet.training.learner import Learner
-from senet.training.losses import cross_entropy
+from senet.training.losses import build_loss
 from senet.training.peers import Peers
 from senet.training.scores import Tally
 from senet.training.seeds import seed_everything
@@ -36,7 +34,7 @@ class Sharded:
         broadcast_tensors(learner.network.parameters())  # once: those of rank 0, as DistributedDataParallel does
         self._buffers = Buffers(learner.network)
         self._sum = GradientSum(trained, peers.ranks)
-        self._loss = partial(cross_entropy, label_smoothing=config.train.label_smoothing, reduction="sum")
+        self._loss = build_loss(config.train, feed.class_weights(config.train), "sum")
         self._checked = False  # that the network returns logits in training too
 
     def backward(self, images_NHWC: Tensor, labels_N: Tensor, indices_N: Tensor, *, epoch: int, step: int) -> None:

@@ -24,6 +24,7 @@ from senet.errors import ConfigError
 from senet.rundir.files import write_json
 from tests.conftest import Train
 from tests.harness import StopAt
+from tests.test_report import NO_BROWSER, browser
 
 RATES = {0.05: [96.0, 97.5, 96.5, 97.0, 96.2], 0.1: [97.1, 98.4, 97.7, 97.9, 97.5], 0.2: [95.0, 99.0, 96.0, 98.0, 94.0]}
 
@@ -359,6 +360,32 @@ def test_the_page_escapes_what_comes_from_files_and_has_each_figure(rates: Path,
     again = tmp_path / "again.html"
     assert main([str(rates), "--page", str(again)]) == 0
     assert again.read_bytes() == (tmp_path / "page.html").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(NO_BROWSER), reason=f"{NO_BROWSER} missing: apt-get install chromium chromium-driver")
+def test_a_browser_shows_the_page_on_a_desktop_and_on_a_phone(rates: Path, tmp_path: Path) -> None:
+    for number in range(4):
+        many = (
+            f"schedule.peak_at=0.{number + 1}",
+            f"train.label_smoothing=0.{number}",
+            "model.name=se_wide_resnet50_2",
+        )
+        for seed in (0, 1):
+            write_run(rates / f"more {number} {seed}", *many, f"seed={seed}", top1=[90.0 + seed, 91 + number * seed])
+    page = tmp_path / "page.html"
+    assert main([str(rates), "--page", str(page)]) == 0
+    with browser(tmp_path / "profile") as driver:
+        for width in (1280, 390):
+            metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+            driver.get(page.as_uri())
+            assert driver.get_log("browser") == []
+            assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+            images = "[...document.images].map(i => [i.alt, i.naturalWidth, i.getBoundingClientRect().width])"
+            shown = driver.execute_script(f"return {images}")
+            assert len(shown) == 4
+            assert all(alt and natural and drawn > 100 for alt, natural, drawn in shown)
 
 
 def test_groups_without_any_finished_run_and_more_than_twelve_are_drawn(tmp_path: Path) -> None:

@@ -301,6 +301,20 @@ def test_the_table_fits_the_terminal_with_many_options_too(rates: Path, width: i
     assert all(word in "".join(" ".join(lines).split()) for word in many)
 
 
+def test_of_many_pairs_only_those_that_differ_are_shown(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, (9, 5))
+    for number, seed in np.ndindex(9, 5):
+        top1 = [float(90 + (number == 3) * 5 + noise[number, seed])]
+        write_run(tmp_path / f"{number} {seed}", f"optim.lr=0.{number + 1}", f"seed={seed}", top1=top1)
+    found = compare([tmp_path])
+    assert (len(found.differences), len(found.shown_pairs)) == (36, 8)
+    lines = text(found, 120).splitlines()
+    first = [line.split()[0] for line in lines if line.endswith(" is better")]
+    assert first == ["4", "4", "4", "5", "6", "7", "8", "9"]
+    assert "28 pairs without a difference that can be shown are left out here" in " ".join(lines)
+    assert not [line for line in lines if line.endswith("no difference shown")]
+
+
 def test_csv_and_json_hold_the_numbers_of_the_table(rates: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(rates), "--csv"]) == 0
     found = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))

@@ -12,6 +12,9 @@ from senet.compare.intervals import METHODS, RATE, Difference, Mean, differences
 from senet.errors import ConfigError
 from senet.rundir.history import judged
 
+_MOST_PAIRS = 28
+"""Those of eight groups. Of more, only the pairs that differ are shown."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -40,6 +43,12 @@ class Comparison:
         return " or ".join(sorted({run.images for each in self.groups for run in each.runs.values()}, reverse=True))
 
     @property
+    def shown_pairs(self) -> list[Difference]:
+        """What people are shown of the differences."""
+        few = len(self.differences) <= _MOST_PAIRS
+        return [each for each in self.differences if few or each.better is not None]
+
+    @property
     def columns(self) -> dict[str, str]:
         """The scores of the table with their headings: of both weights where a run has averaged ones."""
         both = [name for name in self.means[0] if name not in ("last", "best")]
@@ -65,6 +74,8 @@ class Comparison:
             )
             used = dict.fromkeys(each.method for each in self.differences if not each.why)
             said += [f"{method}: {METHODS[method]}." for method in used]
+        if hidden := len(self.differences) - len(self.shown_pairs):
+            said.append(f"{hidden} pairs without a difference that can be shown are left out here; --json has all.")
         if len(self.groups) > 1 and self.images != "held-out":
             said.append(
                 "Who chooses by test images has no images left to report on: data.holdout holds some out to choose by."

@@ -21,7 +21,7 @@ def render(found: Comparison) -> bytes:
         [str(number), *(typed_value(value) for value in each.options.values()), *row]
         for number, (each, row) in enumerate(zip(found.groups, rows, strict=True), start=1)
     ]
-    pairs_header, *pairs = difference_cells(found.differences)
+    pairs_header, *pairs = difference_cells(found.shown_pairs)
     return fill(
         Path(__file__).with_name("compare.html"),
         drawings,

@@ -26,14 +26,14 @@ def draw(found: Comparison) -> dict[str, Drawing]:
         f"{name} {of['last'].mean:.2f}" for name, of in zip(full, (m for m in found.means if m["last"].n), strict=True)
     )
     drawings["results"] = Drawing(_results(found), f"Dot chart: the last accuracy of each run. Means: {ends}.")
-    if any(each.low is not None for each in found.differences):
+    if any(each.low is not None for each in found.shown_pairs):
         alt = f"Dot chart: differences between the groups with their intervals, as in the table; {_apart(found)}."
         drawings["differences"] = Drawing(_differences(found), alt)
     return drawings
 
 
 def _apart(found: Comparison) -> str:
-    count = sum(each.better is not None for each in found.differences)
+    count = sum(each.better is not None for each in found.shown_pairs)
     return f"{count} of {len(found.differences)} differ"
 
 
@@ -59,18 +59,18 @@ def _results(found: Comparison) -> Figure:
 @styled()
 def _differences(found: Comparison) -> Figure:
     """A row for each pair: the difference and its interval; black where it leaves 0 out."""
-    figure = Figure((5.3, 1.1 + 0.25 * len(found.differences)), layout="constrained")
+    figure = Figure((5.3, 1.1 + 0.25 * len(found.shown_pairs)), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0, color="#777777", linewidth=1, linestyle="--")
-    for row, each in enumerate(found.differences):
+    for row, each in enumerate(found.shown_pairs):
         if each.mean is not None and each.low is not None and each.high is not None:
             colour = "#999999" if each.better is None else BLACK
             sides = [[each.mean - each.low], [each.high - each.mean]]
             axes.errorbar([each.mean], [row], xerr=sides, color=colour, marker="o", markersize=5, capsize=3)
     axes.set_yticks(
-        range(len(found.differences)), [f"{each.second + 1} - {each.first + 1}" for each in found.differences]
+        range(len(found.shown_pairs)), [f"{each.second + 1} - {each.first + 1}" for each in found.shown_pairs]
     )
-    axes.set_ylim(len(found.differences) - 0.5, -0.5)
+    axes.set_ylim(len(found.shown_pairs) - 0.5, -0.5)
     axes.set_xlabel("difference (points)")
     axes.grid(axis="x")
     return figure

@@ -25,8 +25,8 @@ def text(found: Comparison, width: int) -> str:
     lines = [found.title, f"Accuracy in % of the {found.images} images: mean ± sample standard deviation over seeds"]
     lines = [line for each in lines for line in textwrap.wrap(each, width)]
     lines += ["", *_columns(names, group_cells(found), width)]
-    if found.differences:
-        cells = difference_cells(found.differences)
+    if found.shown_pairs:
+        cells = difference_cells(found.shown_pairs)
         lines += ["", *_columns([row[0] for row in cells], [row[1:] for row in cells], width)]
     for said in filter(None, (found.method, found.notes)):
         lines += ["", *(line for each in said for line in textwrap.wrap(each, width, subsequent_indent=_GAP))]

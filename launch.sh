@@ -14,6 +14,7 @@
 # sweep        ./launch.sh sweep optim.lr=0.05,0.1 seed=0..4 sweep.name=rates
 # slurm        ./launch.sh slurm configs/cifar10.yaml slurm.partition=gpu
 #              ./launch.sh slurm status, ./launch.sh slurm stop runs/cifar10
+# follow       ./launch.sh follow runs/cifar10: what it says, to its end
 # why          ./launch.sh why runs/cifar10: why it ended, or does not move
 # setup        ./launch.sh setup [dev | report | export | benchmarks | gpu]
 # help         this page
@@ -29,8 +30,8 @@
 set -eu
 
 setup_extras="dev report export benchmarks gpu"
-verbs="train predict evaluate export report compare tensorboard drill doctor sweep slurm why setup help"
-not_yet="data follow profile sync prune"
+verbs="train predict evaluate export report compare tensorboard drill doctor sweep slurm follow why setup help"
+not_yet="data profile sync prune"
 
 # what is closed would be given to the next file that is opened
 for stream in 0 1 2; do
@@ -258,7 +259,7 @@ export | report) run $verb senet.$verb "$@" ;;
 compare) case " $* " in *\ --page*) run report senet.compare "$@" ;; *) run "" senet.compare "$@" ;; esac ;;
 tensorboard) tensorboard "$@" ;;
 drill | sweep) run "" senet.$verb "$@" ;;
-why) run "" slurm.why "$@" ;;
+follow | why) run "" slurm.$verb "$@" ;;
 slurm)
     if [ -z "$wants_help" ]; then setup ""; fi
     shorten_pythonpath

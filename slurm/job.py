@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import submitit
 import senet
 from senet.command import leave, trace_crashes
 from senet.distributed.preemption import StopFlag
+from senet.distributed.roster import own_name
 from senet.errors import FAILED_EXIT_CODE, STOPPED_EXIT_CODE, ConfigError
 from senet.rundir.lease import mirror_status
 from slurm import starts
@@ -55,6 +57,7 @@ class Job:
             # after the loss of a node not all of the job's
             "LOCAL_WORLD_SIZE": str(task.num_tasks // int(os.environ.get("SLURM_STEP_NUM_NODES", task.num_nodes))),
         }
+        print(f"slurm: {own_name()} begins", file=sys.stderr, flush=True)  # in its log, which is appended to
         if task.global_rank == 0:
             mirror_status({"state": "starting"})  # shows that SLURM has started rank 0
         if task.cluster == "local" and task.global_rank == 0:  # also if a signal ends it before the training

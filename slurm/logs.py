@@ -17,7 +17,8 @@ _WAITS = re.compile(r"^INFO: (waiting for .*, which holds |run_dir=.*; watching 
 _TELLS = re.compile(
     r"oom[_-]kill|Out Of Memory|\bDUE TO |^srun: error: Node failure|^slurm: job \S+ ends here: |^train_ddp: "
 )
-_BEGINS = re.compile(r"^INFO: .* parameters; .* rank\(s\) on |^slurm: job \S+ launches its ranks again")
+BEGINS = re.compile(r"^slurm: (rank (\d+) on (\S+)) begins$")
+"""The first line of each launch in the log of each rank."""
 _LAST = 3  # lines in which a wait must stand to be one now
 
 
@@ -30,12 +31,18 @@ def log_files(run_dir: Path, job_id: str) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+def rank_of(path: Path) -> str:
+    """``rank 1 on n2``, from the last launch in a log; empty where it has none."""
+    begins = [found[1] for line in path.read_text(errors="replace").splitlines() if (found := BEGINS.search(line))]
+    return begins[-1] if begins else ""
+
+
 def telling_lines(run_dir: Path, job_id: str) -> list[Fact]:
     """Of the last start: where SLURM, a launcher or a rank says why it ends, or that it waits."""
     found = []
     for path in list(log_files(run_dir, job_id).values())[:_MOST_LOGS]:
         before, lines = patiently(partial(_tail, path), limit_s=2)
-        begins = [number for number, line in enumerate(lines) if _BEGINS.search(line)]
+        begins = [number for number, line in enumerate(lines) if BEGINS.search(line)]
         for number, line in enumerate(lines):
             waits = number >= len(lines) - _LAST and _WAITS.search(line)
             if waits or (number > max(begins, default=-1) and _TELLS.search(line)):

@@ -66,7 +66,8 @@ def submit(argv: Sequence[str]) -> None:
     print(
         f"submitted job {job_id} ({run_dir.name}): {slurm.nodes} node(s) x {ranks_per_node(slurm)} rank(s), "
         f"{slurm.time} per start; run directory {run_dir}\n"
-        f"  log      tail -F {shlex.quote(str(log))}   (other ranks: _1_log.out, ...)\n"
+        f"  log      {shlex.quote(str(log))}   (other ranks: _1_log.out, ...)\n"
+        f"  follow   {typed('follow')} {shlex.quote(given.run_dir)}\n"
         f"  status   {here} status {shlex.quote(given.run_dir)}\n"
         f"  stop     {here} stop {shlex.quote(given.run_dir)}\n"
         f"  resume   the same command again"

@@ -14,6 +14,8 @@ from senet.command import Parser, end, printable
 from senet.config.load import named_path
 from senet.errors import ConfigError
 from senet.rundir.files import read_json
+from senet.sweep.record import is_sweep, names
+from senet.sweep.request import ROOT
 from senet.verbs import typed
 from senet.why.evidence import Evidence, Fact, Job, gather
 from senet.why.judge import judge
@@ -105,6 +107,8 @@ def runs_of(word: str) -> list[tuple[Path, str]]:
         ConfigError: none.
     """
     path = named_path(word)
+    if not path.is_dir() and is_sweep(ROOT / word):
+        path = ROOT / word
     if path.is_dir():
         found = [path] if _is_run(path) else sorted(each for each in path.iterdir() if each.is_dir() and _is_run(each))
         if not found:
@@ -140,6 +144,14 @@ def in_words(run_dir: Path, verdict: Verdict, start: Sequence[Fact]) -> str:
     return "\n".join(printable(line) for line in lines)
 
 
+def _not_started(word: str) -> str:
+    """Of a sweep: how many of its cells have not been started; empty where all have, or it is none."""
+    folder = next((each for each in (named_path(word), ROOT / word) if is_sweep(each)), None)
+    left = [name for name in names(folder) if not _is_run(folder / name)] if folder is not None else []
+    more = ", ..." * (len(left) > 5)
+    return f"{folder}: {len(left)} cell(s) not started: {', '.join(left[:5])}{more}" if left else ""
+
+
 def main(argv: Sequence[str]) -> int:
     """Say of each run why it ended, or does not move."""
     parser = Parser(
@@ -162,6 +174,8 @@ def main(argv: Sequence[str]) -> int:
                 print(printable(f"{run_dir}: {verdict.cause}: {verdict.text}"))
             else:
                 print(in_words(run_dir, verdict, start))
+        if left := "" if arguments.json else _not_started(word):
+            print(printable(left))
     return 0
 
 

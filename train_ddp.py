@@ -16,7 +16,7 @@ from senet.command import end, leave, trace_crashes, write_error_file
 from senet.config.load import load_config
 from senet.config.manual import asked, show_help
 from senet.config.options import Config
-from senet.distributed.environment import own_rank, read_place
+from senet.distributed.environment import host_answers, own_rank, read_place
 from senet.distributed.roster import own_name
 from senet.drill.plan import PLAN_VARIABLE
 from senet.errors import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError, RunError, cause_of, noted
@@ -40,7 +40,9 @@ def main(argv: list[str], stop: StopFlag) -> int:
         # what has spoken ends the others; if nothing does, it cannot
         if own_rank() == error.reporter or not stop.wait(10):
             print(f"train_ddp: failed: {error}", file=sys.stderr, flush=True)
-            mirror_status({"state": "failed", "reason": str(error), "guess": error.guess} | noted(error))
+            # a network file system may be cut off too, and nothing ends a process that waits for one
+            if not error.cut_off or host_answers(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])):
+                mirror_status({"state": "failed", "reason": str(error), "guess": error.guess} | noted(error))
         if error.cut_off:
             end_torchrun(stop)
         return FAILED_EXIT_CODE

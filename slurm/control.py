@@ -14,7 +14,7 @@ from typing import Any
 
 from senet.config.load import named_path
 from senet.errors import ConfigError
-from senet.rundir.files import read_json
+from senet.rundir.files import is_full, read_json
 from senet.rundir.restarts import count_restarts, last_restart
 from senet.verbs import typed
 from slurm import cluster, nodes
@@ -107,13 +107,16 @@ def clear(names: list[str]) -> None:
     )
 
 
-def judge(job: cluster.JobState | None, run: Mapping[str, Any], silent_s: float) -> tuple[str, str]:
+def judge(
+    job: cluster.JobState | None, run: Mapping[str, Any], silent_s: float, *, full: bool = False
+) -> tuple[str, str]:
     """What a job does, in one word from SLURM's view and the run's status, and why.
 
     Args:
         job: SLURM's view, None if it does not answer.
         run: the status that the job's last start wrote; {} if it has not.
         silent_s: seconds since then.
+        full: its disk has no room by now.
     """
     said, reason = run.get("state", ""), str(run.get("reason", ""))
     if said in _ENDED and (job is None or job.word not in cluster.ACTIVE):
@@ -127,7 +130,8 @@ def judge(job: cluster.JobState | None, run: Mapping[str, Any], silent_s: float)
     if job.word in cluster.ACTIVE:
         return ("suspended" if job.word in ("SUSPENDED", "STOPPED") else "ending"), reason
     # it ended, but the run did not report an end
-    return job.word.lower() or ("killed" if said else "unknown"), f"silent for {silent_s:.0f} s" if said else ""
+    why = f"silent for {silent_s:.0f} s" if said else ""
+    return job.word.lower() or ("killed" if said else "unknown"), "No space left on device" if full else why
 
 
 def _submitted(run_dir: Path) -> dict[str, Any]:
@@ -153,7 +157,7 @@ def _row(run_dir: Path, submitted: dict[str, Any], job: cluster.JobState | None)
     restart = last_restart(run_dir, submitted["job"]) if of_this_job else {}
     if restart and of_this_job["state"] == "failed" and job is not None and job.word in cluster.ACTIVE:
         of_this_job = of_this_job | {"state": ""}  # its ranks are being launched again
-    state, reason = judge(job, of_this_job, time.time() - heartbeat)
+    state, reason = judge(job, of_this_job, time.time() - heartbeat, full=is_full(run_dir))
     reason = reason or _about(restart, of_this_job.get("restart", {}))
     if state == "failed" and not reason:  # not even the batch script has recorded one
         reason = f"see {run_dir}/slurm/{submitted['job']}_0_log.out"

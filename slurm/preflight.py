@@ -16,7 +16,7 @@ from senet.data.sources import SPLITS, split_folder
 from senet.distributed.preemption import steps_between_votes
 from senet.errors import ConfigError
 from senet.rundir.files import read_json
-from senet.rundir.owner import holder, refuse_links, refuse_unreadable
+from senet.rundir.owner import holder, read_owner, refuse_links, refuse_unreadable
 from senet.verbs import typed
 from slurm import cluster, nodes
 from slurm.gpus import fitting, gpu_findings, ranks_per_node
@@ -159,6 +159,8 @@ def owner(run_dir: Path) -> Iterator[Finding]:
                 f"run_dir={run_dir} belongs to job {submitted['job']}, which is {state}; wait for it, stop it "
                 f"({typed('slurm')} stop {shlex.quote(str(run_dir))}), or choose another run_dir",
             )
+            return
+        if state and read_owner(run_dir).get("job") == submitted["job"]:  # with a full disk it could not release it
             return
     who, certain = holder(run_dir)
     if who and certain:

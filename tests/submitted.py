@@ -94,7 +94,8 @@ class Run:
         return [found[rank] for rank in sorted(found)]
 
     def logs(self) -> str:
-        return "\n".join(f"{path.name}:\n{path.read_text()[-3000:]}" for path in self.run_dir.glob("slurm/*_log.out"))
+        files = sorted(self.run_dir.glob("slurm/*_log.???"))
+        return "\n".join(f"{path.name}:\n{path.read_text()[-3000:]}" for path in files)
 
     def log(self, rank: int = 0) -> str:
         return (self.run_dir / "slurm" / f"{self.job}_{rank}_log.out").read_text()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 
 import pytest
 
 from senet import REPOSITORY
-from senet.distributed.environment import Place, own_rank, read_place
+from senet.distributed.environment import Place, host_answers, own_rank, read_place
 from senet.errors import ConfigError
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -87,3 +88,11 @@ def test_an_interface_that_is_not_there_is_refused_with_those_that_are(monkeypat
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
     with pytest.raises(ConfigError, match=r"GLOO_SOCKET_IFNAME=ib0, but host .* has no such interface, only lo"):
         read_place()
+
+
+def test_a_host_is_there_if_it_takes_or_refuses_a_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert host_answers("127.0.0.1", port)
+    assert host_answers("127.0.0.1", port)
+    assert not host_answers("255.255.255.255", port)

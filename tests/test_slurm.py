@@ -615,14 +615,6 @@ def test_a_start_that_must_not_begin_calls_no_srun(fake: Path, run_dir: Path) ->
 # --- a batch script that is lost with its host ---
 
 
-def test_a_host_is_there_if_it_takes_or_refuses_a_connection() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        assert guard.answers("127.0.0.1", port)
-    assert guard.answers("127.0.0.1", port)
-    assert not guard.answers("255.255.255.255", port)
-
-
 @pytest.mark.parametrize(
     ("srun", "restarts", "state", "requeued"),
     [
@@ -646,6 +638,16 @@ def test_a_job_is_requeued_by_a_rank_that_is_left_where_its_batch_script_is_lost
     monkeypatch.setattr(guard, "_LIMIT_S", 1.0)
     guard.requeue_if_alone("7", 1, StopFlag())
     assert (fake / "requeued").exists() == requeued
+
+
+def test_a_host_that_reaches_neither_the_batch_script_nor_slurm_waits_for_neither(
+    fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(fake, "scontrol", f"echo asked >>{fake}/asked; exit 1")
+    monkeypatch.setenv("SLURM_SRUN_COMM_HOST", "255.255.255.255")
+    monkeypatch.setenv("SLURM_SRUN_COMM_PORT", "9")
+    guard.requeue_if_alone("7", 1, StopFlag())
+    assert (fake / "asked").read_text() == "asked\n"
 
 
 def test_a_rank_that_srun_ends_waits_for_no_host(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -903,6 +905,18 @@ def test_a_directory_that_another_host_may_hold_is_refused_or_warned_of_at_once(
     assert "if it is still alive when the job starts" in said
 
 
+def test_a_directory_whose_job_has_ended_is_free_though_it_was_not_released(fake: Path, run_dir: Path) -> None:
+    Lease.acquire(run_dir).close()
+    owner = read_json(run_dir / "owner.json") | {"released": False, "host": "elsewhere", "job": "7"}
+    write_json(run_dir / "owner.json", owner)
+    write_json(run_dir / "slurm" / "job.json", {"job": "7", "cluster": "slurm"})
+    install(fake, "squeue", UNKNOWN)
+    install(fake, "sacct", "exit 1")  # a site without accounting: nobody knows how the job ended
+    assert "is owned by a run that is alive (job 7" in found(run_dir=run_dir)
+    install(fake, "squeue", "echo '7|FAILED|NonZeroExitCode|0|'")
+    assert "alive" not in found(run_dir=run_dir)
+
+
 @pytest.mark.usefixtures("fake")
 def test_a_link_where_the_program_writes_is_refused_at_submission(run_dir: Path, tmp_path: Path) -> None:
     (run_dir / "best.pt").symlink_to(tmp_path)
@@ -1048,6 +1062,12 @@ def test_one_word_holds_for_slurm_and_for_the_run(
     slurm: tuple[str, str, int] | None, run: dict[str, Any], expected: tuple[str, str]
 ) -> None:
     assert control.judge(cluster.JobState(*slurm) if slurm else None, run, 99.0) == expected
+
+
+def test_an_end_without_a_word_is_that_of_the_disk_if_that_is_full() -> None:
+    running, failed = {"state": "running"}, cluster.JobState("FAILED")
+    assert control.judge(failed, running, 99.0, full=True) == ("failed", "No space left on device")
+    assert control.judge(failed, {"state": "failed", "reason": "why"}, 99.0, full=True) == ("failed", "why")
 
 
 # --- the code that was submitted ---

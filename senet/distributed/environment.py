@@ -59,6 +59,17 @@ def own_rank() -> int:
         return 0
 
 
+def host_answers(host: str, port: int) -> bool:
+    """Whether a host is there, also if nothing listens on that port. Takes 3 s at most, once its name is found."""
+    try:
+        socket.create_connection((host, port), timeout=3).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
 def _check_meeting_point() -> None:
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     if not address:

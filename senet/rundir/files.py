@@ -110,6 +110,13 @@ def fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def is_full(folder: Path) -> bool:
+    """Whether the file system of a folder has no room for a file. A quota is seen only where the file system tells it
+    as free space, as those of projects do."""
+    free = os.statvfs(folder)
+    return free.f_bavail * free.f_frsize < 64 * 1024 or (free.f_files > 0 and free.f_favail == 0)
+
+
 def forget_cached(path: Path) -> None:
     """Drop a durable file from this host's cache, so that it is next read from the disk or the server."""
     with path.open("rb") as file:

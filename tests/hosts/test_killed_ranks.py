@@ -19,7 +19,7 @@ from tests.submitted import SLOW, Run
 def test_a_random_rank_that_is_killed_or_stopped_costs_seconds(
     what: signal.Signals, run: Run, undisturbed: Undisturbed, took: Callable[[str, float], None]
 ) -> None:
-    run.submit(*LONG, SLOW, "distributed.step_timeout_s=10")
+    run.submit(*LONG, SLOW, "distributed.step_timeout_s=10", "distributed.eval_timeout_s=10")
     run.wait_for_steps(random.randrange(5, 90), 0)
     rank = random.randrange(2)
     run.ranks()[rank].send_signal(what)

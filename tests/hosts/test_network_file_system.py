@@ -50,9 +50,9 @@ def test_a_full_disk_ends_the_job_with_that_reason_and_with_room_it_goes_on(
     run.wait_for_steps(30, 0)
     with cluster.volume.full():
         run.wait_for("FAILED", timeout_s=120)
-        assert "No space left on device" in run.tool("status", str(run.given)).stdout
+        assert "No space left on device" in run.tool("status", str(run.given)).stdout, run.logs()
     assert checkpoints(run.run_dir)
-    run.submit(*LONG)
+    run.submit(*LONG, SLOW)
     ends_with(run, undisturbed(2, *LONG), restarts=0)
 
 

@@ -40,11 +40,11 @@ smoke: ## the README's first command
 faults: setup ## each fault of tests/faults many times (hours), and a table; tries that have passed are not repeated
 	FAULTS=full $(PY) -m pytest tests/faults -q
 
-hosts: setup ## two emulated hosts: power, links, clocks, a network file system, accounts (half an hour)
-	$(PY) -m pytest tests/hosts -n 2 -rs
+hosts: setup ## two emulated hosts: power, links, clocks, a network file system, accounts (a quarter of an hour)
+	$(PY) -m pytest tests/hosts -n 4 -rs
 
 hosts-soak: setup ## each of them at least 5 times, and the long forms (hours)
-	SOAK=1 HOSTS_TESTS=required $(PY) -m pytest tests/hosts -n 2 -v
+	SOAK=1 HOSTS_TESTS=required $(PY) -m pytest tests/hosts -n 4 -v
 
 gpu: ## on a machine with a GPU, within 8 minutes (docs/gpu.md); elsewhere all is skipped, and a line says why
 	./launch.sh setup gpu

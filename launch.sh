@@ -16,7 +16,7 @@
 #              ./launch.sh slurm status, ./launch.sh slurm stop runs/cifar10
 # follow       ./launch.sh follow runs/cifar10: what it says, to its end
 # why          ./launch.sh why runs/cifar10: why it ended, or does not move
-# setup        ./launch.sh setup [dev | report | export | benchmarks | gpu]
+# setup        ./launch.sh setup [dev | report | export | timm | benchmarks | gpu]
 # help         this page
 #
 # Without a YAML file: configs/quickstart.yaml. What a verb needs goes into .venv.
@@ -29,7 +29,7 @@
 # Tab completion: source completion.bash. Read on: README.md, docs/
 set -eu
 
-setup_extras="dev report export benchmarks gpu"
+setup_extras="dev report export timm benchmarks gpu"
 verbs="train predict evaluate export report compare tensorboard drill doctor sweep slurm follow why setup help"
 not_yet="data profile sync prune"
 
@@ -71,7 +71,7 @@ is_whole() {
 # Whether .venv holds what pyproject.toml now says of the extra $1, or of no extra.
 is_up_to_date() {
     case $1 in
-    export | gpu | report) cat "$venv/.installed-$1" "$venv/.installed-dev" ;; # dev holds them
+    export | gpu | report | timm) cat "$venv/.installed-$1" "$venv/.installed-dev" ;; # dev holds them
     *) cat "$venv/.installed${1:+-$1}" ;;
     esac 2>/dev/null | grep -qxF "$version" && is_whole
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from senet import REPOSITORY
 from senet.config.load import to_yaml
-from senet.config.options import Config
+from senet.config.options import HUBS, Config
 from senet.errors import ConfigError
 from senet.rundir.files import replace_file, write_json
 from senet.rundir.locks import StillHeld, lock
@@ -86,7 +86,7 @@ def resolve(config: Config) -> Config:
     """Absolute paths, since the job runs in another folder."""
 
     def absolute(path: str) -> str:
-        return str(Path(path).absolute()) if path else ""
+        return str(Path(path).absolute()) if path and not path.startswith(HUBS) else path
 
     data = dataclasses.replace(config.data, root=absolute(config.data.root), folder=absolute(config.data.folder))
     model = dataclasses.replace(config.model, init_from=absolute(config.model.init_from))

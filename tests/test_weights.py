@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import pickle
+import types
+import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -152,7 +156,7 @@ def test_a_run_directory_stands_for_its_best_checkpoint(train_here: Train, tmp_p
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({"args": argparse.Namespace(a=1)}, "it holds a argparse.Namespace, which is neither a tensor nor"),
+        ({"args": types.SimpleNamespace(a=1)}, "it holds a types.SimpleNamespace, which is neither a tensor nor"),
         ({"best": np.float64(3)}, "it holds a numpy._core.multiarray.scalar"),
         (nn.Linear(2, 2), "it holds a torch.nn.modules.linear.Linear"),
         ([torch.zeros(3)], "holds no state dict (but list)"),
@@ -181,3 +185,92 @@ def test_an_old_or_a_cut_file_is_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=rf"{name}\.pt is no file of weights \(.*{reason}") as caught:
             build_model(TINY, num_classes=10, init_from=str(tmp_path / f"{name}.pt"))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "model.safetensors"])
+def test_safetensors_are_read_like_a_file_of_torch(tmp_path: Path, name: str) -> None:
+    """A folder with a file of the name that the Hugging Face hub has stands for this file."""
+    source = build_model(UNUSUAL, num_classes=10)
+    state = {key: value for key, value in source.state_dict().items() if key != "_extra_state"}
+    plain = build_model("tests.networks:tiny_senet", num_classes=10)
+    save_file(prefixed("module.")(plain.state_dict()), tmp_path / name)
+    path = tmp_path if name.startswith("model.") else tmp_path / name
+    model = build_model("tests.networks:tiny_senet", num_classes=4, init_from=str(path))
+    for key, value in model.state_dict().items():
+        assert key.startswith("linear.") or torch.equal(plain.state_dict()[key], value)
+    save_file(state, tmp_path / name)  # without the versions of modules, which this network asks for
+    with pytest.raises(ConfigError, match=r"another network: _extra_state is missing there$"):
+        build_model(UNUSUAL, num_classes=10, init_from=str(path))
+
+
+def test_damaged_safetensors_are_refused_in_one_line(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(9)}, tmp_path / "w.safetensors")
+    (tmp_path / "w.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:-5])
+    with pytest.raises(ConfigError, match=r"w\.safetensors is no file of weights \(.*incomplete metadata"):
+        build_model(TINY, num_classes=10, init_from=str(tmp_path / "w.safetensors"))
+    with pytest.raises(ConfigError, match=r"none\.safetensors: no such file"):
+        build_model(TINY, num_classes=10, init_from=str(tmp_path / "none.safetensors"))
+
+
+def test_a_checkpoint_of_timms_training_is_read(tmp_path: Path) -> None:
+    """As timm.utils.CheckpointSaver writes it."""
+    source = build_model(TINY, num_classes=10)
+    content = {
+        "epoch": 3,
+        "arch": "x",
+        "state_dict": source.state_dict(),
+        "version": 2,
+        "args": argparse.Namespace(lr=1),
+    }
+    torch.save(content, tmp_path / "last.pth.tar")
+    model = build_model(TINY, num_classes=10, init_from=str(tmp_path / "last.pth.tar"))
+    assert torch.equal(model.linear.weight, source.linear.weight)
+
+
+@pytest.fixture
+def torch_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where torch.hub keeps what it has downloaded."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return tmp_path / "hub" / "checkpoints"
+
+
+@pytest.mark.parametrize("name", ["resnet18", "se_resnet18", "googlenet"])
+def test_weights_of_torchvision_are_read_by_their_name(
+    torch_home: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    plain = name.removeprefix("se_")
+    options = {"init_weights": False} if name == "googlenet" else {}
+    source = torchvision.models.get_model(plain, weights=None, **options)  # 1000 classes, and auxiliary heads
+    torch_home.mkdir(parents=True)
+    file = torch_home / Path(torchvision.models.get_model_weights(plain)["DEFAULT"].url).name
+    torch.save(source.state_dict(), file)
+    with caplog.at_level(logging.INFO):
+        model = build_model(name, num_classes=10, init_from=f"torchvision:{plain}:DEFAULT")
+    assert torch.equal(next(model.parameters()), next(source.parameters()))
+    assert list(torch_home.iterdir()) == [file]  # nothing is written beside it: the folder may be an administrator's
+    assert "was trained with data.mean=[0.485,0.456,0.406] data.std=[0.229,0.224,0.225]" in caplog.text
+    assert ("its auxiliary heads are left out" in caplog.text) == (name == "googlenet")
+    assert "new last layer for 10 classes" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("torchvision:resnet81:DEFAULT", "torchvision has no network 'resnet81'; did you mean 'resnet18'?"),
+        ("torchvision:resnet18", "torchvision has no weights '' of resnet18; there is IMAGENET1K_V1, DEFAULT"),
+        ("torchvision:resnet18:BEST", "torchvision has no weights 'BEST' of resnet18; there is"),
+        ("torchvision:resnet18:DEFAULT", "resnet18-f37072fd.pth cannot be had (<urlopen error no network>); where"),
+    ],
+)
+def test_weights_that_cannot_be_had_are_refused_in_one_line(
+    torch_home: Path, monkeypatch: pytest.MonkeyPatch, path: str, expected: str
+) -> None:
+    def no_network(*_: Any, **__: Any) -> Any:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("torch.hub.urlopen", no_network)
+    with pytest.raises(ConfigError, match=f"^model.init_from={path}: ") as caught:
+        build_model("resnet18", num_classes=10, init_from=path)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert (str(torch_home) in str(caught.value)) == ("cannot be had" in expected)

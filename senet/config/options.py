@@ -17,6 +17,9 @@ _WITH_TWINS = (*TORCHVISION_RESNETS, "googlenet", "inception_v3", *CIFAR_RESNETS
 NETWORKS = ("senet18", "preact_resnet18", *_WITH_TWINS, *(f"se_{name}" for name in _WITH_TWINS))
 """What ``model.name`` may be, besides somebody's own function; ``senet.models.zoo`` builds them."""
 
+HUBS = ("torchvision:", "timm:")
+"""What ``model.init_from`` may begin with, where it is no path."""
+
 Argument = bool | int | float | str | list[Any] | dict[str, Any] | None
 """A value whose type is not known: what looks like a number, true, false or null is one, the rest is text."""
 
@@ -127,8 +130,9 @@ class ModelConfig:
     """Set the first convolution to the whitening of the training images' patches, and keep it so (Jordan 2024,
     arXiv:2404.00498, sec. 3.2)."""
     init_from: str = option("", path=True)
-    """What to begin from at a fresh start: a checkpoint or the best one of a run directory (its raw weights), or a file
-    of weights by name. The last layer is new where the number of classes differs, the gates where the file has none."""
+    """What to begin from at a fresh start: a checkpoint or the best one of a run directory (its raw weights); a file of
+    weights by name, also .safetensors; or torchvision:NAME:DEFAULT, timm:NAME.TAG, which are downloaded once. The last
+    layer is new where the number of classes differs, the gates where there are none."""
 
 
 @dataclass(frozen=True)

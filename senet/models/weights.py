@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,28 +13,27 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from senet.compat import module_versions, with_module_versions
 from senet.errors import ConfigError
+from senet.models.pretrained import read_state
 from senet.models.senet import SqueezeExcite
-from senet.rundir.checkpoint import CheckpointError, find_checkpoint, load_tensors, read_checkpoint, unpickle
 
 log = logging.getLogger(__name__)
-_CONTAINERS = (
-    "model", "state_dict", "model_state_dict", "net", "network", "module", "weights",
-    "ema", "model_ema", "state_dict_ema",
-)  # fmt: skip
-"""Keys under which training programs store a state dict; raw weights before averaged ones."""
+_AUXILIARY = ("aux1", "aux2", "AuxLogits")  # of torchvision's googlenet and inception_v3
 
 
-def init_from(model: nn.Module, path: str, num_classes: int) -> None:
-    """Load the weights of a file, or of the best checkpoint of a run directory.
+def init_from(model: nn.Module, path: str, num_classes: int, arguments: Mapping[str, Any]) -> None:
+    """Load the weights of a file, of the best checkpoint of a run directory, or of torchvision or timm.
 
     Layers with ``num_classes`` outputs keep their random weights if the file has another number of outputs, and so do
     all gates if it has none. Prefixes that wrappers put before all names (``module.``, ``_orig_mod.``, ``model.``) are
     removed.
 
+    Args:
+        arguments: with which a network of timm was built; its weights are adapted to them.
+
     Raises:
         ConfigError: no such file, no weights in it, or weights of another network.
     """
-    state = _match_names(_read_state(path), model)
+    state = _match_names(read_state(path, model, arguments), model)
     own = model.state_dict()
     heads = {
         key
@@ -55,8 +53,9 @@ def init_from(model: nn.Module, path: str, num_classes: int) -> None:
         raise ConfigError(f"model.init_from={path} is of another network: {reason}") from None
     gates = {f"{name}.{key}" for name, gate in _gates(model) for key in gate.state_dict()}
     gates = gates if gates <= set(missing) else set()
+    auxiliary = [key for key in unexpected if key.partition(".")[0] in _AUXILIARY]
     if wrong := [f"{key} is missing there" for key in missing if key not in heads | gates] + [
-        f"{key} is unknown here" for key in unexpected
+        f"{key} is unknown here" for key in unexpected if key not in auxiliary
     ]:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise ConfigError(f"model.init_from={path} is of another network: {wrong[0]}{more}")
@@ -64,40 +63,10 @@ def init_from(model: nn.Module, path: str, num_classes: int) -> None:
         log.warning(
             "model.init_from=%s: new last layer for %d classes (%s)", path, num_classes, ", ".join(sorted(heads))
         )
+    if auxiliary:
+        log.warning("model.init_from=%s: its auxiliary heads are left out", path)
     if gates:
         log.warning("model.init_from=%s is of the network without gates: all %d are new", path, len(_gates(model)))
-
-
-def _read_state(path: str) -> OrderedDict[str, Any]:
-    """The state dict in a file."""
-    try:
-        if Path(path).is_dir():
-            content = unpickle(read_checkpoint(find_checkpoint(Path(path))).content)
-        else:
-            content = load_tensors(Path(path))
-    except FileNotFoundError:
-        raise ConfigError(f"model.init_from={path}: no such file") from None
-    except (ConfigError, CheckpointError) as error:
-        raise ConfigError(f"model.init_from={path}: {error}") from None
-    except ValueError as error:
-        raise ConfigError(
-            f"model.init_from={path} is no file of weights ({error}); torch.save(model.state_dict(), FILE) makes one"
-        ) from None
-    while name := next((each for each in _CONTAINERS if isinstance(_get(content, each), Mapping)), ""):
-        content = content[name]
-    state = OrderedDict(content if isinstance(content, Mapping) else {})
-    # what a module adds with get_extra_state may be anything
-    if not state or not all(isinstance(value, Tensor) or key.endswith("_extra_state") for key, value in state.items()):
-        found = ", ".join(str(key) for key in list(state)[:5]) or type(content).__name__
-        raise ConfigError(
-            f"model.init_from={path} holds no state dict (but {found}); expected tensors by name, alone or as one of "
-            f"{', '.join(_CONTAINERS)}"
-        )
-    return with_module_versions(state, module_versions(content) or {})
-
-
-def _get(content: Any, name: str) -> Any:
-    return content.get(name) if isinstance(content, Mapping) else None
 
 
 def _match_names(state: OrderedDict[str, Any], model: nn.Module) -> OrderedDict[str, Any]:

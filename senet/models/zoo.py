@@ -68,7 +68,7 @@ def build_model(
         if name != plain_name:
             model = insert_se(model, reduction)
     if init_from:
-        load_weights(model, init_from, num_classes)
+        load_weights(model, init_from, num_classes, arguments or {})
     return model
 
 

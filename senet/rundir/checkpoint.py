@@ -7,6 +7,7 @@ A checkpoint is two files: ``step_<step>.g<generation>.pt``, the data (torch.sav
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import json
@@ -149,7 +150,8 @@ def load_tensors(file: Path | io.BytesIO) -> Any:
         ValueError: it holds anything but tensors and plain values; the message says what.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # about old formats; messages have one line
+        # about old formats; messages have one line. timm stores its options as a Namespace, which holds plain values
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise

@@ -8,7 +8,6 @@ with ``trust``.
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 import zipfile
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from senet.data.augment import Preprocess
 from senet.errors import ConfigError, RunError
+from senet.extras import library
 from senet.inference.network import Network, Trained, assemble, check_facts, check_logits, load_trained, preprocess_of
 from senet.rundir.files import fsync_directory
 
@@ -90,14 +90,6 @@ def open_network(path: Path, *, model_name: str = "", device: str = "auto", trus
     return graph
 
 
-def library(name: str) -> Any:
-    """A module of the extra ``export``; ConfigError where it is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"{error.name or name} is not installed; run ./launch.sh setup export") from None
-
-
 def to_strings(facts: Mapping[str, Any]) -> dict[str, str]:
     """The facts as all three formats store them: a JSON text under each name."""
     return {name: json.dumps(facts[name]) for name in FACTS}
@@ -114,7 +106,7 @@ def _from_strings(strings: Mapping[str, str | bytes], path: Path) -> dict[str, A
 
 
 def _open_safetensors(path: Path, model_name: str, device: str) -> Network:
-    with library("safetensors").safe_open(path, framework="pt") as file:
+    with library("safetensors", "export").safe_open(path, framework="pt") as file:
         facts = _from_strings(file.metadata() or {}, path)
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 # no mapping
     return assemble(facts, weights, origin=path, model_name=model_name, device=device)
@@ -122,7 +114,7 @@ def _open_safetensors(path: Path, model_name: str, device: str) -> Network:
 
 def _open_onnx(path: Path) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
     # from bytes, so that the file cannot refer to other files
-    runtime = library("onnxruntime")
+    runtime = library("onnxruntime", "export")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
@@ -158,7 +150,7 @@ def export(trained: Trained, kind: str, output: Path, *, with_preprocessing: boo
         raise ConfigError("--format safetensors holds weights only; leave out --with-preprocessing, or use onnx")
     if not output.parent.is_dir():
         raise ConfigError(f"--output {output}: no such folder")
-    strings = to_strings(_facts(trained, with_preprocessing))
+    strings = to_strings(facts_of(trained, with_preprocessing=with_preprocessing))
     with TemporaryDirectory(prefix=".export-", dir=output.parent) as folder:
         written = Path(folder) / output.name
         if kind == "safetensors":
@@ -167,7 +159,7 @@ def export(trained: Trained, kind: str, output: Path, *, with_preprocessing: boo
                 raise RunError(f"{others[0]} of this network is no tensor; safetensors holds only tensors, use onnx")
             weights = {name: value.contiguous().clone() for name, value in state.items()}
             # save_file would make a file that only its owner may read
-            written.write_bytes(library("safetensors.torch").save(weights, metadata=strings))
+            written.write_bytes(library("safetensors.torch", "export").save(weights, metadata=strings))
         else:
             _write_graph(trained, kind, written, strings, with_preprocessing)
         name = trained.manifest["config"]["model.name"]
@@ -179,7 +171,8 @@ def export(trained: Trained, kind: str, output: Path, *, with_preprocessing: boo
     return difference
 
 
-def _facts(trained: Trained, with_preprocessing: bool) -> dict[str, Any]:
+def facts_of(trained: Trained, *, with_preprocessing: bool) -> dict[str, Any]:
+    """What a file says of its network."""
     config = trained.manifest["config"]
     kept = {key for key in config if key.startswith("model.")} - {"model.init_from"}  # a path on this machine
     kept |= {"data.image_size", "data.mean", "data.std", "seed", "train.channels_last"}
@@ -214,7 +207,7 @@ def _write_graph(trained: Trained, kind: str, path: Path, strings: dict[str, str
         images = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     shapes = ({0: torch.export.Dim("batch")},)
     for name in ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ():
-        library(name)
+        library(name, "export")
     try:
         if kind == "onnx":
             program = torch.onnx.export(
@@ -240,8 +233,13 @@ def _write_graph(trained: Trained, kind: str, path: Path, strings: dict[str, str
 
 def _compare(trained: Trained, exported: Network) -> float:
     """The largest absolute difference of a logit."""
-    shape = (CHECKED_IMAGES, trained.image_size, trained.image_size, 3)
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = random_images(trained.image_size)
     expected = trained.logits(images)
     found = torch.cat((exported.logits(images), exported.logits(images[:1])))
     return float((found - torch.cat((expected, expected[:1]))).abs().max())
+
+
+def random_images(size: int) -> Tensor:
+    """With which files are compared: uint8 [N, size, size, 3]."""
+    shape = (CHECKED_IMAGES, size, size, 3)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

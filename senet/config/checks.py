@@ -84,6 +84,11 @@ def check_together(config: Config) -> None:
         )
     if config.augment.small_epochs:
         _check_small(config)
+    if config.train.patience and not config.data.holdout:
+        raise ConfigError(
+            f"train.patience={config.train.patience} without data.holdout would choose the last epoch by the test "
+            f"images; hold some of the training images out, e.g. data.holdout=5000"
+        )
     if config.optim.bias_lr and config.optim.decay_norms_and_biases:
         raise ConfigError(
             f"optim.bias_lr={config.optim.bias_lr} is for norms and biases that do not decay; set "

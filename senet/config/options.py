@@ -141,6 +141,10 @@ class TrainConfig:
 
     epochs: int = option(30, low=1, high=1_000_000)
     """Passes over the training images."""
+    patience: int = option(0, low=0, high=1_000_000, free=True)
+    """Epochs in a row without a better accuracy on the held-out images (data.holdout) after which the run has
+    finished, though train.epochs are not done. The learning rate is that of train.epochs all the same: a shape that
+    ends at 0 (onecycle, cosine) may not get there. 0: off."""
     global_batch_size: int = option(128, low=1, high=1_048_576)
     """Images per update, over all ranks and micro-batches. Never rescaled in silence."""
     accumulate: int = option(1, low=1, high=4096)

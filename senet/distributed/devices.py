@@ -167,3 +167,16 @@ def set_threads(wanted: int, local_world_size: int) -> int:
     threads = wanted or int(os.environ.get(CORES_VARIABLE, "0")) or max(1, cores() // local_world_size)
     torch.set_num_threads(threads)
     return threads
+
+
+def memory_gb(device: torch.device) -> dict[str, float]:
+    """What this process has in memory now, without the pages of mapped files, and on a GPU what its tensors had at
+    most; 10**9 bytes. Does not wait for the device."""
+    import torch
+
+    found = {}
+    if resident := re.search(r"^RssAnon:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE):
+        found["memory_gb"] = round(int(resident[1]) * 1024 / 1e9, 3)
+    if device.type == "cuda":
+        found["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 1e9, 3)
+    return found

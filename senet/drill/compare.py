@@ -11,7 +11,7 @@ from senet.errors import RunError
 from senet.rundir.checkpoint import published_files, read_checkpoint, unpickle
 from senet.rundir.files import read_rows
 
-CLOCKS = ("train_s", "epoch_s", "logged_s", "images_per_s")
+CLOCKS = ("train_s", "epoch_s", "logged_s", "images_per_s", "memory_gb", "gpu_memory_gb")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def first_difference(one: Run, other: Run) -> Difference | None:
 
 @dataclass(frozen=True)
 class Left:
-    """What is in a run directory at the end, without clocks."""
+    """What is in a run directory at the end, without clocks and memory."""
 
     payload: Mapping[str, Any]
     """Flat: the leaves of the last checkpoint."""

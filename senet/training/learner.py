@@ -82,6 +82,11 @@ class Learner:
         """What is evaluated, by its name in metrics.jsonl: raw weights "test", averaged ones "ema"."""
         return {"test": self.network} | ({"ema": self.average.module} if self.average else {})
 
+    def gradient_norm(self) -> torch.Tensor:
+        """Of all gradients together, before the optimizer takes them. With fp16 a sync point: once per log interval."""
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        return get_total_norm(gradients) / self.scaler.get_scale()  # 1.0 without fp16
+
     def refuse_non_finite(self, step: int) -> None:
         """A loss can be finite and its gradient not. Sync point: once per checkpoint.
 

@@ -73,14 +73,15 @@ class Record:
         stopped = summary.state == "stopped"
         if trained and not stopped:
             self._add_to_table_of_runs(config, summary.result)
-        reason = (signal or "another rank was asked to stop") if stopped else ""
+        reason = (signal or "another rank was asked to stop") if stopped else summary.reason
         self.tell(state=summary.state, step=summary.step, reason=reason, result=summary.result)
         if stopped:
             total = self.manifest["steps_per_epoch"] * config.train.epochs
             line = f"stopped at step {summary.step} of {total}; the same command goes on from there"
         else:
             images = f"{tested:,} {'held-out' if config.data.holdout else 'test'} images"
-            line = f"finished: {result_line(summary.result, images)}; see {Path(config.run_dir)}"
+            early = f" early, {summary.reason}" if summary.reason else ""
+            line = f"finished{early}: {result_line(summary.result, images)}; see {Path(config.run_dir)}"
         self.progress.say(line)
 
     def time_restart(self, state: TrainState) -> list[Callable[[], None]]:

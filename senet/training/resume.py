@@ -181,7 +181,7 @@ def rate_jump(config: Config, checkpoint: Checkpoint, state: TrainState) -> list
     earlier = (ScheduleConfig(**options), saved["optim.lr"], saved["train.epochs"])
     before, planned = rate(state.step - 1, *earlier), rate(state.step, *earlier)
     after = rate(state.step, config.schedule, config.optim.lr, config.train.epochs)
-    if after == planned or state.epochs_done == config.train.epochs:
+    if after == planned or state.is_over(config.train):
         return []
     log.warning("the learning rate goes from %.4g (update %d) to %.4g", before, state.step, after)
     return [before, after]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +13,14 @@ from senet.training.state import TrainState
 Row = dict[str, Any]
 
 
-def interval_row(state: TrainState, train: Scores, seconds: float, lr: float) -> Row:
-    """kind "train": one log interval, which took so many seconds; ``lr`` is that of its last update."""
-    return train.row("train") | {"lr": lr, "images_per_s": train.num_images / seconds, "train_s": state.train_s}
+def interval_row(
+    state: TrainState, train: Scores, seconds: float, lr: float, grad_norm: float, memory_gb: Mapping[str, float]
+) -> Row:
+    """kind "train": one log interval, which took so many seconds; ``lr`` and ``grad_norm`` are those of its last
+    update. The latter is left out where fp16's gradients overflowed: JSON has no infinity."""
+    norm = {"grad_norm": grad_norm} if math.isfinite(grad_norm) else {}
+    row = train.row("train") | {"lr": lr, "images_per_s": train.num_images / seconds, "train_s": state.train_s}
+    return {**row, **norm, **memory_gb}
 
 
 def epoch_row(state: TrainState, train: Scores, results: Mapping[str, Scores], lr: float, weights: str) -> Row:

@@ -142,7 +142,7 @@ def _broadcast(
 def _restore(trainer: Trainer, saved: dict[str, Any] | None, checkpoint: Checkpoint | None) -> bool:
     """Continue from what was saved, and say so, with what is different now. Whether there is anything left to train."""
     learner, record = trainer.learner, trainer.record
-    trains = trainer.state.epochs_done < trainer.config.train.epochs
+    trains = not trainer.state.is_over(trainer.config.train)
     if saved:
         learner.load_state_dict(saved)
     else:

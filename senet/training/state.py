@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from senet.config.options import TrainConfig
 from senet.training.schedule import Plateau
 
 
@@ -17,6 +18,8 @@ class Summary:
     step: int
     result: dict[str, Any]
     """The row of the last finished epoch."""
+    reason: str = ""
+    """Why it finished before its last epoch."""
 
 
 @dataclass
@@ -68,6 +71,17 @@ class TrainState:
         if is_best:
             self.best_top1, self.best_epoch = top1, self.epochs_done
         return is_best
+
+    def is_over(self, train: TrainConfig) -> bool:
+        """Whether nothing is left to train."""
+        return self.epochs_done >= train.epochs or bool(self.impatience(train))
+
+    def impatience(self, train: TrainConfig) -> str:
+        """Why the run ends before its last epoch; empty: it does not."""
+        in_vain = self.epochs_done - self.best_epoch
+        if not 0 < train.patience <= in_vain or self.epochs_done >= train.epochs:
+            return ""
+        return f"no better accuracy on the held-out images in {in_vain} epochs after epoch {self.best_epoch}"
 
     def begin_epoch(self, last_result: dict[str, Any]) -> None:
         """Keep the row of the epoch before, and count from zero again."""

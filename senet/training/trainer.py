@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from senet.config.options import Config
 from senet.distributed.agreement import StopRequested
+from senet.distributed.devices import memory_gb
 from senet.distributed.groups import check_in_sync, gather, sum_over_ranks
 from senet.distributed.replicas import refuse_unused
 from senet.distributed.timing import OwnTime, Stopwatch
@@ -56,17 +58,19 @@ class Trainer:
         self.own_time = OwnTime(self.learner.running, self.peers.ranks)
         self._saved_at = (self.state.step, self.state.epochs_done)
         self._check_every = self.config.train.desync_check_every
+        self._grad_norm = torch.zeros(())  # of the last step that is logged, or clipped
         self._checked = False  # that the network uses all its parameters in training too
         self.learner.optimizer.register_step_post_hook(self._count_update)
 
     def fit(self) -> Summary:
-        """Train and evaluate until all epochs are done, or until all ranks have agreed to stop and saved.
+        """Train and evaluate until all epochs are done or the last ones brought nothing better, or until all ranks have
+        agreed to stop and saved.
 
         Raises:
             NonFiniteLoss: a loss was NaN or infinite; nothing was saved from that step on.
         """
         try:
-            while self.state.epochs_done < self.config.train.epochs:
+            while not self.state.is_over(self.config.train):
                 with self.training:
                     self.train_epoch()
                 self.finish_epoch()
@@ -77,7 +81,8 @@ class Trainer:
         except Exception as error:
             note(error, step=self.state.step)
             raise
-        return Summary("finished", self.state.step, self.state.last_result)
+        reason = self.state.impatience(self.config.train)
+        return Summary("finished", self.state.step, self.state.last_result, reason)
 
     def train_epoch(self) -> None:
         """Train on the batches of this epoch that are left: all, or none if the run was stopped in the evaluation."""
@@ -109,7 +114,7 @@ class Trainer:
 
     def train_step(self, images_NHWC: Tensor, labels_N: Tensor, indices_N: Tensor, epoch: int) -> None:
         """One update from this rank's share of the global batch: uint8 images, labels, and sample indices."""
-        train, state, learner = self.config.train, self.state, self.learner
+        state, learner = self.state, self.learner
         for group in learner.optimizer.param_groups:
             group["lr"] = self.lr(state.step, group["initial_lr"])
         self.gradients.backward(images_NHWC, labels_N, indices_N, epoch=epoch, step=state.step)
@@ -119,9 +124,7 @@ class Trainer:
         self.peers.vote()
         if learner.scaler.is_enabled():
             self.peers.agreement.settle()
-        if train.clip_norm:
-            learner.scaler.unscale_(learner.optimizer)
-            clip_grad_norm_(learner.network.parameters(), train.clip_norm)
+        self._clip()
         state.skipped_steps += 1  # _count_update takes it back when the optimizer runs
         learner.scaler.step(learner.optimizer)  # sync point, fp16 only: whether a gradient overflowed is read here
         learner.scaler.update()
@@ -129,6 +132,15 @@ class Trainer:
         if learner.average is not None:
             learner.average.update_parameters(learner.network)
         state.step += 1
+
+    def _clip(self) -> None:
+        """Limit the norm of the gradients, if asked for; for a step that is logged, take it in any case."""
+        largest, learner = self.config.train.clip_norm, self.learner
+        if largest:
+            learner.scaler.unscale_(learner.optimizer)
+            self._grad_norm = clip_grad_norm_(learner.network.parameters(), largest)
+        elif (self.state.step + 1) % self.config.log.every_steps == 0:
+            self._grad_norm = learner.gradient_norm()
 
     def lr(self, step: int, initial_lr: float) -> float:
         """Of update ``step``, for a group whose rate is ``initial_lr`` at the schedule's factor 1."""
@@ -142,7 +154,8 @@ class Trainer:
         self._collect()
         sums, elapsed_s = state.take_interval()
         scores = Scores.from_sums(sums, self.feed.num_classes)
-        row = interval_row(state, scores, elapsed_s, self._last_lr())
+        memory = memory_gb(self.peers.ranks.device)
+        row = interval_row(state, scores, elapsed_s, self._last_lr(), float(self._grad_norm), memory)
         self.record.writer.write("train", state.step, **row)
         self.record.progress.facts(interval_line(row, state.step, self.total_steps))
         self.record.tell(step=state.step, epoch=state.epochs_done, images_per_s=round(row["images_per_s"], 1))
@@ -170,7 +183,7 @@ class Trainer:
         self.record.writer.write("epoch", state.step, **row)
         self.record.progress.say(epoch_line(row, config.train.epochs))
         self.record.tell(step=state.step, epoch=state.epochs_done, top1=top1, weights=weights)
-        self.save(best=is_best, wait=state.epochs_done == config.train.epochs)
+        self.save(best=is_best, wait=state.is_over(config.train))
 
     def evaluate(self) -> dict[str, Scores]:
         """See ``evaluation.evaluate``."""

@@ -57,14 +57,27 @@ def cause_of(error: BaseException) -> str:
 
 
 def place(frames: Sequence[tuple[FrameType, int]]) -> str:
-    """``folder/file.py:line function`` of the innermost of these frames that is neither in torch nor, if possible, in
-    Python's own library. Each comes with its line, as ``traceback`` walks them, the innermost last."""
+    """``folder/file.py:line function`` of the innermost of these frames that is of the user's own code: called by this
+    package, and not installed. If there is none: that is neither in torch nor, if possible, in Python's own library.
+    Each comes with its line, as ``traceback`` walks them, the innermost last."""
     own = [frame for frame in frames if not _is_of_torch(frame[0])]
     own = [frame for frame in own if not _is_of_python(frame[0])] or own
+    called = next((number for number, (frame, _) in enumerate(own) if _is_of_this_package(frame)), len(own))
+    own = [each for each in own[called:] if not (_is_of_this_package(each[0]) or _is_installed(each[0]))] or own
     if not own:
         return "an unknown place"
     frame, line = own[-1]
     return f"{'/'.join(Path(frame.f_code.co_filename).parts[-2:])}:{line} {frame.f_code.co_name}"
+
+
+def _is_of_this_package(frame: FrameType) -> bool:
+    return Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
+
+
+def _is_installed(frame: FrameType) -> bool:
+    """Or made while the program runs, as by torch.fx."""
+    name = frame.f_code.co_filename
+    return "site-packages" in Path(name).parts or name.startswith("<")
 
 
 def _is_of_torch(frame: FrameType) -> bool:

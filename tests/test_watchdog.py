@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from senet import errors
+from senet import REPOSITORY, errors
 from senet.distributed import watchdog
 from senet.distributed.environment import Place
 from senet.distributed.watchdog import Watchdog
@@ -50,12 +50,29 @@ def test_a_start_without_progress_is_ended_naming_phase_and_place() -> None:
     assert "threading.py" in reason or "test_watchdog.py" in reason  # where the main thread waits
 
 
-def test_only_the_package_torch_is_left_out_of_a_place_and_not_a_folder_of_that_name() -> None:
-    def frame(file: Path) -> FrameType:
-        names: dict[str, FrameType] = {}
-        exec(compile("import sys\nframe = sys._getframe()", str(file), "exec"), names)
-        return names["frame"]
+def frame(file: Path) -> FrameType:
+    names: dict[str, FrameType] = {}
+    exec(compile("import sys\nframe = sys._getframe()", str(file), "exec"), names)
+    return names["frame"]
 
+
+def test_the_place_of_an_error_is_in_the_users_own_code_where_it_went_through_that() -> None:
+    senet, installed = REPOSITORY / "senet", Path("/venv/lib/site-packages/einops/einops.py")
+    before = [(frame(REPOSITORY / "train_ddp.py"), 1), (frame(senet / "training" / "trainer.py"), 2)]
+    own = [(frame(REPOSITORY / "mine" / "net.py"), 3), (frame(Path("/home/me/blocks.py")), 4)]
+    for inner in (
+        [],
+        [(frame(installed), 5)],
+        [(frame(senet / "models" / "senet.py"), 6)],
+        [(frame(Path("<eval>")), 7)],
+    ):
+        assert errors.place([*before, *own, *inner]) == "me/blocks.py:4 <module>"
+    assert errors.place([*before, *own]) == "me/blocks.py:4 <module>"
+    assert errors.place([*before, (frame(installed), 5)]) == "einops/einops.py:5 <module>"
+    assert errors.place(before) == "training/trainer.py:2 <module>"
+
+
+def test_only_the_package_torch_is_left_out_of_a_place_and_not_a_folder_of_that_name() -> None:
     own, of_torch = frame(Path("/home/me/torch/senet/own.py")), frame(Path(torch.__file__).parent / "nn" / "inner.py")
     assert errors.place([(own, 2), (of_torch, 1)]) == "senet/own.py:2 <module>"
     assert errors.place([(of_torch, 1)]) == "an unknown place"

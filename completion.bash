@@ -61,7 +61,7 @@ _launch() {
         if [[ " ${typed[*]} " == *" drill "* ]]; then printf '%s\n' drill.steps= drill.ranks=; fi
         if [[ $verb == sweep ]]; then printf '%s\n' sweep.name= sweep.parallel= sweep.random= sweep.seed=; fi
         if [[ $verb:${#typed[@]} == sweep:2 ]]; then printf '%s\n' status stop; fi
-        if [[ $verb:${#typed[@]} == slurm:2 ]]; then printf '%s\n' status stop clear doctor drill --dry-run; fi
+        if [[ $verb:${#typed[@]} == slurm:2 ]]; then printf '%s\n' status stop clear doctor drill sweep --dry-run; fi
     )
     COMPREPLY=()
     while read -r each; do

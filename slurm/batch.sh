@@ -4,11 +4,15 @@
 # Needs SENET_RUN_DIR, SENET_MAX_REQUEUES and the other variables of batch.py, and a function run_python. The working
 # directory is that of the code.
 
-export SENET_JOB=$SLURM_JOB_ID
+# Of a task of an array 123_4, in all of SLURM's commands: its SLURM_JOB_ID may be that of the whole array.
+export SENET_JOB=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+SENET_JOB=${SENET_JOB:-$SLURM_JOB_ID}
+# The log of a cell of a sweep lies in its own run directory, where that of any run does.
+if [ -n "${cells:-}" ]; then exec >>"$SENET_RUN_DIR/slurm/${SENET_JOB}_0_log.out" 2>&1; fi
 # Each launch of the ranks has its own store prefix, outcome and crash file: none reads those of another.
 name_launch() {
     export SENET_LAUNCH=$1
-    export SENET_START=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.$SENET_LAUNCH
+    export SENET_START=$SENET_JOB.${SLURM_RESTART_COUNT:-0}.$SENET_LAUNCH
     export SENET_STATUS_FILE=$SENET_RUN_DIR/slurm/$SENET_START.status.json
     export SENET_CRASH_FILE=$SENET_RUN_DIR/slurm/$SENET_START.crash
 }
@@ -18,7 +22,7 @@ name_launch() {
 look() {
     local pause_s
     for pause_s in 1 5 15 30 60 120 240 0; do
-        if job=$(SLURM_TIME_FORMAT=%s scontrol show job --oneliner "$SLURM_JOB_ID"); then break; fi # times as numbers
+        if job=$(SLURM_TIME_FORMAT=%s scontrol show job --oneliner "$SENET_JOB"); then break; fi # times as numbers
         sleep "$pause_s"
     done
     case " $job " in
@@ -56,7 +60,7 @@ decision() {
         if [ "$code" -lt 126 ] && { [ -n "$said" ] || [ "$1" = begin ]; }; then break; fi
         # not found and never ran before: a wrong slurm.python, not a file system that does not answer
         if [ "$code" -eq 127 ] && [ -z "${python_ran:-}" ]; then break; fi
-        echo "slurm: job $SLURM_JOB_ID: Python ended with exit code $code, and did not say what to do at the $1" >&2
+        echo "slurm: job $SENET_JOB: Python ended with exit code $code, and did not say what to do at the $1" >&2
         sleep "$pause_s"
     done
     echo "$said"
@@ -65,7 +69,12 @@ decision() {
 
 # Replaces srun in submitit's script. Its words are kept, for launches after a failure.
 srun() {
-    words=("$@") on=()
+    local word
+    words=() on=()
+    for word in "$@"; do
+        case $word in *%t_log.out) word=$SENET_RUN_DIR/slurm/${SENET_JOB}_%t_log.out ;; esac
+        words+=("$word")
+    done
     check_nodes || return
     launch
 }
@@ -91,7 +100,7 @@ launch() {
 }
 
 # Whether SLURM is taking the nodes for another job.
-preempted() { SLURM_TIME_FORMAT=%s scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q ' PreemptTime=[0-9]'; }
+preempted() { SLURM_TIME_FORMAT=%s scontrol show job --oneliner "$SENET_JOB" | grep -q ' PreemptTime=[0-9]'; }
 
 # Run srun, which would wait for a lost host until SLURM gives it up (SlurmdTimeout, five minutes as a rule). If the
 # training has failed or not even begun, and at three looks in a row a host does not answer, end srun and its step: the
@@ -108,13 +117,13 @@ await_srun() {
             wait "$timer"
             continue
         fi
-        if [ "$pause_s" = 5 ] && preempted; then scancel --signal=USR2 "$SLURM_JOB_ID"; fi
+        if [ "$pause_s" = 5 ] && preempted; then scancel --signal=USR2 "$SENET_JOB"; fi
         pause_s=10
         if [ -e "$SENET_STATUS_FILE" ] && ! grep -q '"state": "failed"' "$SENET_STATUS_FILE"; then continue; fi
         if [ -n "$(lost_hosts)" ]; then losses=$((losses + 1)); else losses=0; fi
         if [ "$losses" -ge 3 ]; then
             kill -KILL "$pid"
-            for step in $(squeue --noheader --steps --jobs="$SLURM_JOB_ID" --format=%i | grep -E '\.[0-9]+$'); do
+            for step in $(squeue --noheader --steps --jobs="$SENET_JOB" --format=%i | grep -E '\.[0-9]+$'); do
                 scancel "$step" # on the hosts that answer it would go on
             done
         fi
@@ -135,7 +144,7 @@ lost_hosts() {
 
 # The doctor on all ranks, by the function check_ranks of a job with slurm.check.
 run_check() {
-    local names file=$SENET_RUN_DIR/slurm/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}.check
+    local names file=$SENET_RUN_DIR/slurm/$SENET_JOB.${SLURM_RESTART_COUNT:-0}.check
     names=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
     MASTER_PORT=$(run_python -m slurm.check port) SENET_HOSTS=${names//$'\n'/,} \
         check_ranks --out "$file.json" >"$file.log" 2>&1
@@ -162,8 +171,8 @@ exclude_nodes() {
     local pause_s
     if [ -z "${excluded:-}" ]; then return; fi
     for pause_s in 1 5 15 60 0; do # SIGKILL comes after the site's KillWait
-        if (trap '' TERM && exec scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$excluded"); then break; fi
-        echo "slurm: job $SLURM_JOB_ID may start on $excluded again" >&2
+        if (trap '' TERM && exec scontrol update JobId="$SENET_JOB" ExcNodeList="$excluded"); then break; fi
+        echo "slurm: job $SENET_JOB may start on $excluded again" >&2
         sleep "$pause_s"
     done
     if [ -n "${told_to_end:-}" ]; then exit 1; fi
@@ -189,17 +198,17 @@ finish() {
         for pause_s in 0 5 15 60; do
             sleep "$pause_s"
             look
-            if (trap '' TERM && exec scontrol requeue "$SLURM_JOB_ID"); then # its answer is needed
+            if (trap '' TERM && exec scontrol requeue "$SENET_JOB"); then # its answer is needed
                 exclude_nodes
                 exec sleep infinity # until SLURM ends it: to return would end the job. No child, which could outlive it
             fi
         done
-        echo "slurm: scontrol requeue $SLURM_JOB_ID failed; submit again to go on" >&2
+        echo "slurm: scontrol requeue $SENET_JOB failed; submit again to go on" >&2
         exit 1
         ;;
     cancel)
         look
-        scancel "$SLURM_JOB_ID"
+        scancel "$SENET_JOB"
         exec sleep infinity
         ;;
     esac
@@ -210,7 +219,7 @@ finish() {
 # taken: hence --overlap.
 relaunch() {
     name_launch $((SENET_LAUNCH + 1))
-    echo "slurm: job $SLURM_JOB_ID launches its ranks again ($SENET_START)${1:+ on $*}" >&2
+    echo "slurm: job $SENET_JOB launches its ranks again ($SENET_START)${1:+ on $*}" >&2
     if [ $# -gt 0 ]; then
         nodes=$(IFS=, && echo "$*")
         on=(--overlap "--nodes=$#" "--ntasks=$(($# * SLURM_NTASKS_PER_NODE))" "--nodelist=$nodes")

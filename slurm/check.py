@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
 
 from senet.command import printable
 from senet.rundir.files import patiently, read_json, write_json
@@ -25,15 +24,15 @@ _LIMIT_S = 90  # with the start of Python on all nodes, from a network file syst
 _LATE = (124, 137)  # exit codes of timeout, after SIGTERM and SIGKILL
 
 
-def check_ranks(python: str, config: Path) -> str:
+def check_ranks(python: str, config: str) -> str:
     """A function of the batch script: the doctor on all ranks. Its step keeps no node from the training's, and ends.
 
     Args:
         python: the command.
-        config: the YAML file of the resolved options.
+        config: the YAML file of the resolved options, as the shell has it.
     """
     step = "srun --overlap --distribution=block --kill-on-bad-exit=0 --wait=10 --time=2 --export=ALL"
-    words = f"{shlex.quote(str(config))} --max-seconds {_CHECK_S}"
+    words = f"{config} --max-seconds {_CHECK_S}"
     return f'check_ranks() {{ timeout --kill-after=5 {_LIMIT_S} {step} {python} -m slurm.check_rank {words} "$@"; }}'
 
 

@@ -18,7 +18,7 @@ WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", 
 ACTIVE = WAITING | {"RUNNING", "COMPLETING", "SUSPENDED", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED"}
 LOCAL = "local"
 _TIMEOUT_S = 10
-_FORMAT = "JobID:|,State:|,Reason:|,RestartCnt:|"
+_FORMAT = "JobArrayID:|,State:|,Reason:|,RestartCnt:|"
 # a user's defaults, which would change what is asked, and which cluster
 _USER_DEFAULTS = ("SQUEUE_", "SACCT_", "SINFO_", "SLURM_CLUSTERS")
 
@@ -74,17 +74,19 @@ def job_states(job_ids: Collection[str]) -> dict[str, JobState]:
     """
     found = dict.fromkeys(job_ids, JobState())
     if job_ids and shutil.which("squeue"):
-        done = ask(
-            "squeue", "--noheader", "--all", "--states=all", f"--jobs={','.join(job_ids)}", f"--Format={_FORMAT}"
-        )
+        # of an array the tasks that wait are one job to squeue, unless all tasks are asked for, a line each
+        jobs = ",".join(dict.fromkeys(job_id.partition("_")[0] for job_id in job_ids))
+        done = ask("squeue", "--noheader", "--all", "--array", "--states=all", f"--jobs={jobs}", f"--Format={_FORMAT}")
         if done.returncode and "Invalid job id" not in done.stderr:  # its error if it knows none of them
             raise NoAnswer(f"squeue does not answer: {' '.join(done.stderr.split())}")
         for line in done.stdout.splitlines():
             job_id, word, reason, restarts = (field.strip() for field in line.split("|")[:4])
-            found[job_id] = JobState(word, "" if reason == "None" else reason, int(restarts))
+            if job_id in found:
+                found[job_id] = JobState(word, "" if reason == "None" else reason, int(restarts))
     if forgotten := [job_id for job_id, state in found.items() if not state.word]:
         columns = ("--noheader", "--parsable2", "--format=JobID,State", f"--jobs={','.join(forgotten)}")
-        for line in query("sacct", "-X", *columns).splitlines():
+        each = ["--array"] if any("_" in job_id for job_id in forgotten) else []  # a line for each task
+        for line in query("sacct", "-X", *each, *columns).splitlines():
             job_id, _, word = line.partition("|")
             found[job_id] = JobState(word.split()[0])  # "CANCELLED by 1000"
     return found

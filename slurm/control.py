@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from senet.config.load import named_path
 from senet.errors import ConfigError
 from senet.rundir.files import is_full, read_json
 from senet.rundir.restarts import count_restarts, last_restart
+from senet.sweep import record
 from senet.verbs import typed
-from slurm import cluster, nodes
+from slurm import cluster, nodes, runs
 from slurm.starts import stop_file
 
 _COLUMNS = ("run", "job", "state", "step", "epoch", "images/s", "test %", "requeues", "restarts", "reason")
@@ -31,12 +32,8 @@ def status(names: list[str]) -> None:
     Raises:
         ConfigError: a folder from which nothing was submitted.
     """
-    run_dirs = [named_path(name) for name in names] or sorted(
-        path.parent.parent for path in Path("runs").glob("*/slurm/job.json")
-    )
-    if not run_dirs:
-        raise ConfigError(f"no run in runs/ was submitted; name a run directory: {typed('slurm')} status RUN_DIR")
-    submitted = [_submitted(run_dir) for run_dir in run_dirs]
+    run_dirs = runs.named(names)
+    submitted = [runs.submitted(run_dir) for run_dir in run_dirs]
     try:
         known = cluster.job_states([of["job"] for of in submitted if of["cluster"] != cluster.LOCAL])
     except cluster.NoAnswer as error:
@@ -48,6 +45,8 @@ def status(names: list[str]) -> None:
     widths = [max(len(row[column]) for row in table) for column in range(len(_COLUMNS))]
     for row in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if len(run_dirs) > len(names) > 0:  # a sweep
+        print(record.count([row[2] for row in rows]))
     for run_dir, of in zip(run_dirs, submitted, strict=True):
         run = read_json(run_dir / "status.json")
         for line in run.get("warnings", ()) if run.get("job") == of["job"] else ():
@@ -57,34 +56,58 @@ def status(names: list[str]) -> None:
 
 
 def stop(names: list[str]) -> None:
-    """Have the job of a run directory save and end; one that waits in the queue is cancelled.
+    """Have the job of a run directory save and end; one that waits in the queue is cancelled. Of a sweep, all cells.
 
     Raises:
         ConfigError: no run directory, or no job of it that can be stopped.
         NoAnswer: SLURM does not answer whether there is one.
     """
     if len(names) != 1:
-        raise ConfigError(f"stop takes one run directory: {typed('slurm')} stop RUN_DIR")
-    run_dir = named_path(names[0])
-    submitted = _submitted(run_dir)
-    job_id = submitted["job"]
+        raise ConfigError(f"stop takes one run directory, or one sweep: {typed('slurm')} stop RUN_DIR")
+    jobs = {run_dir: runs.submitted(run_dir) for run_dir in runs.one_or_cells(names[0])}
+    ids = [job["job"] for job in jobs.values()]
+    who = f"job {', '.join(dict.fromkeys(ids if len(ids) == 1 else map(_array, ids)))}"
     try:
-        state = cluster.state_of(submitted).word
+        known = _states([*jobs.values()])
     except cluster.NoAnswer as error:
-        raise cluster.NoAnswer(f"job {job_id} of run_dir={run_dir} was not stopped, try again: {error}") from None
-    if state not in cluster.ACTIVE:
-        raise ConfigError(f"job {job_id} of run_dir={run_dir} does not run: it is {state or 'unknown to SLURM'}")
-    stop_file(run_dir, job_id).touch()  # the batch script looks for it before it requeues
-    if submitted["cluster"] == cluster.LOCAL:
-        os.kill(int(job_id), signal.SIGTERM)  # passed on to the ranks
-    else:
-        # signals the ranks, not the batch script; a job in the queue has no ranks
-        words = ["scancel", job_id] if state in cluster.WAITING else ["scancel", "--signal=USR2", job_id]
-        done = subprocess.run(words, capture_output=True, text=True)
-        if done.returncode:
-            stop_file(run_dir, job_id).unlink()
+        raise cluster.NoAnswer(f"{who} of run_dir={names[0]} was not stopped, try again: {error}") from None
+    active = {run_dir: job for run_dir, job in jobs.items() if known[job["job"]].word in cluster.ACTIVE}
+    if not active:
+        seen = ", ".join(dict.fromkeys(known[each].word or "unknown to SLURM" for each in ids))
+        raise ConfigError(f"{who} of run_dir={names[0]} does not run: it is {seen}")
+    _end(active, known)
+    words = [known[job["job"]].word for job in active.values()]
+    said = words[0] if len(jobs) == 1 else record.count(words)
+    print(f"{who} ({said}) was asked to stop; see: {typed('slurm')} status {shlex.quote(names[0])}")
+
+
+def _array(job_id: str) -> str:
+    return job_id.partition("_")[0]
+
+
+def _states(jobs: Sequence[Mapping[str, Any]]) -> dict[str, cluster.JobState]:
+    known = cluster.job_states([job["job"] for job in jobs if job["cluster"] != cluster.LOCAL])
+    return known | {job["job"]: cluster.state_of(job) for job in jobs if job["cluster"] == cluster.LOCAL}
+
+
+def _end(jobs: Mapping[Path, Mapping[str, Any]], known: Mapping[str, cluster.JobState]) -> None:
+    """Those that wait first: in an array others would take the place of those that end."""
+    files = {job["job"]: stop_file(run_dir, job["job"]) for run_dir, job in jobs.items()}
+    for file in files.values():
+        file.touch()  # the batch script looks for it before it launches the ranks, and before it requeues
+    ids = [job["job"] for job in jobs.values() if job["cluster"] != cluster.LOCAL]
+    waiting = [each for each in ids if known[each].word in cluster.WAITING]
+    running = [each for each in ids if each not in waiting]
+    # signals the ranks, not the batch script; a job in the queue has no ranks
+    for words in (["scancel", *waiting], ["scancel", "--signal=USR2", *running]):
+        done = subprocess.run(words, capture_output=True, text=True) if set(words) & set(ids) else None
+        if done and done.returncode:
+            for file in files.values():
+                file.unlink()
             raise ConfigError(f"{' '.join(words)}: {' '.join(done.stderr.split())}")
-    print(f"job {job_id} ({state}) was asked to stop; see: {typed('slurm')} status {shlex.quote(str(run_dir))}")
+    for job in jobs.values():
+        if job["cluster"] == cluster.LOCAL:
+            os.kill(int(job["job"]), signal.SIGTERM)  # passed on to the ranks
 
 
 def clear(names: list[str]) -> None:
@@ -96,7 +119,7 @@ def clear(names: list[str]) -> None:
     if len(names) != 1:
         raise ConfigError(f"clear takes one run directory: {typed('slurm')} clear RUN_DIR")
     run_dir = named_path(names[0])
-    job_id = _submitted(run_dir)["job"]
+    job_id = runs.submitted(run_dir)["job"]
     cleared = nodes.forget(run_dir)
     for each in cleared:
         print(f"{each.node} is avoided no more; it was because of {each.finding}")
@@ -132,13 +155,6 @@ def judge(
     # it ended, but the run did not report an end
     why = f"silent for {silent_s:.0f} s" if said else ""
     return job.word.lower() or ("killed" if said else "unknown"), "No space left on device" if full else why
-
-
-def _submitted(run_dir: Path) -> dict[str, Any]:
-    found = read_json(run_dir / "slurm" / "job.json")
-    if not found:
-        raise ConfigError(f"run_dir={run_dir}: nothing was submitted from there (no slurm/job.json)")
-    return found
 
 
 def _about(restart: Mapping[str, Any], told: Mapping[str, Any]) -> str:

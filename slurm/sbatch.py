@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,26 +89,41 @@ def send(job: Job, config: Config, run_dir: Path, code: Path) -> str:
         ConfigError: an sbatch option that this project sets itself, or sbatch refused.
     """
     if config.slurm.cluster == "slurm":
-        executor = make_slurm_executor(config, run_dir, code)
-        try:
-            # submitit prints what it raises
-            with only_environment(sbatch_environment(executor.text())), contextlib.redirect_stderr(io.StringIO()):
-                submitted = executor.submit(job)
-        except FailedJobError as error:
-            raise refusal(str(error), executor.text()) from None
-        finally:
-            for path in (run_dir / "slurm").iterdir():  # submitit does not remove its temporary files
-                if re.fullmatch(r"\.submission_file_\w+\.sh|[0-9a-f]{32}\.pkl", path.name):
-                    path.unlink()
-    else:
-        variables = environment(config.slurm, code)
-        variables["PYTHONPATH"] = ":".join(filter(None, (variables["PYTHONPATH"], os.environ.get("PYTHONPATH"))))
-        # the tasks inherit the environment of this process
-        os.environ |= variables | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        with contextlib.chdir(code), silent():
-            submitted = _make_local_executor(config, run_dir).submit(job)
-    submitted.paths.submitted_pickle.chmod(0o600)  # a user who can write it can run code as this user
+        [job_id] = submit_all([job], make_slurm_executor(config, run_dir, code))
+        return job_id
+    variables = environment(config.slurm, code)
+    variables["PYTHONPATH"] = ":".join(filter(None, (variables["PYTHONPATH"], os.environ.get("PYTHONPATH"))))
+    # the tasks inherit the environment of this process
+    os.environ |= variables | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with contextlib.chdir(code), silent():
+        submitted = _make_local_executor(config, run_dir).submit(job)
+    _keep_closed(submitted)
     return submitted.job_id
+
+
+def submit_all(jobs: Sequence[Job], executor: SlurmExecutor) -> list[str]:
+    """Submit the jobs, several as one array; returns the id of each. Raises ConfigError where sbatch refuses."""
+    script = executor.text()
+    try:
+        # submitit prints what it raises
+        with only_environment(sbatch_environment(script)), contextlib.redirect_stderr(io.StringIO()):
+            with executor.batch():
+                submitted = [executor.submit(job) for job in jobs]
+            ids = [each.job_id for each in submitted]
+    except FailedJobError as error:
+        raise refusal(str(error), script) from None
+    finally:
+        for path in executor.folder.iterdir():  # submitit does not remove its temporary files
+            if re.fullmatch(r"\.submission_file_\w+\.sh|[0-9a-f]{32}\.pkl", path.name):
+                path.unlink()
+    for each in submitted:
+        _keep_closed(each)
+    return ids
+
+
+def _keep_closed(job: submitit.Job[None]) -> None:
+    """Who can write the pickle can run code as this user."""
+    job.paths.submitted_pickle.chmod(0o600)
 
 
 def refusal(said: str, script: str) -> ConfigError:
@@ -145,7 +161,7 @@ def sbatch_environment(script: str) -> dict[str, str]:
 def make_slurm_executor(config: Config, run_dir: Path, code: Path) -> SlurmExecutor:
     """submitit's executor, its files in ``run_dir/slurm``. Raises ConfigError as ``send``."""
     slurm = config.slurm
-    executor = SlurmExecutor(run_dir / "slurm", python=_python(slurm))
+    executor = SlurmExecutor(run_dir / "slurm", python=python_command(slurm))
     passed, shrinks = _passed_through(slurm), may_shrink(config)
     own = {"requeue": True, "chdir": str(code)} | ({"no-kill": True} if shrinks else {})
     executor.update_parameters(
@@ -174,7 +190,7 @@ def make_slurm_executor(config: Config, run_dir: Path, code: Path) -> SlurmExecu
 
 def _make_local_executor(config: Config, run_dir: Path) -> submitit.LocalExecutor:
     slurm = config.slurm
-    executor = submitit.LocalExecutor(run_dir / "slurm", python=_python(slurm))
+    executor = submitit.LocalExecutor(run_dir / "slurm", python=python_command(slurm))
     executor.update_parameters(
         timeout_min=minutes(slurm.time),
         tasks_per_node=ranks_per_node(slurm),
@@ -187,10 +203,10 @@ def _make_local_executor(config: Config, run_dir: Path) -> submitit.LocalExecuto
 
 def command_line(slurm: SlurmConfig, run_dir: Path) -> str:
     """What each task runs."""
-    return f"{_python(slurm)} -u -m submitit.core._submit {shlex.quote(str(run_dir / 'slurm'))}"
+    return f"{python_command(slurm)} -u -m submitit.core._submit {shlex.quote(str(run_dir / 'slurm'))}"
 
 
-def _python(slurm: SlurmConfig) -> str:
+def python_command(slurm: SlurmConfig) -> str:
     return slurm.python or shlex.quote(sys.executable)
 
 
@@ -224,7 +240,7 @@ def _setup(config: Config, run_dir: Path, code: Path) -> list[str]:
     return [
         *slurm.setup,
         *(f"export {name}={value}" for name, value in variables.items()),
-        f'run_python() {{ {_python(slurm)} "$@"; }}',
-        *([check_ranks(_python(slurm), config_file(config, run_dir))] if slurm.check else []),
+        f'run_python() {{ {python_command(slurm)} "$@"; }}',
+        *([check_ranks(python_command(slurm), shlex.quote(str(config_file(config, run_dir))))] if slurm.check else []),
         f"source {shlex.quote(str(code / 'slurm/batch.sh'))} || exit 1",
     ]

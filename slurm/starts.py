@@ -15,6 +15,7 @@ from typing import Any
 
 from senet.config.options import Config
 from senet.rundir.files import read_json, read_rows, replace_file, write_json
+from senet.rundir.owner import slurm_job
 from senet.rundir.restarts import newest_checkpoint
 
 _MAY_COME_BACK = 8  # starts, after which SLURM has given up the first
@@ -45,7 +46,7 @@ class Launch:
         env = os.environ
         return cls(
             Path(env["SENET_RUN_DIR"]),
-            env["SLURM_JOB_ID"],
+            slurm_job(),
             int(env.get("SLURM_RESTART_COUNT", "0")),
             int(env["SENET_LAUNCH"]),
             int(env["SENET_MAX_REQUEUES"]),

@@ -26,9 +26,11 @@ from slurm.drill import drill
 from slurm.gpus import ranks_per_node
 from slurm.preflight import preflight
 from slurm.sbatch import command_line, make_slurm_executor
+from slurm.sweep import sweep
 
 _USAGE = """\
 usage: {here} [--dry-run] [FILE.yaml ...] [key=value ...]
+       {here} sweep [--dry-run] [FILE.yaml ...] [key=value[,value ...] ...] sweep.name=NAME
        {here} status [RUN_DIR ...]
        {here} stop RUN_DIR
        {here} clear RUN_DIR
@@ -38,6 +40,7 @@ usage: {here} [--dry-run] [FILE.yaml ...] [key=value ...]
 Submit a training; the same command again resumes. Without a file: {recipe}.
   --dry-run     print the checks, the sbatch script and the launch line; submit nothing
   --quickstart  take {quickstart} where no file is named; launch.sh adds it
+  sweep         one array: a training for each combination of the values; {sweep} --help tells more
   status        what SLURM and the run itself say; without RUN_DIR: of all in runs/
   stop          save, end, and do not requeue
   clear         avoid no node any more, whatever the checks before earlier starts found
@@ -102,13 +105,15 @@ def main(argv: Sequence[str]) -> int:
         return command([each for each in argv if each != first], _say)
     if (topics := asked(argv)) is not None:
         print(help_text(topics) if topics else _usage())
+    elif first == "sweep":
+        return sweep(arguments[1:], _say, dry_run="--dry-run" in argv)
     elif first == "status":
         status(arguments[1:])
     elif first == "stop":
         stop(arguments[1:])
     elif first == "clear":
         clear(arguments[1:])
-    elif first.isalpha() and (near := did_you_mean(first, ["status", "stop", "clear", "doctor", "drill"])):
+    elif first.isalpha() and (near := did_you_mean(first, ["status", "stop", "clear", "doctor", "drill", "sweep"])):
         raise ConfigError(f"argument {first!r} is neither a command nor key=value nor a YAML file; {near}")
     else:
         if (count := os.environ.get("RESTARTS", "0")) != "0":
@@ -123,6 +128,7 @@ def _usage() -> str:
     return _USAGE.format(
         here=typed("slurm"),
         train=typed("train"),
+        sweep=typed("sweep"),
         options=group_help("slurm"),
         recipe=default_recipe(),
         quickstart=QUICKSTART,

@@ -20,7 +20,7 @@ from senet.errors import ConfigError, RunError
 from senet.rundir import files, lease, owner
 from senet.rundir.files import read_json, write_json
 from senet.rundir.lease import Lease, LeaseLost
-from senet.rundir.owner import Watch, holder, nothing_left_if_refused
+from senet.rundir.owner import Watch, holder, nothing_left_if_refused, slurm_job
 from tests.harness import wait_until
 
 
@@ -419,3 +419,12 @@ def test_a_guess_of_the_holder_gives_way_to_what_another_rank_said_of_itself(
     with pytest.raises(RunError):
         fail()
     assert read_json(tmp_path / "run/status.json")["reason"] == "rank 1 has no memory"
+
+
+def test_a_task_of_an_array_is_named_by_array_and_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For one of its tasks SLURM_JOB_ID is the id of the whole array."""
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    assert slurm_job() == "77"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "4")
+    assert slurm_job() == "77_4"

@@ -95,7 +95,7 @@ def next_owner(run_dir: Path, previous: dict[str, Any]) -> dict[str, Any]:
         "token": secrets.token_hex(8),
         "generation": max([previous.get("generation", 0), *generations]) + 1,
         **this_process(),
-        "job": os.environ.get("SLURM_JOB_ID", ""),
+        "job": slurm_job(),
         "job_restarts": _launch()[0],
         "job_launch": _launch()[1],
         "heartbeat": time.time(),
@@ -108,12 +108,19 @@ def is_alive(owner: dict[str, Any]) -> bool | None:
     """Whether a holder is alive, without waiting. None: it is on another host, and only its heartbeat can show it."""
     if not owner or owner.get("released"):
         return False
-    job = os.environ.get("SLURM_JOB_ID", "")
+    job = slurm_job()
     if job and owner["job"] == job and (owner["job_restarts"], owner.get("job_launch", 0)) < _launch():
         return False  # an earlier start of this job, or an earlier launch of this start
     if owner["host"] == socket.gethostname() and owner["boot"] == boot():
         return not has_ended(owner)
     return None
+
+
+def slurm_job() -> str:
+    """The id of the job of this process: ``123``, or ``123_4`` in an array. There SLURM_JOB_ID is another number, which
+    for one of the tasks is that of the whole array. Empty outside of a job."""
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID", "") for name in ("JOB", "TASK"))
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
 
 
 def _launch() -> tuple[int, int]:

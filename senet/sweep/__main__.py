@@ -9,26 +9,24 @@ if __name__ == "__main__":
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from senet.command import end
 from senet.config.manual import asked
-from senet.config.recipes import with_recipe
 from senet.distributed.devices import cores, count_gpus
 from senet.errors import FAILED_EXIT_CODE, STOPPED_EXIT_CODE, ConfigError
 from senet.launch import refuse_other_packages, wanted_number
 from senet.rundir.files import read_json
-from senet.rundir.locks import StillHeld, has_ended, lock
+from senet.rundir.locks import has_ended
 from senet.sweep import record
-from senet.sweep.cells import Cell, check_ranks, make_cells
+from senet.sweep.cells import Cell, check_ranks
 from senet.sweep.local import Local
+from senet.sweep.prepare import LOCK, only_one, prepare
 from senet.sweep.request import Request, read_request
 from senet.verbs import typed
 
-_LOCK = ".sweep.lock"
 _USAGE = """\
 usage: {here} [FILE.yaml ...] [key=value[,value ...] ...] sweep.name=NAME [sweep.parallel=N]
        {here} status NAME
@@ -70,7 +68,7 @@ def train(request: Request, stop: StopFlag) -> int:
         ConfigError: bad options of any cell, or another process trains the sweep.
     """
     folder, ranks = request.folder, wanted_number("NPROC", "is not a number of ranks; use 1 or more", 1) or 1
-    cells, recorded = prepare(request)
+    cells, recorded = prepare(request, "sweep", _say)
     check_ranks(cells, ranks)
     gpus = visible_gpus(cells)
     parallel = min(request.parallel or max(1, len(gpus) // ranks), len(cells))
@@ -95,39 +93,12 @@ def _threads(recorded: Mapping[str, Any], ranks: int) -> int:
     return before
 
 
-def prepare(request: Request, verb: str = "sweep") -> tuple[list[Cell], dict[str, Any]]:
-    """The cells, each checked, and what was recorded of the sweep before."""
-    recorded = record.read(request.folder)
-    words = with_recipe(verb, request.words, _say)
-    cells = make_cells(request, words, recorded.get("varied", ()))
-    record.refuse_other(request, recorded, cells)
-    return cells, recorded
-
-
 def visible_gpus(cells: Sequence[Cell]) -> list[str]:
     """Those that the cells may use, by the names that CUDA_VISIBLE_DEVICES has; none where all train on the CPU."""
     if all(cell.config.train.device == "cpu" for cell in cells):
         return []
     count, given = count_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return [each.strip() for each in given.split(",")][:count] if given else [str(gpu) for gpu in range(count)]
-
-
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """One process at a time starts the cells of a sweep.
-
-    Raises:
-        ConfigError: another does.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with lock(folder / _LOCK, patience_s=0):
-            yield
-    except StillHeld:
-        holder = read_json(folder / _LOCK)
-        who = f"process {holder.get('pid')} on host {holder.get('host')}"
-        text = f"{who} trains the sweep {folder.name} already; wait, or stop it: {typed('sweep')} stop {folder.name}"
-        raise ConfigError(text) from None
 
 
 def conclude(folder: Path, names: Sequence[str], *, stopped: bool) -> int:
@@ -152,7 +123,7 @@ def stop_trainer(folder: Path) -> int:
     Raises:
         ConfigError: there is none, or it runs on another host.
     """
-    trainer = read_json(folder / _LOCK)
+    trainer = read_json(folder / LOCK)
     if not trainer or has_ended(trainer):
         text = f"no process trains the sweep {folder.name}; jobs of it are stopped by"
         raise ConfigError(f"{text} {typed('slurm')} stop {folder}")

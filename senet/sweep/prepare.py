@@ -1,0 +1,48 @@
+"""What precedes a sweep, on this machine and in jobs: its cells, and nobody else who starts them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from senet.config.recipes import with_recipe
+from senet.errors import ConfigError
+from senet.rundir.files import read_json
+from senet.rundir.locks import StillHeld, lock
+from senet.sweep import record
+from senet.sweep.cells import Cell, make_cells
+from senet.sweep.request import Request
+from senet.verbs import typed
+
+LOCK = ".sweep.lock"
+
+
+def prepare(request: Request, verb: str, say: Callable[[str], None]) -> tuple[list[Cell], dict[str, Any]]:
+    """The cells, each checked, and what was recorded of the sweep before."""
+    recorded = record.read(request.folder)
+    if (request.folder / "owner.json").exists():
+        raise ConfigError(f"sweep.name={request.name}: {request.folder} is the directory of a run; choose another name")
+    words = with_recipe(verb, request.words, say)
+    cells = make_cells(request, words, recorded.get("varied", ()))
+    record.refuse_other(request, recorded, cells)
+    return cells, recorded
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """One process at a time starts the cells of a sweep.
+
+    Raises:
+        ConfigError: another does.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock(folder / LOCK, patience_s=0):
+            yield
+    except StillHeld:
+        holder = read_json(folder / LOCK)
+        who = f"process {holder.get('pid')} on host {holder.get('host')}"
+        text = f"{who} starts the cells of {folder} already; wait, or stop it: {typed('sweep')} stop {folder.name}"
+        raise ConfigError(text) from None

@@ -186,7 +186,7 @@ def test_runs_that_have_not_finished_are_named_and_not_counted(rates: Path) -> N
     write_json(rates / "sweep.json", {"cells": {"waits": {}, "never": {}, "optim.lr=0.1_seed=0": {}}})
     write_run(rates / "never" / "slurm" / "code" / "tests" / "run", top1=[0.0])
     found = compare([rates])
-    assert found.title == "20 runs, 14 of them finished; 4 groups by optim.lr"
+    assert found.title == "finished: 14 of 20 runs; groups: 4, by optim.lr"
     assert [of["last"].n for of in found.means] == [5, 4, 5, 0]
     said = "\n".join(found.notes)
     for line in (
@@ -250,7 +250,9 @@ def test_groups_on_different_images_are_not_compared(tmp_path: Path) -> None:
 
 def test_both_weights_are_shown_and_the_result_is_compared(tmp_path: Path) -> None:
     for seed, (raw, averaged) in enumerate([(90.0, 95.0), (91.0, 94.0)]):
-        write_run(tmp_path / str(seed), f"seed={seed}", top1=[raw + 3, raw], averaged=[averaged - 4, averaged])
+        both = {"top1": [raw + 3, raw], "averaged": [averaged - 4, averaged]}
+        write_run(tmp_path / str(seed), f"seed={seed}", **both)
+        write_run(tmp_path / f"other {seed}", f"seed={seed}", "optim.lr=0.2", **both)
     found = compare([tmp_path])
     assert {name: of.mean for name, of in found.means[0].items()} == {
         "last": 94.5, "best": 94.5, "last_raw": 90.5, "best_raw": 93.5, "last_averaged": 94.5, "best_averaged": 94.5,
@@ -272,7 +274,7 @@ def test_what_else_differs_between_the_runs_is_said(tmp_path: Path) -> None:
     write_run(tmp_path / "b", "seed=1", top1=[91.0])
     write_run(tmp_path / "c", "seed=2", top1=[91.0])
     assert compare([tmp_path]).notes == [
-        "torch differs between the runs: 2.10 (1 runs), 2.14 (2 runs)",
+        "torch differs between the runs: 2.10 (1), 2.14 (2)",
         f"options were changed on resume, those of the last start are shown: {tmp_path / 'a'}",
         f"began from a checkpoint of another run: {tmp_path / 'a'}",
     ]
@@ -400,6 +402,11 @@ def test_a_browser_shows_the_page_on_a_desktop_and_on_a_phone(rates: Path, tmp_p
             shown = driver.execute_script(f"return {images}")
             assert len(shown) == 4
             assert all(alt and natural and drawn > 100 for alt, natural, drawn in shown)
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_a_run_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--page .*/none/page.html: no such folder"):
+        main([str(tmp_path / "no runs"), "--page", str(tmp_path / "none" / "page.html")])
 
 
 def test_groups_without_any_finished_run_and_more_than_twelve_are_drawn(tmp_path: Path) -> None:

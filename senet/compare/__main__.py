@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from senet.command import Parser, end, path_argument
@@ -36,6 +36,7 @@ def main(argv: Sequence[str]) -> int:
     form.add_argument("--json", action="store_true", help="print all of it as a JSON object")
     parser.add_argument("--page", type=path_argument, metavar="FILE.html", help="write a page with curves, too")
     arguments = parser.parse_args(argv)
+    write_page = _page_writer(arguments.page) if arguments.page else None
     found = compare(arguments.folders, score=arguments.score, against=arguments.against)
     if arguments.csv:
         sys.stdout.write(as_csv(found))
@@ -43,12 +44,15 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.write(as_json(found))
     else:
         print(text(found, shutil.get_terminal_size().columns))
-    if arguments.page:
-        _write_page(found, arguments.page)
+    if write_page:
+        write_page(found)
     return 0
 
 
-def _write_page(found: Comparison, path: Path) -> None:
+def _page_writer(path: Path) -> Callable[[Comparison], None]:
+    """Refuses what can be refused before any run is read."""
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"--page {path}: no such folder")
     try:
         from senet.compare.page import render  # matplotlib takes seconds
     except ModuleNotFoundError as error:
@@ -56,9 +60,7 @@ def _write_page(found: Comparison, path: Path) -> None:
         if package not in ("matplotlib", "jinja2"):
             raise
         raise ConfigError(f"{package} is not installed; a page needs it: ./launch.sh setup report") from None
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(f"--page {path}: no such folder")
-    replace_file(path, render(found))
+    return lambda found: replace_file(path, render(found))
 
 
 if __name__ == "__main__":

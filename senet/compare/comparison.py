@@ -33,9 +33,9 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        varied = ", ".join(self.groups[0].options) or "nothing but the seed"
-        many = f"{len(self.groups)} groups" if len(self.groups) > 1 else "1 group"
-        return f"{self.counts['found']} runs, {self.counts['finished']} of them finished; {many} by {varied}"
+        varied = ", ".join(self.groups[0].options)
+        finished, count = self.counts["finished"], self.counts["found"]
+        return f"finished: {finished} of {count} runs; groups: {len(self.groups)}{varied and f', by {varied}'}"
 
     @property
     def images(self) -> str:
@@ -59,7 +59,10 @@ class Comparison:
     @property
     def method(self) -> list[str]:
         """Which numbers the differences are of, and how the intervals were made; sentences."""
-        weights = {_weights(each) for each in self.groups if each.runs}
+        if len(self.groups) == 1:
+            return []
+        rows = (run.epochs[-1] for each in self.groups for run in each.runs.values())
+        weights = {"averaged" if judged(row) == "ema" else "raw" for row in rows}
         of = f"{SCORES[self.score]}, {' or '.join(sorted(weights))} weights, as each run reports its result"
         said = [f"Differences, in points of accuracy: {of}."]
         if self.score == "best":
@@ -76,7 +79,7 @@ class Comparison:
             said += [f"{method}: {METHODS[method]}." for method in used]
         if hidden := len(self.differences) - len(self.shown_pairs):
             said.append(f"{hidden} pairs without a difference that can be shown are left out here; --json has all.")
-        if len(self.groups) > 1 and self.images != "held-out":
+        if self.images != "held-out":
             said.append(
                 "Who chooses by test images has no images left to report on: data.holdout holds some out to choose by."
             )
@@ -125,8 +128,3 @@ def _named(groups: Sequence[Group], against: Sequence[str]) -> int:
         names = "; ".join(each.name for each in groups)
         raise ConfigError(f"--against {' '.join(against)} fits {len(fitting)} groups and must fit one of: {names}")
     return fitting[0]
-
-
-def _weights(of: Group) -> str:
-    rows = (run.epochs[-1] for run in of.runs.values())
-    return " or ".join(sorted({"averaged" if judged(row) == "ema" else "raw" for row in rows}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from senet.compare.collect import Collected, scores
@@ -67,9 +68,18 @@ def group(collected: Collected) -> list[Group]:
 
 def settings(run: Run) -> dict[str, Any]:
     """The options of a run that change its numbers, but the seed. An option that it does not know has its default."""
-    free = {key for key, spec in options() if spec.metadata.get("free")} - {_NAMES_IMAGES}
-    known = flat_values(Config()) | run.options
-    return {key: value for key, value in known.items() if key not in free and key != "seed"}
+    without, defaults = _free(), _defaults()
+    return {key: value for key, value in (defaults | run.options).items() if key not in without}
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return flat_values(Config())
+
+
+@cache
+def _free() -> frozenset[str]:
+    return frozenset({"seed", *(key for key, spec in options() if spec.metadata.get("free"))} - {_NAMES_IMAGES})
 
 
 def varied_options(runs: Sequence[Run]) -> list[str]:
@@ -114,7 +124,7 @@ def notes(groups: Sequence[Group], collected: Collected) -> list[str]:
     for fact in _FACTS:
         counts = _counts(str(run.starts[-1].get(fact)) for run in runs if run.starts)
         if len(counts) > 1:
-            parts = [f"{value} ({count} runs)" for value, count in counts.items()]
+            parts = [f"{value} ({count})" for value, count in counts.items()]
             found.append(f"{fact} differs between the runs: {_few(parts)}")
     if changed := [str(run.folder) for run in runs if run.changes]:
         found.append(f"options were changed on resume, those of the last start are shown: {_few(changed)}")

@@ -21,11 +21,13 @@ from senet.distributed.roster import own_name
 from senet.drill.plan import PLAN_VARIABLE
 from senet.errors import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError, RunError, cause_of, noted
 from senet.rundir.lease import mirror_status
+from senet.rundir.phases import BEGAN_VARIABLE, stamp
 
 
 def main(argv: list[str], stop: StopFlag) -> int:
     """Train; the exit code is 0 finished, 2 bad input, 85 stopped and resumable, 1 failed."""
     die_with_launcher()
+    os.environ.setdefault(BEGAN_VARIABLE, stamp(process_start=True))  # unless its launcher has said it
     stop.before_leaving(say_why)
     try:
         config = load_config(argv, read_place().world_size)

@@ -35,6 +35,7 @@ from senet.doctor.arguments import parse
 from senet.errors import FAILED_EXIT_CODE, INTERRUPTED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError
 from senet.rundir.files import read_json
 from senet.rundir.lease import MIRROR_VARIABLE
+from senet.rundir.phases import BEGAN_VARIABLE, stamp
 from senet.rundir.restarts import JOB_VARIABLE, launch_again, newest_checkpoint, note_end
 from senet.torchrun import OUT_OF_MEMORY, run_ranks
 
@@ -93,6 +94,7 @@ def _until_it_ends(
     """
     job = os.environ[JOB_VARIABLE] = f"launch.sh {host_name()} {os.getpid()} {time.time():.0f}"
     for launch in itertools.count():
+        os.environ[BEGAN_VARIABLE] = stamp(process_start=not launch)
         status.unlink(missing_ok=True)
         _, cause = start()
         outcome = read_json(status)

@@ -12,6 +12,8 @@ if [ -n "${cells:-}" ]; then exec >>"$SENET_RUN_DIR/slurm/${SENET_JOB}_0_log.out
 # Each launch of the ranks has its own store prefix, outcome and crash file: none reads those of another.
 name_launch() {
     export SENET_LAUNCH=$1
+    SENET_BEGAN="$(date +%s.%N) $(cut -d ' ' -f 1 /proc/uptime) $(cat /proc/sys/kernel/random/boot_id)"
+    export SENET_BEGAN # as senet.rundir.phases has it
     export SENET_START=$SENET_JOB.${SLURM_RESTART_COUNT:-0}.$SENET_LAUNCH
     export SENET_STATUS_FILE=$SENET_RUN_DIR/slurm/$SENET_START.status.json
     export SENET_CRASH_FILE=$SENET_RUN_DIR/slurm/$SENET_START.crash

@@ -16,6 +16,7 @@ from typing import Any
 from senet.config.options import Config
 from senet.rundir.files import read_json, read_rows, replace_file, write_json
 from senet.rundir.owner import slurm_job
+from senet.rundir.phases import SUBMITTED_VARIABLE
 from senet.rundir.restarts import newest_checkpoint
 
 _MAY_COME_BACK = 8  # starts, after which SLURM has given up the first
@@ -80,6 +81,7 @@ def launch_variables(config: Config, run_dir: Path) -> dict[str, str]:
         "SENET_MAX_REQUEUES": str(config.slurm.max_requeues),
         "SENET_MAX_RESTARTS": str(config.slurm.max_restarts),
         "SENET_SIGNAL_LEAD_S": str(config.slurm.signal_lead_s),
+        SUBMITTED_VARIABLE: f"{time.time():.3f}",
         "SENET_MAY_SHRINK": str(int(may_shrink(config))),
     }
 

@@ -31,7 +31,7 @@ from senet.distributed.watchdog import Watchdog
 from senet.rundir.checkpoint import read_checkpoint, unpickle
 from slurm.batch import free_port
 
-CLOCKS = {"train_s", "epoch_s", "logged_s", "images_per_s", "memory_gb", "gpu_memory_gb"}
+CLOCKS = {"train_s", "epoch_s", "logged_s", "images_per_s", "spent", "memory_gb", "gpu_memory_gb"}
 
 
 class StopAt(StopFlag):

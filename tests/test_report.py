@@ -40,7 +40,7 @@ if NO_BROWSER and os.environ.get("BROWSER_TESTS") == "required":
     raise RuntimeError(f"BROWSER_TESTS=required, but {NO_BROWSER} missing")
 TINY = "tests.networks:tiny_senet"
 FIGURES = {
-    *("loss", "accuracy", "learning_rate", "classes", "confusion", "reliability"),
+    *("loss", "accuracy", "learning_rate", "hours", "classes", "confusion", "reliability"),
     *("samples", "mistakes", "gates", "gate_shares"),
 }
 HOSTILE = (
@@ -109,7 +109,7 @@ def test_tensorboard_has_each_figure_once_after_a_second_report(run_dir: Path) -
     assert images() == {f"report/{name}": 1 for name in FIGURES}
     run = read_run(run_dir)
     to_tensorboard(run, draw([run], None))
-    assert images() == {f"report/{name}": 1 for name in ("loss", "accuracy", "learning_rate")}
+    assert images() == {f"report/{name}": 1 for name in ("loss", "accuracy", "learning_rate", "hours")}
 
 
 def test_a_report_without_images_and_without_predictions_says_so(run_dir: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_report_without_images_and_without_predictions_says_so(run_dir: Path) 
     assert main([str(run_dir)]) == 0
     page = (run_dir / "report" / "report.html").read_text()
     assert "the test images are not here: data.source=digits: no decoded images in" in page
-    assert {path.stem for path in (run_dir / "report").glob("*.svg")} == {"loss", "accuracy", "learning_rate"}
+    assert {path.stem for path in (run_dir / "report").glob("*.svg")} == {"loss", "accuracy", "learning_rate", "hours"}
     shutil.rmtree(run_dir / "checkpoints")
     assert main([str(run_dir)]) == 0
     assert "the run directory holds no checkpoint" in (run_dir / "report" / "report.html").read_text()

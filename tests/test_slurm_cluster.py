@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from senet import REPOSITORY
+from senet.rundir.hours import read_hours
 from tests.cluster import Cluster, missing_packages, private_cluster
 from tests.harness import (
     CLOCKS,
@@ -103,6 +104,25 @@ def survive(run: Run, events: list[Callable[[Run], None]], expected: dict[str, A
     assert steps == sorted(set(steps))
     assert run.log().count("stopped at step") == len(events)  # one save and one requeue each; the log was appended to
     assert "Traceback" not in run.logs()
+    check_hours(run)
+
+
+def check_hours(run: Run) -> None:
+    """All parts sum to the time since the submission, and each start has waited in the queue."""
+    hours = read_hours(run.run_dir)
+    assert hours is not None
+    submitted = json.loads((run.run_dir / "slurm/job.json").read_text())["submitted"]  # written after sbatch
+    assert hours.wall_s == pytest.approx(status(run.run_dir)["heartbeat"] - submitted, abs=1)
+    waits_s = [after["began"] - before["heartbeat"] for before, after in _stops_and_starts(run)]
+    first = json.loads((run.run_dir / "starts.jsonl").read_text().splitlines()[0])["began"] - submitted
+    assert hours.parts["queued"] == pytest.approx(first + sum(waits_s), rel=0.05, abs=1)
+    assert hours.parts["lost"] == hours.parts["not_running"] == 0
+    assert hours.parts["again"] < 0.1
+
+
+def _stops_and_starts(run: Run) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    starts = [json.loads(line) for line in (run.run_dir / "starts.jsonl").read_text().splitlines()]
+    return [(start["after"], start) for start in starts[1:]]
 
 
 def test_a_job_ends_with_the_tensors_of_torchrun(run: Run, undisturbed: Callable[..., dict[str, Any]]) -> None:

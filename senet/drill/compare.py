@@ -11,7 +11,7 @@ from senet.errors import RunError
 from senet.rundir.checkpoint import published_files, read_checkpoint, unpickle
 from senet.rundir.files import read_rows
 
-CLOCKS = ("train_s", "epoch_s", "logged_s", "images_per_s", "memory_gb", "gpu_memory_gb")
+CLOCKS = ("train_s", "epoch_s", "logged_s", "images_per_s", "spent", "memory_gb", "gpu_memory_gb")
 
 
 @dataclass(frozen=True)

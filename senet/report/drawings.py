@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 
 from senet.report import curves, figures
 from senet.report.analysis import Integers, Predictions, calibration
+from senet.report.hours import bar
 from senet.rundir.history import Run, names
+from senet.rundir.hours import in_words
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Drawing:
 def draw(runs: Sequence[Run], predictions: Predictions | None) -> dict[str, Drawing]:
     """Name -> figure: of the first run, and comparisons of the runs; without predictions only curves."""
     drawings = _curves(runs[0])
+    if hours := runs[0].hours:
+        drawings["hours"] = Drawing(bar(hours), f"Bar: where the time of the run went. {in_words(hours.facts())}.")
     if len(runs) > 1:
         listed = ", ".join(names(runs))
         for name, figure in curves.comparison(runs, names(runs)).items():

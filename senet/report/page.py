@@ -15,6 +15,7 @@ from senet.report.drawings import Drawing, class_accuracies, confusion_counts
 from senet.report.figures import MOST_BARS, WORST
 from senet.report.markup import Table, fill
 from senet.rundir.history import Run, cause, changed, judged, names
+from senet.rundir.hours import PARTS, duration
 
 _WEIGHTS = {"ema": "averaged", "test": "raw"}
 _NONE = "\N{EN DASH}"
@@ -48,6 +49,7 @@ def render(
         why=why,
         seen=_seen(predictions) if predictions else None,
         facts=_facts(run),
+        hours=_hours(run),
         starts=_starts(run),
         options=Table(("option", "value"), [(key, str(value)) for key, value in run.options.items()]),
     )
@@ -63,7 +65,7 @@ def _tiles(run: Run, predictions: Predictions | None) -> list[tuple[str, str]]:
     if run.epochs:
         last = run.epochs[-1]
         tiles.append((f"{last['epoch']} of {run.options.get('train.epochs', '?')}", "epochs"))
-        tiles.append((_duration(last["train_s"]), "of training, without tests"))
+        tiles.append((duration(last["train_s"]), "of training, without tests"))
         tiles.append((f"{_images_per_s(run):,.0f}", "images per second"))
     count = len(run.interruptions)
     return [*tiles, (str(count), "interruption" if count == 1 else "interruptions")]
@@ -86,7 +88,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
             if f"{kind}_loss" in last:
                 loss, top1 = last[f"{kind}_loss"], last[f"{kind}_top1"]
                 facts.append((f"Last epoch, {title}", f"loss {loss:.4f}, accuracy {top1:.2f} %"))
-        facts.append(("Time", f"{_duration(last['train_s'])} of training, without tests"))
+        facts.append(("Time", f"{duration(last['train_s'])} of training, without tests"))
         facts.append(("Speed", f"{_images_per_s(run):,.0f} images/s (median of the epochs)"))
     causes = [interruption.cause for interruption in run.interruptions]
     counted = ", ".join(f"{causes.count(each)} {each}" for each in _ENDINGS if each in causes)
@@ -119,6 +121,19 @@ def _starts(run: Run) -> Table:
     return Table([header[column] for column in used], [[row[column] for column in used] for row in rows])
 
 
+def _hours(run: Run) -> dict[str, Any] | None:
+    """Where its time went: each part, and the share that was effective."""
+    if (hours := run.hours) is None:
+        return None
+    rows = [
+        [PARTS[part], duration(seconds), f"{100 * seconds / hours.wall_s:.1f}"]
+        for part, seconds in hours.parts.items()
+        if seconds > 0
+    ]
+    table = Table(("part", "time", "%"), [*rows, ["all", duration(hours.wall_s), "100.0"]])
+    return {"table": table, "effective": f"{100 * hours.effective:.1f} %", "steps_again": f"{hours.steps_again:,}"}
+
+
 def _comparison(runs: Sequence[Run]) -> Table:
     header = ("run", "epochs", "best %", "at epoch", "last %", "last loss", "training", "images/s", "interruptions")
     rows = []
@@ -128,7 +143,7 @@ def _comparison(runs: Sequence[Run]) -> Table:
             last = run.epochs[-1]
             row[1:5] = [str(last["epoch"]), f"{last['best_top1']:.2f}", str(last["best_epoch"]), ""]
             row[4:6] = [f"{last[f'{judged(last)}_top1']:.2f}", f"{last[f'{judged(last)}_loss']:.4f}"]
-            row[6:8] = [_duration(last["train_s"]), f"{_images_per_s(run):,.0f}"]
+            row[6:8] = [duration(last["train_s"]), f"{_images_per_s(run):,.0f}"]
         rows.append(row)
     return Table(header, rows)
 
@@ -193,9 +208,3 @@ def _command(argv: Sequence[str]) -> str:
 
 def _images_per_s(run: Run) -> float:
     return float(median(row["images_per_s"] for row in run.epochs))
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"

@@ -11,6 +11,7 @@ import yaml
 
 from senet.errors import ConfigError
 from senet.rundir.files import read_json, read_rows
+from senet.rundir.hours import Hours, hours_of
 
 _CAUSES = {"stopped": "preempted", "running": "killed", "failed": "failed", "finished": "finished"}
 _BY_A_PERSON = ("SIGINT", "SIGHUP")  # Ctrl-C; the terminal was closed
@@ -73,6 +74,12 @@ class Run:
             if ended.get("job"):
                 last[ended["job"]] = max(last.get(ended["job"], 0), int(ended.get("job_restarts", 0)))
         return sum(last.values())
+
+    @property
+    def hours(self) -> Hours | None:
+        """Where its time went; None where its version has not measured it."""
+        hours = hours_of(self.starts, self.status)
+        return hours if hours.wall_s else None
 
     @property
     def images(self) -> str:

@@ -58,6 +58,7 @@ class Lease:
         }
         if warnings := os.environ.get(WARNINGS_VARIABLE, "").splitlines():
             self._status["warnings"] = warnings
+        self.measure: Callable[[], dict[str, Any]] = dict  # facts that each heartbeat asks for anew
         self._started = False
         self._facts = threading.Condition()  # held for an assignment, never while a file is written
         self._files = threading.Lock()  # held while files are written, by the thread and by start()
@@ -213,7 +214,7 @@ class Lease:
     def _publish(self, status: dict[str, Any], *, started: bool, release: bool) -> None:
         """Each file is tried once, since the next heartbeat tries again. Only the last one is tried for longer."""
         now, limit_s = time.time(), _PUBLISH_S / 4 if release else 0.0
-        status["heartbeat"] = now
+        status |= {"heartbeat": now} | self.measure()
         if started:
             mirror_status(status, limit_s=limit_s)
         with self._files:

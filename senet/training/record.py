@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from senet.errors import RunError
 from senet.rundir.checkpoint import Checkpoint
 from senet.rundir.commit import commit
 from senet.rundir.files import read_json, read_rows
+from senet.rundir.hours import hours_of, in_words
 from senet.rundir.lease import Lease
+from senet.rundir.phases import SUBMITTED_VARIABLE, Phases
 from senet.rundir.restarts import JOB_VARIABLE, last_restart
 from senet.rundir.saving import CheckpointManager
 from senet.training.feed import two_black_images
@@ -36,7 +39,8 @@ from senet.training.rows import result_line
 from senet.training.state import Summary, TrainState
 from senet.training.writer import Writer
 
-_END_OF_A_START = ("state", "reason", "step", "job", "job_restarts", "heartbeat")  # of status.json, kept by the next
+# of status.json, kept by the next
+_END_OF_A_START = ("state", "reason", "step", "job", "job_restarts", "heartbeat", "spent", "done")
 log = logging.getLogger(__name__)
 
 
@@ -82,6 +86,8 @@ class Record:
             images = f"{tested:,} {'held-out' if config.data.holdout else 'test'} images"
             early = f" early, {summary.reason}" if summary.reason else ""
             line = f"finished{early}: {result_line(summary.result, images)}; see {Path(config.run_dir)}"
+        if self.lease is not None:
+            self.progress.say(f"time: {in_words(self.lease.measure()['hours'])}")
         self.progress.say(line)
 
     def time_restart(self, state: TrainState) -> list[Callable[[], None]]:
@@ -115,6 +121,7 @@ def publish_start(
     lease: Lease | None,
     state: TrainState,
     checkpoint: Checkpoint | None,
+    phases: Phases,
 ) -> Writer:
     """From here on the run directory says that this start goes on from ``state``; before, it told of the last start.
 
@@ -124,7 +131,7 @@ def publish_start(
     if lease is None:
         return Writer(None, resumed_step=0, epochs_done=0, tensorboard=False)
     try:
-        _write_start(config, facts, lease, state, checkpoint)
+        _write_start(config, facts, lease, state, checkpoint, phases)
         lease.write(
             "model.txt", f"{_layers(network, two_black_images(config, next(network.parameters()).device))}\n".encode()
         )
@@ -154,25 +161,40 @@ def publish_start(
 
 
 def _write_start(
-    config: Config, facts: Mapping[str, Any], lease: Lease, state: TrainState, checkpoint: Checkpoint | None
+    config: Config,
+    facts: Mapping[str, Any],
+    lease: Lease,
+    state: TrainState,
+    checkpoint: Checkpoint | None,
+    phases: Phases,
 ) -> None:
     """config.yaml: all options. starts.jsonl: each start, with what it goes on from, what changed, and how the start
     before it ended."""
     last = read_json(lease.run_dir / "status.json")  # before lease.start replaces it
     lease.update(**{key: last[key] for key in ("restart",) if key in last})
-    lease.start(state.step)
     changed = changed_options(checkpoint.manifest["config"], config) if checkpoint else []
     start = {
         "generation": lease.generation,
-        "resumed_from": lease.resumed_from[lease.generation],
+        "resumed_from": state.step,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "began": phases.began,
+        "kept": {key: round(seconds, 3) for key, seconds in state.spent.items()},
         "after": {key: value for key, value in last.items() if key in _END_OF_A_START},
         "changed": {key: [was, now] for key, was, now in changed},
         "lr": rate_jump(config, checkpoint, state) if checkpoint and changed else [],
     }
-    rows = [*read_rows(lease.run_dir / "starts.jsonl"), start | dict(facts)]
+    start |= {"submitted": float(os.environ[SUBMITTED_VARIABLE])} if SUBMITTED_VARIABLE in os.environ else {}
+    rows = [*read_rows(lease.run_dir / "starts.jsonl"), start | {"job": os.environ.get(JOB_VARIABLE, "")} | dict(facts)]
+    lease.measure = partial(_measured, rows, state, phases)
+    lease.start(state.step)
     lease.write("config.yaml", to_yaml(config).encode())
     lease.write("starts.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def _measured(starts: Sequence[Mapping[str, Any]], state: TrainState, phases: Phases) -> dict[str, Any]:
+    """For status.json: what this start has spent and done, and where the time of the whole run went."""
+    spent = {phase: round(seconds, 3) for phase, seconds in phases.spent().items()}
+    return {"spent": spent, "done": state.step, "hours": hours_of(starts, {"spent": spent, "done": state.step}).facts()}
 
 
 def _layers(network: nn.Module, images_NCHW: Tensor) -> str:

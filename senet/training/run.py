@@ -27,6 +27,7 @@ from senet.distributed.ranks import Ranks
 from senet.distributed.watchdog import Watchdog
 from senet.errors import FAILED_EXIT_CODE, STOPPED_EXIT_CODE
 from senet.rundir.checkpoint import Checkpoint, unpickle
+from senet.rundir.phases import Phases
 from senet.training.feed import Feed, two_black_images
 from senet.training.learner import Learner
 from senet.training.peers import Peers
@@ -80,13 +81,13 @@ def run(
         feed = Feed.build(config, ranks, data, sampler)
         saved, state, checkpoint = _broadcast(checkpoint, group)
         _hold_stops(stop, group, watchdog)
-        start = publish_start(config, facts | found | provenance(argv), learner.network, data, lease, state, checkpoint)
+        phases, about = Phases(), facts | found | provenance(argv)
+        start = publish_start(config, about, learner.network, data, lease, state, checkpoint, phases)
         writer, manifest = stack.enter_context(closing(start)), identity(config, data, sampler, facts)
         record = Record(lease, writer, checkpoints, Progress(ranks.is_main), manifest)
         agreement = Agreement(group, every=1 if facts["amp"] == "fp16" else None)  # fp16 waits for the device each step
-        trainer = Trainer(config, learner, feed, Peers(ranks, group, agreement, stop, watchdog), record, state)
+        trainer = Trainer(config, learner, feed, Peers(ranks, group, agreement, stop, watchdog), record, state, phases)
         trains = _restore(trainer, saved, checkpoint)
-        del saved  # it takes as much memory as what is trained
         trainer.observers.extend([*record.time_restart(state), *([observe(trainer)] if observe else [])])
         summary = trainer.fit()
         record.end(config, summary, trained=trains, signal=stop.signal_name, tested=len(data.test))
@@ -145,6 +146,7 @@ def _restore(trainer: Trainer, saved: dict[str, Any] | None, checkpoint: Checkpo
     trains = not trainer.state.is_over(trainer.config.train)
     if saved:
         learner.load_state_dict(saved)
+        saved.clear()  # it takes as much memory as what is trained
     else:
         record.writer.graph(learner.network, two_black_images(trainer.config, trainer.peers.ranks.device))
     if checkpoint:

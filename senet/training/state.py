@@ -43,6 +43,8 @@ class TrainState:
     """The part of ``train_s`` that has rows in metrics.jsonl."""
     epoch_s: float = 0.0
     """The part of ``train_s`` that was spent in this epoch."""
+    spent: dict[str, float] = field(default_factory=dict)
+    """Seconds in each phase of work (``rundir.phases.WORK``), over all starts, up to the last checkpoint."""
     best_top1: float = -1.0
     """Best test accuracy so far, in percent, of the weights that were the result at that time."""
     best_epoch: int = 0

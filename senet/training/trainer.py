@@ -19,6 +19,7 @@ from senet.distributed.replicas import refuse_unused
 from senet.distributed.timing import OwnTime, Stopwatch
 from senet.errors import note
 from senet.rundir.history import judged
+from senet.rundir.phases import Phases
 from senet.training.evaluation import evaluate
 from senet.training.feed import Feed
 from senet.training.learner import Learner
@@ -46,6 +47,7 @@ class Trainer:
     peers: Peers
     record: Record
     state: TrainState
+    phases: Phases = field(default_factory=Phases)
     observers: list[Observer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -57,6 +59,7 @@ class Trainer:
         self.training = Stopwatch()
         self.own_time = OwnTime(self.learner.running, self.peers.ranks)
         self._saved_at = (self.state.step, self.state.epochs_done)
+        self._spent_before = self.state.spent
         self._check_every = self.config.train.desync_check_every
         self._grad_norm = torch.zeros(())  # of the last step that is logged, or clipped
         self._checked = False  # that the network uses all its parameters in training too
@@ -81,6 +84,8 @@ class Trainer:
         except Exception as error:
             note(error, step=self.state.step)
             raise
+        finally:
+            self.phases.enter("saving")  # what is left is to publish how it ended
         reason = self.state.impatience(self.config.train)
         return Summary("finished", self.state.step, self.state.last_result, reason)
 
@@ -88,7 +93,7 @@ class Trainer:
         """Train on the batches of this epoch that are left: all, or none if the run was stopped in the evaluation."""
         config, epoch, first = self.config, self.state.epochs_done, self.state.step
         done = first - epoch * self.steps_per_epoch
-        batches = self.own_time.fetch(self.feed.train(epoch, done))
+        batches = self.own_time.fetch(self.phases.waiting(self.feed.train(epoch, done)))
         title = f"epoch {epoch + 1}/{config.train.epochs}"
         self.learner.train()
         self.own_time.lap_s()
@@ -187,23 +192,31 @@ class Trainer:
 
     def evaluate(self) -> dict[str, Scores]:
         """See ``evaluation.evaluate``."""
-        return evaluate(self.learner, self.feed, self.peers, self.record.progress, self.config, self.state.step)
+        with self.phases.during("evaluating"):
+            return evaluate(self.learner, self.feed, self.peers, self.record.progress, self.config, self.state.step)
 
     def save(self, *, best: bool = False, wait: bool = False) -> None:
         """Publish a checkpoint of this moment, unless it has one. Sync point: once per checkpoint."""
         self._collect()
-        state, learner = self.state, self.learner
+        state = self.state
         now = (state.step, state.epochs_done)
         if now == self._saved_at:
-            self.record.checkpoints.finish()
+            with self.phases.during("saving"):
+                self.record.checkpoints.finish()
             return
+        state.spent = self.phases.work(self._spent_before)
+        with self.phases.during("saving"):
+            self._publish(best=best, wait=wait)
+        self._saved_at = now
+
+    def _publish(self, *, best: bool, wait: bool) -> None:
+        state, learner = self.state, self.learner
         learner.refuse_non_finite(state.step)
         if self._check_every:
             check_in_sync(learner.network, self.peers.ranks, self.peers.group)
         payload = learner.state_dict() | {"state": state.state_dict()}
         facts = {"step": state.step, "epochs_done": state.epochs_done, "best": best, "test": state.last_result}
         self.record.save(payload, facts | {"weights": learner.weights}, wait=wait)
-        self._saved_at = now
 
     def _last_lr(self) -> float:
         return self.lr(self.state.step - 1, self.config.optim.lr)

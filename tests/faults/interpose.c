@@ -6,6 +6,7 @@
  * FAULT_TIMES  how many are hit from there on, before the file system is back; 0: all
  * FAULT_ERRNO  what it fails with; 0: the program is killed by SIGKILL, a write half done. A failed fsync has lost the
  *              file's pages: it holds zeros, and the next fsync succeeds. Else nothing was done.
+ * FAULT_SLEEP_MS  how long they take instead of failing: then they are done, as by a slow disk
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -31,7 +32,13 @@ static int is_hit(const char *call, const char *path)
     if (strcmp(wanted, call) != 0 && strcmp(wanted, "change") != 0)
         return 0;
     int past = atomic_fetch_add(&calls, 1) + 1 - atoi(getenv("FAULT_AT")), times = atoi(getenv("FAULT_TIMES"));
-    return past >= 0 && (times == 0 || past < times);
+    int hit = past >= 0 && (times == 0 || past < times);
+    const char *sleep_ms = getenv("FAULT_SLEEP_MS");
+    if (hit && sleep_ms) {
+        usleep(1000 * atoi(sleep_ms));
+        return 0;
+    }
+    return hit;
 }
 
 static int fail(void)

@@ -31,3 +31,8 @@ def failing(call: str, under: Path, *, at: int = 1, times: int = 0, errno: int =
     faults = {"FAULT_CALL": call, "FAULT_UNDER": str(under), "FAULT_AT": str(at), "FAULT_ERRNO": str(errno)}
     faults["FAULT_TIMES"] = str(times)
     return faults | {"LD_PRELOAD": _library()}
+
+
+def slow(call: str, under: Path, wait_s: float) -> dict[str, str]:
+    """Environment in which such calls below a folder are done only after a wait."""
+    return failing(call, under) | {"FAULT_SLEEP_MS": f"{1000 * wait_s:.0f}"}

@@ -2,13 +2,17 @@
 
 import os
 import time
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from senet.data.samplers import Batch
 from senet.models.senet import PreActBlock, SENet
+from senet.training.feed import Feed
 
 FAULTY_RANK = int(os.environ.get("FAULTY_RANK", "1"))
+DATA_WAIT_S = float(os.environ.get("DATA_WAIT_S", "0.2"))
 AT = 12  # forward pass in training, 1 is the first
 
 
@@ -169,3 +173,18 @@ def overflow(num_classes: int) -> SENet:
 
 def drift(num_classes: int) -> SENet:
     return Drift(num_classes)
+
+
+def slow_data(num_classes: int) -> SENet:
+    """``tests.networks:tiny_senet``, and each batch of training images comes after ``DATA_WAIT_S``."""
+    Feed.train = _slow_train  # type: ignore[method-assign]
+    return Paced(num_classes)
+
+
+_train = Feed.train
+
+
+def _slow_train(feed: Feed, epoch: int, first_batch: int) -> Iterator[Batch]:
+    for batch in _train(feed, epoch, first_batch):
+        time.sleep(DATA_WAIT_S)
+        yield batch

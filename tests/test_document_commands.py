@@ -58,6 +58,7 @@ SMALLER = {
     r" optim\.lr=0\.05,0\.1,0\.2 seed=0\.\.4": " optim.lr=0.05,0.1 seed=0",
     r"sweep\.random=3": "sweep.random=1",
     r"train\.epochs=60": "train.epochs=3",
+    r"timm:resnet50d": "timm:test_resnet",
     r"step_000000200": "step_000000005",
     r"/path/to/images": "photos",
 }
@@ -76,6 +77,7 @@ NOT_RUN = {
     r"\./launch\.sh slurm (clear|doctor) ": "needs SLURM: tests/test_slurm_check.py does it",
     r"\./launch\.sh slurm .*slurm\.cluster=local": "goes on in the background: tests/test_slurm_local.py waits for it",
     r"\./launch\.sh predict .*https://": "needs the internet: tests/test_fetch.py has a server",
+    r"\./launch\.sh .*init_from=torchvision:": "needs the internet: tests/test_weights.py has a cache",
     r"\./launch\.sh tensorboard ": "serves until it is stopped",
     r"\./launch\.sh setup \w": "installs packages",
     r"\.venv/bin/python benchmarks/": "takes minutes on a machine without other work",

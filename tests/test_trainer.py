@@ -337,6 +337,23 @@ def test_a_run_that_is_extended_says_how_the_rate_jumps_and_one_that_is_cut_shor
     assert (checkpoints(tmp_path), status(tmp_path)["state"]) == (before, "finished")
 
 
+@pytest.mark.parametrize(("schedule", "same"), [("constant", True), ("onecycle", False)])
+def test_a_finished_run_that_is_extended_is_the_longer_one_where_the_rate_does_not_depend_on_its_length(
+    schedule: str, same: bool, train_here: Train, tmp_path: Path
+) -> None:
+    options = (*NO_NORM, f"schedule.name={schedule}", "train.global_batch_size=256")
+    assert train_here(tmp_path / "parts", *options, "train.epochs=2").state == "finished"
+    train_here(tmp_path / "parts", *options, "train.epochs=4", "resume.allow_changes=true")
+    again = train_here(tmp_path / "parts", *options, "train.epochs=4")  # its options are these now
+    train_here(tmp_path / "whole", *options, "train.epochs=4")
+    whole, parts = (without_clock(payload(tmp_path / name)) for name in ("whole", "parts"))
+    assert (again.state, whole["state"]["step"]) == ("finished", parts["state"]["step"])
+    assert (differing(whole, parts) == []) is same
+    train_here(tmp_path / "branch", *options, "train.epochs=6", "resume.allow_changes=true",
+               f"resume.mode={checkpoints(tmp_path / 'whole')[-1]}")  # fmt: skip
+    assert [len(rows(tmp_path / name, "epoch")) for name in ("whole", "branch")] == [4, 2]
+
+
 def test_a_change_that_leaves_the_rate_alone_marks_no_jump(train_here: Train, tmp_path: Path) -> None:
     train_here(tmp_path, "model.name=tests.networks:no_norm", stop=StopAt(3))
     train_here(

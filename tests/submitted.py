@@ -57,9 +57,8 @@ class Run:
             state, owner = self.read("status.json"), self.read("owner.json")
             if (state.get("job"), state.get("job_restarts"), state.get("state")) != (self.job, restarts, "running"):
                 return False
-            if owner.get("job_launch") != launch:
-                return False
-            return self.newest_step() >= owner["resumed_from"].get(str(state["generation"]), 0) + count
+            begun = owner.get("resumed_from", {}).get(str(state["generation"]))  # a moment later than the status
+            return owner.get("job_launch") == launch and begun is not None and self.newest_step() >= begun + count
 
         wait_until(there, timeout_s, f"{count} steps of start {restarts}: {self.logs()}")
 

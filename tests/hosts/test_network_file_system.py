@@ -6,7 +6,6 @@ import time
 
 import pytest
 
-from senet.rundir.files import read_json
 from tests.harness import checkpoints, wait_until
 from tests.hosts.cluster import HostCluster
 from tests.hosts.conftest import SOAK
@@ -67,7 +66,7 @@ def test_power_lost_while_saving_leaves_a_whole_checkpoint(
     published = checkpoints(run.run_dir)[-1]
     try:
         run.wait_for_steps(5, 1)
-        resumed = read_json(run.run_dir / "owner.json")["resumed_from"]["2"]
+        resumed = run.read("owner.json")["resumed_from"]["2"]
         assert resumed >= int(published.name[5:].partition(".")[0])
         ends_with(run, undisturbed(0, *SAVING), restarts=1)
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-from senet.rundir.files import read_json
 from tests.harness import wait_until
 from tests.hosts.cluster import HostCluster
 from tests.hosts.test_hosts import Undisturbed, ends_with
@@ -31,4 +30,4 @@ def test_a_host_that_comes_back_leaves_the_younger_start_alone(
     assert now["state"] in ("running", "finished")
     assert now["job_restarts"] == 1
     ends_with(run, undisturbed(0, *LONG), restarts=1)
-    assert read_json(run.run_dir / "owner.json")["generation"] == 2
+    assert run.read("owner.json")["generation"] == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -11,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from senet.command import Parser, end, printable
+from senet.config.load import named_path
 from senet.errors import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, STOPPED_EXIT_CODE
 from senet.follow import Rows, Tail
 from senet.rundir.files import patiently, read_json
@@ -98,17 +100,23 @@ class Followed:
         return wait if wait != told else ""
 
 
-def follow(runs: Sequence[Followed], *, colours: bool) -> int:
-    """Print the lines of all runs until all are over; returns the exit code of the worst."""
-    asked = -_ASK_S
+def follow(word: str, first: int, *, colours: bool) -> int:
+    """Print the lines of all runs that a word names, also of those that come later, until all are over; returns the
+    exit code of the worst."""
+    runs: list[Followed] = []
+    asked, over = -math.inf, math.inf
     while True:
-        for run in runs:
-            _show(run, colours)
-        if time.monotonic() - asked > _ASK_S:
+        now = time.monotonic()
+        if now - asked > _ASK_S:
+            _find(word, runs, first)
             for run, wait in _ask(runs):
                 _say(run, wait)
-            asked = time.monotonic()
-        if all(run.is_over for run in runs):
+            asked = now
+        for run in runs:
+            _show(run, colours)
+        if not all(run.is_over for run in runs):
+            over = math.inf
+        elif now - (over := min(over, now)) >= (_GONE_S if runs[0].label else 0.0):  # another cell may begin
             break
         time.sleep(max(_POLL_S, sum(run.files for run in runs) / _FILES_PER_S))
     codes = []
@@ -118,6 +126,14 @@ def follow(runs: Sequence[Followed], *, colours: bool) -> int:
         _say(run, f"{verdict.cause}: {verdict.text}")
         codes.append(_EXIT_CODES.get(verdict.cause, FAILED_EXIT_CODE))
     return max(codes, key=[0, STOPPED_EXIT_CODE, REFUSED_EXIT_CODE, FAILED_EXIT_CODE].index)
+
+
+def _find(word: str, runs: list[Followed], first: int) -> None:
+    """Add the runs that are not yet among these."""
+    for run_dir, job in runs_of(word):
+        if run_dir not in [run.run_dir for run in runs]:
+            is_alone = bool(job) or run_dir == named_path(word)
+            runs.append(Followed(run_dir, job, first, "" if is_alone else run_dir.name))
 
 
 def _ask(runs: Sequence[Followed]) -> Iterator[tuple[Followed, str]]:
@@ -157,9 +173,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="a run directory, a sweep or a folder of runs, or the id of a job")
     parser.add_argument("--lines", type=int, default=10, metavar="N", help="of each log to begin with (default 10)")
     arguments = parser.parse_args(argv)
-    found = runs_of(arguments.run)
-    runs = [Followed(path, job, arguments.lines, path.name if len(found) > 1 else "") for path, job in found]
-    return follow(runs, colours=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+    return follow(arguments.run, arguments.lines, colours=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
 
 
 if __name__ == "__main__":

@@ -164,6 +164,22 @@ def test_a_run_on_this_machine_is_followed_to_its_end_with_its_exit_code(data_ro
     assert steps[-1] == rows(run_dir)[-1]["step"]
 
 
+def test_of_a_folder_each_line_has_its_run_and_a_later_one_is_found(tmp_path: Path) -> None:
+    runs: list[Followed] = []
+    for name in ("a", "b"):
+        (tmp_path / "sweep" / name).mkdir(parents=True)
+        write_json(tmp_path / "sweep" / name / "status.json", {})
+        follow._find(str(tmp_path / "sweep"), runs, 10)
+        follow._find(str(tmp_path / "sweep"), runs, 10)
+    assert [(run.run_dir.name, run.label) for run in runs] == [("a", "a"), ("b", "b")]
+    (tmp_path / "sweep" / "logs").mkdir()
+    append(tmp_path / "sweep" / "logs" / "a.log", "what its terminal would show\n")
+    assert list(runs[0].lines()) == [(0, "", "what its terminal would show")]
+    alone: list[Followed] = []
+    follow._find(str(tmp_path / "sweep" / "a"), alone, 10)
+    assert [run.label for run in alone] == [""]
+
+
 def test_a_run_without_a_job_is_over_once_nothing_has_lived_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -161,15 +161,13 @@ def test_a_lost_node_is_named_while_its_job_waits_for_another(cluster: Cluster, 
 def test_what_the_check_of_the_nodes_found_is_shown(cluster: Cluster, tmp_path: Path, data_root: Path) -> None:
     run = Run(cluster, tmp_path / "run", data_root, check=True)
     plan(run, finding("n1"))
-    cluster.run("scontrol", "update", "NodeName=n2", "State=DRAIN", "Reason=test")
-    try:
-        run.submit(*LONG, "slurm.nodes=1")
-        wait_to_start_again(run)
-        says(run, "node excluded", "what arithmetic found", "n1 is avoided since")
-        cluster.cancel(run.job)
-    finally:
-        cluster.run("scontrol", "update", "NodeName=n2", "State=RESUME")
-        cluster.wait_idle()
+    options = ("--parsable", "--partition=high", "--nodelist=n2", "--exclusive", "--output=/dev/null")
+    blocker = cluster.run("sbatch", *options, "--wrap=sleep 600").strip()
+    run.submit(*LONG, "slurm.nodes=1")
+    wait_to_start_again(run)
+    says(run, "node excluded", "what arithmetic found", "n1 is avoided since")
+    cluster.cancel(run.job)
+    cluster.cancel(blocker)
     assert run.tool("clear", str(run.run_dir)).returncode == 0
     plan(run, finding("n2", kind="slow"))
     run.submit(*LONG, "slurm.max_restarts=0")

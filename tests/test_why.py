@@ -141,6 +141,14 @@ def test_a_job_that_is_requeued_says_what_ended_its_last_start_and_why_it_waits(
     assert held.cause == "held"
 
 
+def test_a_full_file_system_explains_an_end_without_a_word_and_nothing_else() -> None:
+    assert judge(replace(ENDED, is_full=True)).cause == "disk is full"
+    assert judge(of_job(ended("FAILED"), replace(ENDED, is_full=True), state="running")).cause == "disk is full"
+    assert judge(of_job(ended("TIMEOUT"), replace(ENDED, is_full=True), state="running")).cause == "time limit was hit"
+    assert judge(replace(ALIVE, is_full=True)).cause == "running"
+    assert judge(replace(CASES["crash"], is_full=True)).cause == "crash"
+
+
 def test_a_launch_that_fails_again_while_its_job_runs_is_a_start() -> None:
     job = replace(JOB, word="RUNNING", active=True, was_started=True)
     assert judge(of_job(job, state="failed", reason=KILLED)).cause == "starting"

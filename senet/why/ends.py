@@ -96,6 +96,17 @@ def stopped(known: Evidence) -> Verdict | None:
     return say(known, cause, f"{cause}{at}; job {job.id}: {job.word or 'unknown to SLURM'}", status_fact(known))
 
 
+def full(known: Evidence) -> Verdict | None:
+    """It left no word of its end, and could not."""
+    word = known.job.word if known.job is not None else ""
+    if not known.is_full or known.alive or word in _IN_SLURM:
+        return None
+    fact = Fact(str(known.run_dir), "its file system has no room for a file")
+    return say(
+        known, "disk is full", "it left no word of its end, and its file system is full", fact, status_fact(known)
+    )
+
+
 def ended_in_slurm(known: Evidence) -> Verdict | None:
     """A job that has ended without a word of the run."""
     job = known.job

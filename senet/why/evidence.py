@@ -13,7 +13,7 @@ from typing import Any
 
 from senet.distributed import hangs
 from senet.distributed.roster import Process
-from senet.rundir.files import read_json, read_rows
+from senet.rundir.files import is_full, read_json, read_rows
 from senet.rundir.locks import boot, started_at
 from senet.rundir.owner import WATCH_S, is_alive, read_owner
 from senet.rundir.restarts import LAUNCH_FILE
@@ -85,6 +85,8 @@ class Evidence:
     """What the check of the nodes in front of the last start found."""
     avoided: Sequence[Fact] = ()
     """Nodes that the run's jobs do not get any more."""
+    is_full: bool = False
+    """Whether the file system of the run directory has no room."""
     job: Job | None = None
 
     @property
@@ -120,6 +122,7 @@ def gather(run_dir: Path) -> Evidence:
         time.time() - metrics.stat().st_mtime if rows else 0.0,
         rows[-1]["train_s"] - rows[-2]["train_s"] if len(rows) > 1 else 0.0,
         _processes(owner) if alive else {},
+        is_full=is_full(run_dir),
     )
 
 

@@ -15,6 +15,7 @@ _RULES = (
     ends.finished,
     ends.failed,
     ends.stopped,
+    ends.full,
     ends.ended_in_slurm,
     ends.killed,
 )

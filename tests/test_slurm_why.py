@@ -63,12 +63,12 @@ def says(run: Run, cause: str, *words: str) -> None:
     assert f"JobState={run.cluster.job(run.job)['JobState']}" in text
 
 
-def wait_to_start_again(run: Run, restarts: int = 1) -> None:
+def wait_to_start_again(run: Run, restarts: int = 1, timeout_s: float = 120) -> None:
     def waits() -> bool:
         job = run.cluster.job(run.job)
         return (job["JobState"], job["Restarts"]) == ("PENDING", str(restarts))
 
-    wait_until(waits, 120, f"the requeue of {run.job}: {run.logs()}")
+    wait_until(waits, timeout_s, f"the requeue of {run.job}: {run.logs()}")
 
 
 @on_slurm
@@ -184,8 +184,7 @@ def test_what_the_check_of_the_nodes_found_is_shown(cluster: Cluster, tmp_path: 
 @on_slurm
 def test_a_time_limit_is_named(run: Run) -> None:
     run.submit(*LONG, "slurm.time=1m", "slurm.signal_lead_s=45")
-    run.wait_for_stop(0, timeout_s=180)
-    wait_to_start_again(run)
+    wait_to_start_again(run, timeout_s=180)
     says(run, "time limit", "SIGUSR2", "waits to start again")
 
 

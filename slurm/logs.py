@@ -33,8 +33,18 @@ def log_files(run_dir: Path, job_id: str) -> dict[int, Path]:
 
 def rank_of(path: Path) -> str:
     """``rank 1 on n2``, from the last launch in a log; empty where it has none."""
-    begins = [found[1] for line in path.read_text(errors="replace").splitlines() if (found := BEGINS.search(line))]
-    return begins[-1] if begins else ""
+    return ([""] + _begins(path))[-1]
+
+
+def not_begun(run_dir: Path, job_id: str) -> list[Fact]:
+    """The ranks whose logs have fewer launches than those of others."""
+    launches = {rank: len(_begins(path)) for rank, path in log_files(run_dir, job_id).items()}
+    late = [rank for rank, count in launches.items() if count < max(launches.values())]
+    return [Fact(f"slurm/{job_id}_{rank}_log.out", f"rank {rank} has not begun this launch") for rank in late]
+
+
+def _begins(path: Path) -> list[str]:
+    return [found[1] for line in path.read_text(errors="replace").splitlines() if (found := BEGINS.search(line))]
 
 
 def telling_lines(run_dir: Path, job_id: str) -> list[Fact]:

@@ -21,7 +21,7 @@ from senet.why.evidence import Evidence, Fact, Job, gather
 from senet.why.judge import judge
 from senet.why.verdict import Verdict, start_facts
 from slurm import cluster, nodes
-from slurm.logs import log_files, telling_lines
+from slurm.logs import log_files, not_begun, telling_lines
 from slurm.starts import Launch, starts_of, stop_file
 
 _SHOWN = ("JobState", "Reason", "ExitCode", "Restarts", "NodeList", "ExcNodeList", "StartTime", "EndTime", "TimeLimit")
@@ -42,12 +42,14 @@ def look(run_dir: Path, job_id: str = "") -> Evidence:
         is_of_job = known.status.get("heartbeat", 0.0) > submitted["submitted"]
     elif not is_of_job and not job.active and known.status.get("heartbeat", 0.0) > submitted.get("submitted", 0.0):
         return known  # trained on without SLURM since then
-    last = job.last_end.get("start", 0)
+    last, lines = job.last_end.get("start", 0), telling_lines(run_dir, job_id)
+    if any(": still meeting " in line.text for line in lines):
+        lines += not_begun(run_dir, job_id)
     return replace(
         known,
         job=job,
         status=known.status if is_of_job else {},
-        lines=telling_lines(run_dir, job_id),
+        lines=lines,
         checked=_checked(run_dir, nodes.check_file(run_dir, job_id, last)),
         avoided=[Fact("slurm/excluded.jsonl", text) for text in nodes.avoided_texts(run_dir)],
     )

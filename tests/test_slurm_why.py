@@ -249,7 +249,7 @@ def test_a_start_whose_rank_does_not_come_names_it(local: Local) -> None:  # noq
         return None
 
     wait_until(rank_1, 60).send_signal(signal.SIGSTOP)
-    waits_here(local, "waits for a rank", f"{named(0)}: still meeting rank 1")
+    waits_here(local, "waits for a rank", f"{named(0)}: still meeting ", "rank 1 has not begun this launch")
     wait_until(lambda: not [p for p in local.processes() if p.status() != psutil.STATUS_STOPPED], 120)
     for process in local.processes():
         process.kill()

@@ -188,6 +188,15 @@ def test_of_a_log_the_last_start_tells_with_its_line(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_rank_whose_log_has_fewer_launches_has_not_come(tmp_path: Path) -> None:
+    (tmp_path / "slurm").mkdir()
+    for rank, launches in ((0, 2), (1, 1), (2, 2)):
+        text = f"slurm: rank {rank} on n1 begins\nx\n" * launches
+        (tmp_path / "slurm" / f"7_{rank}_log.out").write_text(text)
+    assert [fact.text for fact in logs.not_begun(tmp_path, "7")] == ["rank 1 has not begun this launch"]
+    assert logs.rank_of(tmp_path / "slurm" / "7_2_log.out") == "rank 2 on n1"
+
+
 def test_every_cause_has_its_row_on_the_page() -> None:
     page = (REPOSITORY / "docs" / "why.md").read_text()
     assert re.findall(r"^\| `(.+?)` \|", page, re.MULTILINE) == list(CAUSES)

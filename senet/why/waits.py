@@ -77,8 +77,8 @@ def starting(known: Evidence) -> Verdict | None:
         return say(known, "stopped", f"stopped at step {known.status.get('step')}, about to end", status_fact(known))
     if held := [line for line in known.lines if ", which holds " in line.text or "watching for" in line.text]:
         return say(known, "waits for a lock", held[-1].text.removeprefix("INFO: "), held[-1])
-    if still := [line for line in known.lines if ": still " in line.text]:
-        return say(known, "waits for a rank", still[-1].text, *still)
+    if still := [line for line in known.lines if ": still " in line.text or " has not begun " in line.text]:
+        return say(known, "waits for a rank", "; ".join(line.text for line in still[:5]), *still)
     if stuck := _in_state(known, ("T", "t")):
         return stuck
     again = [status_fact(known)] if _is_of_this_start(known) else []  # after a failure

@@ -33,7 +33,7 @@ def log_files(run_dir: Path, job_id: str) -> dict[int, Path]:
 
 def rank_of(path: Path) -> str:
     """``rank 1 on n2``, from the last launch in a log; empty where it has none."""
-    return ([""] + _begins(path))[-1]
+    return ["", *_begins(path)][-1]
 
 
 def not_begun(run_dir: Path, job_id: str) -> list[Fact]:

@@ -90,6 +90,11 @@ class Rows:
                 yield "  ".join(f"{key} {_short(value)}" for key, value in row.items() if key != "kind")
 
 
+def last_rows(path: Path, count: int) -> list[dict[str, Any]]:
+    """The last JSON objects of a file, one per line, of so many lines."""
+    return list(_rows(Tail(path, count).lines()))
+
+
 def _rows(lines: list[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
         with suppress(ValueError):  # a kill has cut it

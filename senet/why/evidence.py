@@ -13,6 +13,7 @@ from typing import Any
 
 from senet.distributed import hangs
 from senet.distributed.roster import Process
+from senet.follow import last_rows
 from senet.rundir.files import is_full, read_json, read_rows
 from senet.rundir.locks import boot, started_at
 from senet.rundir.owner import WATCH_S, is_alive, read_owner
@@ -108,7 +109,7 @@ def gather(run_dir: Path) -> Evidence:
     if alive is None and abs(silent_s) > WATCH_S:
         alive = False
     launch = read_json(run_dir / LAUNCH_FILE)
-    rows = [row for row in read_rows(run_dir / "metrics.jsonl") if "train_s" in row]
+    rows = [row for row in last_rows(run_dir / "metrics.jsonl", 3) if "train_s" in row]
     metrics = run_dir / "metrics.jsonl"
     return Evidence(
         run_dir,

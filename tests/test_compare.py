@@ -270,10 +270,12 @@ def test_one_group_is_the_base_of_all_comparisons_if_it_is_named(rates: Path) ->
 
 def test_what_else_differs_between_the_runs_is_said(tmp_path: Path) -> None:
     changed = {"changed": {"optim.lr": [0.1, 0.2]}, "resumed_from": 20, "torch": "2.10"}
+    changed |= {"commit": f"{'ab' * 20}+"}
     write_run(tmp_path / "a", "seed=0", top1=[90.0], start=changed)
     write_run(tmp_path / "b", "seed=1", top1=[91.0])
     write_run(tmp_path / "c", "seed=2", top1=[91.0])
     assert compare([tmp_path]).notes == [
+        "commit differs between the runs: ababababab+ (1), abc (2)",
         "torch differs between the runs: 2.10 (1), 2.14 (2)",
         f"options were changed on resume, those of the last start are shown: {tmp_path / 'a'}",
         f"began from a checkpoint of another run: {tmp_path / 'a'}",

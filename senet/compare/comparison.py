@@ -71,9 +71,9 @@ class Comparison:
             )
         if count := tested_pairs(self.differences):
             said.append(
-                f"The {100 * (1 - RATE):g} % intervals hold for all {count} pair(s) together: each has "
-                f"{100 * (1 - RATE / count):.4g} % (Bonferroni). If the options made no difference, one pair or more "
-                f"would be called different in at most {100 * RATE:g} % of such tables."
+                f"Intervals: {100 * (1 - RATE):g} % for all together, {100 * (1 - RATE / count):.4g} % for each "
+                f"(Bonferroni; pairs: {count}). If the options made no difference, a pair would be called different in "
+                f"at most {100 * RATE:g} % of such tables."
             )
             used = dict.fromkeys(each.method for each in self.differences if not each.why)
             said += [f"{method}: {METHODS[method]}." for method in used]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,7 @@ from senet.rundir.history import Run
 
 _NAMES_IMAGES = "data.folder"  # may change on resume, since a folder can be moved; but another may hold other images
 _FACTS = ("commit", "torch", "amp", "world_size", "device", "processor")  # of starts.jsonl
+_HASH = re.compile("([0-9a-f]{10})[0-9a-f]{30}")  # of a commit; a + may follow
 _MOST_NAMED = 6
 
 
@@ -122,7 +124,7 @@ def notes(groups: Sequence[Group], collected: Collected) -> list[str]:
     if repeats:
         found.append(f"not counted, since a run with the same options and seed is there: {_few(repeats)}")
     for fact in _FACTS:
-        counts = _counts(str(run.starts[-1].get(fact)) for run in runs if run.starts)
+        counts = _counts(_HASH.sub(r"\1", str(run.starts[-1].get(fact))) for run in runs if run.starts)
         if len(counts) > 1:
             parts = [f"{value} ({count})" for value, count in counts.items()]
             found.append(f"{fact} differs between the runs: {_few(parts)}")

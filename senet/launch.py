@@ -33,6 +33,7 @@ from senet.distributed.preemption import LAUNCHER_VARIABLE
 from senet.distributed.roster import host_name
 from senet.doctor.arguments import parse
 from senet.errors import FAILED_EXIT_CODE, INTERRUPTED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError
+from senet.notify import message, target, tell, was_finished
 from senet.rundir.files import read_json
 from senet.rundir.lease import MIRROR_VARIABLE
 from senet.rundir.phases import BEGAN_VARIABLE, stamp
@@ -62,6 +63,7 @@ def train(argv: Sequence[str], stop: StopFlag) -> int:
     """
     argv = with_recipe("train", argv, _say)
     config = load_config(argv)
+    target(config.notify)
     most = wanted_number("RESTARTS", "is not a number of restarts; use 0 or more") or 0
     ranks = choose_ranks(config.train)
     words, run_dir = io.StringIO(), Path(config.run_dir)
@@ -72,6 +74,8 @@ def train(argv: Sequence[str], stop: StopFlag) -> int:
         os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", f"{max(30, config.distributed.step_timeout_s):.0f}")
         start = partial(run_ranks, ranks, [str(REPOSITORY / "train_ddp.py"), *argv], folder, words, stop)
         state, cause, why = _until_it_ends(start, status, run_dir, most, stop)
+    if state == "finished" and config.notify and not was_finished(run_dir):
+        tell(config.notify, message(run_dir, state, ""))
     if state in ("finished", "refused"):
         return _EXIT_CODES[state]
     if stop and not state:
@@ -81,6 +85,9 @@ def train(argv: Sequence[str], stop: StopFlag) -> int:
     said = state in ("failed", "stopped") and BUS_ERROR not in cause and OUT_OF_MEMORY not in cause  # by a rank
     if why or not said:
         _say(f"failed: {why or cause}{kept}")
+    if stop.signal_name != "SIGINT":  # who presses Ctrl-C knows
+        reason = read_json(run_dir / "status.json").get("reason", "") if said else cause
+        tell(config.notify, message(run_dir, "stopped" if state == "stopped" else "failed", why or reason))
     return _EXIT_CODES.get(state, FAILED_EXIT_CODE)
 
 

@@ -1,6 +1,7 @@
 """The decisions of the batch script before and after srun; batch.sh carries them out.
 
     python -m slurm.batch begin                  a port, or a reason not to start
+    python -m slurm.batch tell CAUSE             notify that it is not requeued
     python -m slurm.batch end JOB LOST HOSTS     finished, relaunch, requeue, cancel or failed
 
 A job is started by SLURM, once and after each requeue; a start launches the ranks, once and after each failure.
@@ -13,6 +14,7 @@ that do not answer. Reads and writes files in ``$SENET_RUN_DIR`` only. The outco
 from __future__ import annotations
 
 import math
+import os
 import random
 import re
 import socket
@@ -28,7 +30,7 @@ from senet.errors import FAILED_EXIT_CODE, STOPPED_EXIT_CODE
 from senet.rundir.files import patiently, read_json, write_json
 from senet.rundir.restarts import launch_again, newest_checkpoint
 from slurm import nodes
-from slurm.starts import Launch, explain, idle_steps, record_start, starts_of, stop_file
+from slurm.starts import NOTIFY_VARIABLE, Launch, explain, idle_steps, record_start, starts_of, stop_file
 
 STARTS_WITHOUT_PROGRESS = 3
 _PORTS_BELOW_EPHEMERAL = 12_000
@@ -176,6 +178,21 @@ def _crash(file: Path) -> str:
     return f"a rank crashed: {first}{why}; where: {file}" if first else ""
 
 
+def _tell(launch: Launch, state: str, cause: str) -> None:
+    """``notify``, once for each start that is the last one."""
+    if not (notify := os.environ.get(NOTIFY_VARIABLE)):
+        return
+    from senet.notify import message, tell
+
+    try:
+        launch.told_file.touch(exist_ok=False)
+    except FileExistsError:
+        return
+    except OSError as error:
+        print(f"slurm: {launch.told_file} not written: {error}", file=sys.stderr)
+    tell(notify, message(launch.run_dir, state, cause, launch.job_id))
+
+
 def main(argv: list[str]) -> int:
     """Print for batch.sh: shell assignments, or what to do; the exit code is that of the job."""
     launch = Launch.from_environment()
@@ -190,6 +207,9 @@ def main(argv: list[str]) -> int:
             return FAILED_EXIT_CODE
         print(f"export MASTER_PORT={free_port()}; idle_steps={idle_steps(*where)}")
         return 0
+    if argv[0] == "tell":
+        _tell(launch, "stopped", argv[1])
+        return 0
     outcome, (lost, hosts) = read_json(launch.outcome_file), (list(dict.fromkeys(words.split())) for words in argv[2:])
     with suppress(OSError):  # only a note for later starts: the job can end without it
         write_json(launch.outcome_file, outcome | {"ended": not lost, "slurm": announced(launch, argv[1])}, limit_s=10)
@@ -199,6 +219,8 @@ def main(argv: list[str]) -> int:
         explain(*where, "stopped", reason)
     if verdict.split()[0] in ("finished", "relaunch", "requeue", "cancel"):
         print(verdict)
+        if verdict == "finished":
+            _tell(launch, verdict, "")
         return 0
     if outcome.get("state") != "refused":  # by the check itself, or for the user's mistake
         verdict += nodes.known_before(nodes.check_file(*where), verdict)
@@ -206,6 +228,7 @@ def main(argv: list[str]) -> int:
     print(f"slurm: job {launch.job_id} ends here: {verdict}", file=sys.stderr)
     stopped = outcome.get("state") == "stopped"
     explain(*where, "stopped" if stopped else "failed", verdict)
+    _tell(launch, outcome["state"] if outcome.get("state") in ("stopped", "refused") else "failed", verdict)
     return STOPPED_EXIT_CODE if stopped else FAILED_EXIT_CODE
 
 

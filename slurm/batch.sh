@@ -205,6 +205,7 @@ finish() {
                 exec sleep infinity # until SLURM ends it: to return would end the job. No child, which could outlive it
             fi
         done
+        run_python -m slurm.batch tell "scontrol requeue failed; submit again to go on"
         echo "slurm: scontrol requeue $SENET_JOB failed; submit again to go on" >&2
         exit 1
         ;;

@@ -19,6 +19,7 @@ from senet.rundir.owner import slurm_job
 from senet.rundir.phases import SUBMITTED_VARIABLE
 from senet.rundir.restarts import newest_checkpoint
 
+NOTIFY_VARIABLE = "SENET_NOTIFY"
 _MAY_COME_BACK = 8  # starts, after which SLURM has given up the first
 
 
@@ -62,6 +63,11 @@ class Launch:
         return self._file("status.json")
 
     @property
+    def told_file(self) -> Path:
+        """It exists once ``notify`` was told of the end of the job at this start."""
+        return self.run_dir / "slurm" / f"{self.job_id}.{self.start}.told"
+
+    @property
     def crash_file(self) -> Path:
         return self._file("crash")
 
@@ -81,6 +87,7 @@ def launch_variables(config: Config, run_dir: Path) -> dict[str, str]:
         "SENET_MAX_REQUEUES": str(config.slurm.max_requeues),
         "SENET_MAX_RESTARTS": str(config.slurm.max_restarts),
         "SENET_SIGNAL_LEAD_S": str(config.slurm.signal_lead_s),
+        NOTIFY_VARIABLE: config.notify,
         SUBMITTED_VARIABLE: f"{time.time():.3f}",
         "SENET_MAY_SHRINK": str(int(may_shrink(config))),
     }

@@ -15,6 +15,7 @@ from senet import REPOSITORY
 from senet.config.load import to_yaml
 from senet.config.options import HUBS, Config
 from senet.errors import ConfigError
+from senet.notify import target
 from senet.rundir.files import replace_file, write_json
 from senet.rundir.locks import StillHeld, lock
 from slurm.job import Job
@@ -29,6 +30,9 @@ def check(config: Config) -> list[Finding]:
     Raises:
         ConfigError: what preflight refuses, or there is no SLURM here.
     """
+    if config.notify and config.slurm.cluster == "local":
+        raise ConfigError("notify= is sent by a batch script, and slurm.cluster=local has none; leave notify out")
+    target(config.notify)
     findings = preflight(config, Path(config.run_dir).absolute())
     refuse(findings)
     if config.slurm.cluster == "slurm":

@@ -115,9 +115,33 @@ def check_together(config: Config) -> None:
             f"train.label_smoothing={config.train.label_smoothing} is of the cross entropy, not of "
             f"train.loss={config.train.loss}; set train.label_smoothing=0"
         )
+    check_notify(config.notify)
+    if (name := config.notify.removeprefix("env:")) != config.notify and name in config.slurm.environment:
+        raise ConfigError(f"notify=env:{name}: slurm.environment.{name} is written into files; export {name} instead")
     _check_mapping("slurm.environment", config.slurm.environment, r"[A-Za-z_]\w*", (str,))
     _check_mapping("slurm.sbatch", config.slurm.sbatch, r"[a-z][a-z0-9_-]*", (str, int, float))
     _check_model(config.model, config.data.image_size)
+
+
+def check_notify(text: str, *, secret: bool = False) -> None:
+    """ConfigError for an address that may not be used. ``secret``: it is in no file, so it may hold a key."""
+    shown = "the address that notify names" if secret else f"notify={text}"
+    if text.startswith("env:") and not secret:
+        if not re.fullmatch(r"env:[A-Za-z_]\w*", text):
+            raise ConfigError(f"{shown}: write env: and the name of a variable, e.g. env:NOTIFY")
+        return
+    if not re.match(r"[A-Za-z][\w+.-]*://", text):
+        return  # a command
+    here = re.match(r"http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)", text)
+    if not (here or re.match(r"https://[^/\s]+", text)):
+        raise ConfigError(f"{shown} is no https address; others send in the clear what anybody can read")
+    _, _, rest = text.partition("://")
+    keys = [part for part in rest.split("/")[1:] if len(part) >= 16 and re.search(r"\d", part)]
+    if not secret and (keys or re.search("[@?#]", rest)):
+        raise ConfigError(
+            "notify= is an address that seems to hold a key, which would be written into files of the run; put it into "
+            "a variable and name that: notify=env:NOTIFY"
+        )
 
 
 def refuse_ignored_folder(data: DataConfig) -> None:

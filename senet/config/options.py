@@ -357,6 +357,10 @@ class Config:
     """Folder of checkpoints, metrics and status; empty: ``runs/<name of the first YAML file>``."""
     seed: int = option(0, low=0, high=2**31 - 1)
     """Of initial weights, sample order, augmentation, and any other random number."""
+    notify: str = option("", free=True)
+    """Who is told when the run has finished, failed for good, or stopped and nobody starts it again: an https address,
+    which gets JSON by POST, or a shell command, which gets it on its standard input. env:NAME: what the variable NAME
+    holds; an address that holds a key is only taken from there, since options are written into files. Empty: nobody."""
     resume: ResumeConfig = field(default_factory=ResumeConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -176,16 +176,18 @@ def test_an_older_word_of_the_launcher_does_not_count(tmp_path: Path) -> None:
 
 def test_of_a_log_the_last_start_tells_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "slurm").mkdir()
-    began = "INFO: tiny: 9 parameters; 1 training, 1 test images, 2 classes; 2 rank(s) on cpu, 1 thread(s)\n"
+    began = "slurm: rank 1 on n2 begins\n"
     early = "srun: error: n1: task 0: Out Of Memory\nINFO: waiting for process 1 on host n1, which holds /x\n"
     text = early + began + "step 1\n" * 40_000 + f"{OOM.text}\n" + "step 2\n" * 9
     (tmp_path / "slurm" / "7_1_log.out").write_text(text)
     (tmp_path / "slurm" / "7_0_log.out").write_text(early)
+    (tmp_path / "slurm" / "7_2_log.out").write_text(f"{early}{began}step 1\nstep 2\n{OOM.text}\n")
     (tmp_path / "slurm" / "71_0_log.out").write_text(early)
     found = logs.telling_lines(tmp_path, "7")
-    assert [fact.where for fact in found] == [
-        "slurm/7_0_log.out:1", "slurm/7_0_log.out:2", f"slurm/7_1_log.out:{text.count(chr(10)) - 9}"
-    ]  # fmt: skip
+    oom_line = text.count("\n") - 9
+    assert [fact.where.removeprefix("slurm/7_") for fact in found] == [
+        *("0_log.out:1", "0_log.out:2", f"1_log.out:{oom_line}", "2_log.out:6"),
+    ]
 
 
 def test_a_rank_whose_log_has_fewer_launches_has_not_come(tmp_path: Path) -> None:

@@ -214,6 +214,9 @@ def test_what_is_no_run_is_refused_in_a_line(tmp_path: Path, monkeypatch: pytest
         (tmp_path / "runs" / "rates" / cell).mkdir(parents=True)
         write_json(tmp_path / "runs" / "rates" / cell / "status.json", {})
     assert [path.name for path, _ in why.runs_of("runs/rates")] == ["a", "b"]
+    write_json(tmp_path / "runs" / "rates" / "sweep.json", {"cells": {"a": {}, "b": {}, "c": {}}})
+    assert [path.name for path, _ in why.runs_of("rates")] == ["a", "b"]
+    assert why._not_started("rates") == "runs/rates: 1 cell(s) not started: c"
     (tmp_path / "runs" / "rates" / "a" / "slurm").mkdir()
     write_json(tmp_path / "runs" / "rates" / "a" / "slurm" / "job.json", {"job": "7_1"})
     assert why.runs_of("7_1") == [(Path("runs/rates/a"), "7_1")]

@@ -110,7 +110,7 @@ def test_tab_offers_what_launch_sh_and_its_options_are(checkout: Path) -> None:
         ("./launch.sh tensorboard elsewhere/t", "elsewhere/two"),
         ("./launch.sh predict runs/one ", ""),  # the names of files, which bash offers by itself
         ("./launch.sh slurm --help resu", "resume"),
-        ("./launch.sh setup ", "benchmarks dev export gpu report"),
+        ("./launch.sh setup ", "benchmarks dev export gpu report timm"),
         ("./launch.sh help ", ""),
     ],
 )

@@ -15,7 +15,7 @@ from typing import Any
 from senet.config.load import named_path
 from senet.errors import ConfigError
 from senet.rundir.files import is_full, read_json
-from senet.rundir.hours import in_words
+from senet.rundir.hours import of_all
 from senet.rundir.restarts import count_restarts, last_restart
 from senet.sweep import record
 from senet.verbs import typed
@@ -48,10 +48,10 @@ def status(names: list[str]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     if len(run_dirs) > len(names) > 0:  # a sweep
         print(record.count([row[2] for row in rows]))
+    if time := of_all(run_dirs) if names else "":
+        print(f"time: {time}")
     for run_dir, of in zip(run_dirs, submitted, strict=True):
         run = read_json(run_dir / "status.json")
-        if names and "hours" in run:
-            print(f"{run_dir}: {in_words(run['hours'])}")
         for line in run.get("warnings", ()) if run.get("job") == of["job"] else ():
             print(f"{run_dir}: {line}")
         for text in nodes.avoided_texts(run_dir):

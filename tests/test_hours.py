@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from senet.rundir.hours import Hours, hours_of, in_words, read_hours, together
+from senet.rundir.hours import Hours, hours_of, in_words, of_all, read_hours, together
 from senet.rundir.phases import Phases, stamp
 
 STEPS = 22  # in an epoch of the small run
@@ -137,3 +137,14 @@ def _batches(count: int, wait_s: float) -> Any:
     for number in range(count):
         time.sleep(wait_s)
         yield number
+
+
+def test_of_a_sweep_the_time_of_all_cells_is_shown(tmp_path: Path) -> None:
+    for name, training in (("a", 40), ("b", 50)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "starts.jsonl").write_text(json.dumps(start(1000, submitted=990)))
+        (tmp_path / name / "status.json").write_text(json.dumps(end("finished", 10, training=training)))
+    (tmp_path / "not begun").mkdir()
+    text = "1 min 50 s: training 82%, in SLURM's queue 18%; effective 82%"
+    assert of_all(tmp_path.iterdir()) == text
+    assert of_all([tmp_path / "not begun"]) == ""

@@ -271,7 +271,7 @@ def test_a_broken_cell_stops_no_other_and_the_same_command_again_trains_what_is_
     assert [sweep.starts(name) for name in good] == [1, 1]
     assert sweep.words("model=tests.networks-tiny_senet_seed=2") == ["finished"]
     assert len(read_json(sweep.path / "sweep.json")["cells"]) == 6
-    assert sweep("status", "x").stdout.splitlines()[-1].startswith("runs/x: 6 cells: 3 failed, 3 finished")
+    assert sweep("status", "x").stdout.splitlines()[-2].startswith("runs/x: 6 cells: 3 failed, 3 finished")
 
 
 @pytest.mark.slow

@@ -93,6 +93,12 @@ def together(several: Iterable[Hours]) -> Hours:
     return Hours(parts, sum(each.steps_again for each in found), sum(each.cut_s for each in found))
 
 
+def of_all(run_dirs: Iterable[Path]) -> str:
+    """``in_words`` of several runs together; empty where none has measured it."""
+    found = [hours for run_dir in run_dirs if (hours := read_hours(run_dir))]
+    return in_words(together(found).facts()) if found else ""
+
+
 def in_words(facts: Mapping[str, Any]) -> str:
     """One line of ``Hours.facts``: the parts of a percent or more, the largest first."""
     shares = {part: seconds / (facts["wall_s"] or 1) for part, seconds in facts["parts_s"].items()}

@@ -48,7 +48,7 @@ class Phases:
         self._spent = {"starting": max(0.0, age_s)}
 
     def enter(self, phase: str) -> str:
-        """From now on; returns the phase until now. Some 0.3 us: it is called three times in each step."""
+        """From now on; returns the phase until now. A microsecond or two, twice in each step."""
         with self._lock:
             now, last = _since_boot_s(), self._phase
             self._spent[last] = self._spent.get(last, 0.0) + now - self._since

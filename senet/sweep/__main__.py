@@ -19,6 +19,7 @@ from senet.distributed.devices import cores, count_gpus
 from senet.errors import FAILED_EXIT_CODE, STOPPED_EXIT_CODE, ConfigError
 from senet.launch import refuse_other_packages, wanted_number
 from senet.rundir.files import read_json
+from senet.rundir.hours import of_all
 from senet.rundir.locks import has_ended
 from senet.sweep import record
 from senet.sweep.cells import Cell, check_ranks
@@ -112,8 +113,11 @@ def conclude(folder: Path, names: Sequence[str], *, stopped: bool) -> int:
 
 
 def show(folder: Path) -> int:
-    """``status``: the table of all cells."""
-    print("\n".join(record.table(folder, {name: record.state_of(folder, name) for name in record.names(folder)})))
+    """``status``: the table of all cells, and where their time went, added up."""
+    names = record.names(folder)
+    print("\n".join(record.table(folder, {name: record.state_of(folder, name) for name in names})))
+    if time := of_all(folder / name for name in names):
+        print(f"time of all cells: {time}")
     return 0
 
 

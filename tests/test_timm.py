@@ -24,7 +24,7 @@ from senet.data.samplers import ImageData
 from senet.data.sources import fit_image
 from senet.errors import ConfigError
 from senet.inference.folder import export_folder
-from senet.inference.formats import SUFFIXES, export, open_network
+from senet.inference.formats import SUFFIXES, export, facts_of, open_network, to_strings
 from senet.inference.network import Trained, load_trained
 from senet.models.zoo import build_model, refuse_other_images, refuse_unknown
 from tests.conftest import Once, Train
@@ -96,6 +96,14 @@ def test_a_network_of_timm_is_exported_and_opened_without_naming_it(
 def test_a_network_that_timm_cannot_build_is_refused(name: str, arguments: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         refuse_unknown(name, arguments)
+
+
+def test_a_file_cannot_have_timm_read_weights(trained: Trained, tmp_path: Path) -> None:
+    config = trained.manifest["config"] | {"model.args": {"checkpoint_path": "/etc/passwd"}}
+    facts = facts_of(trained, with_preprocessing=False) | {"config": config}
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", to_strings(facts))
+    with pytest.raises(ConfigError, match=r"model\.args\.checkpoint_path=/etc/passwd: weights are read with"):
+        open_network(tmp_path / "a.safetensors", device="cpu")
 
 
 def test_a_network_of_one_size_says_how_to_have_it_of_another() -> None:

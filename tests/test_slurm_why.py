@@ -236,7 +236,7 @@ def test_a_start_that_waits_for_a_lock_names_the_holder(local: Local) -> None:  
 
 
 def test_a_start_whose_rank_does_not_come_names_it(local: Local) -> None:  # noqa: F811
-    options = ("slurm.cluster=local", "slurm.ranks_per_node=2", "distributed.start_timeout_s=40")
+    options = ("slurm.cluster=local", "slurm.ranks_per_node=2", "distributed.start_timeout_s=60")
     local.tool(*tiny(*LONG, *options, *local.options))
 
     def rank_1() -> psutil.Process | None:

@@ -21,7 +21,7 @@ from senet.errors import place
 _TICK_S = 1.0
 _SLACK_S = 10.0  # later than the timeouts of the store and the groups, whose errors say more
 _ANSWERS_S = 2.0  # until the other ranks have reported where they are
-_TELL_S = 15.0  # without progress, until a rank says so; then after twice as long each time
+_TELL_S = 30.0  # without progress, until a rank says so; then after twice as long each time
 _WORK = (0.05, 2**16)  # CPU seconds, bytes read and written, per second: far more than waiting uses
 
 

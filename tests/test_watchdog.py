@@ -50,6 +50,18 @@ def test_a_start_without_progress_is_ended_naming_phase_and_place() -> None:
     assert "threading.py" in reason or "test_watchdog.py" in reason  # where the main thread waits
 
 
+@pytest.mark.parametrize(("rank", "alone", "tells"), [(0, False, True), (1, False, False), (1, True, True)])
+def test_a_start_that_waits_says_for_what_and_one_that_waits_for_others_only_on_rank_0(
+    rank: int, alone: bool, tells: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watchdog, "_TELL_S", 0.1)
+    monkeypatch.setattr(watchdog, "_WORK", (10.0, 2**40))  # this process has other work
+    with watched(Place(rank, 2), 60) as (dog, _, _):
+        dog.phase("meeting rank 7", alone=alone)
+        time.sleep(2.5)
+    assert (f"{named(rank)}: still meeting rank 7 after " in capfd.readouterr().err) == tells
+
+
 def frame(file: Path) -> FrameType:
     names: dict[str, FrameType] = {}
     exec(compile("import sys\nframe = sys._getframe()", str(file), "exec"), names)

@@ -22,7 +22,7 @@ from senet.why.judge import judge
 from senet.why.verdict import Verdict, start_facts
 from slurm import cluster, nodes
 from slurm.logs import log_files, not_begun, telling_lines
-from slurm.starts import Launch, starts_of, stop_file
+from slurm.starts import starts_of, stop_file
 
 _SHOWN = ("JobState", "Reason", "ExitCode", "Restarts", "NodeList", "ExcNodeList", "StartTime", "EndTime", "TimeLimit")
 _NOTHING = (None, "", "None", "(null)", "Unknown")
@@ -56,14 +56,9 @@ def look(run_dir: Path, job_id: str = "") -> Evidence:
 
 
 def _job(run_dir: Path, job_id: str, submitted: Mapping[str, Any]) -> Job:
-    launches = starts_of(run_dir, job_id)
-    last: dict[str, Any] = {}
-    if launches:
-        number, launch = launches[-1]["start"], launches[-1]["launch"]
-        file = Launch(run_dir, job_id, number, launch).outcome_file
-        last = read_json(file) | {"start": number, "file": str(file.relative_to(run_dir))}
+    last = _last_end(run_dir, job_id)
     local = submitted.get("job") == job_id and submitted.get("cluster") == cluster.LOCAL
-    job = Job(job_id, local=local, last_end=last, was_started=bool(launches))
+    job = Job(job_id, local=local, last_end=last, was_started=bool(last or starts_of(run_dir, job_id)))
     job = replace(job, was_stopped=stop_file(run_dir, job_id).exists())
     if local:
         return replace(job, active=cluster.local_state(job_id) == "RUNNING")
@@ -80,6 +75,18 @@ def _job(run_dir: Path, job_id: str, submitted: Mapping[str, Any]) -> Job:
         restarts=state.restarts,
         facts=[Fact("SLURM", text) for text in [_in_slurm(job_id)] if text],
     )
+
+
+def _last_end(run_dir: Path, job_id: str) -> dict[str, Any]:
+    """What the last launch has left; {} where there was none. One that the check has ended was not even recorded."""
+    found = {}
+    for path in (run_dir / "slurm").glob(f"{job_id}.*.status.json"):
+        if match := re.fullmatch(r"\.(\d+)\.(\d+)\.status\.json", path.name.removeprefix(job_id)):
+            found[int(match[1]), int(match[2])] = path
+    if not found:
+        return {}
+    last = max(found)
+    return read_json(found[last]) | {"start": last[0], "file": str(found[last].relative_to(run_dir))}
 
 
 def _in_slurm(job_id: str) -> str:

@@ -199,6 +199,15 @@ def test_a_rank_whose_log_has_fewer_launches_has_not_come(tmp_path: Path) -> Non
     assert logs.rank_of(tmp_path / "slurm" / "7_2_log.out") == "rank 2 on n1"
 
 
+def test_the_last_launch_is_the_one_with_the_highest_numbers(tmp_path: Path) -> None:
+    (tmp_path / "slurm").mkdir()
+    assert why._last_end(tmp_path, "7") == {}
+    for name in ("7.9.1", "7.10.0", "71.99.0", "7_1.99.0"):
+        write_json(tmp_path / "slurm" / f"{name}.status.json", {"state": name})
+    last = why._last_end(tmp_path, "7")
+    assert last == {"state": "7.10.0", "start": 10, "file": "slurm/7.10.0.status.json"}
+
+
 def test_every_cause_has_its_row_on_the_page() -> None:
     page = (REPOSITORY / "docs" / "why.md").read_text()
     assert re.findall(r"^\| `(.+?)` \|", page, re.MULTILINE) == list(CAUSES)

@@ -118,6 +118,8 @@ def delete(run: Path, *, unfinished: bool) -> str:
         return "nothing to remove"
     with Lease.acquire(run):  # from here on no training can begin
         content = look(run)
+        if not content.kept:
+            raise RunError("none of its checkpoints belongs to the run as owner.json tells it")
         for path in content.kept:
             read_checkpoint(path)
         size = _megabytes(content.unneeded)

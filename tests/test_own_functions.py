@@ -46,9 +46,9 @@ OWN = (
 """All that a pure function of (seed, epoch, sample) decides; it would differ if it depended on the rank."""
 
 
-def weights_of(labels: list[int], **options: Any) -> list[float] | None:
+def weights_of(labels: list[int], balance: float = 0.0, **options: Any) -> list[float] | None:
     split = Split(torch.zeros(len(labels), 1, 1, 3, dtype=torch.uint8).numpy(), torch.tensor(labels).numpy())
-    found = class_weights(TrainConfig(**options), ImageData(split, split, ("cat", "dog", "rare"), ""))
+    found = class_weights(TrainConfig(**options), ImageData(split, split, ("cat", "dog", "rare"), ""), balance)
     return None if found is None else found.tolist()
 
 
@@ -61,6 +61,8 @@ def test_weights_of_classes_are_those_by_hand() -> None:
     assert weights_of(labels, class_balance=0.5)[:2] == pytest.approx(  # type: ignore[index]
         [each * 9 / (6 * root[0] + 3 * root[1]) for each in root]
     )
+    by_draws = weights_of(labels, balance=1.0, class_weights={"dog": 4.0})  # 5 and 4 of 9
+    assert by_draws == pytest.approx([each * 9 / (5 * 1 + 4 * 4) for each in (1, 4, 1)])
     assert weights_of(labels, class_weights={"dog": 4.0}) == pytest.approx([1 / 2, 2, 1 / 2])
     assert weights_of(labels, class_weights={"dog": 4.0}, class_balance=1.0) == pytest.approx([0.3, 2.4, 1.8])
     with pytest.raises(ConfigError, match=r"train\.class_weights\.dgo: no class of the data; did you mean 'dog'\?"):

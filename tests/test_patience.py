@@ -55,9 +55,12 @@ def test_a_run_without_improvement_finishes_and_says_why(
     before = checkpoints(tmp_path), (tmp_path / "metrics.jsonl").read_bytes()
     assert train_here(tmp_path, *LOW, "train.patience=2") == summary
     assert (checkpoints(tmp_path), (tmp_path / "metrics.jsonl").read_bytes()) == before
-    train_here(tmp_path, *LOW, "train.patience=4")  # more of it, without resume.allow_changes
+    more = "resume.allow_changes=true"
+    with pytest.raises(ConfigError, match=r"train\.patience: 2 -> 4"):
+        train_here(tmp_path, *LOW, "train.patience=4")
+    train_here(tmp_path, *LOW, "train.patience=4", more)
     assert len(rows(tmp_path, "epoch")) == 5
-    assert train_here(tmp_path, *LOW).reason == ""
+    assert train_here(tmp_path, *LOW, more).reason == ""
     assert len(rows(tmp_path, "epoch")) == 9
 
 

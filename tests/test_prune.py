@@ -105,6 +105,15 @@ def test_nothing_goes_where_what_is_kept_is_damaged(run: Path, capsys: pytest.Ca
     assert len(steps(run)) == 5
 
 
+def test_nothing_goes_where_nothing_would_stay(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Lease.acquire(run) as lease:
+        lease.start(0)  # as if all of them were of a process that had lost the run directory
+        lease.update(state="finished")
+    assert main([str(run), "--delete"]) == 1
+    assert "none of its checkpoints belongs to the run" in capsys.readouterr().out
+    assert len(steps(run)) == 5
+
+
 def test_what_does_not_belong_to_the_run_is_not_taken_for_its_best(run: Path) -> None:
     """A process that went on after another start had taken over."""
     with Lease.acquire(run) as lease:

@@ -141,7 +141,7 @@ class TrainConfig:
 
     epochs: int = option(30, low=1, high=1_000_000)
     """Passes over the training images."""
-    patience: int = option(0, low=0, high=1_000_000, free=True)
+    patience: int = option(0, low=0, high=1_000_000)
     """Epochs in a row without a better accuracy on the held-out images (data.holdout) after which the run has
     finished, though train.epochs are not done. The learning rate is that of train.epochs all the same: a shape that
     ends at 0 (onecycle, cosine) may not get there. 0: off."""
@@ -163,8 +163,8 @@ class TrainConfig:
     which the mean over the global batch is taken. Empty: cross entropy, by which test images are judged in any case."""
     class_weights: dict[str, float] = field(default_factory=dict, metadata={"free": False})
     """Weights of the losses of classes, by name, in proportion: {cat: 2}, or train.class_weights.cat=2; 1 for those
-    that are not named. All are divided by their mean over the training images, so that the mean loss and the learning
-    rate keep their scale in each epoch; in a batch the weights need not sum to its size."""
+    that are not named. All are divided by their mean over the images of an epoch, so that the learning rate keeps its
+    scale; in a batch the weights need not sum to its size."""
     class_balance: float = option(0.0, low=0, high=1)
     """The same weights from the sizes of the classes: n ** -class_balance for a class of n training images, times
     class_weights. 0: none; 1: each class counts as much as any other."""

@@ -25,8 +25,9 @@ class BalancedSampler(ResumableSampler):
 
     def __init__(self, dataset: Split, *, balance: float, **options: Any) -> None:
         super().__init__(dataset, **options)
-        images = [torch.nonzero(dataset.labels == label).flatten() for label in dataset.labels.unique()]
-        self._classes = list(zip(images, shares([len(each) for each in images], balance), strict=True))
+        counts = [count for count in torch.bincount(dataset.labels).tolist() if count]
+        images = torch.argsort(dataset.labels, stable=True).split(counts)
+        self._classes = list(zip(images, shares(counts, balance), strict=True))
 
     def order(self) -> Tensor:
         """Of this epoch."""
@@ -52,9 +53,9 @@ def shares(counts: list[int], balance: float) -> list[int]:
     return whole
 
 
-def class_weights(config: TrainConfig, data: ImageData) -> Tensor | None:
-    """What the loss of an image is multiplied by, for each class, float32 [K]: 1 on average over the training images.
-    None: nothing.
+def class_weights(config: TrainConfig, data: ImageData, balance: float = 0.0) -> Tensor | None:
+    """What the loss of an image is multiplied by, for each class, float32 [K]: 1 on average over an epoch's images, as
+    they are drawn with this ``balance``. None: nothing.
 
     Raises:
         ConfigError: ``train.class_weights`` names no class of the data.
@@ -68,4 +69,6 @@ def class_weights(config: TrainConfig, data: ImageData) -> Tensor | None:
     counts = torch.bincount(data.train.labels, minlength=len(data.classes)).double()
     weights = torch.tensor([config.class_weights.get(name, 1.0) for name in data.classes], dtype=torch.float64)
     weights *= counts.clamp(min=1) ** -config.class_balance
-    return (weights * counts.sum() / (weights * counts).sum()).float()
+    drawn = counts.clone()
+    drawn[counts > 0] = torch.tensor(shares([int(each) for each in counts if each], balance), dtype=torch.float64)
+    return (weights * drawn.sum() / (weights * drawn).sum()).float()

@@ -43,9 +43,9 @@ class Feed:
     def num_classes(self) -> int:
         return len(self.data.classes)
 
-    def class_weights(self, config: TrainConfig) -> Tensor | None:
+    def class_weights(self, config: Config) -> Tensor | None:
         """On the device; see ``senet.data.balance.class_weights``."""
-        weights_K = class_weights(config, self.data)
+        weights_K = class_weights(config.train, self.data, config.data.balance)
         return None if weights_K is None else weights_K.to(self.ranks.device)
 
     def train(self, epoch: int, first_batch: int) -> Iterator[Batch]:

@@ -81,7 +81,7 @@ def prepare(
     _check_parts(config)
     data = open_images(config.data, local_rank=ranks.local_rank)
     sampler = build_sampler(config, data, ranks)
-    class_weights(config.train, data)
+    class_weights(config.train, data)  # names of classes
     network = _build_network(config, data, begins_anew=checkpoint is None)
     if checkpoint is not None:
         check_fits(config, checkpoint, data, sampler.batches_per_epoch, network)

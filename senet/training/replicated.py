@@ -22,7 +22,7 @@ class Replicated:
 
     def __init__(self, config: Config, learner: Learner, feed: Feed, peers: Peers, tally: Tally) -> None:
         self._config, self._learner, self._feed, self._peers, self._tally = config, learner, feed, peers, tally
-        self._loss = build_loss(config.train, feed.class_weights(config.train), "mean")
+        self._loss = build_loss(config.train, feed.class_weights(config), "mean")
         self._checked = False  # that the network returns logits in training too
 
     def backward(self, images_NHWC: Tensor, labels_N: Tensor, indices_N: Tensor, *, epoch: int, step: int) -> None:

@@ -34,7 +34,7 @@ class Sharded:
         broadcast_tensors(learner.network.parameters())  # once: those of rank 0, as DistributedDataParallel does
         self._buffers = Buffers(learner.network)
         self._sum = GradientSum(trained, peers.ranks)
-        self._loss = build_loss(config.train, feed.class_weights(config.train), "sum")
+        self._loss = build_loss(config.train, feed.class_weights(config), "sum")
         self._checked = False  # that the network returns logits in training too
 
     def backward(self, images_NHWC: Tensor, labels_N: Tensor, indices_N: Tensor, *, epoch: int, step: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import ssl
@@ -210,3 +211,20 @@ def test_launch_sh_tells_of_a_run_that_failed_and_not_of_one_that_was_refused(
         ("failed", "a bug"),
         ("failed", "RESTARTS=1 is used up"),
     ]
+
+
+def test_an_answer_that_comes_byte_by_byte_is_not_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def trickle() -> None:
+            connection, _ = listening.accept()
+            with connection, contextlib.suppress(OSError):
+                for byte in b"HTTP/1.1 200 all is well":
+                    connection.send(bytes([byte]))
+                    time.sleep(0.5)
+
+        threading.Thread(target=trickle, daemon=True).start()
+        began = time.monotonic()
+        tell(f"http://127.0.0.1:{listening.getsockname()[1]}", CONTENT)
+    assert time.monotonic() - began < LIMIT_S + 2
+    assert capsys.readouterr().err == "notify: nobody was told: no answer within 5 s\n"

@@ -72,7 +72,7 @@ NOT_RUN = {
     "git clone REPOSITORY": "REPOSITORY is wherever it is published",
     "CUDA_VISIBLE_DEVICES=0,1 ": "needs two GPUs",
     "torchrun --nnodes=2 ": "needs two hosts: tests/hosts has two agents of torchrun",
-    r"\./launch\.sh slurm (configs/cifar10\.yaml|status$|stop runs)": "as tests/test_slurm_cluster.py does",
+    r"\./launch\.sh slurm (configs/cifar10\.yaml|status$|stop runs)": "needs SLURM: tests/test_slurm_cluster.py",
     r"\./launch\.sh slurm (sweep|status rates|stop rates)": "needs SLURM: tests/test_slurm_sweep.py does it",
     r"\./launch\.sh slurm (clear|doctor) ": "needs SLURM: tests/test_slurm_check.py does it",
     r"\./launch\.sh slurm .*slurm\.cluster=local": "goes on in the background: tests/test_slurm_local.py waits for it",

@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
     if (topics := asked(argv)) is not None:
         print(help_text(topics) if topics else _usage())
     elif first == "sweep":
-        return sweep(arguments[1:], _say, dry_run="--dry-run" in argv)
+        return sweep(arguments[1:], _say, dry_run="--dry-run" in argv, quickstart="--quickstart" in argv)
     elif first == "status":
         status(arguments[1:])
     elif first == "stop":

@@ -31,7 +31,7 @@ from slurm.starts import may_shrink
 _ALL = 1000  # at a time, where sweep.parallel is not said: more than a sweep has
 
 
-def sweep(argv: Sequence[str], say: Callable[[str], None], *, dry_run: bool = False) -> int:
+def sweep(argv: Sequence[str], say: Callable[[str], None], *, dry_run: bool, quickstart: bool) -> int:
     """Submit what is missing or has failed, print the commands that follow, and return at once.
 
     Raises:
@@ -39,7 +39,7 @@ def sweep(argv: Sequence[str], say: Callable[[str], None], *, dry_run: bool = Fa
         NoAnswer: SLURM does not say which cells it has.
     """
     request = read_request(argv)
-    cells, recorded = prepare(request, "slurm sweep", say)
+    cells, recorded = prepare(request, "slurm sweep", say, quickstart=quickstart)
     _check(cells)
     if not (waiting := _not_there(request.folder, cells, say)):
         return 0

@@ -115,6 +115,7 @@ def test_more_values_leave_the_names_of_the_others() -> None:
     assert before.items() <= after.items()
     one = cells(*tiny("optim.lr=0.4", "seed=0"), known=("optim.lr", "seed"))
     assert list(one) == ["lr=0.4_seed=0"]  # varied before: so it does with a single value
+    assert list(cells(*tiny("seed=1", "optim.lr=0.2"), known=("optim.lr", "seed"))) == ["lr=0.2_seed=1"]
 
 
 def test_draws_lie_in_their_range_and_each_depends_on_its_number_alone() -> None:

@@ -69,6 +69,7 @@ def train(request: Request, stop: StopFlag) -> int:
         ConfigError: bad options of any cell, or another process trains the sweep.
     """
     folder, ranks = request.folder, wanted_number("NPROC", "is not a number of ranks; use 1 or more", 1) or 1
+    wanted_number("RESTARTS", "is not a number of restarts; use 0 or more")  # the cells read it
     cells, recorded = prepare(request, "sweep", _say)
     check_ranks(cells, ranks)
     gpus = visible_gpus(cells)

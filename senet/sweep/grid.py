@@ -150,5 +150,7 @@ def _draw(values: Values, key: str) -> str:
 
 
 def several(axes: Mapping[str, Values], known: Sequence[str]) -> list[str]:
-    """The options that vary: those with several values, and those that did before in the same sweep."""
-    return [key for key, values in axes.items() if isinstance(values, Range) or len(values) > 1 or key in known]
+    """The options that vary: those that did before in the same sweep, in the order of then, and others with several
+    values."""
+    new = [key for key, values in axes.items() if isinstance(values, Range) or len(values) > 1]
+    return list(dict.fromkeys([*(key for key in known if key in axes), *new]))

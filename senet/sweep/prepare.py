@@ -19,12 +19,15 @@ from senet.verbs import typed
 LOCK = ".sweep.lock"
 
 
-def prepare(request: Request, verb: str, say: Callable[[str], None]) -> tuple[list[Cell], dict[str, Any]]:
-    """The cells, each checked, and what was recorded of the sweep before."""
+def prepare(
+    request: Request, verb: str, say: Callable[[str], None], *, quickstart: bool = True
+) -> tuple[list[Cell], dict[str, Any]]:
+    """The cells, each checked, and what was recorded of the sweep before. ``quickstart``: the files as launch.sh finds
+    them."""
     recorded = record.read(request.folder)
     if (request.folder / "owner.json").exists():
         raise ConfigError(f"sweep.name={request.name}: {request.folder} is the directory of a run; choose another name")
-    words = with_recipe(verb, request.words, say)
+    words = with_recipe(verb, request.words, say) if quickstart else request.words
     cells = make_cells(request, words, recorded.get("varied", ()))
     record.refuse_other(request, recorded, cells)
     return cells, recorded

@@ -60,12 +60,11 @@ def read_request(argv: Sequence[str]) -> Request:
         key, _, text = (part.strip() for part in pair.partition("="))
         if key.startswith("sweep.") or key == "sweep":
             given[key.removeprefix("sweep.")] = text
-        elif key in ("run_dir", "resume.mode"):
+        elif key == "run_dir":
             raise ConfigError(f"{pair}: a sweep sets it for each cell; the folder of all is runs/ and sweep.name=NAME")
         elif key.startswith("slurm.") or key == "slurm":
             kept.append(pair)
         else:
-            axes.pop(key, None)
             axes[key] = read_values(key, text)
     _refuse_unknown(given)
     numbers = {key: _number(key, given[key]) for key in _NUMBERS if key in given}
@@ -92,7 +91,7 @@ def _vary(group: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(vary, dict):
         raise ConfigError("sweep.vary is a mapping of options to values, e.g. vary: {optim.lr: [0.05, 0.1]}")
     for key in vary:
-        if key.startswith("slurm.") or key in ("run_dir", "resume.mode"):
+        if key.startswith("slurm.") or key == "run_dir":
             raise ConfigError(f"sweep.vary.{key}: only options of the training are varied")
     return vary
 

@@ -144,7 +144,9 @@ def test_timm_prepares_pictures_as_this_program_does(trained: Trained, folder: P
     pixels = np.random.default_rng(0).integers(0, 256, (45, 60, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels).resize((90, 60), Image.Resampling.BICUBIC)
     network = timm.create_model(f"local-dir:{folder}")
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
+    told = timm.data.resolve_model_data_config(network)
+    assert all(list(told[key]) == trained.manifest["config"][f"data.{key}"] for key in ("mean", "std"))
+    transform = timm.data.create_transform(**told)
     images_NHWC = torch.tensor(fit_image(picture, trained.image_size))[None]
     expected: Tensor = trained.preprocess.test(images_NHWC)[0]
     found = transform(picture)

@@ -91,6 +91,7 @@ def test_a_network_of_timm_is_exported_and_opened_without_naming_it(
         ),
         ("timm:test_resnet", {"num_classes": 3}, r"it comes from the data"),
         ("timm:local-dir:/tmp", {}, r"has no network of this name"),
+        ("timm:test_resnet.evil", {}, r"has no network of this name; did you mean 'test_resnet'"),
     ],
 )
 def test_a_network_that_timm_cannot_build_is_refused(name: str, arguments: dict[str, Any], expected: str) -> None:

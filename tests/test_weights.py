@@ -23,8 +23,9 @@ from torch.optim.swa_utils import AveragedModel
 from senet.errors import ConfigError
 from senet.models.senet import insert_se
 from senet.models.zoo import build_model
+from senet.rundir.files import read_rows
 from tests.conftest import Train
-from tests.harness import checkpoints, payload, rows
+from tests.harness import checkpoints, differing, payload, rows, tiny, train
 
 TINY = "tests.networks:tiny_senet"
 UNUSUAL = "tests.networks:unusual"
@@ -275,3 +276,22 @@ def test_weights_that_cannot_be_had_are_refused_in_one_line(
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
     assert (str(torch_home) in str(caught.value)) == ("cannot be had" in expected)
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_only_rank_0_reads_weights_and_only_where_a_run_begins(data_root: Path, tmp_path: Path) -> None:
+    """The file is there for rank 0 alone; on two ranks the bits are those of one."""
+    torch.save(build_model(TINY, num_classes=10).state_dict(), tmp_path / "w.pt")
+    options = [f"data.root={data_root}", f"model.init_from={tmp_path / 'w.pt'}", "train.shards=2", "train.epochs=1"]
+    for ranks in (1, 2, 2):
+        done = train(ranks, *tiny(*options, f"run_dir={tmp_path / str(ranks)}"))
+        assert done.returncode == 0, done.stderr
+        if (tmp_path / "2").exists():
+            (tmp_path / "w.pt").unlink(missing_ok=True)
+    assert "this run has finished" in done.stdout + done.stderr
+    one, two = payload(tmp_path / "1"), payload(tmp_path / "2")
+    assert differing(one["model"], two["model"]) == differing(one["ema"], two["ema"]) == []
+    starts = [row["began_with_sha256"] for name in "12" for row in read_rows(tmp_path / name / "starts.jsonl")]
+    assert len(starts) == 3
+    assert len(set(starts)) == 1

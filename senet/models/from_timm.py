@@ -39,7 +39,7 @@ def refuse_unknown(name: str, arguments: Mapping[str, Any]) -> None:
     import of timm and, with arguments, a network without memory."""
     timm = library("timm", "timm")
     own = name.removeprefix(PREFIX)
-    if not timm.is_model(own):
+    if not timm.is_model(own) or "." in own:  # after a point: the name of weights
         near = did_you_mean(own, timm.list_models()) or "timm.list_models() has the names"
         raise ConfigError(f"model.name={name}: timm {timm.__version__} has no network of this name; {near}")
     for key in arguments:

@@ -82,7 +82,7 @@ def prepare(
     data = open_images(config.data, local_rank=ranks.local_rank)
     sampler = build_sampler(config, data, ranks)
     class_weights(config.train, data)  # names of classes
-    network = _build_network(config, data, begins_anew=checkpoint is None)
+    network = _build_network(config, data, reads_weights=ranks.is_main and checkpoint is None)
     if checkpoint is not None:
         check_fits(config, checkpoint, data, sampler.batches_per_epoch, network)
     _check_images(config, ranks, network)
@@ -116,8 +116,8 @@ def _give_up(lease: Lease, _code: int, reason: str) -> None:
     lease.close()
 
 
-def _build_network(config: Config, data: ImageData, *, begins_anew: bool) -> nn.Module:
-    """With the weights that a run begins with, unless a checkpoint is loaded over them."""
+def _build_network(config: Config, data: ImageData, *, reads_weights: bool) -> nn.Module:
+    """``reads_weights``: those of model.init_from, where a run begins; rank 0 does, and the others have them of it."""
     seed_everything(config.seed)
     network = build_model(
         config.model.name,
@@ -125,7 +125,7 @@ def _build_network(config: Config, data: ImageData, *, begins_anew: bool) -> nn.
         reduction=config.model.reduction,
         small_stem=config.model.small_stem,
         arguments=config.model.args,
-        init_from=config.model.init_from if begins_anew else "",
+        init_from=config.model.init_from if reads_weights else "",
     )
     if config.model.whiten:
         count = min(len(data.train), max(1, 1000 * 32**2 // config.data.image_size**2))  # about 100 MB of patches

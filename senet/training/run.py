@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import logging
 import os
 import sys
@@ -13,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from senet.config.options import Config
@@ -75,7 +78,7 @@ def run(
         )
         group = stack.enter_context(process_groups(ranks, store, config.distributed, watchdog))
         watchdog.phase("running the network for the first time")
-        _keep_threads(config, facts, checkpoint, group)
+        _keep_of_rank_0(config, ranks, network, facts, checkpoint, group)
         facts["amp"], found = choose_amp(config, ranks, network, facts["processor"], begun, group)
         learner = Learner.build(config, ranks, network, facts["amp"], len(data.classes))
         feed = Feed.build(config, ranks, data, sampler)
@@ -127,6 +130,40 @@ def _keep_threads(config: Config, facts: dict[str, Any], checkpoint: Checkpoint 
         facts["processor"],
         facts["torch"],
     )
+
+
+def _keep_of_rank_0(
+    config: Config,
+    ranks: Ranks,
+    network: nn.Module,
+    facts: dict[str, Any],
+    checkpoint: Checkpoint | None,
+    group: ProcessGroup,
+) -> None:
+    """What only rank 0 knows of a beginning: the threads of the first start, the weights of model.init_from."""
+    _keep_threads(config, facts, checkpoint, group)
+    if config.model.init_from:
+        _share_weights(ranks, network, group)
+        began_with = checkpoint.manifest["facts"].get("began_with_sha256") if checkpoint else _sha256(network)
+        facts |= {"began_with_sha256": began_with} if began_with else {}
+
+
+def _share_weights(ranks: Ranks, network: nn.Module, group: ProcessGroup) -> None:
+    """Those that rank 0 has read, on every rank: only its host needs the file."""
+    saved = io.BytesIO()
+    torch.save(network.state_dict(), saved)
+    content = broadcast_bytes(saved.getvalue() if ranks.is_main else None, group)
+    assert content is not None
+    network.load_state_dict(unpickle(content))
+
+
+def _sha256(network: nn.Module) -> str:
+    """Of all that a run begins with: a name in model.init_from may come to stand for other weights."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        if isinstance(value, Tensor):
+            digest.update(name.encode() + value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _broadcast(

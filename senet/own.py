@@ -9,6 +9,7 @@ from typing import Any
 
 from senet.errors import ConfigError, did_you_mean
 
+_KINDS: dict[str, type | tuple[type, ...]] = {"bool": bool, "int": int, "float": (int, float), "str": str}
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -66,8 +67,20 @@ def _check_call(
             others = [each for each in known if each not in given]
             hint = did_you_mean(key, others) or f"it has {', '.join(others) or 'none but ' + ', '.join(given)}"
             raise ConfigError(f"{option}.{key}={value}: {what} has no argument {key}; {hint}")
+        if key in known:
+            _check_kind(f"{option}.{key}={value}", value, signature.parameters[key].annotation)
     try:
         signature.bind(**dict.fromkeys([*given, *arguments]))
     except TypeError as error:
         remedy = f", set others with {option}.NAME=value" if option else ""
         raise ConfigError(f"{what}: {error}; it must take {', '.join(given)} by name{remedy}") from None
+
+
+def _check_kind(given: str, value: Any, hint: Any) -> None:
+    """ConfigError where the function says bool, int, float or str of an argument, and the value is none."""
+    kind = hint if isinstance(hint, str) else getattr(hint, "__name__", "")
+    if value is None or kind not in _KINDS:
+        return
+    if not isinstance(value, _KINDS[kind]) or isinstance(value, bool) != (kind == "bool"):
+        quote = "; put a text that looks like something else in quotes" if kind == "str" else ""
+        raise ConfigError(f"{given} is no {kind}, which the function asks for{quote}")

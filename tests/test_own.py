@@ -11,7 +11,7 @@ from senet.errors import ConfigError
 from senet.own import load_function
 
 MODULE = """
-def build(num_classes, width=8, depth=2):
+def build(num_classes, width: int = 8, depth: "float" = 2, name: str = "", gates: bool = True):
     return num_classes * width ** depth
 
 def takes_all(num_classes, **others):
@@ -36,12 +36,13 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "mine_of_tests"
 
 
-def load(name: str, **arguments: Any) -> Any:
+def load(name: str, /, **arguments: Any) -> Any:
     return load_function("model.name", name, given=["num_classes"], arguments=arguments, arguments_option="model.args")
 
 
 def test_a_named_function_is_found_and_can_be_called(mine: str) -> None:
-    assert load(f"{mine}:build", width=3)(num_classes=10, width=3) == 90
+    assert load(f"{mine}:build", width=3, depth=2)(num_classes=10, width=3) == 90
+    load(f"{mine}:build", width=None, depth=0.5, name="a", gates=False)
     assert load(f"{mine}:takes_all", anything=[1])(num_classes=2, anything=[1]) == (2, {"anything": [1]})
 
 
@@ -53,8 +54,14 @@ def test_a_named_function_is_found_and_can_be_called(mine: str) -> None:
             {"widht": 3},
             r"model\.args\.widht=3: model\.name=\S+:build has no argument widht; did you mean",
         ),
-        ("build", {"x": 3}, r"model\.args\.x=3: .* has no argument x; it has width, depth"),
+        ("build", {"x": 3}, r"model\.args\.x=3: .* has no argument x; it has width, depth, name, gates"),
         ("build", {"num_classes": 3}, r"model\.args\.num_classes=3: the program itself gives num_classes"),
+        ("build", {"width": "abc"}, r"model\.args\.width=abc is no int, which the function asks for$"),
+        ("build", {"width": 2.5}, r"model\.args\.width=2\.5 is no int"),
+        ("build", {"width": True}, r"model\.args\.width=True is no int"),
+        ("build", {"depth": "x"}, r"model\.args\.depth=x is no float"),
+        ("build", {"gates": 1}, r"model\.args\.gates=1 is no bool"),
+        ("build", {"name": 3}, r"model\.args\.name=3 is no str, .* in quotes"),
         ("needs_width", {}, r"missing a required argument: 'width'; .* set others with model\.args\.NAME=value"),
         ("by_place", {}, r"must take num_classes by name"),
         ("biuld", {}, r"mine_of_tests has no function biuld; did you mean 'build'\?"),

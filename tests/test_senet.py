@@ -126,6 +126,12 @@ def test_a_bug_inside_somebodys_function_keeps_its_traceback() -> None:
         build_model("tests.networks:fails_inside", num_classes=10)
 
 
+def test_the_traceback_of_such_a_bug_ends_with_the_arguments() -> None:
+    with pytest.raises(TypeError) as caught:
+        build_model("tests.networks:of_width", num_classes=10, arguments={"widths": 3})
+    assert caught.value.__notes__ == ["it was called with model.args.widths=3"]
+
+
 @pytest.mark.parametrize("name", ["nowhere:f", "tests.networks:nothing", "tests.harness:free_port", "json:dumps"])
 def test_a_function_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"model.name={name}"):

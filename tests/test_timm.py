@@ -187,10 +187,10 @@ def test_a_folder_of_another_network_is_opened_by_this_program(
     assert command.main(options) == 0
     assert "the logits of 64 random images differ by at most" in capsys.readouterr().out
     text = (tmp_path / "mine" / "README.md").read_text()
-    assert f"predict FOLDER/model.safetensors image.jpg --model {name}" in text
+    assert f"predict FOLDER image.jpg --model {name}" in text
     assert "library_name: timm" not in text
     assert json.loads((tmp_path / "mine" / "config.json").read_text())["classes"] == list(digits.classes)
-    opened = open_network(tmp_path / "mine" / "model.safetensors", model_name=name, device="cpu")
+    opened = open_network(tmp_path / "mine", model_name=name, device="cpu")
     images = torch.tensor(digits.test.images)
     expected = load_trained(finished_run, model_name=name, device="cpu").logits(images)
     torch.testing.assert_close(opened.logits(images), expected, rtol=0, atol=1e-5)

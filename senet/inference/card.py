@@ -27,7 +27,7 @@ _OWN = """\
 Weights of `{name}`, a network of senet-ddp or of the user's code; `model.safetensors` holds all it needs besides:
 
 ```sh
-./launch.sh predict FOLDER/model.safetensors image.jpg{model}
+./launch.sh predict FOLDER image.jpg{model}
 ```
 
 Training can begin from it: `model.init_from=FOLDER`.
@@ -42,7 +42,7 @@ def model_card(trained: Trained, title: str, *, of_timm: bool) -> str:
         "network": f"`{name}`{_arguments(config)}, {sum(p.numel() for p in trained.model.parameters()):,} parameters",
         "classes": f"{len(trained.classes)}: {', '.join(trained.classes[:20])}{', ...' * (len(trained.classes) > 20)}",
         "images": f"`data.source={config['data.source']}`, {trained.image_size} pixels, SHA-256 `{manifest['data']}`",
-        "weights": f"{manifest['weights']}, after {manifest['step']} updates ({manifest['epochs_done']} epochs)",
+        "weights": f"{manifest['weights']}, after {manifest['step']} updates (epochs: {manifest['epochs_done']})",
         **_result(manifest),
         "runs": f"n = 1, seed {config['seed']}",
         "trained on": ", ".join(f"{key} {value}" for key, value in manifest["facts"].items()),

@@ -68,6 +68,8 @@ def open_network(path: Path, *, model_name: str = "", device: str = "auto", trus
         ConfigError: see ``load_trained``; or a damaged file, one that was not exported by this program, a library that
             is missing, a ``.pt2`` without trust, a graph with device=cuda.
     """
+    if (path / "model.safetensors").is_file():  # a folder of the Hugging Face hub
+        path = path / "model.safetensors"
     if path.suffix not in SUFFIXES.values():
         return load_trained(path, model_name=model_name, device=device)
     if not path.is_file():

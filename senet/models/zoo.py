@@ -142,7 +142,13 @@ def _load_own(name: str, arguments: Mapping[str, Any]) -> Callable[..., Any]:
 
 
 def _build_own(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module:
-    model = _load_own(name, arguments)(num_classes=num_classes, **copy.deepcopy(dict(arguments)))
+    function = _load_own(name, arguments)
+    try:
+        model = function(num_classes=num_classes, **copy.deepcopy(dict(arguments)))
+    except Exception as error:  # in the user's code: its traceback is kept, and ends with what it was given
+        for key, value in arguments.items():
+            error.add_note(f"it was called with model.args.{key}={value!r}")
+        raise
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model.name={name} returned a {type(model).__name__}; it must be a torch.nn.Module")
     for key, tensor in (*model.named_parameters(), *model.named_buffers()):

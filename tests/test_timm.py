@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from senet.config.load import load_config
 from senet.data.samplers import ImageData
 from senet.data.sources import fit_image
 from senet.errors import ConfigError
+from senet.inference.card import model_card
 from senet.inference.folder import export_folder
 from senet.inference.formats import SUFFIXES, export, facts_of, open_network, to_strings
 from senet.inference.network import Trained, load_trained
@@ -177,6 +179,16 @@ def test_the_card_says_what_is_known_and_what_is_not(folder: Path, trained: Trai
     assert changed["model.args"] == {"img_size": 16, "drop_path_rate": 0.3, "proj_drop_rate": 0.1}
     assert not {"run_dir", "data.root", "data.folder"} & changed.keys()
     assert str(trained.checkpoint.parents[2]) not in text
+
+
+def test_the_card_of_few_classes_and_of_the_middle_of_an_epoch(trained: Trained) -> None:
+    few = {key: value for key, value in trained.manifest["test"].items() if "top5" not in key}
+    text = model_card(replace(trained, manifest={**trained.manifest, "test": few}), "mine", of_timm=True)
+    assert "top-5" not in text
+    assert f"top-1 {few['test_top1']:.2f} %, loss" in text
+    middle = {**trained.manifest, "step": trained.manifest["step"] - 1}
+    text = model_card(replace(trained, manifest=middle), "mine", of_timm=True)
+    assert "not measured: saved in the middle of an epoch" in text
 
 
 def test_a_folder_of_another_network_is_opened_by_this_program(

@@ -82,7 +82,8 @@ def _result(manifest: Mapping[str, Any]) -> dict[str, str]:
     row, which = manifest["test"], judged(manifest["test"])
     held_out = manifest["config"].get("data.holdout", 0)
     images = f"{held_out} held-out training images" if held_out else "all test images"
-    text = f"top-1 {row[f'{which}_top1']:.2f} %, top-5 {row[f'{which}_top5']:.2f} %, loss {row[f'{which}_loss']:.4f}"
+    top5 = f", top-5 {row[f'{which}_top5']:.2f} %" if f"{which}_top5" in row else ""  # of more than five classes
+    text = f"top-1 {row[f'{which}_top1']:.2f} %{top5}, loss {row[f'{which}_loss']:.4f}"
     return {"result": f"{text}, on {images}, each once"}
 
 

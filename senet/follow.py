@@ -33,6 +33,7 @@ class Tail:
         try:
             found = self._read().split(b"\n")
         except FileNotFoundError:
+            self._file = self._file and -1  # a new one may get the number of the old one
             return []
         except OSError as error:
             if not may_pass(error):

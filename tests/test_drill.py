@@ -238,7 +238,7 @@ def test_a_sum_is_the_same_in_every_process_and_draws_no_random_number() -> None
 def _learner(network: nn.Module) -> Learner:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, fused=True)
     average = build_average(network, 0.9)
-    return Learner(network, network, None, average, optimizer, torch.amp.GradScaler("cpu"), torch.no_grad)  # type: ignore[arg-type]
+    return Learner(network, network, None, average, optimizer, torch.amp.GradScaler("cpu"), torch.no_grad, [])  # type: ignore[arg-type]
 
 
 def test_all_that_is_trained_has_a_name_and_the_rest_that_can_be_looked_at_too() -> None:

@@ -58,17 +58,16 @@ def test_once_held_a_signal_sets_the_flag_only() -> None:
 # a launcher and, in it, a rank of a host that is cut off
 LAUNCHER = """
 import signal, subprocess, sys
-rank = subprocess.Popen([sys.executable, "-c", sys.argv[2]])
-signal.signal(signal.SIGTERM, signal.SIG_IGN if sys.argv[1] == "deaf" else lambda *_: rank.terminate())
+signal.signal(signal.SIGTERM, lambda *_: None if sys.argv[1] == "deaf" else rank.terminate())
+rank = subprocess.Popen([sys.executable, "-c", sys.argv[2], sys.argv[1]])
 sys.exit(rank.wait())
 """
 CUT_OFF = """
-import time
+import sys
 from senet.distributed.preemption import StopFlag, end_torchrun
 stop = StopFlag.install()
 stop.hold()
-time.sleep(1)  # the launcher is ready by then
-end_torchrun(stop, patience_s=5.0)
+end_torchrun(stop, patience_s=2.0 if sys.argv[1] == "deaf" else 40.0)
 print("told", stop.signal_name, flush=True)
 """
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from senet.config.checks import check_notify
+from senet.config.checks import check_notify, is_address
 from senet.distributed.roster import host_name
 from senet.errors import ConfigError
 from senet.rundir.files import read_json, read_rows
@@ -71,10 +71,10 @@ def tell(notify: str, content: Mapping[str, Any]) -> None:
     def send() -> None:
         try:
             to, body = target(notify), json.dumps(content).encode()
-            _post(to, body) if "://" in to else _run(to, body)
+            _post(to, body) if is_address(to) else _run(to, body)
             said[0] = ""
         except Exception as error:  # whatever it is: the run has ended as it has
-            said[0] = " ".join(f"{error}".split())[:200] or type(error).__name__
+            said[0] = _in_words(error)
 
     thread = threading.Thread(target=send, name="notify", daemon=True)  # a name that is looked up may take minutes
     thread.start()
@@ -83,7 +83,23 @@ def tell(notify: str, content: Mapping[str, Any]) -> None:
         print(f"notify: nobody was told: {said[0]}", file=sys.stderr, flush=True)
 
 
+class _Failed(Exception):
+    """In words of this module."""
+
+
+def _in_words(error: BaseException) -> str:
+    """Without the words of other modules, in which the address or the command may stand, and with them a key."""
+    if isinstance(error, (_Failed, ConfigError)):
+        return str(error)
+    cause = getattr(error, "reason", None)  # of a URLError
+    if isinstance(cause, OSError):
+        return _in_words(cause)
+    number = error.errno if isinstance(error, OSError) and type(error).__module__ == "builtins" else None
+    return type(error).__name__ + (f": {os.strerror(number)}" if number else "")
+
+
 def _post(address: str, body: bytes) -> None:
+    from http.client import InvalidURL
     from urllib.error import HTTPError
     from urllib.request import HTTPRedirectHandler, Request, build_opener
 
@@ -91,11 +107,13 @@ def _post(address: str, body: bytes) -> None:
         def redirect_request(self, *_: Any) -> None:
             """Another address than the one that was named gets nothing."""
 
-    request = Request(address, body, {"Content-Type": "application/json"}, method="POST")
     try:
+        request = Request(address, body, {"Content-Type": "application/json"}, method="POST")
         build_opener(Refuse).open(request, timeout=LIMIT_S).close()
     except HTTPError as error:
-        raise OSError(f"the address answers {error.code}") from None
+        raise _Failed(f"the address answers {error.code}") from None
+    except (InvalidURL, UnicodeError):
+        raise _Failed("the address holds a blank or another character that no address may have") from None
 
 
 def _run(command: str, body: bytes) -> None:
@@ -106,6 +124,6 @@ def _run(command: str, body: bytes) -> None:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        raise
+        raise _Failed(f"the command was not done within {0.9 * LIMIT_S:.1f} s") from None
     if process.returncode:
-        raise OSError(f"the command ended with exit code {process.returncode}")
+        raise _Failed(f"the command ended with exit code {process.returncode}")

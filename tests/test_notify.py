@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import ssl
 import subprocess
@@ -95,7 +96,7 @@ def test_an_address_with_an_unknown_certificate_gets_nothing(
 
 
 def test_a_command_gets_json_on_its_standard_input(tmp_path: Path) -> None:
-    tell(f"cat > {tmp_path}/got", CONTENT)
+    tell(f"cat > {tmp_path}/got; : https://example.org", CONTENT)  # a command may hold an address
     assert json.loads((tmp_path / "got").read_text()) == CONTENT
 
 
@@ -148,6 +149,26 @@ def test_what_would_write_a_key_into_files_or_send_in_the_clear_is_refused(typed
         load_config([f"notify={typed}"])
     assert "token=1" not in str(error.value)
     assert "0123456789" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("secret", "said"),
+    [
+        ("sleep 60; curl -H SECRETKEY0123 example", "the command was not done within 4.5 s"),
+        ("https://localhost/hooks/x y/SECRETKEY0123", "the address holds a blank or another character that no address"),
+        ("https://localhost/hooks/\u00e4/SECRETKEY0123", "the address holds a blank or another character that no"),
+        ("https://localhost:SECRETKEY0123/", "the address holds a blank or another character that no address may have"),
+        ("curl SECRETKEY0123 \0", "ValueError"),
+    ],
+)
+def test_what_fails_is_said_without_the_address_or_the_command(
+    secret: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.environ", {**os.environ, "NOTIFY": secret})
+    tell("env:NOTIFY", CONTENT)
+    shown = capsys.readouterr().err
+    assert "SECRETKEY" not in shown
+    assert shown.startswith(f"notify: nobody was told: {said}")
 
 
 def test_a_message_says_which_run_how_it_ended_why_and_where(tmp_path: Path) -> None:

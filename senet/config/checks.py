@@ -123,6 +123,11 @@ def check_together(config: Config) -> None:
     _check_model(config.model, config.data.image_size)
 
 
+def is_address(notify: str) -> bool:
+    """Or else a command, which may hold an address."""
+    return bool(re.match(r"[A-Za-z][\w+.-]*://", notify))
+
+
 def check_notify(text: str, *, secret: bool = False) -> None:
     """ConfigError for an address that may not be used. ``secret``: it is in no file, so it may hold a key."""
     shown = "the address that notify names" if secret else f"notify={text}"
@@ -130,8 +135,8 @@ def check_notify(text: str, *, secret: bool = False) -> None:
         if not re.fullmatch(r"env:[A-Za-z_]\w*", text):
             raise ConfigError(f"{shown}: write env: and the name of a variable, e.g. env:NOTIFY")
         return
-    if not re.match(r"[A-Za-z][\w+.-]*://", text):
-        return  # a command
+    if not is_address(text):
+        return
     here = re.match(r"http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/|$)", text)
     if not (here or re.match(r"https://[^/\s]+", text)):
         raise ConfigError(f"{shown} is no https address; others send in the clear what anybody can read")

@@ -24,6 +24,7 @@ from slurm.starts import stop_file
 
 _COLUMNS = ("run", "job", "state", "step", "epoch", "images/s", "test %", "requeues", "restarts", "reason")
 _ENDED = ("finished", "stopped", "failed")
+_STOPPABLE = cluster.ACTIVE - {"COMPLETING"}
 _SILENT_S = 60.0  # a run that is alive writes its status every few seconds
 
 
@@ -94,23 +95,41 @@ def _states(jobs: Sequence[Mapping[str, Any]]) -> dict[str, cluster.JobState]:
 
 
 def _end(jobs: Mapping[Path, Mapping[str, Any]], known: Mapping[str, cluster.JobState]) -> None:
-    """Those that wait first: in an array others would take the place of those that end."""
+    """Each saves and ends.
+
+    Raises:
+        ConfigError: scancel refuses, and there are jobs that wait or run as before.
+        NoAnswer: SLURM does not say whether there are.
+    """
     files = {job["job"]: stop_file(run_dir, job["job"]) for run_dir, job in jobs.items()}
     for file in files.values():
         file.touch()  # the batch script looks for it before it launches the ranks, and before it requeues
     ids = [job["job"] for job in jobs.values() if job["cluster"] != cluster.LOCAL]
-    waiting = [each for each in ids if known[each].word in cluster.WAITING]
-    running = [each for each in ids if each not in waiting]
-    # signals the ranks, not the batch script; a job in the queue has no ranks
-    for words in (["scancel", *waiting], ["scancel", "--signal=USR2", *running]):
-        done = subprocess.run(words, capture_output=True, text=True) if set(words) & set(ids) else None
-        if done and done.returncode:
-            for file in files.values():
-                file.unlink()
-            raise ConfigError(f"{' '.join(words)}: {' '.join(done.stderr.split())}")
+    if _cancel(ids, known):
+        # a job that has ended meanwhile is enough for that; the others have their signal, and a second changes nothing
+        now = cluster.job_states(ids)
+        refused = {each: said for each in ids if (said := _cancel([each], now))}
+        left = [each for each, state in cluster.job_states(refused).items() if state.word in _STOPPABLE]
+        if left:
+            if len(jobs) == 1:
+                files[ids[0]].unlink()  # else its next preemption would be its end
+            raise ConfigError("; ".join(dict.fromkeys(refused[each] for each in left)))
     for job in jobs.values():
         if job["cluster"] == cluster.LOCAL:
             os.kill(int(job["job"]), signal.SIGTERM)  # passed on to the ranks
+
+
+def _cancel(ids: Sequence[str], known: Mapping[str, cluster.JobState]) -> str:
+    """Those that wait first: in an array others would take the place of those that end. Returns what failed."""
+    waiting = [each for each in ids if known[each].word in cluster.WAITING]
+    running = [each for each in ids if known[each].word in _STOPPABLE - cluster.WAITING]
+    failed = []
+    # signals the ranks, not the batch script; a job in the queue has no ranks
+    for words, those in ((["scancel"], waiting), (["scancel", "--signal=USR2"], running)):
+        done = subprocess.run([*words, *those], capture_output=True, text=True) if those else None
+        if done and done.returncode:
+            failed.append(f"{' '.join([*words, *those])}: {' '.join(done.stderr.split())}")
+    return "; ".join(failed)
 
 
 def clear(names: list[str]) -> None:

@@ -134,6 +134,9 @@ def stop_trainer(folder: Path) -> int:
         raise ConfigError(f"{text} {typed('slurm')} stop {folder}")
     if trainer["host"] != os.uname().nodename:
         raise ConfigError(f"the sweep {folder.name} is trained on host {trainer['host']}; stop it there")
+    if b"senet.sweep" not in Path(f"/proc/{trainer['pid']}/cmdline").read_bytes():
+        text = f"process {trainer['pid']} submits the sweep {folder.name} as jobs; when it has ended, stop them by"
+        raise ConfigError(f"{text} {typed('slurm')} stop {folder}")
     os.kill(trainer["pid"], signal.SIGTERM)
     print(f"process {trainer['pid']} was asked to stop; see: {typed('sweep')} status {folder.name}")
     return 0

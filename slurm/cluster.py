@@ -92,6 +92,21 @@ def job_states(job_ids: Collection[str]) -> dict[str, JobState]:
     return found
 
 
+def jobs_with_logs_in(folder: Path, name: str) -> list[str]:
+    """Ids of the jobs of this name that wait or run, and write their log into a folder; of an array, of each task.
+
+    Raises:
+        NoAnswer: squeue fails or is late.
+    """
+    if not shutil.which("squeue"):
+        return []
+    done = ask("squeue", "--noheader", "--all", "--array", f"--name={name}", "--Format=JobArrayID:|,STDOUT:|")
+    if done.returncode:
+        raise NoAnswer(f"squeue does not answer: {' '.join(done.stderr.split())}")
+    fields = [line.split("|") for line in done.stdout.splitlines()]
+    return [job_id.strip() for job_id, log, *_ in fields if log.strip().startswith(f"{folder}/")]
+
+
 def job_fields(job_id: str) -> dict[str, str]:
     """``scontrol show job``; {} for a job that it no longer knows, or if it does not answer."""
     line = query("scontrol", "show", "job", "--oneliner", job_id)

@@ -11,6 +11,7 @@ from senet.errors import ConfigError
 from senet.rundir.files import read_json
 from senet.sweep import record
 from senet.verbs import typed
+from slurm import sent
 
 
 def submitted(run_dir: Path) -> dict[str, Any]:
@@ -42,10 +43,16 @@ def named(names: Sequence[str]) -> list[Path]:
 
 
 def one_or_cells(name: str) -> list[Path]:
-    """A run directory; of a sweep, by its name or folder, those of its cells that were submitted."""
+    """A run directory; of a sweep, by its name or folder, those of its cells that were submitted.
+
+    Raises:
+        ConfigError: none of its cells was.
+        NoAnswer: a submission was killed, and SLURM does not say what has become of it.
+    """
     if not is_sweep(name):
         return [named_path(name)]
     folder = record.folder_of(name)
+    sent.recover(folder)
     cells = [folder / cell for cell in record.names(folder)]
     found = [cell for cell in cells if (cell / "slurm" / "job.json").exists()]
     if not found:

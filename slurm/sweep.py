@@ -8,19 +8,21 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from senet import REPOSITORY
 from senet.config.load import to_yaml
 from senet.errors import ConfigError
 from senet.rundir.files import read_json, replace_file, write_json
+from senet.rundir.owner import read_owner
 from senet.sweep import record
 from senet.sweep.cells import Cell, check_ranks
-from senet.sweep.prepare import only_one, prepare
+from senet.sweep.prepare import LOCK, only_one, prepare
 from senet.sweep.request import Request, read_request
 from senet.verbs import typed
-from slurm import check, cluster, nodes, submission
+from slurm import check, cluster, nodes, sent, submission
 from slurm.gpus import ranks_per_node
 from slurm.job import Job
 from slurm.preflight import preflight
@@ -54,17 +56,15 @@ def sweep(argv: Sequence[str], say: Callable[[str], None], *, dry_run: bool, qui
         return 0
     submission.refuse(findings)
     submission.require_sbatch()
-    is_new = not request.folder.exists()
     with only_one(request.folder):
+        sent.recover(request.folder)
         if not (waiting := _not_there(request.folder, cells)):  # another submission has come first
             return 0
-        try:
+        recorded = record.read(request.folder)
+        with _undone_if_refused(request.folder, recorded, waiting):
+            # before sbatch: if this process is killed, status and stop know the cells
+            record.write(request.folder, request, recorded, cells, **_threads(recorded))
             job_id = _submit(request, waiting, argv)
-        except ConfigError:
-            if is_new:
-                shutil.rmtree(request.folder)
-            raise
-        record.write(request.folder, request, recorded, cells, **_threads(recorded))
     _tell(request, cells[0], len(waiting), job_id)
     return 0
 
@@ -86,6 +86,10 @@ def _not_there(folder: Path, cells: Sequence[Cell], say: Callable[[str], None] =
     words = {cell.name: record.state_of(folder, cell.name).word for cell in cells}
     queued = [name for name, job in jobs.items() if job and known[job].word in cluster.ACTIVE]
     words |= dict.fromkeys(queued, "in the queue")
+    # a heartbeat is believed for a while, though the job has ended
+    ended = [name for name, job in jobs.items() if job and known[job].word and name not in queued]
+    held = [name for name in ended if read_owner(folder / name).get("job") == jobs[name]]
+    words |= {name: "killed" for name in held if words[name] == "training"}
     waiting = [cell for cell in cells if words[cell.name] not in ("finished", "training", "in the queue")]
     if not waiting:
         print(f"nothing to submit: {record.count([*words.values()])}; see: {typed('slurm')} status {folder}")
@@ -93,6 +97,28 @@ def _not_there(folder: Path, cells: Sequence[Cell], say: Callable[[str], None] =
         arrays = ", ".join(dict.fromkeys(jobs[name].partition("_")[0] for name in queued))
         say(f"warning: {len(queued)} cell(s) of job {arrays} wait or run besides, with a limit of their own")
     return [dataclasses.replace(cell, config=submission.resolve(cell.config)) for cell in waiting]
+
+
+@contextmanager
+def _undone_if_refused(folder: Path, recorded: Mapping[str, object], cells: Sequence[Cell]) -> Iterator[None]:
+    """If SLURM refuses the cells, remove what their submission has made, and nothing else."""
+    made = [path for path in (folder / "slurm", *(cell.run_dir for cell in cells)) if not path.exists()]
+    try:
+        yield
+    except ConfigError:
+        for path in made:
+            if path.exists():
+                shutil.rmtree(path)
+        sent.forget(folder)
+        if recorded:
+            write_json(folder / record.FILE, recorded, durable=True)
+        else:
+            (folder / record.FILE).unlink(missing_ok=True)
+        if [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            with suppress(OSError):  # another process has come to lock it
+                folder.rmdir()
+        raise
 
 
 def _executor(request: Request, cells: Sequence[Cell], code: Path) -> SlurmExecutor:
@@ -129,23 +155,17 @@ def _submit(request: Request, cells: Sequence[Cell], argv: Sequence[str]) -> str
     snapshot = cells[0].config.slurm.snapshot
     code = take_snapshot(folder / "slurm", without=folder) if snapshot else REPOSITORY
     executor = _executor(request, cells, code)
-    made = [cell.run_dir for cell in cells if not cell.run_dir.exists()]
     jobs = []
     for cell in cells:
         file = config_file(cell.config, cell.run_dir)
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(file, to_yaml(cell.config).encode())
         jobs.append(Job(str(cell.run_dir), str(file), str(code), cell.config.slurm.max_requeues))
-    try:
-        ids = submit_all(jobs, executor)
-    except ConfigError:
-        for run_dir in made:
-            shutil.rmtree(run_dir)
-        raise
     facts = {"cluster": "slurm", "host": socket.gethostname(), "submitted": time.time(), "code": str(code)}
     facts["argv"] = [sys.argv[0], "sweep", *argv]
-    for cell, job_id, job in zip(cells, ids, jobs, strict=True):
-        write_json(cell.run_dir / "slurm" / "job.json", {"job": job_id, **facts, "config": job.config})
+    sent.announce(folder, {cell.name: {**facts, "config": job.config} for cell, job in zip(cells, jobs, strict=True)})
+    ids = submit_all(jobs, executor)
+    sent.confirm(folder, ids)
     return ids[0].partition("_")[0]
 
 

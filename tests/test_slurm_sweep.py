@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from senet.rundir.files import read_json
+from senet.rundir.files import read_json, write_json
 from senet.sweep.record import state_of
 from tests.cluster import Cluster, missing_packages, private_cluster
 from tests.conftest import Train
@@ -57,6 +57,16 @@ class Sweep:
 
     def job(self, name: str) -> str:
         return str(read_json(self.folder / name / "slurm" / "job.json")["job"])
+
+    def lose_jobs(self, names: list[str]) -> None:
+        """As a submission leaves the sweep that is killed after sbatch."""
+        files = {name: self.folder / name / "slurm" / "job.json" for name in names}
+        cells = {
+            name: {key: fact for key, fact in read_json(file).items() if key != "job"} for name, file in files.items()
+        }
+        write_json(self.folder / "slurm" / "sent.json", {"before": [], "cells": cells})
+        for file in files.values():
+            file.unlink()
 
     def queue(self) -> list[tuple[str, str, str]]:
         """Array, task and state of what SLURM still has of the sweep."""
@@ -140,6 +150,7 @@ def test_stop_saves_the_cells_that_run_and_starts_no_other(sweep: Sweep, train_h
     names = [f"seed={seed}" for seed in range(4)]
     sweep.submit("seed=0..3", "sweep.parallel=2")
     wait_until(lambda: all(rows(sweep.folder / name) for name in names[:2]), 180, sweep.logs())
+    sweep.lose_jobs(names)
     twice = sweep.run.tool("sweep", *sweep.words, "seed=0..3")
     assert twice.returncode == 0
     assert twice.stdout.startswith("nothing to submit: 4 cells: 4 in the queue")

@@ -286,6 +286,7 @@ def test_what_else_differs_between_the_runs_is_said(tmp_path: Path) -> None:
     ("make", "why"),
     [
         (lambda folder: folder / "none", "none: no such folder"),
+        (lambda folder: write_run(folder / "a", top1=[1.0]) / "metrics.jsonl", "metrics.jsonl: is a file; name"),
         (lambda folder: folder, "holds no run directory"),
         (lambda folder: write_run(folder / "a", top1=[1.0], state="failed"), "of 1 runs none has finished"),
     ],

@@ -43,6 +43,7 @@ def collect(folders: Sequence[Path]) -> Collected:
     """
     found = Collected([], [], {})
     for folder in folders:
+        _refuse_other(folder)
         for cell in read_json(folder / "sweep.json").get("cells", ()):
             if not _is_run_dir(folder / cell):
                 found.left_out[folder / cell] = NOT_BEGUN
@@ -60,12 +61,16 @@ def collect(folders: Sequence[Path]) -> Collected:
     return found
 
 
+def _refuse_other(folder: Path) -> None:
+    if not folder.is_dir():
+        kind = "is a file" if folder.exists() else "no such folder"
+        raise ConfigError(f"{folder}: {kind}; name run directories, or a folder of them")
+
+
 def _run_dirs(folders: Sequence[Path]) -> list[Path]:
     """Each once, however often and by whatever path it is named."""
     found: dict[Path, Path] = {}
     for folder in folders:
-        if not folder.is_dir():
-            raise ConfigError(f"{folder}: no such folder; name run directories, or a folder of them")
         inside = list(_below(folder))
         if not inside:
             raise ConfigError(f"{folder} holds no run directory; name what run_dir was in training, or a folder above")

@@ -359,6 +359,20 @@ def test_each_cell_has_gpus_of_its_own(tmp_path: Path, monkeypatch: pytest.Monke
     assert seen == {"0": "0,1 of 2", "1": "2,GPU-a of 2", "2": "4,0 of 2"}
 
 
+def test_ctrl_c_reaches_the_cells_as_ctrl_c(tmp_path: Path) -> None:
+    request = read_request(tiny("seed=0,1", "sweep.name=x"))
+    cell, _ = make_cells(request, request.words)
+    for asked, got in (("SIGINT", signal.SIGINT), ("SIGTERM", signal.SIGTERM), ("SIGHUP", signal.SIGTERM)):
+        stop, said = StopFlag(), list[str]()
+        stop.signal_name = asked
+        local = Local(tmp_path, 1, 1, [], stop, said.append)
+        with subprocess.Popen(["sleep", "60"]) as process:
+            local._live[0] = (cell, process, 0.0)
+            local.train([], [])
+        assert process.returncode == -got
+        assert said == [f"{asked}: 1 cell(s) save and end", f"{cell.name} stopped"]
+
+
 def test_help_says_how(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"], StopFlag()) == 0
     assert "sweep.parallel=N" in capsys.readouterr().out

@@ -46,8 +46,9 @@ class Local:
             if self.stop and not told:
                 told = True
                 self.say(f"{self.stop.signal_name}: {len(self._live)} cell(s) save and end")
+                told_by = signal.SIGINT if self.stop.signal_name == "SIGINT" else signal.SIGTERM
                 for _, process, _ in self._live.values():
-                    process.send_signal(signal.SIGTERM)
+                    process.send_signal(told_by)  # of Ctrl-C nobody is notified
             time.sleep(_POLL_S)
             for slot, (cell, process, began) in list(self._live.items()):
                 if process.poll() is not None:
@@ -75,7 +76,7 @@ class Local:
         state = record.state_of(self.folder, cell.name)
         if code == 0:
             self.say(f"{cell.name} finished: {state.status['top1']:.2f} %, {took_s:.0f} s")
-        elif code in (STOPPED_EXIT_CODE, -signal.SIGTERM):  # the second: before it had begun
+        elif code in (STOPPED_EXIT_CODE, -signal.SIGTERM, -signal.SIGINT):  # the others: before it had begun
             self.say(f"{cell.name} stopped")
         else:
             self.say(f"{cell.name} failed: {state.reason or f'exit code {code}'}; {log}")

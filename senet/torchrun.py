@@ -16,6 +16,7 @@ from senet.command import BUS_ERROR
 from senet.distributed.environment import MALLOC
 from senet.distributed.preemption import STOP_SIGNALS, StopFlag
 from senet.distributed.roster import host_name
+from senet.rundir.restarts import WITHOUT_A_WORD
 
 OUT_OF_MEMORY = "out of memory: oom_kill of this control group"
 
@@ -62,7 +63,7 @@ def run_ranks(ranks: int, command: Sequence[str], folder: str, words: io.StringI
         words.write(f"{error}\n")
         rank, failure = error.get_first_failure()
         how = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
-        return failure.exitcode, f"rank {rank} on {host_name()} ended by {how}{_known_of(how, kills)}, without a word"
+        return failure.exitcode, f"rank {rank} on {host_name()} ended by {how}{_known_of(how, kills)}{WITHOUT_A_WORD}"
     except OSError as error:
         return -1, f"torchrun: {error}"
     except Exception as error:

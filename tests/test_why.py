@@ -81,6 +81,8 @@ CASES = {
     "file system": failed(f"x cannot be read: {os.strerror(errno.ESTALE)}"),
     "rank was killed": failed(KILLED),
     "rank hangs": failed(f"rank 1 on n2 {SILENT}: stopped by a signal (state T)"),
+    "connection lost": failed("rank 0 on n1 failed: DistBackendError: NCCL error in: x, ncclRemoteError: A call"),
+    "crash on a GPU": failed("AcceleratorError: CUDA error: device-side assert triggered, at a.py:1"),
     "GPU failed": failed("rank 0 on n1 failed: AcceleratorError: CUDA error: unspecified launch failure, at a.py:1 f"),
     "start does not get on": failed("the start made no progress for distributed.start_timeout_s=300: rank 1: x"),
     "port is taken": failed("MASTER_PORT=5000 is in use on host n1"),
@@ -115,6 +117,10 @@ def test_each_cause_is_known_by_its_evidence(cause: str) -> None:
         (OUT_OF_MEMORY_WORDS, "out of memory of the host"),
         ("rank 0 on n1 ended by SIGKILL, without a word", "rank was killed"),
         ("RuntimeError: DefaultCPUAllocator: can't allocate memory", "out of memory of the host"),
+        ("rank 0 on n1 failed: PermissionError: [Errno 13] Permission denied: '/x', at my/net.py:3 f", "crash"),
+        ("PermissionError: [Errno 13] Permission denied: '/x', at rundir/files.py:3 f", "file system"),
+        ("run_dir=/x cannot be written: [Errno 13] Permission denied: '/x'", "file system"),
+        ("rank 0 on n1 failed: RuntimeError: CUDA error: an illegal memory access was encountered", "crash on a GPU"),
         ("no answer from n2; the job starts again when SLURM gives it up (SlurmdTimeout)", "node lost"),
         ("3 starts in a row ended without a new checkpoint (newest: none); lower", "requeues are used up"),
     ],
@@ -129,6 +135,50 @@ def test_slurms_word_explains_a_rank_that_left_none() -> None:
     # but not what has a reason of its own
     bug = "rank 0 on n1 failed: ValueError: boom, at own.py:41 forward"
     assert judge(of_job(ended("NODE_FAIL"), state="failed", reason=bug)).cause == "crash"
+
+
+@pytest.mark.parametrize(
+    ("reason", "cause", "remedy"),
+    [
+        ("Priority", "in the queue", "fewer nodes"),
+        ("Licenses", "in the queue", "a licence is free"),
+        ("Dependency", "in the queue", "after the job on which it depends"),
+        ("DependencyNeverSatisfied", "held", "scontrol release"),
+        ("AssocGrpNodeLimit", "in the queue", "the limit that they share"),
+        ("QOSGrpNodeLimit", "in the queue", "the limit that they share"),
+        ("QOSMaxNodePerJobLimit", "held", "scontrol release"),
+        ("PartitionNodeLimit", "held", "scontrol release"),
+        ("ReqNodeNotAvail, Reserved for maintenance", "in the queue", "maintenance"),
+        ("JobArrayTaskLimit", "in the queue", "sweep.parallel"),
+        ("BeginTime", "in the queue", "starts by itself"),
+    ],
+)
+def test_a_job_is_held_only_where_waiting_does_not_help(reason: str, cause: str, remedy: str) -> None:
+    verdict = judge(of_job(replace(WAITING, reason=reason)))
+    assert (verdict.cause, remedy in verdict.remedy) == (cause, True)
+
+
+def test_without_a_checkpoint_no_remedy_goes_on_from_one() -> None:
+    for cause, known in CASES.items():
+        assert known.checkpoint == ""
+        assert "from the newest" not in judge(known).remedy, cause
+        assert "is from before" not in judge(known).remedy, cause
+    assert judge(CASES["crash"]).remedy.endswith("the same command begins anew: there is no checkpoint yet")
+    assert judge(replace(CASES["crash"], checkpoint="step_1.pt")).remedy.endswith("from the newest checkpoint")
+    nan = replace(CASES["loss is not finite"], checkpoint="step_1.pt")
+    assert judge(nan).remedy.endswith("the checkpoint is from before that step")
+
+
+def test_a_rank_that_has_given_its_reason_did_not_end_without_a_word() -> None:
+    launcher = {"state": "failed", "launcher": "rank 0 on n1 ended by exit code 1, without a word"}
+    crash = failed("ValueError: boom, at own.py:41 forward", launch=launcher)
+    assert judge(crash).evidence[-1] == Fact("launch.json", "rank 0 on n1 ended by exit code 1")
+    assert judge(failed(KILLED, launch=launcher)).evidence[-1].text.endswith(", without a word")
+
+
+def test_a_run_that_was_killed_has_come_as_far_as_its_last_row() -> None:
+    assert "after step 120:" in judge(ENDED).text
+    assert "after step 130:" in judge(replace(ENDED, last_step=130)).text
 
 
 def test_a_job_that_is_requeued_says_what_ended_its_last_start_and_why_it_waits() -> None:

@@ -17,6 +17,7 @@ from senet.rundir.files import read_rows, replace_file, write_json
 FILE = "restarts.jsonl"
 LAUNCH_FILE = "launch.json"
 JOB_VARIABLE = "SENET_JOB"  # the job in the rows, for the ranks
+WITHOUT_A_WORD = ", without a word"  # of a rank that has ended, where its launcher has heard nothing
 SILENT = "did not answer any more"  # in the cause of a rank that was killed or hangs: why is not known
 _NO_FAILURE = ("finished", "stopped", "refused", "port_taken")
 _KEYS = {"step", "reason", "cause", "checkpoint", "job", "start", "launch", "again"}

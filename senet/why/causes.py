@@ -10,6 +10,11 @@ from senet.command import BUS_ERROR
 from senet.rundir.restarts import SILENT
 
 SAME = "the same command goes on from the newest checkpoint"
+_LOWER = "a lower optim.lr with resume.allow_changes=true; the checkpoint is from before that step"
+_WITHOUT_CHECKPOINT = {
+    SAME: "the same command begins anew: there is no checkpoint yet",
+    _LOWER: "a lower optim.lr: it begins anew, since there is no checkpoint yet",
+}
 CAUSES = {
     # nothing is wrong
     "finished": "nothing is left to do; to train on, more train.epochs with resume.allow_changes=true",
@@ -34,13 +39,15 @@ CAUSES = {
     # the training could not go on
     "out of memory of the host": "more memory (slurm.mem), fewer ranks per host, data.resident=false",
     "out of memory of a GPU": "a smaller train.global_batch_size; train.accumulate=2 for the same batch in two parts",
-    "loss is not finite": "a lower optim.lr with resume.allow_changes=true; the checkpoint is from before that step",
+    "loss is not finite": _LOWER,
     "ranks differ": "have that hardware checked, or leave the host out; then " + SAME,
     "disk is full": "free some space; then " + SAME,
     "file system": "it does not answer, or may not be read or written: mend that; then " + SAME,
     "node lost": "nothing if it is requeued; else " + SAME,
     "rank was killed": "if it was not you, look at the memory of that host; then " + SAME,
     "rank hangs": "look at the stacks in its log, and at that host; then " + SAME,
+    "connection lost": "look at the logs of the other ranks, and at the network between the hosts; then " + SAME,
+    "crash on a GPU": "is a label or an index too large? CUDA_LAUNCH_BLOCKING=1 names the line; then " + SAME,
     "GPU failed": "look at nvidia-smi on that host; ./launch.sh doctor tries its GPUs",
     "start does not get on": "look at the rank that is named; a slow file system: a larger distributed.start_timeout_s",
     "port is taken": "start again: another port is chosen; by hand set another MASTER_PORT",
@@ -55,6 +62,13 @@ CAUSES = {
     "unknown": "look at the logs; " + SAME,
 }
 """Name -> what to do."""
+
+
+def remedy(cause: str, *, has_checkpoint: bool) -> str:
+    text = CAUSES[cause]
+    for words, instead in () if has_checkpoint else _WITHOUT_CHECKPOINT.items():
+        text = text.replace(words, instead)
+    return text
 
 
 def _any(*codes: int) -> str:
@@ -78,7 +92,11 @@ _WORDS = {
     "rank hangs": rf"{SILENT}|waited too long for each other",
     "file system": re.escape(BUS_ERROR)
     + "|"
-    + _any(errno.ESTALE, errno.ENOTCONN, errno.EIO, errno.ETIMEDOUT, errno.EROFS, errno.EACCES),
+    + _any(errno.ESTALE, errno.ENOTCONN, errno.EIO, errno.ETIMEDOUT)
+    # what may not be read or written, unless a line of the user's own code has tried it
+    + rf"|({_any(errno.EROFS, errno.EACCES)})(?!.*, at (?!data/|rundir/)\S+:\d+ )",
+    "connection lost": r"ncclRemoteError",
+    "crash on a GPU": r"device-side assert|illegal memory access|CUDA error: invalid (configuration )?argument",
     "GPU failed": r"CUDA error|CUDNN_STATUS|ncclUnhandledCudaError|ncclSystemError",
     "crash": r", at \S+:\d+ \S+|\w+(Error|Exception): ",
 }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from senet.rundir.restarts import WITHOUT_A_WORD
 from senet.why.causes import by_words
 from senet.why.evidence import Evidence, Fact
 from senet.why.verdict import Verdict, name, owner_fact, say, status_fact
 
-_UNEXPLAINED = ("rank was killed", "rank hangs", "node lost", "failed", "restarts are used up")
+_UNEXPLAINED = ("rank was killed", "rank hangs", "node lost", "connection lost", "failed", "restarts are used up")
 _IN_SLURM = {
     "TIMEOUT": "time limit was hit",
     "OUT_OF_MEMORY": "out of memory of the host",
@@ -52,6 +55,8 @@ def failed(known: Evidence) -> Verdict | None:
         reason = in_launch
     facts += [] if facts else [Fact("launch.json", reason)]
     cause = by_words(reason)
+    if cause not in _UNEXPLAINED:  # the rank that ended has said why
+        facts = [replace(fact, text=fact.text.removesuffix(WITHOUT_A_WORD)) for fact in facts]
     facts += _last_failure(known)
     if cause in _UNEXPLAINED:
         cause, more = _explained(known, cause, also)
@@ -129,7 +134,8 @@ def killed(known: Evidence) -> Verdict | None:
     """It had no time to say anything."""
     if known.status.get("state") != "running":
         return None
-    text = f"killed, with its launcher, after step {known.status.get('step')}: SIGKILL, power, or out of memory"
+    step = max(known.status.get("step") or 0, known.last_step)
+    text = f"killed, with its launcher, after step {step}: SIGKILL, power, or out of memory"
     return say(known, "killed", text, status_fact(known), owner_fact(known))
 
 

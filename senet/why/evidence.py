@@ -17,7 +17,7 @@ from senet.follow import last_rows
 from senet.rundir.files import is_full, read_json, read_rows
 from senet.rundir.locks import boot, started_at
 from senet.rundir.owner import WATCH_S, is_alive, read_owner
-from senet.rundir.restarts import LAUNCH_FILE
+from senet.rundir.restarts import LAUNCH_FILE, newest_checkpoint
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,16 @@ class Evidence:
     """Since the holder's last heartbeat."""
     launch: Mapping[str, Any] = field(default_factory=dict)
     """launch.json, if it is about a launch after the last heartbeat: its end as launch.sh saw it."""
+    checkpoint: str = ""
+    """Name of the newest; empty if there is none."""
     failures: Sequence[Mapping[str, Any]] = ()
     """Rows of restarts.jsonl."""
     start: Mapping[str, Any] = field(default_factory=dict)
     """Last row of starts.jsonl."""
     still_s: float = 0.0
     """Since the last row of metrics.jsonl."""
+    last_step: int = 0
+    """Of that row; status.json may be some seconds older."""
     pace_s: float = 0.0
     """Seconds of training between its last two rows."""
     processes: Mapping[int, str] = field(default_factory=dict)
@@ -118,9 +122,11 @@ def gather(run_dir: Path) -> Evidence:
         alive,
         silent_s,
         launch if launch.get("time", 0.0) >= owner.get("heartbeat", 0.0) else {},
+        newest_checkpoint(run_dir),
         list(read_rows(run_dir / "restarts.jsonl")),
         ([*read_rows(run_dir / "starts.jsonl")] or [{}])[-1],
         time.time() - metrics.stat().st_mtime if rows else 0.0,
+        rows[-1]["step"] if rows else 0,
         rows[-1]["train_s"] - rows[-2]["train_s"] if len(rows) > 1 else 0.0,
         _processes(owner) if alive else {},
         is_full=is_full(run_dir),

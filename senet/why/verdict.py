@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from senet.distributed.roster import Process, Roster
-from senet.why.causes import CAUSES
+from senet.why import causes
 from senet.why.evidence import Evidence, Fact
 
 _HEALTHY = ("finished", "running", "starting")
@@ -32,7 +32,12 @@ class Verdict:
 def say(known: Evidence, cause: str, text: str, *facts: Fact, remedy: str = "") -> Verdict:
     """With SLURM's words behind the other facts."""
     from_slurm = known.job.facts if known.job is not None else ()
-    return Verdict(cause, text, list(dict.fromkeys([*facts, *from_slurm])), remedy or CAUSES[cause])
+    return Verdict(
+        cause,
+        text,
+        list(dict.fromkeys([*facts, *from_slurm])),
+        remedy or causes.remedy(cause, has_checkpoint=bool(known.checkpoint)),
+    )
 
 
 def status_fact(known: Evidence) -> Fact:

@@ -10,10 +10,19 @@ from senet.why.verdict import Verdict, name, owner_fact, say, status_fact
 
 _STILL_S = 60.0  # without a new row, before a run counts as one that does not move
 _PACES = 5.0  # and so many times the usual time between two rows
-_HELD = (
-    *("Held", "Hold", "held", "Dependency", "Never", "Invalid", "NotAllowed", "Constraints", "PartitionDown"),
-    *("PartitionInactive", "TimeLimit", "NodeLimit", "MaxWall", "PerJob", "PerNode", "NotAvail", "Licenses"),
+_HELD = (  # all others end by themselves
+    *("Held", "Hold", "held", "Never", "Invalid", "NotAllowed", "NotSatisfied", "Constraints", "PartitionDown"),
+    *("PartitionInactive", "PartitionNodeLimit", "TimeLimit", "MaxWall", "PerJob", "PerNode", "ReservationDeleted"),
 )
+_REMEDIES = {
+    "JobArrayTaskLimit": "nothing: so many cells run as sweep.parallel allows",
+    "BeginTime": "nothing: it starts by itself",
+    "Dependency": "nothing: it starts by itself, after the job on which it depends",
+    "ReqNodeNotAvail": "wait: a node is down, or kept for maintenance (sinfo -R, scontrol show reservation)",
+    "Licenses": "wait until a licence is free",
+    "Grp": "wait: the jobs of your account or QOS have reached the limit that they share",
+}
+"""Of reasons for which a smaller job is no remedy."""
 _DUE_TO = {
     "PREEMPTION": "preempted",
     "NODE FAILURE": "node lost",
@@ -31,7 +40,8 @@ def queued(known: Evidence) -> Verdict | None:
     if any(word in job.reason for word in _HELD):
         return say(known, "held", f"job {job.id} cannot start: {why}")
     if not job.was_started:
-        return say(known, "in the queue", f"job {job.id} waits for its first start: {why}")
+        remedy = next((text for word, text in _REMEDIES.items() if word in job.reason), "")
+        return say(known, "in the queue", f"job {job.id} waits for its first start: {why}", remedy=remedy)
     end = job.last_end
     reached = f" at step {end['step']}" if end.get("step") is not None else ""
     cause, facts = _requeued_by(known)

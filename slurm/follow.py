@@ -132,7 +132,7 @@ def _find(word: str, runs: list[Followed], first: int) -> None:
     """Add the runs that are not yet among these."""
     for run_dir, job in runs_of(word):
         if run_dir not in [run.run_dir for run in runs]:
-            is_alone = bool(job) or run_dir == named_path(word)
+            is_alone = job == word or run_dir == named_path(word)
             runs.append(Followed(run_dir, job, first, "" if is_alone else run_dir.name))
 
 

@@ -31,6 +31,12 @@ def log_files(run_dir: Path, job_id: str) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+def jobs(run_dir: Path) -> list[str]:
+    """The ids of those that have logs here."""
+    matches = map(_NAME.fullmatch, (path.name for path in (run_dir / "slurm").glob("*_log.out")))
+    return sorted({match[1] for match in matches if match})
+
+
 def rank_of(path: Path) -> str:
     """``rank 1 on n2``, from the last launch in a log; empty where it has none."""
     return ["", *_begins(path)][-1]

@@ -21,7 +21,7 @@ from senet.why.evidence import Evidence, Fact, Job, gather
 from senet.why.judge import judge
 from senet.why.verdict import Verdict, start_facts
 from slurm import cluster, nodes
-from slurm.logs import log_files, not_begun, telling_lines
+from slurm.logs import jobs, not_begun, telling_lines
 from slurm.starts import starts_of, stop_file
 
 _SHOWN = ("JobState", "Reason", "ExitCode", "Restarts", "NodeList", "ExcNodeList", "StartTime", "EndTime", "TimeLimit")
@@ -125,13 +125,28 @@ def runs_of(word: str) -> list[tuple[Path, str]]:
         return [(each, "") for each in found]
     if not re.fullmatch(r"\d+(_\d+)?", word):
         raise ConfigError(f"{word}: no such folder; name a run directory, a folder of them, or the id of a job")
+    return _of_job(word)
+
+
+def _of_job(word: str) -> list[tuple[Path, str]]:
+    """The run directory that had a job; of an array those of its cells, each with its own."""
     out = Path(cluster.job_fields(word).get("StdOut", ""))
+    folders = [each.parent for pattern in ("*/slurm", "*/*/slurm") for each in sorted(Path("runs").glob(pattern))]
+    where = "SLURM does not know it, and no run in runs/"
     if out.parent.name == "slurm" and out.parent.is_dir():
-        return [(out.parent.parent, word)]
-    for folder in [*Path("runs").glob("*/slurm"), *Path("runs").glob("*/*/slurm")]:
-        if log_files(folder.parent, word) or read_json(folder / "job.json").get("job") == word:
-            return [(folder.parent, word)]
-    raise ConfigError(f"job {word}: SLURM does not know it, and no run in runs/ had it; name the run directory")
+        folder = out.parent.parent
+        if not is_sweep(folder):
+            return [(folder, word)]
+        folders, where = [folder / cell for cell in names(folder)], f"no cell of {folder}"
+    found = []
+    for folder in folders:
+        had = [str(read_json(folder / "slurm" / "job.json").get("job", "")), *jobs(folder)]
+        own = [job for job in had if word in (job, job.partition("_")[0])]
+        if own and not is_sweep(folder):  # the log of a cell begins in the folder of its sweep
+            found.append((folder, own[0]))
+    if not found:
+        raise ConfigError(f"job {word}: {where} had it; name the run directory")
+    return found
 
 
 def _is_run(folder: Path) -> bool:

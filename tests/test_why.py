@@ -21,7 +21,7 @@ from senet.torchrun import OUT_OF_MEMORY
 from senet.why.causes import CAUSES, by_words
 from senet.why.evidence import Evidence, Fact, Job, gather
 from senet.why.judge import judge
-from slurm import logs, why
+from slurm import follow, logs, why
 
 RUN = Path("runs/x")
 STATUS = {"generation": 1, "step": 120, "reason": "", "job": "", "heartbeat": 1e9}
@@ -279,3 +279,31 @@ def test_what_is_no_run_is_refused_in_a_line(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "runs" / "rates" / "a" / "slurm").mkdir()
     write_json(tmp_path / "runs" / "rates" / "a" / "slurm" / "job.json", {"job": "7_1"})
     assert why.runs_of("7_1") == [(Path("runs/rates/a"), "7_1")]
+
+
+def test_a_job_of_an_array_is_a_cell_and_the_array_is_all_of_its_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep, cells = Path("runs/rates"), {}
+    for task, cell in enumerate(("a", "b", "c")):
+        (sweep / cell / "slurm").mkdir(parents=True)
+        write_json(sweep / cell / "slurm" / "job.json", {"job": f"7_{task}", "cluster": "slurm"})
+        cells[f"7_{task}"] = sweep / cell
+    write_json(sweep / "sweep.json", {"cells": {"a": {}, "b": {}, "c": {}, "d": {}}})
+    (sweep / "slurm").mkdir()
+    for task in range(3):  # where SLURM begins the log of each
+        (sweep / "slurm" / f"7_{task}_0_log.out").touch()
+    write_json(sweep / "c" / "slurm" / "job.json", {"job": "8", "cluster": "slurm"})  # submitted again
+    (sweep / "c" / "slurm" / "7_2_0_log.out").touch()
+    for fields in ({"StdOut": str(tmp_path / sweep / "slurm" / "7_0_0_log.out")}, {}):  # SLURM knows it, and no more
+        monkeypatch.setattr("slurm.cluster.job_fields", lambda _, found=fields: found)
+        for job, run_dir in cells.items():
+            assert [(path.resolve(), of) for path, of in why.runs_of(job)] == [(run_dir.resolve(), job)]
+        assert [(path.name, of) for path, of in why.runs_of("7")] == [("a", "7_0"), ("b", "7_1"), ("c", "7_2")]
+        assert [(path.name, of) for path, of in why.runs_of("8")] == [("c", "8")]
+        with pytest.raises(ConfigError, match=r"job 7_9: .* had it"):
+            why.runs_of("7_9")
+    runs: list[follow.Followed] = []
+    follow._find("7", runs, 10)
+    assert [(run.label, run.job_id) for run in runs] == [("a", "7_0"), ("b", "7_1"), ("c", "7_2")]

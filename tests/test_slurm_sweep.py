@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from senet import REPOSITORY
 from senet.rundir.files import read_json, write_json
 from senet.sweep.record import state_of
 from tests.cluster import Cluster, missing_packages, private_cluster
@@ -171,9 +175,24 @@ def test_stop_saves_the_cells_that_run_and_starts_no_other(sweep: Sweep, train_h
         assert differing(without_clock(payload(sweep.folder / f"seed={seed}")), expected) == []
 
 
-def test_one_cell_is_a_job_like_any_other(sweep: Sweep) -> None:
+def test_why_and_follow_take_the_id_of_a_cell_and_one_cell_is_a_job_like_any_other(sweep: Sweep) -> None:
+    names = ["seed=0", "seed=1"]
     sweep.submit("seed=0,1", "train.epochs=1")
-    sweep.finish(["seed=0", "seed=1"])
+    wait_until(lambda: all(rows(sweep.folder / name) for name in names), 180, sweep.logs())
+
+    def ask(verb: str, *words: str) -> str:
+        command = [sys.executable, "-P", "-m", f"slurm.{verb}", *words]
+        env = sweep.run.env | {"PYTHONPATH": str(REPOSITORY)}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    for word, expected in ((sweep.job("seed=1"), ["seed=1"]), (sweep.array, names)):
+        found = [json.loads(line) for line in ask("why", "--json", word).splitlines()]
+        assert [Path(each["run_dir"]).name for each in found] == expected
+        assert {each["cause"] for each in found} <= {"running", "finished"}
+    sweep.finish(names)
+    assert "rank 0 on n" in ask("follow", sweep.job("seed=1"))
     sweep.submit("seed=2", "train.epochs=1", "slurm.check=true")
     assert sweep.job("seed=2") == sweep.array
     sweep.finish(["seed=2"])

@@ -16,7 +16,7 @@ from senet.data.sources import SPLITS, split_folder
 from senet.distributed.preemption import steps_between_votes
 from senet.errors import ConfigError
 from senet.rundir.files import read_json
-from senet.rundir.owner import holder, read_owner, refuse_links, refuse_unreadable
+from senet.rundir.owner import holder, read_owner, refuse_folder, refuse_links
 from senet.verbs import typed
 from slurm import cluster, nodes
 from slurm.gpus import fitting, gpu_findings, ranks_per_node
@@ -41,7 +41,7 @@ def preflight(config: Config, run_dir: Path) -> list[Finding]:
     Raises:
         ConfigError: no script can be made from the options, or this user may not read the run directory.
     """
-    refuse_unreadable(run_dir)
+    refuse_folder(run_dir)
     findings = [*_tasks(config), *_limits(config, run_dir), *_directory(config, run_dir), *owner(run_dir)]
     findings += [*_images(config.data), *(Finding(False, text) for text in nodes.avoided_texts(run_dir))]
     if config.slurm.cluster == "slurm":

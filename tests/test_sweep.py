@@ -376,3 +376,117 @@ def test_ctrl_c_reaches_the_cells_as_ctrl_c(tmp_path: Path) -> None:
 def test_help_says_how(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"], StopFlag()) == 0
     assert "sweep.parallel=N" in capsys.readouterr().out
+def owner(run_dir: Path, **facts: Any) -> None:
+    content = {"token": "a", "generation": 1, "job": "", "job_restarts": 0, "heartbeat": time.time(), **this_process()}
+    write_json(run_dir / "owner.json", content | facts)
+
+
+@pytest.mark.parametrize(("silent_s", "word"), [(10, "training"), (1800, "killed")])
+def test_a_cell_on_another_host_trains_while_its_heartbeat_is_young(tmp_path: Path, silent_s: int, word: str) -> None:
+    (tmp_path / "a").mkdir()
+    write_json(tmp_path / "a" / "status.json", {"state": "running", "step": 3})
+    owner(tmp_path / "a", host="node17", boot="another", heartbeat=time.time() - silent_s)
+    state = record.state_of(tmp_path, "a")
+    assert state.word == word
+    assert state.reason.startswith("process" if word == "killed" else "")
+
+
+class Ended:
+    """In place of the process of a cell, which has left a status."""
+
+    returncode = 0
+
+    def __init__(self, command: list[str], **_: Any) -> None:
+        run_dir = Path(command[-1].removeprefix("run_dir="))
+        run_dir.mkdir(parents=True)
+        result = {"weights": "averaged", "test_top1": 50.0, "ema_top1": 61.25}
+        write_json(run_dir / "status.json", {"state": "finished", "step": 9, "result": result})
+
+    def poll(self) -> int:
+        return 0
+
+
+def trained(said: list[str]) -> None:
+    request = read_request(tiny("seed=0..2", "sweep.name=x"))
+    Local(request.folder, 1, 1, [], StopFlag(), said.append).train(make_cells(request, request.words), [])
+
+
+def test_a_cell_that_had_nothing_left_to_train_has_the_score_of_its_last_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "Popen", Ended)
+    said: list[str] = []
+    trained(said)
+    assert [line for line in said if "finished" in line] == [f"seed={seed} finished: 61.25 %, 0 s" for seed in range(3)]
+    folder = Path("runs/x")
+    assert record.table(folder, {"seed=0": record.state_of(folder, "seed=0")})[1].split()[4] == "61.25"
+
+
+def test_a_cell_whose_files_cannot_be_written_ends_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    class LosesItsLog(Ended):
+        def __init__(self, command: list[str], **options: Any) -> None:
+            super().__init__(command, **options)
+            if command[-1].endswith("seed=1"):
+                log = record.log_of(Path("runs/x"), "seed=1")
+                log.unlink()
+                log.mkdir()
+
+    monkeypatch.setattr(subprocess, "Popen", LosesItsLog)
+    record.log_of(Path("runs/x"), "seed=0").mkdir(parents=True)
+    said: list[str] = []
+    trained(said)
+    assert said[0].startswith("seed=0 could not be started: [Errno 21]")
+    assert said[2].startswith("seed=1 ended with exit code 0; [Errno 21]")
+    assert said[4] == "seed=2 finished: 61.25 %, 0 s"
+
+
+def test_what_is_not_done_here_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/x/seed=0").mkdir(parents=True)
+    owner(Path("runs/x/seed=0"))
+    monkeypatch.setattr("senet.sweep.__main__.Local.train", lambda _, cells, __: trains.extend(cells))
+    trains: list[Any] = []
+    assert main(tiny("seed=0,1", "slurm.partition=a,b", "slurm.nodes=1", "sweep.name=x"), StopFlag()) == 1
+    assert [cell.name for cell in trains] == ["seed=1"]
+    said = capsys.readouterr().err
+    assert "sweep: slurm.partition=a,b slurm.nodes=1: not used on this machine; for jobs it is " in said
+    assert "sweep: left alone, since another process trains them: seed=0\n" in said
+
+
+def test_a_terminal_that_is_gone_ends_no_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone:
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    _say("seed=0 starts")
+
+
+def test_a_command_that_was_prepared_before_another_changed_the_sweep_is_refused(tmp_path: Path) -> None:
+    recorded(tmp_path, *tiny("seed=0,1"))
+    before = record.read(tmp_path)
+    recorded(tmp_path, *tiny("seed=2"))
+    with (
+        pytest.raises(ConfigError, match=r"another command has just changed .*; give this one again"),
+        only_one(tmp_path, before),
+    ):
+        raise AssertionError
+    with only_one(tmp_path, record.read(tmp_path)):
+        pass
+
+
+def test_the_folder_of_a_sweep_is_no_run_directory(tmp_path: Path) -> None:
+    recorded(tmp_path, *tiny("seed=0,1"))
+    refusal = f"run_dir={tmp_path} is the folder of a sweep, whose cells are below it; choose another run_dir"
+    with pytest.raises(ConfigError, match=re.escape(refusal)), nothing_left_if_refused(tmp_path):
+        raise AssertionError
+    with pytest.raises(ConfigError, match=re.escape(refusal)):
+        preflight(load_config(tiny()), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
+
+

@@ -150,7 +150,7 @@ def holder(run_dir: Path) -> tuple[str, bool]:
 @contextmanager
 def nothing_left_if_refused(run_dir: Path) -> Iterator[None]:
     """If a start is refused, remove the run directory and its parents, as far as this start has made them."""
-    refuse_unreadable(run_dir)
+    refuse_folder(run_dir)
     made = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
     try:
         yield
@@ -181,12 +181,16 @@ def remove_leftovers(run_dir: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def refuse_unreadable(run_dir: Path) -> None:
-    """Raises ConfigError: this user may not look into the run directory, or into a folder above it."""
+def refuse_folder(run_dir: Path) -> None:
+    """Raises ConfigError: this user may not look into the run directory, or a folder above it, or a sweep has it."""
     try:
-        (run_dir / "owner.json").exists()
+        is_sweep = (run_dir / "sweep.json").exists()
     except PermissionError as error:
         raise ConfigError(f"run_dir={run_dir} cannot be read ({error.strerror}); choose another run_dir") from None
+    if is_sweep:
+        raise ConfigError(
+            f"run_dir={run_dir} is the folder of a sweep, whose cells are below it; choose another run_dir"
+        )
 
 
 def refuse_links(run_dir: Path) -> None:

@@ -33,7 +33,16 @@ SLOW = "model.name=tests.networks:slow_senet"
 
 def cells(*argv: str, known: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
     request = read_request([*argv, "sweep.name=x"])
-    return {cell.name: dict(cell.options) for cell in make_cells(request, request.words, known)}
+    return {cell.name: dict(cell.options) for cell in make_cells(request, request.words, {"varied": known})}
+
+
+def recorded(folder: Path, *argv: str) -> set[str]:
+    """The names of the cells of a command, which records them in the folder."""
+    request, before = read_request([*argv, "sweep.name=x"]), record.read(folder)
+    found = make_cells(request, request.words, before)
+    record.refuse_other(request, before, found)
+    record.write(folder, request, before, found)
+    return {cell.name for cell in found}
 
 
 @pytest.mark.parametrize(
@@ -123,6 +132,33 @@ def test_draws_lie_in_their_range_and_each_depends_on_its_number_alone() -> None
     few = cells(*tiny(*ranges, "sweep.random=20"))
     many = cells(*tiny(*ranges, "sweep.random=200", "optim.weight_decay=0,1e-4"))
     assert len(few) == 20
+def test_a_cell_is_known_by_its_options_whatever_its_name(tmp_path: Path) -> None:
+    first = recorded(tmp_path, *tiny("optim.lr=0.1,0.2", "seed=0,1"))
+    assert recorded(tmp_path, *tiny("seed=1,0", "optim.lr=0.2,0.1")) == first
+    wider = recorded(tmp_path, *tiny("optim.momentum=0.8,0.9", "seed=0,1", "optim.lr=0.1,0.2"))
+    assert wider == first | {f"{name}_momentum=0.8" for name in first}  # 0.9 was the value of all
+    assert recorded(tmp_path, *tiny("optim.momentum=0.9", "seed=0", "optim.lr=0.2")) == {"lr=0.2_seed=0"}
+    assert read_json(tmp_path / "sweep.json")["cells"].keys() == wider
+
+
+def test_entries_of_a_mapping_vary_like_options(tmp_path: Path) -> None:
+    assert recorded(tmp_path, *tiny("seed=0,1")) == {"seed=0", "seed=1"}
+    first = recorded(tmp_path, *tiny("seed=0", "model.args.width=32,64"))
+    assert first == {"seed=0_width=32", "seed=0_width=64"}
+    wider = recorded(tmp_path, *tiny("seed=0,1", "model.args.width=16,32,64"))
+    assert wider == first | {"seed=0_width=16", *(f"seed=1_width={width}" for width in (16, 32, 64))}
+    assert list(cells(*tiny("optim.lr_scale.fc.*=0.1,1"))) == ["fc=0.1", "fc=1"]
+
+
+def test_no_cell_takes_the_name_of_one_with_other_options(tmp_path: Path) -> None:
+    recorded(tmp_path, *tiny("data.root=../a,b"))
+    before = record.read(tmp_path)
+    refusal = r"data.root=/a: in sweep.name=x the training root=a has other options; choose another sweep.name"
+    with pytest.raises(ConfigError, match=refusal):
+        recorded(tmp_path, *tiny("data.root=/a,b"))
+    assert record.read(tmp_path) == before
+
+
     drawn = {(each["optim.lr"], each["optim.momentum"]) for each in few.values()}
     assert drawn <= {(each["optim.lr"], each["optim.momentum"]) for each in many.values()}
     rates = [each["optim.lr"] for each in many.values()]
@@ -333,9 +369,9 @@ def test_the_options_that_all_cells_share_do_not_change(sweep: Sweep) -> None:
     ):
         other = read_request([*sweep.options, *changed])
         with pytest.raises(ConfigError, match=refusal):
-            record.refuse_other(other, recorded, make_cells(other, other.words, recorded["varied"]))
+            record.refuse_other(other, there, make_cells(other, other.words, there))
     wider = read_request([*sweep.options, "seed=0", "optim.lr=1,2", "log.every_steps=7"])
-    record.refuse_other(wider, recorded, make_cells(wider, wider.words, recorded["varied"]))
+    record.refuse_other(wider, there, make_cells(wider, wider.words, there))
 
 
 def test_each_cell_has_gpus_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

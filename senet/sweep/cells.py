@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from senet.config.checks import check_split
 from senet.config.load import load_config, to_flat
-from senet.config.options import Config, flat_values
+from senet.config.options import Config, flat_values, types
 from senet.errors import ConfigError
 from senet.sweep.grid import Range, combinations, several
 from senet.sweep.request import Request
@@ -38,17 +40,20 @@ class Cell:
         return Path(self.config.run_dir)
 
 
-def make_cells(request: Request, words: Sequence[str], known: Sequence[str] = ()) -> list[Cell]:
+def make_cells(
+    request: Request, words: Sequence[str], recorded: Mapping[str, Any] = MappingProxyType({})
+) -> list[Cell]:
     """All cells, each checked as a training is.
 
     Args:
         words: files and options that are the same for all, beside those of the request.
-        known: options that varied before in this sweep, and so count also with a single value.
+        recorded: ``sweep.json``. What varied before varies also with a single value, and a cell with the options of one
+            that is there is that one, whatever its name.
 
     Raises:
-        ConfigError: what ``load_config`` refuses of any; nothing varies; two cells that would be one.
+        ConfigError: what ``load_config`` refuses of any; nothing varies; two cells of one name.
     """
-    varied = several(request.axes, known)
+    varied = several(request.axes, recorded.get("varied", ()))
     if not varied:
         raise ConfigError("nothing varies: write several values of an option, e.g. optim.lr=0.05,0.1 or seed=0..4")
     single = [
@@ -57,17 +62,21 @@ def make_cells(request: Request, words: Sequence[str], known: Sequence[str] = ()
         if key not in varied and not isinstance(values, Range)
     ]
     axes = {key: request.axes[key] for key in varied}
-    cells: dict[str, Cell] = {}
+    there, cells = _names(recorded, varied), dict[str, Cell]()
     for values in combinations(axes, request.random, request.seed):
         own = (*words, *single, *(f"{key}={value}" for key, value in values.items()))
         config = load_config(own)
-        options = {key: _value(config, key) for key in varied}
-        name = name_of(options)
+        options = _varied(flat_values(config), varied)
+        known = there.get(_as_text(options))
+        name = known or name_of(options)
+        if name in cells and request.random and cells[name].options == options:  # drawn twice
+            continue
+        text = ", ".join(f"{key}={value}" for key, value in values.items())
         if name in cells:
-            if request.random:  # drawn twice
-                continue
-            text = ", ".join(f"{key}={value}" for key, value in values.items())
             raise ConfigError(f"{text}: there is another training of this name, {name}; leave one out")
+        if name in recorded.get("cells", ()) and not known:
+            text += f": in sweep.name={request.name} the training {name} has other options"
+            raise ConfigError(f"{text}; choose another sweep.name")
         run_dir = str(request.folder / name)
         cells[name] = Cell(name, own, options, dataclasses.replace(config, run_dir=run_dir))
     return list(cells.values())
@@ -90,9 +99,9 @@ def shared_options(cells: Sequence[Cell]) -> dict[str, Any]:
 
 def name_of(options: Mapping[str, Any]) -> str:
     """``lr=0.05_seed=0``: readable, and a folder on any file system; no comma or colon, at which TensorBoard cuts."""
-    short = [key.removesuffix(".name").rpartition(".")[2] for key in options]
+    short = [_entry(key)[1] or key.removesuffix(".name").rpartition(".")[2] for key in options]
     keys = [key if short.count(last) > 1 else last for key, last in zip(options, short, strict=True)]
-    name = "_".join(f"{key}={_in_a_name(value)}" for key, value in zip(keys, options.values(), strict=True))
+    name = "_".join(f"{_in_a_name(key)}={_in_a_name(value)}" for key, value in zip(keys, options.values(), strict=True))
     if len(name) <= _LONGEST:
         return name
     return f"{name[: _LONGEST - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -107,12 +116,38 @@ def _in_a_name(value: Any) -> str:
     return re.sub(r"[^\w.+=-]+", "-", text, flags=re.ASCII).strip("-.") or "none"
 
 
-def _value(config: Config, key: str) -> Any:
-    """Of an option, or of one entry of a mapping (``model.args.width``)."""
-    flat = flat_values(config)
-    if key in flat:
-        return flat[key]
-    mapping, _, entry = key.rpartition(".")
-    if isinstance(flat.get(mapping), dict):
-        return flat[mapping][entry]
-    raise ConfigError(f"{key} is a group; vary its options")
+def with_options(base: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """``base``, flat, with these options, also single entries of mappings, over it."""
+    flat = dict(base)
+    for key, value in options.items():
+        mapping, entry = _entry(key)
+        flat |= {key: value} if key in types() else {mapping: flat.get(mapping, {}) | {entry: value}}
+    return flat
+
+
+def _names(recorded: Mapping[str, Any], varied: Sequence[str]) -> dict[str, str]:
+    """Of the cells that there are, by the values of their options."""
+    base = to_flat(Config()) | recorded.get("base", {})  # an option may be younger than the sweep
+    cells = recorded.get("cells", {})
+    return {_as_text(_varied(with_options(base, options), varied)): name for name, options in cells.items()}
+
+
+def _as_text(options: Mapping[str, Any]) -> str:
+    return json.dumps(options, sort_keys=True)
+
+
+def _varied(flat: Mapping[str, Any], varied: Sequence[str]) -> dict[str, Any]:
+    """Of options, and of single entries of mappings (``model.args.width``); None of an entry that is not there."""
+    values = {}
+    for key in varied:
+        mapping, entry = _entry(key)
+        if key not in flat and not isinstance(flat.get(mapping), dict):
+            raise ConfigError(f"{key} is a group; vary its options")
+        values[key] = flat[key] if key in flat else flat[mapping].get(entry)
+    return values
+
+
+def _entry(key: str) -> tuple[str, str]:
+    """The mapping, and the entry of it, whose name may have dots."""
+    group, name, entry = (*key.split(".", 2), "", "")[:3]
+    return f"{group}.{name}", entry

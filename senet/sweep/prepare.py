@@ -28,7 +28,7 @@ def prepare(
     if (request.folder / "owner.json").exists():
         raise ConfigError(f"sweep.name={request.name}: {request.folder} is the directory of a run; choose another name")
     words = with_recipe(verb, request.words, say) if quickstart else request.words
-    cells = make_cells(request, words, recorded.get("varied", ()))
+    cells = make_cells(request, words, recorded)
     record.refuse_other(request, recorded, cells)
     return cells, recorded
 

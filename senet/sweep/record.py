@@ -13,7 +13,7 @@ from senet.config.load import changed_options, named_path
 from senet.errors import ConfigError
 from senet.rundir.files import read_json, write_json
 from senet.rundir.owner import holder
-from senet.sweep.cells import Cell, shared_options
+from senet.sweep.cells import Cell, shared_options, with_options
 from senet.sweep.request import ROOT, Request
 from senet.verbs import typed
 
@@ -64,18 +64,18 @@ def refuse_other(request: Request, recorded: Mapping[str, Any], cells: Sequence[
     name = request.name
     if forgotten := [key for key in recorded.get("varied", ()) if key not in request.axes]:
         raise ConfigError(f"{forgotten[0]} varied before in sweep.name={name}; give its values, or choose another name")
-    varied = {*cells[0].options, *recorded.get("varied", ())}
-    for key, was, now in changed_options(recorded["base"], cells[0].config) if recorded else ():
-        if key not in varied:
-            text = f"sweep.name={name} was begun with {key}={was}, and this is {key}={now}"
-            raise ConfigError(f"{text}; the cells of a sweep differ in what varies alone: choose another name")
+    before = with_options(recorded["base"], cells[0].options) if recorded else {}
+    for key, was, now in changed_options(before, cells[0].config) if recorded else ():
+        text = f"sweep.name={name} was begun with {key}={was}, and this is {key}={now}"
+        raise ConfigError(f"{text}; the cells of a sweep differ in what varies alone: choose another name")
 
 
 def write(folder: Path, request: Request, recorded: Mapping[str, Any], cells: Sequence[Cell], **facts: Any) -> None:
     """Add these cells to those that there are."""
     content = {
         "name": request.name,
-        "base": recorded.get("base", {}) | shared_options(cells),
+        # as it began: from it alone is known what the first cells have of options that vary later
+        "base": shared_options(cells) | recorded.get("base", {}),
         "varied": list(dict.fromkeys([*recorded.get("varied", ()), *cells[0].options])),
         **facts,
         "cells": recorded.get("cells", {}) | {cell.name: dict(cell.options) for cell in cells},

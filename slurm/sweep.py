@@ -56,11 +56,10 @@ def sweep(argv: Sequence[str], say: Callable[[str], None], *, dry_run: bool, qui
         return 0
     submission.refuse(findings)
     submission.require_sbatch()
-    with only_one(request.folder):
+    with only_one(request.folder, recorded):
         sent.recover(request.folder)
         if not (waiting := _not_there(request.folder, cells)):  # another submission has come first
             return 0
-        recorded = record.read(request.folder)
         with _undone_if_refused(request.folder, recorded, waiting):
             # before sbatch: if this process is killed, status and stop know the cells
             record.write(request.folder, request, recorded, cells, **_threads(recorded))

@@ -6,9 +6,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -116,19 +117,22 @@ def test_a_refused_submission_leaves_the_cells_of_one_that_came_first(
     before = {}
 
     @contextmanager
-    def late(folder: Path) -> Iterator[None]:
+    def late(folder: Path, recorded: Mapping[str, Any]) -> Iterator[None]:
         """Another submission comes first."""
         sweep.sbatch(f'{TAKES} 6"')
         assert sweep.submit("seed=7,8").returncode == 0
         before.update({path: path.read_bytes() for path in sweep.folder.rglob("*") if path.is_file()})
         sweep.sbatch("echo sbatch: error: no >&2; exit 1")
-        with only_one(folder):
+        with only_one(folder, recorded):
             yield
 
     sweep.sbatch("exit 1")
     monkeypatch.setattr(slurm_sweep, "only_one", late)
-    with pytest.raises(ConfigError, match="sbatch refused"):
+    with pytest.raises(ConfigError, match="another command has just changed"):
         slurm_sweep.sweep([*sweep.words, "seed=0,1"], print, dry_run=False, quickstart=False)
+    again = sweep.submit("seed=0,1")
+    assert again.returncode == 2
+    assert "sbatch refused" in again.stderr
     after = {path: path.read_bytes() for path in sweep.folder.rglob("*") if path.is_file()}
     assert before.keys() >= {sweep.folder / "sweep.json", sweep.folder / "seed=7" / "slurm" / "job.json"}
     assert {path: text for path, text in before.items() if path.name != LOCK}.items() <= after.items()

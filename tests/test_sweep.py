@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,17 @@ from senet import REPOSITORY
 from senet.config.load import load_config
 from senet.distributed.preemption import StopFlag
 from senet.errors import ConfigError
-from senet.rundir.files import read_json
+from senet.rundir.files import read_json, write_json
+from senet.rundir.locks import this_process
+from senet.rundir.owner import nothing_left_if_refused
 from senet.sweep import record
-from senet.sweep.__main__ import main
+from senet.sweep.__main__ import _say, main
 from senet.sweep.cells import check_ranks, make_cells, name_of
 from senet.sweep.grid import combinations, read_values, split
 from senet.sweep.local import Local
+from senet.sweep.prepare import only_one, prepare
 from senet.sweep.request import read_request
+from slurm.preflight import preflight
 from tests.harness import checkpoints, differing, payload, rows, started, tiny, wait_until, without_clock
 
 SLOW = "model.name=tests.networks:slow_senet"
@@ -127,11 +132,6 @@ def test_more_values_leave_the_names_of_the_others() -> None:
     assert list(cells(*tiny("seed=1", "optim.lr=0.2"), known=("optim.lr", "seed"))) == ["lr=0.2_seed=1"]
 
 
-def test_draws_lie_in_their_range_and_each_depends_on_its_number_alone() -> None:
-    ranges = ("optim.lr=log:0.001..10", "optim.momentum=0.5..0.9")
-    few = cells(*tiny(*ranges, "sweep.random=20"))
-    many = cells(*tiny(*ranges, "sweep.random=200", "optim.weight_decay=0,1e-4"))
-    assert len(few) == 20
 def test_a_cell_is_known_by_its_options_whatever_its_name(tmp_path: Path) -> None:
     first = recorded(tmp_path, *tiny("optim.lr=0.1,0.2", "seed=0,1"))
     assert recorded(tmp_path, *tiny("seed=1,0", "optim.lr=0.2,0.1")) == first
@@ -159,6 +159,11 @@ def test_no_cell_takes_the_name_of_one_with_other_options(tmp_path: Path) -> Non
     assert record.read(tmp_path) == before
 
 
+def test_draws_lie_in_their_range_and_each_depends_on_its_number_alone() -> None:
+    ranges = ("optim.lr=log:0.001..10", "optim.momentum=0.5..0.9")
+    few = cells(*tiny(*ranges, "sweep.random=20"))
+    many = cells(*tiny(*ranges, "sweep.random=200", "optim.weight_decay=0,1e-4"))
+    assert len(few) == 20
     drawn = {(each["optim.lr"], each["optim.momentum"]) for each in few.values()}
     assert drawn <= {(each["optim.lr"], each["optim.momentum"]) for each in many.values()}
     rates = [each["optim.lr"] for each in many.values()]
@@ -167,6 +172,15 @@ def test_no_cell_takes_the_name_of_one_with_other_options(tmp_path: Path) -> Non
     below = sum(rate < 0.1 for rate in rates)  # the middle of the logarithms
     assert abs(below - 100) < 4 * 50**0.5
     assert few != cells(*tiny(*ranges, "sweep.random=20", "sweep.seed=1"))
+
+
+def test_that_draws_are_equal_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said: list[str] = []
+    request = read_request(tiny("optim.lr=0.1,0.2", "seed=0,1", "sweep.random=5", "sweep.name=x"))
+    found, _ = prepare(request, "sweep", said.append, quickstart=False)
+    assert len(found) == 4
+    assert said == ["sweep.random=5: 6 of 10 cells are drawn twice, and trained once"]
 
 
 def test_each_draw_is_made_with_each_seed() -> None:
@@ -361,8 +375,8 @@ def test_the_options_that_all_cells_share_do_not_change(sweep: Sweep) -> None:
     request = read_request([*sweep.options, "seed=0,1"])
     found = make_cells(request, request.words)
     record.write(sweep.path, request, {}, found, threads_per_rank=1)
-    recorded = record.read(sweep.path)
-    record.refuse_other(request, recorded, found)
+    there = record.read(sweep.path)
+    record.refuse_other(request, there, found)
     for changed, refusal in (
         (["seed=0,1", "optim.lr=3"], "was begun with optim.lr=0.1, and this is optim.lr=3.0"),
         (["optim.lr=1,2"], "seed varied before in sweep.name=x; give its values"),
@@ -387,7 +401,7 @@ def test_each_cell_has_gpus_of_its_own(tmp_path: Path, monkeypatch: pytest.Monke
             return 0
 
     monkeypatch.setattr(subprocess, "Popen", Process)
-    monkeypatch.setattr("senet.sweep.local.record.state_of", lambda *_: type("", (), {"status": {"top1": 1.0}}))
+    monkeypatch.setattr("senet.sweep.local.record.state_of", lambda *_: record.State("finished"))
     request = read_request(tiny("seed=0..2", "sweep.name=x"))
     Local(tmp_path, 3, 2, ["0", "1", "2", "GPU-a", "4"], StopFlag(), lambda _: None).train(
         make_cells(request, request.words), []
@@ -409,9 +423,6 @@ def test_ctrl_c_reaches_the_cells_as_ctrl_c(tmp_path: Path) -> None:
         assert said == [f"{asked}: 1 cell(s) save and end", f"{cell.name} stopped"]
 
 
-def test_help_says_how(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"], StopFlag()) == 0
-    assert "sweep.parallel=N" in capsys.readouterr().out
 def owner(run_dir: Path, **facts: Any) -> None:
     content = {"token": "a", "generation": 1, "job": "", "job_restarts": 0, "heartbeat": time.time(), **this_process()}
     write_json(run_dir / "owner.json", content | facts)
@@ -526,3 +537,6 @@ def test_the_folder_of_a_sweep_is_no_run_directory(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
 
 
+def test_help_says_how(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"], StopFlag()) == 0
+    assert "sweep.parallel=N" in capsys.readouterr().out

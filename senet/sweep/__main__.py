@@ -6,6 +6,7 @@ if __name__ == "__main__":
     stop = StopFlag.install()
     stop.hold()  # the cells are told, and waited for
 
+import contextlib
 import os
 import signal
 import sys
@@ -45,7 +46,7 @@ The same in a YAML file that holds nothing else: sweep: {{name: NAME, vary: {{op
 
 The same command again trains what is missing or has failed; more values add cells. Ctrl-C saves and ends all.
 NPROC=2: ranks of each cell (else 1). RESTARTS=3: as for train, of each cell.
-Exit code: 0 all finished, 2 bad input, 85 stopped and resumable, 1 some failed."""
+Exit code: 0 all finished, 2 bad input, 85 stopped and resumable, 1 some failed or train elsewhere."""
 
 
 def main(argv: Sequence[str], stop: StopFlag) -> int:
@@ -71,13 +72,18 @@ def train(request: Request, stop: StopFlag) -> int:
     folder, ranks = request.folder, wanted_number("NPROC", "is not a number of ranks; use 1 or more", 1) or 1
     wanted_number("RESTARTS", "is not a number of restarts; use 0 or more")  # the cells read it
     cells, recorded = prepare(request, "sweep", _say)
+    if unused := [word for word in request.words if word.startswith(("slurm.", "slurm=")) and "=" in word]:
+        _say(f"{' '.join(unused)}: not used on this machine; for jobs it is {typed('slurm')} sweep")
     check_ranks(cells, ranks)
     gpus = visible_gpus(cells)
     parallel = min(request.parallel or max(1, len(gpus) // ranks), len(cells))
     threads = _threads(recorded, parallel * ranks)
-    with only_one(folder):
+    with only_one(folder, recorded):
         record.write(folder, request, recorded, cells, threads_per_rank=threads)
-        waiting = [cell for cell in cells if record.state_of(folder, cell.name).word not in ("finished", "training")]
+        words = {cell.name: record.state_of(folder, cell.name).word for cell in cells}
+        waiting = [cell for cell in cells if words[cell.name] not in ("finished", "training")]
+        if elsewhere := [name for name, word in words.items() if word == "training"]:
+            _say(f"left alone, since another process trains them: {', '.join(elsewhere)}")
         fixed = cells[0].config.train.threads_per_rank
         own = [] if fixed else [f"train.threads_per_rank={threads}"]
         each = f"{ranks} rank(s) x {fixed or threads} thread(s)"
@@ -143,7 +149,8 @@ def stop_trainer(folder: Path) -> int:
 
 
 def _say(what: str) -> None:
-    print(f"sweep: {what}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the terminal is gone, or a full disk: the cells go on
+        print(f"sweep: {what}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -61,21 +61,29 @@ class Local:
             own = [self.gpus[(slot * self.ranks + rank) % len(self.gpus)] for rank in range(self.ranks)]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(own))
         command = [sys.executable, "-P", "-m", "senet.sweep.cell", *cell.words, *words, f"run_dir={cell.run_dir}"]
-        with record.log_of(self.folder, cell.name).open("ab") as log:
-            # a session of its own: Ctrl-C reaches this process alone, which tells the cells
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
-            )
+        try:
+            with record.log_of(self.folder, cell.name).open("ab") as log:
+                # a session of its own: Ctrl-C reaches this process alone, which tells the cells
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+                )
+        except OSError as error:  # a full disk, too many processes: those that train go on
+            self.say(f"{cell.name} could not be started: {error}")
+            return
         self._live[slot] = (cell, process, time.monotonic())
         self.say(f"{cell.name} starts")
 
     def _ended(self, cell: Cell, code: int, took_s: float) -> None:
         log = record.log_of(self.folder, cell.name)
-        with log.open("a") as file:
-            file.write(f"{record.ENDED}{code}\n")
-        state = record.state_of(self.folder, cell.name)
+        try:
+            with log.open("a") as file:
+                file.write(f"{record.ENDED}{code}\n")
+            state = record.state_of(self.folder, cell.name)
+        except OSError as error:  # the others go on
+            self.say(f"{cell.name} ended with exit code {code}; {error}")
+            return
         if code == 0:
-            self.say(f"{cell.name} finished: {state.status['top1']:.2f} %, {took_s:.0f} s")
+            self.say(f"{cell.name} finished: {state.score} %, {took_s:.0f} s")
         elif code in (STOPPED_EXIT_CODE, -signal.SIGTERM, -signal.SIGINT):  # the others: before it had begun
             self.say(f"{cell.name} stopped")
         else:

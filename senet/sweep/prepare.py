@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from senet.config.recipes import with_recipe
 from senet.errors import ConfigError
@@ -30,19 +30,28 @@ def prepare(
     words = with_recipe(verb, request.words, say) if quickstart else request.words
     cells = make_cells(request, words, recorded)
     record.refuse_other(request, recorded, cells)
+    asked = request.random * len(cast(tuple[str, ...], request.axes.get("seed", ("",))))  # a seed is not drawn
+    if len(cells) < asked:
+        say(f"sweep.random={request.random}: {asked - len(cells)} of {asked} cells are drawn twice, and trained once")
     return cells, recorded
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
+def only_one(folder: Path, recorded: Mapping[str, Any]) -> Iterator[None]:
     """One process at a time starts the cells of a sweep.
 
+    Args:
+        recorded: ``sweep.json`` as ``prepare`` has read it.
+
     Raises:
-        ConfigError: another does.
+        ConfigError: another does, or has changed that file meanwhile.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with lock(folder / LOCK, patience_s=0):
+            if record.read(folder) != recorded:
+                text = f"another command has just changed {folder / record.FILE}"
+                raise ConfigError(f"{text}; give this one again")
             yield
     except StillHeld:
         holder = read_json(folder / LOCK)

@@ -12,6 +12,7 @@ from typing import Any
 from senet.config.load import changed_options, named_path
 from senet.errors import ConfigError
 from senet.rundir.files import read_json, write_json
+from senet.rundir.history import judged
 from senet.rundir.owner import holder
 from senet.sweep.cells import Cell, shared_options, with_options
 from senet.sweep.request import ROOT, Request
@@ -31,6 +32,13 @@ class State:
     reason: str = ""
     status: Mapping[str, Any] = field(default_factory=dict)
     """status.json."""
+
+    @property
+    def score(self) -> str:
+        """Of the last epoch, in percent."""
+        result = self.status.get("result") or {}  # a start that found nothing left to train has this alone
+        top1 = self.status.get("top1", result.get(f"{judged(result)}_top1"))
+        return "-" if top1 is None else f"{top1:.2f}"
 
 
 def folder_of(text: str) -> Path:
@@ -90,13 +98,13 @@ def state_of(folder: Path, name: str) -> State:
     word, reason = status.get("state", ""), str(status.get("reason", ""))
     if word == "finished":
         return State(word, "", status)
-    who, _ = holder(run_dir)
-    if who:
+    who, certain = holder(run_dir)
+    if who and certain:
         return State("training", "", status)
     if word in ("stopped", "failed"):
         return State(word, reason, status)
     if word == "running":
-        return State("killed", "ended without a word", status)
+        return State("killed", who or "ended without a word", status)
     if reason := refusal(folder, name):
         return State("failed", reason, status)
     return State("waiting", "", status)
@@ -123,9 +131,8 @@ def table(folder: Path, states: Mapping[str, State]) -> list[str]:
     """A line for each cell, below a heading, and one that counts."""
     rows: list[tuple[str, ...]] = [("cell", "state", "step", "epoch", "test %", "reason")]
     for name, state in states.items():
-        top1 = state.status.get("top1")
         facts = (str(state.status.get(key, "-")) for key in ("step", "epoch"))
-        rows.append((name, state.word, *facts, "-" if top1 is None else f"{top1:.2f}", state.reason))
+        rows.append((name, state.word, *facts, state.score, state.reason))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     words = [state.word for state in states.values()]

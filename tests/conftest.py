@@ -23,6 +23,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import pytest
 
@@ -50,6 +51,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if importlib.metadata.version("torch").startswith("2.10."):
         for warning in WARNINGS_OF_2_10:
             config.addinivalue_line("filterwarnings", warning)
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """The variables that a test sets, such as those of a launcher in this process, do not reach the next one."""
+    with patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -416,7 +417,9 @@ def test_ctrl_c_reaches_the_cells_as_ctrl_c(tmp_path: Path) -> None:
         stop, said = StopFlag(), list[str]()
         stop.signal_name = asked
         local = Local(tmp_path, 1, 1, [], stop, said.append)
-        with subprocess.Popen(["sleep", "60"]) as process:
+        # in the background of a shell SIGINT is ignored
+        heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        with subprocess.Popen(["sleep", "60"], preexec_fn=heard) as process:
             local._live[0] = (cell, process, 0.0)
             local.train([], [])
         assert process.returncode == -got

@@ -20,7 +20,7 @@ from tests.faults.conftest import Trial
 from tests.faults.interpose import failing, missing_compiler
 from tests.faults.networks import AT
 from tests.faults.runs import last_step, newest_step, options, ranks_of
-from tests.harness import kill_all, named, started, status, wait_until
+from tests.harness import kill_all, named, rows, started, status, wait_until
 
 NETWORK = "model.name=tests.faults.networks:"
 LAUNCH = str(REPOSITORY / "launch.sh")
@@ -133,7 +133,8 @@ def test_a_kill_of_all_and_a_stop_are_told_apart_and_a_running_run_is_healthy(
         says(found, "running", "training, at step")
         assert found["is_healthy"]
         kill_all(process)
-    says(ask(str(run_dir)), "killed", f"after step {status(run_dir)['step']}")
+    last = max(status(run_dir)["step"], rows(run_dir)[-1]["step"])
+    says(ask(str(run_dir)), "killed", f"after step {last}")
     with training(data_root, run_dir) as process:
         wait_until(lambda: status(run_dir)["generation"] == 2 and status(run_dir)["state"] == "running")
         process.send_signal(signal.SIGINT)

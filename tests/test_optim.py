@@ -151,3 +151,14 @@ def test_the_groups_of_a_checkpoint_depend_on_one_option_only() -> None:
     for decay in (0.0, 5e-4):
         groups = build_optimizer(network, tiny_config(f"optim.weight_decay={decay}").optim).param_groups
         assert [len(group["params"]) for group in groups] == [3, 4]
+
+
+def test_the_rate_of_the_last_update_stays_where_none_is_left() -> None:
+    model = nn.Linear(2, 2)
+    optimizer = build_optimizer(model, tiny_config("optim.lr=0.1").optim)
+    saved = copy.deepcopy(optimizer.state_dict())
+    for group in saved["param_groups"]:
+        group["lr"] = 0.002  # of the last update, before a stop in the last evaluation
+    load_optimizer(optimizer, saved)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.002}
+    assert {group["initial_lr"] for group in optimizer.param_groups} == {0.1}

@@ -138,7 +138,8 @@ def _split(
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
     """Continue from a checkpoint's state, but with the options of this run."""
-    options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    # lr is set before each update; where none is left, it stays that of the last one
+    options = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
     groups = [saved | mine for saved, mine in zip(state_dict["param_groups"], options, strict=True)]
     optimizer.load_state_dict(state_dict | {"param_groups": groups})
     for (

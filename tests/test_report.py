@@ -454,9 +454,7 @@ def test_without_the_packages_that_draw_one_line_says_what_to_install(
     for name in ("drawings", "figures", "curves", "page"):
         monkeypatch.delitem(sys.modules, f"senet.report.{name}")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(
-        ConfigError, match=r"matplotlib is not installed; a report needs it: \./launch\.sh setup report"
-    ):
+    with pytest.raises(ConfigError, match=r"matplotlib is not installed; run \./launch\.sh setup report"):
         main([str(run_dir)])
 
 

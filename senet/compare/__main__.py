@@ -15,6 +15,7 @@ from senet.command import Parser, end, path_argument
 from senet.compare.comparison import Comparison, compare
 from senet.compare.table import as_csv, as_json, text
 from senet.errors import ConfigError
+from senet.extras import library
 from senet.rundir.files import replace_file
 from senet.verbs import typed
 
@@ -53,13 +54,10 @@ def _page_writer(path: Path) -> Callable[[Comparison], None]:
     """Refuses what can be refused before any run is read."""
     if not path.absolute().parent.is_dir():
         raise ConfigError(f"--page {path}: no such folder")
-    try:
-        from senet.compare.page import render  # matplotlib takes seconds
-    except ModuleNotFoundError as error:
-        package = str(error.name).partition(".")[0]
-        if package not in ("matplotlib", "jinja2"):
-            raise
-        raise ConfigError(f"{package} is not installed; a page needs it: ./launch.sh setup report") from None
+    for name in ("matplotlib", "jinja2"):
+        library(name, "report")
+    from senet.compare.page import render  # matplotlib takes seconds
+
     return lambda found: replace_file(path, render(found))
 
 

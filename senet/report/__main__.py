@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from senet.command import Parser, end
 from senet.config.load import named_path
 from senet.errors import ConfigError
+from senet.extras import library
 from senet.rundir.files import replace_file
 from senet.rundir.history import Run, read_run
 from senet.verbs import typed
@@ -34,16 +35,12 @@ def write_report(
             ``open_test_data``) name no images of its classes, or matplotlib or jinja2 is not installed.
     """
     runs = [read_run(folder) for folder in folders]
-    try:
-        from senet.report.drawings import draw  # matplotlib and torch take seconds
-        from senet.report.examine import predictions_of
-        from senet.report.figures import to_svg
-        from senet.report.page import render
-    except ModuleNotFoundError as error:
-        package = str(error.name).partition(".")[0]
-        if package not in ("matplotlib", "jinja2"):
-            raise
-        raise ConfigError(f"{package} is not installed; a report needs it: ./launch.sh setup report") from None
+    for name in ("matplotlib", "jinja2"):
+        library(name, "report")
+    from senet.report.drawings import draw  # matplotlib and torch take seconds
+    from senet.report.examine import predictions_of
+    from senet.report.figures import to_svg
+    from senet.report.page import render
 
     folder = runs[0].folder / "report"
     try:

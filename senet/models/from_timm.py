@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -46,11 +47,9 @@ def refuse_unknown(name: str, arguments: Mapping[str, Any]) -> None:
         if key in _NOT_FOR_USERS:
             raise ConfigError(f"model.args.{key}={arguments[key]}: {_NOT_FOR_USERS[key]}; leave this option out")
     if arguments:
-        try:
-            with torch.device("meta"):
-                build(name, 10, arguments)
-        except (NotImplementedError, RuntimeError):
-            return  # not every network can be made without memory: it is built later
+        # not every network can be made without memory: it is built later
+        with suppress(NotImplementedError, RuntimeError), torch.device("meta"):
+            build(name, 10, arguments)
 
 
 def build(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module:

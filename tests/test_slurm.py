@@ -512,8 +512,10 @@ def test_a_preemption_that_is_announced_between_launches_is_a_requeue(fake: Path
 
 def test_a_preemption_that_is_announced_while_srun_begins_is_told_to_the_ranks(fake: Path, run_dir: Path) -> None:
     late = f"echo JobId=7 Restarts=0 PreemptTime=$([ -e {fake}/begun ] && echo 1795694432 || echo None)"
-    begun = f"""touch {fake}/begun; echo '{{"state": "running"}}' >"$SENET_STATUS_FILE"; exec %s 1"""
-    run_batch_sh(fake, run_dir, "true", begun % shutil.which("sleep", path="/usr/bin:/bin"), "echo requeue", job=late)
+    real = shutil.which("sleep", path="/usr/bin:/bin")
+    begun = f"""touch {fake}/begun; echo '{{"state": "running"}}' >"$SENET_STATUS_FILE"; exec {real} 1"""
+    waits = f"until [ -e {fake}/begun ]; do {real} 0.01; done"  # the first look comes when srun has begun
+    run_batch_sh(fake, run_dir, "true", begun, "echo requeue", job=late, sleep=waits)
     assert calls(fake) == ["srun 10.0.0.1:", "scancel --signal=USR2 7", "end", "scontrol requeue 7"]
 
 

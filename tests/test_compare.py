@@ -22,9 +22,9 @@ from senet.compare.table import text, verdict
 from senet.config.load import load_config, to_yaml
 from senet.errors import ConfigError
 from senet.rundir.files import write_json
+from tests.browser import browser, needs_browser, open_page
 from tests.conftest import Train
 from tests.harness import StopAt
-from tests.test_report import NO_BROWSER, browser
 
 RATES = {0.05: [96.0, 97.5, 96.5, 97.0, 96.2], 0.1: [97.1, 98.4, 97.7, 97.9, 97.5], 0.2: [95.0, 99.0, 96.0, 98.0, 94.0]}
 
@@ -382,7 +382,7 @@ def test_the_page_escapes_what_comes_from_files_and_has_each_figure(rates: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(NO_BROWSER), reason=f"{NO_BROWSER} missing: apt-get install chromium chromium-driver")
+@needs_browser
 def test_a_browser_shows_the_page_on_a_desktop_and_on_a_phone(rates: Path, tmp_path: Path) -> None:
     for number in range(4):
         many = (
@@ -396,15 +396,7 @@ def test_a_browser_shows_the_page_on_a_desktop_and_on_a_phone(rates: Path, tmp_p
     assert main([str(rates), "--page", str(page)]) == 0
     with browser(tmp_path / "profile") as driver:
         for width in (1280, 390):
-            metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-            driver.get(page.as_uri())
-            assert driver.get_log("browser") == []
-            assert driver.execute_script("return document.documentElement.scrollWidth") <= width
-            images = "[...document.images].map(i => [i.alt, i.naturalWidth, i.getBoundingClientRect().width])"
-            shown = driver.execute_script(f"return {images}")
-            assert len(shown) == 4
-            assert all(alt and natural and drawn > 100 for alt, natural, drawn in shown)
+            assert open_page(driver, page, width) == 4
 
 
 def test_a_page_that_cannot_be_written_is_refused_before_a_run_is_read(tmp_path: Path) -> None:

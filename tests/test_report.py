@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from senet.data.samplers import ImageData, Split
@@ -31,13 +26,10 @@ from senet.report.drawings import confusion_counts, draw
 from senet.report.figures import class_accuracy, to_svg
 from senet.report.page import render
 from senet.rundir.history import Run, names, read_run
+from tests.browser import browser, needs_browser, open_page
 from tests.conftest import Once, Train
 from tests.harness import StopAt, rows
 
-BROWSER, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
-NO_BROWSER = " and ".join(str(path) for path in (BROWSER, DRIVER) if not path.exists())
-if NO_BROWSER and os.environ.get("BROWSER_TESTS") == "required":
-    raise RuntimeError(f"BROWSER_TESTS=required, but {NO_BROWSER} missing")
 TINY = "tests.networks:tiny_senet"
 FIGURES = {
     *("loss", "accuracy", "learning_rate", "hours", "classes", "confusion", "reliability"),
@@ -459,7 +451,7 @@ def test_without_the_packages_that_draw_one_line_says_what_to_install(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(NO_BROWSER), reason=f"{NO_BROWSER} missing: apt-get install chromium chromium-driver")
+@needs_browser
 def test_a_browser_shows_the_page_without_complaint_on_a_desktop_and_on_a_phone(run_dir: Path, tmp_path: Path) -> None:
     hostile = dataclasses.replace(predictions_in(run_dir), classes=HOSTILE)
     hostile.save(run_dir / "report" / "predictions.npz")
@@ -473,16 +465,7 @@ def test_a_browser_shows_the_page_without_complaint_on_a_desktop_and_on_a_phone(
     page = write_report([run_dir, *others])
     with browser(tmp_path / "profile") as driver:
         for width in (1280, 390):
-            metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-            driver.get(page.as_uri())
-            assert driver.get_log("browser") == []
-            assert driver.execute_script("return innerWidth") == width
-            assert driver.execute_script("return document.documentElement.scrollWidth") <= width
-            images = "[...document.images].map(i => [i.alt, i.naturalWidth, i.getBoundingClientRect().width])"
-            shown = driver.execute_script(f"return {images}")
-            assert len(shown) == len(FIGURES) + 2
-            assert all(alt and natural and drawn > 100 for alt, natural, drawn in shown)
+            assert open_page(driver, page, width) == len(FIGURES) + 2
             assert driver.execute_script("return document.querySelectorAll('svg:not([aria-label])').length") == 0
             assert driver.execute_script("return document.querySelectorAll('script, b, i, u').length") == 0
             hints = "[...document.querySelectorAll('.hint')].map(hint => hint.offsetHeight > 0)"
@@ -490,20 +473,3 @@ def test_a_browser_shows_the_page_without_complaint_on_a_desktop_and_on_a_phone(
             tables = "[...document.querySelectorAll('.wrap .table')].map(t => t.scrollWidth <= t.clientWidth)"
             assert len(fitting := driver.execute_script(f"return {tables}")) == 3
             assert all(fitting) or width < 500  # the options of seven runs side by side, classes, starts
-
-
-@contextmanager
-def browser(profile: Path) -> Iterator[webdriver.Chrome]:
-    """Debian's, without a screen, with a profile of its own."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(BROWSER)
-    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-component-update"):
-        options.add_argument(f"--{flag}")
-    for flag in ("disable-background-networking", "disable-sync", f"user-data-dir={profile}"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
-    try:
-        yield driver
-    finally:
-        driver.quit()

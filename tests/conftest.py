@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from senet.data.samplers import ImageData
     from senet.distributed.preemption import StopFlag
     from senet.training.state import Summary
+    from tests.cluster import Cluster
 
 Train = Callable[..., "Summary"]
 Once = Callable[[str, Callable[[Path], object]], Path]
@@ -209,3 +210,12 @@ def _serve(folder: Path, log: Path) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A SLURM cluster for the tests of a file; those of tests/hosts have one of their own."""
+    from tests.cluster import private_cluster
+
+    with private_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster

@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 from senet import REPOSITORY
 from senet.errors import FAILED_EXIT_CODE, INTERRUPTED_EXIT_CODE, REFUSED_EXIT_CODE
 from senet.rundir.files import read_json
-from tests.cluster import Cluster, private_cluster
+from tests.cluster import Cluster
 from tests.harness import started, status, tiny, wait_until
 from tests.submitted import SLOW, Run
 from tests.test_slurm_cluster import no_orphans, pytestmark, soak  # noqa: F401
@@ -44,12 +43,6 @@ if rank == 0:
 sys.exit(any(each["kind"] == "wrong" for each in findings))
 """
 SHORT = "train.epochs=1"
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with private_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
-        yield cluster
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import pytest
 
 from senet import REPOSITORY
 from senet.rundir.hours import read_hours
-from tests.cluster import Cluster, missing_packages, private_cluster
+from tests.cluster import Cluster, missing_packages
 from tests.harness import (
     CLOCKS,
     differing,
@@ -44,12 +44,6 @@ soak = pytest.mark.skipif(not SOAK, reason="a long form: make slurm-soak")
 
 LONG = ("train.epochs=7", "checkpoint.every_steps=40", "log.every_steps=5")
 STEP_TIMEOUT = ("distributed.step_timeout_s=12",)
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with private_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
-        yield cluster
 
 
 @pytest.fixture(autouse=True)

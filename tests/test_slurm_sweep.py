@@ -21,7 +21,7 @@ import pytest
 from senet import REPOSITORY
 from senet.rundir.files import read_json, write_json
 from senet.sweep.record import state_of
-from tests.cluster import Cluster, missing_packages, private_cluster
+from tests.cluster import Cluster, missing_packages
 from tests.conftest import Train
 from tests.harness import checkpoints, differing, payload, rows, tiny, wait_until, without_clock
 from tests.submitted import SLOW, Run
@@ -34,12 +34,6 @@ pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(MISSING), reason=MISSIN
 SOAK = bool(os.environ.get("SOAK"))
 CELLS, PREEMPTIONS = (12, 3) if SOAK else (6, 1)
 LONG = ("train.epochs=3", "checkpoint.every_steps=20", "log.every_steps=5")
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with private_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
-        yield cluster
 
 
 class Sweep:

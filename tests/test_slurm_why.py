@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import pytest
 
 from senet import REPOSITORY
 from senet.rundir.locks import this_process
-from tests.cluster import Cluster, missing_packages, private_cluster
+from tests.cluster import Cluster, missing_packages
 from tests.harness import named, started, tiny, wait_until
 from tests.submitted import SLOW, Run
 from tests.test_slurm_check import finding, plan
@@ -30,12 +29,6 @@ LONG = ("train.epochs=3000", "checkpoint.every_steps=10", "log.every_steps=2", S
 QUICK_S = 15.0  # for ``why``, beside other tests; alone it takes one
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 on_slurm = pytest.mark.skipif(bool(missing_packages()), reason=missing_packages())
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with private_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
-        yield cluster
 
 
 @pytest.fixture

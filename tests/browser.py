@@ -38,8 +38,11 @@ def browser(profile: Path) -> Iterator[webdriver.Chrome]:
 
 
 def open_page(driver: webdriver.Chrome, page: Path, width: int) -> int:
-    """Open a page in a window, of a phone below 500 pixels. It complains of nothing and is no wider than the window; each
-    of its images, whose number is returned, is drawn and has an alternative text."""
+    """Open a page in a window, of a phone below 500 pixels. It complains of nothing and is no wider than the window.
+
+    Returns:
+        How many images it has: each is drawn, and has an alternative text.
+    """
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     driver.get(page.as_uri())

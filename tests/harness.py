@@ -179,11 +179,12 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float = 120, what: str = "") -> Any:
-    """Poll until the condition returns something true."""
+def wait_until(condition: Callable[[], Any], timeout_s: float = 120, what: str | Callable[[], str] = "") -> Any:
+    """Poll until the condition returns something true. ``what``: for the failure; a function is called only then."""
     deadline = time.monotonic() + timeout_s
     while not (result := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what or condition}"
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"not within {timeout_s} s: {what() if callable(what) else what or condition}")
         time.sleep(0.02)
     return result
 

@@ -60,7 +60,7 @@ class Run:
             begun = owner.get("resumed_from", {}).get(str(state["generation"]))  # a moment later than the status
             return owner.get("job_launch") == launch and begun is not None and self.newest_step() >= begun + count
 
-        wait_until(there, timeout_s, f"{count} steps of start {restarts}: {self.logs()}")
+        wait_until(there, timeout_s, lambda: f"{count} steps of start {restarts}: {self.logs()}")
 
     def read(self, name: str) -> dict[str, Any]:
         """A JSON file of the run directory, {} if missing; tried again where a network file system says ESTALE."""
@@ -79,7 +79,7 @@ class Run:
             requeued = self.cluster.job(self.job)["Restarts"] == str(restarts + 1)
             return requeued and (state.get("state"), state.get("job_restarts")) == ("stopped", restarts)
 
-        wait_until(there, timeout_s, f"start {restarts} to be stopped and requeued: {self.logs()}")
+        wait_until(there, timeout_s, lambda: f"start {restarts} to be stopped and requeued: {self.logs()}")
 
     def ranks(self) -> list[psutil.Process]:
         """The direct tasks, in rank order."""

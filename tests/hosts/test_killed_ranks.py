@@ -28,7 +28,7 @@ def test_a_random_rank_that_is_killed_or_stopped_costs_seconds(
     def goes_on() -> bool:
         return run.read("status.json").get("generation") == 2 and run.newest_step() > done
 
-    wait_until(goes_on, 120, f"{what!r} to rank {rank} at step {done}: {run.logs()}")
+    wait_until(goes_on, 120, lambda: f"{what!r} to rank {rank} at step {done}: {run.logs()}")
     took(f"{what.name}: from it to the next new step", time.monotonic() - began)
     ends_with(run, undisturbed(2, *LONG), restarts=0)
     restart = status(run.run_dir)["restart"]

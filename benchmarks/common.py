@@ -117,7 +117,7 @@ def _command(benchmark: str, words: Sequence[str]) -> str:
         name, is_whole, _ = word.partition("=")
         if name in ("--note", "--pairs", "--runs") and not is_whole:
             next(rest, "")  # its value
-        elif name not in ("--note", "--pairs", "--runs", "data.folder", "data.root"):
+        elif name not in ("--note", "--pairs", "--runs", "data.folder", "data.table", "data.root"):
             kept.append(word)
     return shlex.join(kept)
 

@@ -14,7 +14,6 @@ import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from senet.command import Parser, end, leave, path_argument, printable
@@ -155,10 +154,10 @@ def _text(report: Mapping[str, Any]) -> str:
 
 
 def _predictions(result: Evaluation, data: ImageData, config: DataConfig) -> bytes:
-    """A CSV row for each test image: its number, its file (of an image folder), label, prediction, probability."""
-    from senet.data.sources import image_paths
+    """A CSV row for each test image: its number, its file if it has one, label, prediction, probability."""
+    from senet.data.sources.choice import open_files
 
-    paths = map(str, image_paths(Path(config.folder), "test")[0]) if config.source == "imagefolder" else None
+    paths = files.index("test").paths() if (files := open_files(config)) else None
     labels = data.test.labels.tolist()
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -184,8 +183,8 @@ def _parser() -> Parser:
         nargs="*",
         default=(),  # else argparse calls them required
         metavar="key=value",
-        help="data.source, data.root, data.folder, data.decode_threads; default: as it was trained. Images are only "
-        "downloaded and decoded into a data.root that is given here",
+        help="data.source, .root, .folder, .table, .columns, .splits, .decode_threads; default: as it was trained. "
+        "Images are only downloaded and decoded into a data.root that is given here",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument(

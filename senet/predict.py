@@ -141,7 +141,7 @@ def load(name: str, *, size: int, limits: Limits) -> np.ndarray | str:
     """The pixels of a file or URL as training would store them, uint8 [size, size, 3]; or why there are none."""
     import PIL
 
-    from senet.data.sources import fit_image, read_image
+    from senet.data.sources.pictures import fit_image, read_image
     from senet.inference.fetch import FetchError, fetch
 
     try:

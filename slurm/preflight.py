@@ -12,7 +12,7 @@ from pathlib import Path
 
 from senet.config.checks import check_split
 from senet.config.options import Config, DataConfig, SlurmConfig
-from senet.data.sources import SPLITS, split_folder
+from senet.data.sources.choice import open_files
 from senet.distributed.preemption import steps_between_votes
 from senet.errors import ConfigError
 from senet.rundir.files import read_json
@@ -69,12 +69,11 @@ def _tasks(config: Config) -> Iterator[Finding]:
 
 
 def _images(data: DataConfig) -> Iterator[Finding]:
-    """A folder of images that this machine does not see: the nodes may."""
+    """Files that this machine does not see: the nodes may."""
     try:
-        for split in SPLITS if data.source == "imagefolder" else ():
-            split_folder(Path(data.folder), split)
+        open_files(data)
     except (ConfigError, OSError) as error:
-        yield Finding(False, f"{error}; the job will fail unless its nodes see that folder")
+        yield Finding(False, f"{error}; the job will fail unless its nodes see them")
 
 
 def _limits(config: Config, run_dir: Path) -> Iterator[Finding]:

@@ -92,7 +92,8 @@ def resolve(config: Config) -> Config:
     def absolute(path: str) -> str:
         return str(Path(path).absolute()) if path and not path.startswith(HUBS) else path
 
-    data = dataclasses.replace(config.data, root=absolute(config.data.root), folder=absolute(config.data.folder))
+    root, folder, table = map(absolute, (config.data.root, config.data.folder, config.data.table))
+    data = dataclasses.replace(config.data, root=root, folder=folder, table=table)
     model = dataclasses.replace(config.model, init_from=absolute(config.model.init_from))
     mode = config.resume.mode
     resume = dataclasses.replace(config.resume, mode=mode if mode in ("auto", "never") else absolute(mode))

@@ -183,7 +183,16 @@ def test_numbers_and_truth_values_are_written_in_the_usual_ways(tmp_path: Path) 
         assert not load_config([f"augment.flip={text}"]).augment.flip
 
 
-@pytest.mark.parametrize("option", ["run_dir", "data.root", "data.folder", "model.init_from", "resume.mode"])
+SOURCE_OF = {
+    "data.folder": ["data.source=imagefolder"],
+    "data.table": ["data.source=table"],
+}
+"""What must be said besides, for the option to be read."""
+
+
+@pytest.mark.parametrize(
+    "option", ["run_dir", "data.root", "data.folder", "data.table", "model.init_from", "resume.mode"]
+)
 def test_a_path_begins_at_home_where_it_begins_with_a_tilde(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
@@ -197,7 +206,7 @@ def test_a_path_begins_at_home_where_it_begins_with_a_tilde(
     ):
         file.write_text(f"{option}: {text}\n")
         for argument in (f"{option}={text}", str(file)):
-            config = load_config([argument, *(["data.source=imagefolder"] if option == "data.folder" else [])])
+            config = load_config([argument, *SOURCE_OF.get(option, [])])
             assert to_flat(config)[option] == path
     for text, reason in (("~nobody-here/a", "no such user"), ("$SCRATCH/a", "write ${oc.env:SCRATCH}")):
         file.write_text(f"{option}: {text}\n")
@@ -306,6 +315,11 @@ def test_the_resolved_configuration_reads_back_the_same(tmp_path: Path) -> None:
         ("data.std=[0,1,1]", "data.std"),
         ("data.source=imagenet", "data.source"),
         ("data.source=imagefolder", "data.folder"),
+        ("data.source=webdataset", "needs data.folder=<folder with train-*.tar"),
+        ("data.source=table", "needs data.table=<CSV file"),
+        ("data.columns.name=a", "data.columns.name='a': names are given to path, label, split alone"),
+        ("data.splits.val=a", "data.splits.val='a': names are given to train, test alone"),
+        ("data.splits.test=", "data.splits.test=''"),
         ("data.image_size=100000", "data.image_size=100000"),
         ("train.amp=fp8", "train.amp"),
         ("model.name=resnet", "package.module:function"),
@@ -332,6 +346,7 @@ def test_the_resolved_configuration_reads_back_the_same(tmp_path: Path) -> None:
         ("epochs", "neither key=value nor a YAML file"),
         ("train.epochs", "write train.epochs=VALUE, without spaces"),
         ("configs", "to train on a folder of images: data.source=imagefolder data.folder=configs"),
+        ("my labels.csv", "to train on a table of images: data.source=table data.table='my labels.csv'"),
         ("train.accumulate=3", "use a multiple of 3, e.g. 129"),
     ],
 )
@@ -493,6 +508,8 @@ def test_data_options_of_a_file_are_taken_as_they_stand(monkeypatch: pytest.Monk
         data = restore_data(saved, ["data.root=/else where", "data.decode_threads=3"])
         assert data == DataConfig("imagefolder", "/else where", folder, std=(0.5, 0.5, 0.25), decode_threads=3)
         assert restore_data(saved, ["data.folder=a"]).folder == "a"
+    saved |= {"data.splits": {"train": "fit", "test": "val"}}
+    assert restore_data(saved, ["data.splits.test=dev"]).splits == {"train": "fit", "test": "dev"}
 
 
 @pytest.mark.parametrize(
@@ -508,10 +525,12 @@ def test_data_options_of_a_file_are_taken_as_they_stand(monkeypatch: pytest.Monk
         ("mean", [0.5, 0.5, "0.5"]),
         ("mean", [0.5, 0.5, math.nan]),
         ("std", [0.5, 0.5, 0]),
+        ("splits", ["train"]),
+        ("splits", {"test": 3}),
     ],
 )
 def test_a_data_option_of_a_file_that_training_would_refuse_is_refused(key: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=rf"data\.{key}="):
+    with pytest.raises(ConfigError, match=rf"data\.{key}(\.test)?="):
         restore_data({f"data.{key}": value})
     with pytest.raises(ConfigError, match="needs data"):
         restore_data({}, ["data.source=imagefolder"])
@@ -526,6 +545,9 @@ def test_a_data_option_of_a_file_that_training_would_refuse_is_refused(key: str,
         (["seed=1", "epochs"], "did you mean 'train.epochs'?"),
         (["slurm.gpus=4"], "did you mean 'slurm.gpus_per_node'?"),
         (["data.folder=/my"], "add data.source=imagefolder, or leave data.folder out"),
+        (["data.table=a.csv"], "add data.source=table, or leave data.table out"),
+        (["data.splits.test=val"], "add data.source=imagefolder, or leave data.splits out"),
+        (["data.source=webdataset", "data.folder=a", "data.columns.path=b"], "of shards data.columns.label is"),
     ],
 )
 def test_a_space_too_many_and_an_option_that_would_be_ignored_are_named(arguments: list[str], hint: str) -> None:

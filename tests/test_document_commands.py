@@ -174,6 +174,13 @@ def _clone(folder: Path) -> None:
             for number in range(count):
                 pixels = draw.integers(100 * label, 100 * label + 100, (16, 16, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / "photos" / split / animal / f"{number:04}.jpg")
+    images = sorted((folder / "photos").glob("*/*/*.jpg"))
+    for table, header, test in (
+        ("photos/labels.csv", "path,label,split", "val"),
+        ("species.csv", "path,species,split", "dev"),
+    ):
+        rows = [f"{Path(*image.parts[-3:])},{image.parts[-2]},{image.parts[-3]}" for image in images]
+        (folder / table).write_text("\n".join([header, *rows]).replace(",test", f",{test}"))
     Image.fromarray(pixels).resize((70, 50)).save(folder / "image.jpg")
     (folder / "folder").symlink_to("photos/test/cat")
     (folder / "package").mkdir()

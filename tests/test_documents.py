@@ -16,8 +16,8 @@ import yaml
 
 from senet import REPOSITORY
 from senet.config.load import load_config
-from senet.config.options import Config, options
-from senet.data.sources import image_paths
+from senet.config.options import Config, DataConfig, options
+from senet.data.sources.choice import open_files, open_source
 from senet.sweep.request import NAMES, read_request
 from tests.documents import LANGUAGES, OTHERS, PAGES, anchors, blocks, commands, inline_code, links, name, prose
 
@@ -129,10 +129,14 @@ def test_a_folder_is_split_as_the_page_says(tmp_path: Path) -> None:
         (tmp_path / "all" / image).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "all" / image).write_text(str(image))
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-    (train, classes), (test, others) = (image_paths(tmp_path / "photos", split) for split in ("train", "test"))
-    assert classes == others == ["cat", "dog"]
+    config = DataConfig(source="imagefolder", folder=str(tmp_path / "photos"))
+    files = open_files(config)
+    assert files is not None
+    train, test = (files.index(split).paths() for split in ("train", "test"))
+    source = open_source(config, files)
+    assert (source.classes, source.left_out) == (["cat", "dog"], "")
     assert (len(train), len(test)) == (13, 4)
-    assert sorted(path.read_text() for path in (*train, *test)) == sorted(map(str, images))
+    assert sorted(Path(path).read_text() for path in (*train, *test)) == sorted(map(str, images))
 
 
 def test_the_citation_has_the_version_of_the_package() -> None:

@@ -77,7 +77,7 @@ def test_a_failure_comes_before_a_difference() -> None:
 def test_what_is_compared() -> None:
     options = options_of(Config(run_dir="here"))
     facts = must_be_equal(rank(0, 2), options)
-    assert not {"run_dir", "data.root", "data.folder"} & facts.keys()
+    assert not {"run_dir", "data.root", "data.folder", "data.table"} & facts.keys()
     assert not [key for key in facts if key.startswith("slurm.")]
     assert {"seed", "log.every_steps", "distributed.step_timeout_s", "resume.mode"} <= facts.keys()  # free ones too
     assert {"number of ranks", "kind of device", "torch", "code of the project"} <= facts.keys()

@@ -699,7 +699,7 @@ def found(*overrides: str, run_dir: Path) -> str:
         (
             ["data.source=imagefolder", "data.folder=/nowhere"],
             "warning: data.folder=/nowhere: no such folder; expected data.folder/train/<class>/<image> and "
-            "data.folder/test/<class>/<image>; the job will fail unless its nodes see that folder",
+            "data.folder/test/<class>/<image>; the job will fail unless its nodes see them",
         ),
         ([], "looks local to this machine"),
         ([], "warning: scontrol does not answer here"),
@@ -714,12 +714,13 @@ def test_preflight_names_value_and_remedy(run_dir: Path, overrides: list[str], e
 def test_a_folder_of_images_is_looked_for_with_both_its_splits(run_dir: Path, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     options = ("data.source=imagefolder", f"data.folder={photos}")
-    for made, missing in (("val", "train"), ("train", "test")):
+    for made, missing in ((".", "train"), ("train", "test")):
         (photos / made).mkdir(parents=True)
         assert f"warning: {photos / missing}: no such folder; " in found(*options, run_dir=run_dir)
-    assert f"rename it, or link to it with ln -s val {photos / 'test'}; the job" in found(*options, run_dir=run_dir)
-    (photos / "test").mkdir()
+    (photos / "val").mkdir()
     assert "no such folder" not in found(*options, run_dir=run_dir)
+    options = ("data.source=table", f"data.table={photos / 'labels.csv'}")
+    assert f"warning: data.table={photos / 'labels.csv'}: no such file; " in found(*options, run_dir=run_dir)
 
 
 @pytest.mark.parametrize(

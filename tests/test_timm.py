@@ -22,7 +22,7 @@ from torch import Tensor
 from senet import export as command
 from senet.config.load import load_config
 from senet.data.samplers import ImageData
-from senet.data.sources import fit_image
+from senet.data.sources.pictures import fit_image
 from senet.errors import ConfigError
 from senet.inference.card import model_card
 from senet.inference.folder import export_folder

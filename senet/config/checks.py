@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from senet.config.images import check_source
 from senet.config.options import (
     NETWORKS,
     TORCHVISION_RESNETS,
     Config,
-    DataConfig,
     ModelConfig,
     TrainConfig,
     flat_values,
@@ -99,8 +99,7 @@ def check_together(config: Config) -> None:
             f"model.whiten=true would replace the first layer of model.init_from={config.model.init_from}; "
             f"set model.whiten=false"
         )
-    if config.data.source == "imagefolder" and not config.data.folder:
-        raise ConfigError("data.source=imagefolder needs data.folder=<folder with train/<class>/* and test/<class>/*>")
+    check_source(config.data)
     if not config.data.root:
         raise ConfigError("data.root= is empty; name a folder, e.g. data.root=data")
     if config.train.sync_bn and config.train.device == "cpu":
@@ -146,15 +145,6 @@ def check_notify(text: str, *, secret: bool = False) -> None:
         raise ConfigError(
             "notify= is an address that seems to hold a key, which would be written into files of the run; put it into "
             "a variable and name that: notify=env:NOTIFY"
-        )
-
-
-def refuse_ignored_folder(data: DataConfig) -> None:
-    """Of a command line; what is saved with a checkpoint may hold both."""
-    if data.folder and data.source != "imagefolder":
-        raise ConfigError(
-            f"data.folder={data.folder} is read with data.source=imagefolder alone, and data.source={data.source}; "
-            f"add data.source=imagefolder, or leave data.folder out"
         )
 
 

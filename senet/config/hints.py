@@ -31,6 +31,8 @@ def what_was_meant(argument: str, overrides: Sequence[str]) -> str:
         return f"write {argument}=VALUE, without spaces"
     if Path(argument).is_dir():
         return f"to train on a folder of images: data.source=imagefolder data.folder={shlex.quote(argument)}"
+    if argument.lower().endswith((".csv", ".tsv")):
+        return f"to train on a table of images: data.source=table data.table={shlex.quote(argument)}"
     near = near_option(argument)
     if (
         overrides and "." not in argument and f".{argument}'" not in near

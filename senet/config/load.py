@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from senet import REPOSITORY
-from senet.config.checks import check_ranges, check_split, check_together, refuse_ignored_folder
+from senet.config.checks import check_ranges, check_split, check_together
 from senet.config.hints import near_option, what_was_meant
+from senet.config.images import refuse_ignored_files
 from senet.config.options import Config, DataConfig, flat_values, groups, options, types
 from senet.config.reading import Quoted, as_path, as_type, as_yaml, parse, plain, shown, unquoted
 from senet.errors import ConfigError, did_you_mean
@@ -38,7 +39,7 @@ def load_config(argv: Sequence[str], world_size: int = 1) -> Config:
         config = dataclasses.replace(config, run_dir=f"runs/{Path(files[0]).stem}")
     check_ranges(config)
     check_together(config)
-    refuse_ignored_folder(config.data)
+    refuse_ignored_files(config.data)
     check_split(config.train, world_size)
     return config
 
@@ -167,23 +168,24 @@ def restore_data(saved: Mapping[str, Any], overrides: Sequence[str] = ()) -> Dat
     does not know (it is older) has its default, what is not known here (it is younger) is left out.
 
     Raises:
-        ConfigError: a wrong type, a value out of range, or no folder for data.source=imagefolder.
+        ConfigError: a wrong type, a value out of range, or no files for data.source.
     """
     values: dict[str, Any] = {}
     for spec in dataclasses.fields(DataConfig):
-        value = saved.get(f"data.{spec.name}", spec.default)
+        default = {} if spec.default is dataclasses.MISSING else spec.default
+        value = saved.get(f"data.{spec.name}", default)
         value = tuple(value) if isinstance(value, list) else value
-        fits = type(value) is type(spec.default)
+        fits = type(value) is type(default)
         if fits and isinstance(value, tuple):
             fits = len(value) == 3 and all(type(each) in (int, float) for each in value)
         if not fits or (spec.name == "source" and value not in get_args(get_type_hints(DataConfig)["source"])):
-            raise ConfigError(
-                f"data.{spec.name}={value!r} is no value of this option; see {typed('train')} --help data"
-            )
+            raise ConfigError(f"data.{spec.name}={value!r} is no value of it; see {typed('train')} --help data")
         values[spec.name] = value
     given = _merge([("", _read_override(pair)) for pair in overrides])
-    names = [pair.partition("=")[0].strip().removeprefix("data.") for pair in overrides]
-    data = DataConfig(**(values | {name: getattr(given.data, name) for name in names}))
+    for name in (pair.partition("=")[0].strip().split(".")[1] for pair in overrides):
+        value = getattr(given.data, name)
+        values[name] = values[name] | value if isinstance(value, dict) else value
+    data = DataConfig(**values)
     check_ranges(Config(data=data))
     check_together(Config(data=data))
     return data

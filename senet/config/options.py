@@ -56,13 +56,23 @@ class ResumeConfig:
 class DataConfig:
     """Which images, and how they are normalised."""
 
-    source: Literal["cifar10", "cifar100", "fashion_mnist", "imagefolder", "digits"] = "cifar10"
+    source: Literal["cifar10", "cifar100", "fashion_mnist", "imagefolder", "table", "webdataset", "digits"] = "cifar10"
     """cifar10, cifar100, fashion_mnist are downloaded once; digits (1,797 images) comes with scikit-learn;
-    imagefolder reads ``<data.folder>/train/<class>/*`` and ``test/<class>/*``."""
+    imagefolder reads ``<data.folder>/train/<class>/*`` and ``test/<class>/*``, table the files that data.table names,
+    webdataset the shards ``<data.folder>/train-*.tar`` and ``test-*.tar``."""
     root: str = option("data", free=True, path=True)
     """Folder for downloads and for decoded images (one file per split, mapped into memory by all ranks)."""
     folder: str = option("", free=True, path=True)
-    """The folder of data.source=imagefolder."""
+    """The folder of data.source=imagefolder or webdataset. Of table: what the paths in it are relative to, where that
+    is not its own folder."""
+    table: str = option("", free=True, path=True)
+    """The table of data.source=table: a CSV file whose first line names the columns, among them path, label, split."""
+    columns: dict[str, str] = field(default_factory=dict, metadata={"free": False})
+    """Names of the columns path, label, split, where the table has others: data.columns.label=species. Of webdataset
+    label alone: the key in each .json."""
+    splits: dict[str, str] = field(default_factory=dict, metadata={"free": False})
+    """Names of the two splits, where the files have others: data.splits.test=dev. Without it, test is test or else val,
+    valid or validation."""
     image_size: int = option(32, low=16, high=1024)
     """Height and width in pixels; other sizes are scaled and cropped to the centre when decoded."""
     mean: tuple[float, float, float] = option((0.4914, 0.4822, 0.4465), low=0, high=1)
@@ -80,7 +90,7 @@ class DataConfig:
     """Keep all decoded images on the GPU, where batches are gathered too: no copy in any step. auto: where they take at
     most a quarter of its memory. On a CPU the mapped files are in memory as it is."""
     decode_threads: int = option(0, low=0, high=256, free=True)
-    """Threads that decode an image folder; 0: one per core that the process may use."""
+    """Threads that decode images; 0: one per core that the process may use."""
 
 
 @dataclass(frozen=True)

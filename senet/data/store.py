@@ -1,9 +1,9 @@
 """Images decoded once to uint8, in one memory-mapped file per split.
 
 A store is a folder ``<data.root>/stores/<key>`` with ``train.images.npy`` uint8 [N, H, W, 3], ``train.labels.npy``
-int64 [N], the same for ``test``, and ``meta.json`` (format, class names, sha256 of each file). All ranks of a node map
-the same files, so the pixels are in memory once. A folder ``*.decoded`` holds the pixels of an image folder that was
-refused for its unreadable files, until these are repaired.
+int64 [N], the same for ``test``, and ``meta.json`` (format, class names, what was left out, sha256 of each file). All
+ranks of a node map the same files, so the pixels are in memory once. A folder ``*.decoded`` holds the pixels of images
+that were refused for those that cannot be read, until these are repaired.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -23,7 +23,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from senet.config.options import DataConfig
-from senet.data.sources import SOURCES, SPLITS, Unreadable, file_facts, fit_image, some
+from senet.data.sources.arrays import Source
+from senet.data.sources.choice import open_files, open_source
+from senet.data.sources.index import SPLITS, Files, some
+from senet.data.sources.pictures import Unreadable, fit_image
 from senet.distributed.devices import cores
 from senet.errors import ConfigError
 from senet.rundir.files import fsync_directory, read_json, write_json
@@ -56,7 +59,8 @@ def open_store(config: DataConfig, *, build: bool = True, verify: bool = True) -
     Raises:
         ConfigError: no data, no network, an unreadable image, a damaged store; names the file and the remedy.
     """
-    store = Path(config.root) / "stores" / _key(config)
+    files = open_files(config)
+    store = Path(config.root) / "stores" / _key(config, files)
     if not (store / "meta.json").exists():  # checked before the lock, so that a complete store may be read-only
         if not build:
             raise ConfigError(
@@ -64,20 +68,15 @@ def open_store(config: DataConfig, *, build: bool = True, verify: bool = True) -
                 f"training had (data.root={config.root}, seen from another folder), or any to have them decoded there"
             )
         try:
-            _build_once(config, store)
+            _build_once(config, files, store)
         except OSError as error:
             raise ConfigError(f"data.root={config.root}: {error}; free some space, or choose another folder") from None
     return _map(store, verify=verify)
 
 
-def _key(config: DataConfig) -> str:
-    if config.source != "imagefolder":
-        return f"{config.source}-{config.image_size}"
-    digest = hashlib.sha256()
-    for split in SPLITS:
-        for fact in file_facts(Path(config.folder), split):
-            digest.update(fact.encode(errors="surrogateescape"))  # file names need not be UTF-8
-    return f"imagefolder-{config.image_size}-{digest.hexdigest()[:16]}"
+def _key(config: DataConfig, files: Files | None) -> str:
+    name = f"{config.source}-{config.image_size}"
+    return name if files is None else f"{name}-{files.identity()[:16]}"
 
 
 def _map(store: Path, *, verify: bool) -> Store:
@@ -89,6 +88,8 @@ def _map(store: Path, *, verify: bool) -> Store:
             f"{store} has format {found}, this version reads 1 to {FORMAT}; use the version that wrote it, or name "
             f"another data.root"
         )
+    if verify and (left_out := meta.get("left_out")):
+        log.info("images were decoded without some of what is there: %s", left_out)
     splits = {}
     for split in SPLITS:
         arrays = []
@@ -113,7 +114,7 @@ def _map(store: Path, *, verify: bool) -> Store:
     return Store(splits["train"], splits["test"], tuple(meta["classes"]), fingerprint)
 
 
-def _build_once(config: DataConfig, store: Path) -> None:
+def _build_once(config: DataConfig, files: Files | None, store: Path) -> None:
     """Build, unless another process has. Where several build at once, the first to finish wins; all use its store."""
     store.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -126,7 +127,7 @@ def _build_once(config: DataConfig, store: Path) -> None:
         if store.exists() and any(store.iterdir()):
             raise ConfigError(f"{store} is not complete; delete it to have it built again")
         with own_folder(store.parent, store.name) as own:
-            _build(config, own)
+            _build(config, files, own)
             try:
                 (own / "new").rename(store)
             except OSError:
@@ -135,58 +136,65 @@ def _build_once(config: DataConfig, store: Path) -> None:
         fsync_directory(store.parent)
 
 
-def _build(config: DataConfig, own: Path) -> None:
+def _build(config: DataConfig, files: Files | None, own: Path) -> None:
     """Decode everything into ``own/new``; if some files are no images, keep the pixels of the others for next time."""
-    source = SOURCES[config.source](config)
-    new, before, kept = own / "new", own / "before", _kept(config, own.parent)
+    source = open_source(config, files)
+    new, before = own / "new", own / "before"
     new.mkdir()
-    with suppress(FileNotFoundError):
-        kept.rename(before)
-    files, unreadable = {}, {}
-    for split in SPLITS:
-        files[split] = file_facts(Path(config.folder), split) if config.source == "imagefolder" else []
-        image = _reuse(before, split, files[split], source.image[split])
-        np.save(new / f"{split}.labels.npy", np.asarray(source.labels[split], dtype=np.int64))
-        unreadable[split] = _decode(new / f"{split}.images.npy", len(source.labels[split]), image, config, split)
+    if files is not None:
+        with suppress(FileNotFoundError):
+            _kept(config, files, own.parent).rename(before)
+    unreadable = {}
+    for split, labels in source.labels.items():
+        image = _reuse(before, split, source)
+        np.save(new / f"{split}.labels.npy", np.asarray(labels, dtype=np.int64))
+        unreadable[split] = _decode(new / f"{split}.images.npy", len(labels), image, config, split)
     for path in new.glob("*.npy"):
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    if errors := [*unreadable["train"].values(), *unreadable["test"].values()]:
-        for split in SPLITS:
-            decoded = [None if row in unreadable[split] else name for row, name in enumerate(files[split])]
-            write_json(new / f"{split}.json", {"decoded": decoded})
-        rmtree(kept, ignore_errors=True)  # from another process that was refused at the same time
-        new.rename(kept)
+    if files is not None and any(unreadable.values()):
+        _keep(new, _kept(config, files, own.parent), source, unreadable)
+        errors = [*unreadable["train"].values(), *unreadable["test"].values()]
         raise ConfigError(
-            f"{config.folder}: {len(errors):,} of {sum(map(len, files.values())):,} files cannot be read as images: "
-            f"{some(errors)}; repair or remove them (the decoded images are kept in {kept})"
+            f"{files.where}: {len(errors):,} of {sum(map(len, source.labels.values())):,} files cannot be read as "
+            f"images: {some(errors)}; repair or remove them (the decoded images are kept in "
+            f"{_kept(config, files, own.parent)})"
         )
-    write_meta(new, source.classes)
+    write_meta(new, source.classes, source.left_out)
 
 
-def write_meta(store: Path, classes: Sequence[str]) -> None:
+def write_meta(store: Path, classes: Sequence[str], left_out: str = "") -> None:
     """Make a store of a folder that holds its arrays."""
     hashes = {path.name: _sha256(path) for path in sorted(store.glob("*.npy"))}
-    write_json(store / "meta.json", {"format": FORMAT, "classes": list(classes), "sha256": hashes}, durable=True)
+    meta = {"format": FORMAT, "classes": list(classes), "left_out": left_out, "sha256": hashes}
+    write_json(store / "meta.json", meta, durable=True)
 
 
-def _kept(config: DataConfig, stores: Path) -> Path:
-    """Where the pixels of an image folder are kept until its unreadable files are repaired."""
-    digest = hashlib.sha256(os.fsencode(Path(config.folder).resolve())).hexdigest()[:16]
+def _kept(config: DataConfig, files: Files, stores: Path) -> Path:
+    """Where the pixels of files are kept until those that are unreadable are repaired."""
+    digest = hashlib.sha256(os.fsencode(files.where.resolve())).hexdigest()[:16]
     return stores / f"{config.source}-{config.image_size}-{digest}.decoded"
 
 
-def _reuse(
-    before: Path, split: str, files: Sequence[str], image: Callable[[int], Image.Image]
-) -> Callable[[int], Image.Image]:
-    """Read the images of a split from ``before`` if it holds them, else by ``image``."""
-    rows = {name: row for row, name in enumerate(read_json(before / f"{split}.json").get("decoded", [])) if name}
+def _keep(new: Path, kept: Path, source: Source, unreadable: Mapping[str, Collection[int]]) -> None:
+    for split, labels in source.labels.items():
+        facts = source.facts[split]
+        decoded = [None if row in unreadable[split] else facts(row) for row in range(len(labels))]
+        write_json(new / f"{split}.json", {"decoded": decoded})
+    rmtree(kept, ignore_errors=True)  # from another process that was refused at the same time
+    new.rename(kept)
+
+
+def _reuse(before: Path, split: str, source: Source) -> Callable[[int], Image.Image]:
+    """Read the images of a split from ``before`` if it holds them, else from the source."""
+    image = source.image[split]
+    rows = {fact: row for row, fact in enumerate(read_json(before / f"{split}.json").get("decoded", [])) if fact}
     if not rows:
         return image
     pixels = np.load(before / f"{split}.images.npy", mmap_mode="r", allow_pickle=False)
 
     def reused(index: int) -> Image.Image:
-        row = rows.get(files[index])
+        row = rows.get(source.facts[split](index))
         return image(index) if row is None else Image.fromarray(pixels[row])
 
     return reused

@@ -27,7 +27,7 @@ from senet.rundir.commit import code_hash
 
 T = TypeVar("T")
 Facts = Mapping[str, Any]  # plain values, as in JSON
-_PATHS = {"run_dir", "data.root", "data.folder"}  # may differ between hosts
+_PATHS = {"run_dir", "data.root", "data.folder", "data.table"}  # may differ between hosts
 _FOR_EVER = timedelta(days=365)  # the watchdog ends the wait
 _READ_TIMEOUT = timedelta(seconds=3)
 

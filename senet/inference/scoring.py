@@ -25,7 +25,9 @@ from senet.training.progress import Progress
 from senet.training.scores import Scores, Tally
 
 log = logging.getLogger(__name__)
-_DATA_OPTIONS = ("data.source", "data.root", "data.folder", "data.decode_threads")  # the network fixes the others
+DATA_OPTIONS = (
+    "data.source", "data.root", "data.folder", "data.table", "data.columns", "data.splits", "data.decode_threads",
+)  # fmt: skip # the network fixes the others
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,12 @@ def open_test_data(
         overrides: ``key=value``.
 
     Raises:
-        ConfigError: an override of another option than data.source, data.root, data.folder, data.decode_threads; see
-            ``restore_data`` and ``open_data``; other classes than the checkpoint's, or the same in another order.
+        ConfigError: an override of another option than ``DATA_OPTIONS``; see ``restore_data`` and ``open_data``; other
+            classes than the checkpoint's, or the same in another order.
     """
     for pair in overrides:
-        if "=" not in pair or pair.partition("=")[0] not in _DATA_OPTIONS:
-            raise ConfigError(f"{pair!r}: only {', '.join(_DATA_OPTIONS)} may be set; the checkpoint has the others")
+        if "=" not in pair or ".".join(pair.partition("=")[0].split(".")[:2]) not in DATA_OPTIONS:
+            raise ConfigError(f"{pair!r}: only {', '.join(DATA_OPTIONS)} may be set; the checkpoint has the others")
     config = replace(restore_data(manifest["config"], overrides), holdout=0)
     build = any(pair.startswith("data.root=") for pair in overrides)
     data = open_data(config, local_rank=local_rank, build=build)
@@ -65,7 +67,7 @@ def open_test_data(
     if list(data.classes) != list(classes):
         raise ConfigError(
             f"the classes of the data ({_shortened(data.classes)}) are not those of {origin} ({_shortened(classes)}); "
-            f"name its data with data.source or data.folder"
+            f"name its data with data.source, data.folder or data.table"
         )
     saved = str(manifest.get("data"))
     if is_main and not data.same_images(saved):

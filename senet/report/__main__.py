@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
         nargs="*",
         default=(),  # else argparse calls them required
         metavar="key=value",
-        help="where the test images are, if they have moved: data.source, data.root, data.folder, data.decode_threads",
+        help="where the test images are, if they have moved: data.source, data.root, data.folder, data.table, ...",
     )
     parser.add_model()
     parser.add_device()

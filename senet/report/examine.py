@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from senet.data.samplers import Split
-from senet.data.sources import image_paths
+from senet.data.sources.choice import open_files
 from senet.distributed.devices import set_threads
 from senet.errors import ConfigError
 from senet.inference.network import Trained, load_trained, open_checkpoint
@@ -56,9 +56,8 @@ def predictions_of(
     other_images = not data.same_images(str(manifest.get("data")))
     set_threads(0, 1)
     trained = load_trained(run_dir, model_name=model_name, device=device)
-    paths = image_paths(Path(options.folder), "test")[0] if options.source == "imagefolder" else []
-    files = [str(path.relative_to(options.folder)) for path in paths]
-    predictions = predict(trained, data.test, other_images, files)
+    files = open_files(options)
+    predictions = predict(trained, data.test, other_images, files.index("test").keys if files else ())
     file.parent.mkdir(exist_ok=True)
     predictions.save(file)
     return predictions, ""

@@ -1,0 +1,41 @@
+"""Which options say where the images are, and which sources read them."""
+
+from __future__ import annotations
+
+from senet.config.options import DataConfig
+from senet.errors import ConfigError
+
+_FILES = ("imagefolder", "table", "webdataset")
+_READ_BY = {"folder": _FILES, "table": ("table",), "columns": ("table", "webdataset"), "splits": _FILES}
+_NEEDED = {
+    "imagefolder": ("folder", "folder with train/<class>/* and test/<class>/*"),
+    "webdataset": ("folder", "folder with train-*.tar and test-*.tar"),
+    "table": ("table", "CSV file with columns path, label, split"),
+}
+_ENTRIES = {"columns": ("path", "label", "split"), "splits": ("train", "test")}
+
+
+def check_source(data: DataConfig) -> None:
+    """ConfigError where the files of ``data.source`` are not named, or columns and splits are that there cannot be."""
+    option, what = _NEEDED.get(data.source, ("", ""))
+    if option and not getattr(data, option):
+        raise ConfigError(f"data.source={data.source} needs data.{option}=<{what}>")
+    for option, known in _ENTRIES.items():
+        for key, value in getattr(data, option).items():
+            if key not in known or not isinstance(value, str) or not value or "\n" in value:
+                raise ConfigError(
+                    f"data.{option}.{key}={value!r}: names are given to {', '.join(known)} alone, in one line of text"
+                )
+    if data.source == "webdataset" and (odd := [key for key in data.columns if key != "label"]):
+        raise ConfigError(f"data.columns.{odd[0]} is read of tables alone; of shards data.columns.label is")
+
+
+def refuse_ignored_files(data: DataConfig) -> None:
+    """Of a command line; what is saved with a checkpoint may hold what other sources read."""
+    for option, sources in _READ_BY.items():
+        if (value := getattr(data, option)) and data.source not in sources:
+            shown = "".join(f".{key}={text}" for key, text in value.items()) if isinstance(value, dict) else f"={value}"
+            raise ConfigError(
+                f"data.{option}{shown} is read with data.source={' or '.join(sources)} alone, and "
+                f"data.source={data.source}; add data.source={sources[0]}, or leave data.{option} out"
+            )

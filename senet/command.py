@@ -18,6 +18,7 @@ from typing import NoReturn
 from senet.config.load import named_path
 from senet.distributed.environment import own_rank
 from senet.errors import FAILED_EXIT_CODE, INTERRUPTED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError, RunError
+from senet.rundir.named import in_runs, is_run, is_sweep
 
 BUS_ERROR = "a page of a mapped file could not be read or written: its file system does not answer, or is full"
 CRASH_VARIABLE = "SENET_CRASH_FILE"  # names a file; set by a launcher that cannot see which signal ended a rank
@@ -31,6 +32,12 @@ def path_argument(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def network_argument(text: str) -> Path:
+    """Likewise, or the name of a run in ``runs/``."""
+    path, inside = path_argument(text), in_runs(text)
+    return inside if not path.exists() and (is_run(inside) or is_sweep(inside)) else path
+
+
 class Parser(argparse.ArgumentParser):
     """A wrong command line is a ConfigError: one line, without the usage."""
 
@@ -39,7 +46,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_network(self, what: str) -> None:
         """The arguments that name the network."""
-        self.add_argument("network", type=path_argument, help=what)
+        self.add_argument("network", type=network_argument, help=what)
         self.add_model()
 
     def add_model(self) -> None:

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from senet.command import Parser, end, path_argument
+from senet.command import Parser, end
 from senet.errors import FAILED_EXIT_CODE, ConfigError, RunError
 from senet.rundir.files import read_json
 from senet.rundir.history import judged
 from senet.rundir.lease import Lease
+from senet.rundir.named import folder_of, runs_in
 from senet.rundir.owner import holder
 from senet.verbs import typed
 
@@ -39,14 +40,12 @@ class Content:
 def main(argv: Sequence[str]) -> int:
     """Print what lies in each run directory; with --delete remove what can go."""
     parser = Parser(prog=typed("prune"), description=__doc__.split("\n\n", 1)[1])
-    parser.add_argument(
-        "runs", nargs="+", type=path_argument, metavar="RUN", help="a run directory, or a folder of some"
-    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, a sweep, or a folder of runs")
     parser.add_argument("--delete", action="store_true", help="remove what can go")
     parser.add_argument("--unfinished", action="store_true", help="with --delete, also of runs that have not finished")
     arguments = parser.parse_args(argv)
     left = False
-    for run in [run for folder in arguments.runs for run in run_directories(folder)]:
+    for run in [run for word in arguments.runs for run in runs_in(folder_of(word))]:
         print("\n".join(describe(run)))
         if arguments.delete:
             try:
@@ -55,18 +54,6 @@ def main(argv: Sequence[str]) -> int:
                 left = True
                 print(f"  left alone: {error}")
     return FAILED_EXIT_CODE if left else 0
-
-
-def run_directories(folder: Path) -> list[Path]:
-    """The folder itself, or all run directories below it.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    found = [folder] if (folder / "owner.json").exists() else sorted(p.parent for p in folder.rglob("owner.json"))
-    if not found:
-        raise ConfigError(f"{folder}: no run directory is there; name what run_dir was in training")
-    return found
 
 
 def look(run: Path) -> Content:

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from senet.config.load import named_path
 from senet.errors import ConfigError
 from senet.rundir.files import is_full, read_json
 from senet.rundir.hours import of_all
+from senet.rundir.named import one_run
 from senet.rundir.restarts import count_restarts, last_restart
 from senet.sweep import record
 from senet.verbs import typed
@@ -32,10 +32,10 @@ def status(names: list[str]) -> None:
     """Print a line per run directory (default: all submitted ones in ``runs/``).
 
     Raises:
-        ConfigError: a folder from which nothing was submitted.
+        ConfigError: a word that means no run directory from which something was submitted.
     """
-    run_dirs = runs.named(names)
-    submitted = [runs.submitted(run_dir) for run_dir in run_dirs]
+    jobs = {run_dir: job for name in names for run_dir, job in runs.jobs_of(name).items()} or runs.all_jobs()
+    run_dirs, submitted = list(jobs), list(jobs.values())
     try:
         known = cluster.job_states([of["job"] for of in submitted if of["cluster"] != cluster.LOCAL])
     except cluster.NoAnswer as error:
@@ -67,8 +67,8 @@ def stop(names: list[str]) -> None:
         NoAnswer: SLURM does not answer whether there is one.
     """
     if len(names) != 1:
-        raise ConfigError(f"stop takes one run directory, or one sweep: {typed('slurm')} stop RUN_DIR")
-    jobs = {run_dir: runs.submitted(run_dir) for run_dir in runs.one_or_cells(names[0])}
+        raise ConfigError(f"stop takes one run directory, one sweep, or one job: {typed('slurm')} stop RUN_DIR")
+    jobs = runs.jobs_of(names[0], several=False)
     ids = [job["job"] for job in jobs.values()]
     who = f"job {', '.join(dict.fromkeys(ids if len(ids) == 1 else map(_array, ids)))}"
     try:
@@ -140,13 +140,12 @@ def clear(names: list[str]) -> None:
     """
     if len(names) != 1:
         raise ConfigError(f"clear takes one run directory: {typed('slurm')} clear RUN_DIR")
-    run_dir = named_path(names[0])
-    job_id = runs.submitted(run_dir)["job"]
+    [(run_dir, job)] = runs.jobs_of(str(one_run(names[0]))).items()
     cleared = nodes.forget(run_dir)
     for each in cleared:
         print(f"{each.node} is avoided no more; it was because of {each.finding}")
     print(
-        f"the next submission takes any node; job {job_id}, if it waits, does not yet"
+        f"the next submission takes any node; job {job['job']}, if it waits, does not yet"
         if cleared
         else "none was avoided"
     )

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 from senet.command import Parser, end, printable
-from senet.config.load import named_path
 from senet.errors import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, STOPPED_EXIT_CODE
 from senet.follow import Rows, Tail
 from senet.rundir.files import patiently, read_json
@@ -21,7 +20,8 @@ from senet.why.evidence import gather
 from senet.why.judge import judge
 from slurm import cluster
 from slurm.logs import BEGINS, log_files, rank_of
-from slurm.why import look, runs_of
+from slurm.runs import meant, runs_of
+from slurm.why import look
 
 _POLL_S = 0.5
 _FILES_PER_S = 200  # a network file system has other work too
@@ -130,9 +130,10 @@ def follow(word: str, first: int, *, colours: bool) -> int:
 
 def _find(word: str, runs: list[Followed], first: int) -> None:
     """Add the runs that are not yet among these."""
+    folder = meant(word)
     for run_dir, job in runs_of(word):
         if run_dir not in [run.run_dir for run in runs]:
-            is_alone = job == word or run_dir == named_path(word)
+            is_alone = job == word or run_dir == folder
             runs.append(Followed(run_dir, job, first, "" if is_alone else run_dir.name))
 
 

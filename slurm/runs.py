@@ -1,70 +1,93 @@
-"""The run directories that somebody names: one, or those of a sweep."""
+"""The run directories that somebody names, also by the id of a job, and their jobs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from senet.config.load import named_path
 from senet.errors import ConfigError
 from senet.rundir.files import read_json
-from senet.sweep import record
+from senet.rundir.named import ROOT, below, cell_names, folder_of, is_run, is_sweep, runs_in
 from senet.verbs import typed
-from slurm import sent
+from slurm import cluster, sent
+from slurm.logs import jobs
 
 
-def submitted(run_dir: Path) -> dict[str, Any]:
-    """``slurm/job.json``.
+def runs_of(word: str) -> list[tuple[Path, str]]:
+    """Run directories, each with the job of it that was meant, "" for the newest.
+
+    Args:
+        word: what ``senet.rundir.named`` takes; or the id of a job, and of an array for all its cells.
 
     Raises:
         ConfigError: there is none.
     """
-    found = read_json(run_dir / "slurm" / "job.json")
+    found = meant(word)
+    return _of_job(word) if found is None else [(run_dir, "") for run_dir in runs_in(found)]
+
+
+def meant(word: str) -> Path | None:
+    """What a word means; None: it is the id of a job."""
+    try:
+        return folder_of(word)
+    except ConfigError:
+        if re.fullmatch(r"\d+(_\d+)?", word):
+            return None
+        raise
+
+
+def _of_job(word: str) -> list[tuple[Path, str]]:
+    """The run directory that had a job; of an array those of its cells, each with its own."""
+    out = Path(cluster.job_fields(word).get("StdOut", ""))
+    folders, where = list(below(ROOT)), "SLURM does not know it, and no run in runs/"
+    if out.parent.name == "slurm" and out.parent.is_dir():
+        folder = out.parent.parent
+        if not is_sweep(folder):
+            return [(folder, word)]
+        folders, where = [folder / cell for cell in cell_names(folder)], f"no cell of {folder}"
+    found = []
+    for folder in folders:
+        had = [str(read_json(folder / "slurm" / "job.json").get("job", "")), *jobs(folder)]
+        if own := [job for job in had if word in (job, job.partition("_")[0])]:
+            found.append((folder, own[0]))
     if not found:
-        raise ConfigError(f"run_dir={run_dir}: nothing was submitted from there (no slurm/job.json)")
+        raise ConfigError(f"job {word}: {where} had it; name the run directory")
     return found
 
 
-def named(names: Sequence[str]) -> list[Path]:
-    """Those of these names, a sweep as its cells that were submitted; without a name all in ``runs/``.
+def jobs_of(word: str, *, several: bool = True) -> dict[Path, dict[str, Any]]:
+    """The run directories that a word means, each with the newest job of it, its ``slurm/job.json``; those without are
+    left out.
+
+    Args:
+        several: whether it may be a folder of runs that is no sweep.
 
     Raises:
-        ConfigError: a folder from which nothing was submitted.
-    """
-    run_dirs = [run_dir for name in names for run_dir in one_or_cells(name)]
-    if not names:
-        jobs = [*Path("runs").glob("*/slurm/job.json")]
-        jobs += [job for file in Path("runs").glob(f"*/{record.FILE}") for job in file.parent.glob("*/slurm/job.json")]
-        run_dirs = sorted(job.parent.parent for job in jobs)
-    if not run_dirs:
-        raise ConfigError(f"no run in runs/ was submitted; name a run directory: {typed('slurm')} status RUN_DIR")
-    return run_dirs
-
-
-def one_or_cells(name: str) -> list[Path]:
-    """A run directory; of a sweep, by its name or folder, those of its cells that were submitted.
-
-    Raises:
-        ConfigError: none of its cells was.
+        ConfigError: there is none, or the job that was named is not the newest.
         NoAnswer: a submission was killed, and SLURM does not say what has become of it.
     """
-    if not is_sweep(name):
-        return [named_path(name)]
-    folder = record.folder_of(name)
-    sent.recover(folder)
-    cells = [folder / cell for cell in record.names(folder)]
-    found = [cell for cell in cells if (cell / "slurm" / "job.json").exists()]
-    if not found:
-        text = f"no cell of the sweep {folder} was submitted; of those on this machine tells"
-        raise ConfigError(f"{text} {typed('sweep')} status {folder.name}")
-    return found
+    folder = meant(word)
+    if folder is not None:
+        sent.recover(folder)
+        if not several and not (is_run(folder) or is_sweep(folder)):
+            raise ConfigError(f"{folder} is neither a run directory nor a sweep; name one")
+    if found := _with_jobs(runs_of(word)):
+        return found
+    if folder is None:
+        raise ConfigError(f"job {word} is not the newest of its run directory; name that")
+    here = f"; of cells on this machine tells {typed('sweep')} status {folder.name}" if is_sweep(folder) else ""
+    raise ConfigError(f"{folder}: nothing was submitted from there (no slurm/job.json){here}")
 
 
-def is_sweep(name: str) -> bool:
-    """Whether it is the name or the folder of a sweep."""
-    try:
-        record.folder_of(name)
-    except ConfigError:
-        return False
-    return True
+def all_jobs() -> dict[Path, dict[str, Any]]:
+    """The same of all run directories in ``runs/``; ConfigError where there is none."""
+    if found := _with_jobs((run_dir, "") for run_dir in below(ROOT)):
+        return found
+    raise ConfigError(f"no run in runs/ was submitted; name a run directory: {typed('slurm')} status RUN_DIR")
+
+
+def _with_jobs(run_dirs: Iterable[tuple[Path, str]]) -> dict[Path, dict[str, Any]]:
+    found = {run_dir: (read_json(run_dir / "slurm" / "job.json"), job_id) for run_dir, job_id in run_dirs}
+    return {run_dir: job for run_dir, (job, job_id) in found.items() if job and job_id in ("", job["job"])}

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from senet.rundir.files import read_json, write_json
-from senet.sweep import record
+from senet.rundir.named import cell_names
 from slurm import cluster
 
 
 def announce(folder: Path, cells: Mapping[str, Mapping[str, Any]]) -> None:
     """Write down what is about to be sent: name -> what its ``job.json`` shall have, in the order of the tasks."""
-    jobs = [str(read_json(_job_file(folder, name)).get("job", "")) for name in record.names(folder)]
+    jobs = [str(read_json(_job_file(folder, name)).get("job", "")) for name in cell_names(folder)]
     arrays = sorted({job.partition("_")[0] for job in jobs})
     write_json(_file(folder), {"before": arrays, "cells": cells}, durable=True)
 

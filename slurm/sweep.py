@@ -16,6 +16,7 @@ from senet import REPOSITORY
 from senet.config.load import to_yaml
 from senet.errors import ConfigError
 from senet.rundir.files import read_json, replace_file, write_json
+from senet.rundir.named import SWEEP
 from senet.rundir.owner import read_owner
 from senet.sweep import record
 from senet.sweep.cells import Cell, check_ranks
@@ -110,9 +111,9 @@ def _undone_if_refused(folder: Path, recorded: Mapping[str, object], cells: Sequ
                 shutil.rmtree(path)
         sent.forget(folder)
         if recorded:
-            write_json(folder / record.FILE, recorded, durable=True)
+            write_json(folder / SWEEP, recorded, durable=True)
         else:
-            (folder / record.FILE).unlink(missing_ok=True)
+            (folder / SWEEP).unlink(missing_ok=True)
         if [path.name for path in folder.iterdir()] == [LOCK]:
             (folder / LOCK).unlink()
             with suppress(OSError):  # another process has come to lock it

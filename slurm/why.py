@@ -11,22 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from senet.command import Parser, end, printable
-from senet.config.load import named_path
-from senet.errors import ConfigError
 from senet.rundir.files import read_json
-from senet.sweep.record import is_sweep, names
-from senet.sweep.request import ROOT
+from senet.rundir.named import cells_not_begun
 from senet.verbs import typed
 from senet.why.evidence import Evidence, Fact, Job, gather
 from senet.why.judge import judge
 from senet.why.verdict import Verdict, start_facts
 from slurm import cluster, nodes
-from slurm.logs import jobs, not_begun, telling_lines
+from slurm.logs import not_begun, telling_lines
+from slurm.runs import meant, runs_of
 from slurm.starts import starts_of, stop_file
 
 _SHOWN = ("JobState", "Reason", "ExitCode", "Restarts", "NodeList", "ExcNodeList", "StartTime", "EndTime", "TimeLimit")
 _NOTHING = (None, "", "None", "(null)", "Unknown")
-_FILES = ("status.json", "owner.json", "slurm/job.json")
 
 
 def look(run_dir: Path, job_id: str = "") -> Evidence:
@@ -109,50 +106,6 @@ def _checked(run_dir: Path, file: Path) -> list[Fact]:
     return [Fact(where, f"before this start {nodes.line(each)}") for each in found]
 
 
-def runs_of(word: str) -> list[tuple[Path, str]]:
-    """Run directories, each with a job of it, "" for the newest: of a run directory, a folder of them, or a job's id.
-
-    Raises:
-        ConfigError: none.
-    """
-    path = named_path(word)
-    if not path.is_dir() and is_sweep(ROOT / word):
-        path = ROOT / word
-    if path.is_dir():
-        found = [path] if _is_run(path) else sorted(each for each in path.iterdir() if each.is_dir() and _is_run(each))
-        if not found:
-            raise ConfigError(f"{path} is no run directory, and holds none; name what run_dir was, or the id of a job")
-        return [(each, "") for each in found]
-    if not re.fullmatch(r"\d+(_\d+)?", word):
-        raise ConfigError(f"{word}: no such folder; name a run directory, a folder of them, or the id of a job")
-    return _of_job(word)
-
-
-def _of_job(word: str) -> list[tuple[Path, str]]:
-    """The run directory that had a job; of an array those of its cells, each with its own."""
-    out = Path(cluster.job_fields(word).get("StdOut", ""))
-    folders = [each.parent for pattern in ("*/slurm", "*/*/slurm") for each in sorted(Path("runs").glob(pattern))]
-    where = "SLURM does not know it, and no run in runs/"
-    if out.parent.name == "slurm" and out.parent.is_dir():
-        folder = out.parent.parent
-        if not is_sweep(folder):
-            return [(folder, word)]
-        folders, where = [folder / cell for cell in names(folder)], f"no cell of {folder}"
-    found = []
-    for folder in folders:
-        had = [str(read_json(folder / "slurm" / "job.json").get("job", "")), *jobs(folder)]
-        own = [job for job in had if word in (job, job.partition("_")[0])]
-        if own and not is_sweep(folder):  # the log of a cell begins in the folder of its sweep
-            found.append((folder, own[0]))
-    if not found:
-        raise ConfigError(f"job {word}: {where} had it; name the run directory")
-    return found
-
-
-def _is_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in _FILES)
-
-
 def in_words(run_dir: Path, verdict: Verdict, start: Sequence[Fact]) -> str:
     """As a person reads it."""
     lines = [f"{run_dir}: {verdict.cause}: {verdict.text}"]
@@ -168,12 +121,10 @@ def in_words(run_dir: Path, verdict: Verdict, start: Sequence[Fact]) -> str:
     return "\n".join(printable(line) for line in lines)
 
 
-def _not_started(word: str) -> str:
+def _not_started(folder: Path) -> str:
     """Of a sweep: how many of its cells have not been started; empty where all have, or it is none."""
-    folder = next((each for each in (named_path(word), ROOT / word) if is_sweep(each)), None)
-    left = [name for name in names(folder) if not _is_run(folder / name)] if folder is not None else []
-    more = ", ..." * (len(left) > 5)
-    return f"{folder}: {len(left)} cell(s) not started: {', '.join(left[:5])}{more}" if left else ""
+    left, more = [cell.name for cell in cells_not_begun(folder)], ", ..."
+    return f"{folder}: {len(left)} cell(s) not started: {', '.join(left[:5])}{more * (len(left) > 5)}" if left else ""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -183,7 +134,9 @@ def main(argv: Sequence[str]) -> int:
         description="Why a run has ended, or does not move: the cause, the evidence, the remedy.",
         epilog="Of a folder of runs: a line each. Exit code: 0, or 2 for bad input.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, a folder of them, or the id of a job")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="a run directory, a sweep, a folder of runs, or the id of a job"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per run, a line each")
     arguments = parser.parse_args(argv)
     for word in arguments.runs:
@@ -198,7 +151,8 @@ def main(argv: Sequence[str]) -> int:
                 print(printable(f"{run_dir}: {verdict.cause}: {verdict.text}"))
             else:
                 print(in_words(run_dir, verdict, start))
-        if left := "" if arguments.json else _not_started(word):
+        folder = None if arguments.json else meant(word)
+        if folder is not None and (left := _not_started(folder)):
             print(printable(left))
     return 0
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from senet.errors import ConfigError
 from senet.inference.network import load_trained
-from senet.prune import main, run_directories
+from senet.prune import main
 from senet.rundir.lease import Lease
 from senet.rundir.saving import CheckpointManager
 from tests.conftest import Once, Train
@@ -125,8 +124,3 @@ def test_what_does_not_belong_to_the_run_is_not_taken_for_its_best(run: Path) ->
         lease.update(state="finished", step=61)
     assert main([str(run), "--delete"]) == 0
     assert steps(run) == [22, 61]
-
-
-def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no run directory is there"):
-        run_directories(tmp_path)

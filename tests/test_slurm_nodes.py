@@ -138,8 +138,9 @@ def test_a_submission_avoids_what_was_found_until_it_is_cleared(
     assert "exclude=n7\n" in batch_script(run_dir, "slurm.sbatch.exclude=n7")
     control.clear([str(run_dir)])
     assert "none was avoided" in capsys.readouterr().out
+    (run_dir / "slurm" / "job.json").rename(run_dir / "status.json")
     with pytest.raises(ConfigError, match="nothing was submitted from there"):
-        control.clear([str(run_dir.parent)])
+        control.clear([str(run_dir)])
 
 
 def batch_script(run_dir: Path, *options: str) -> str:  # noqa: F811

@@ -21,7 +21,7 @@ from senet.torchrun import OUT_OF_MEMORY
 from senet.why.causes import CAUSES, by_words
 from senet.why.evidence import Evidence, Fact, Job, gather
 from senet.why.judge import judge
-from slurm import follow, logs, why
+from slurm import follow, logs, runs, why
 
 RUN = Path("runs/x")
 STATUS = {"generation": 1, "step": 120, "reason": "", "job": "", "heartbeat": 1e9}
@@ -268,17 +268,17 @@ def test_what_is_no_run_is_refused_in_a_line(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     for word, expected in (("7", "SLURM does not know it"), ("nowhere", "no such folder"), (".", "holds none")):
         with pytest.raises(ConfigError, match=expected):
-            why.runs_of(word)
+            runs.runs_of(word)
     for cell in ("b", "a"):
         (tmp_path / "runs" / "rates" / cell).mkdir(parents=True)
         write_json(tmp_path / "runs" / "rates" / cell / "status.json", {})
-    assert [path.name for path, _ in why.runs_of("runs/rates")] == ["a", "b"]
+    assert [path.name for path, _ in runs.runs_of("runs/rates")] == ["a", "b"]
     write_json(tmp_path / "runs" / "rates" / "sweep.json", {"cells": {"a": {}, "b": {}, "c": {}}})
-    assert [path.name for path, _ in why.runs_of("rates")] == ["a", "b"]
-    assert why._not_started("rates") == "runs/rates: 1 cell(s) not started: c"
+    assert [path.name for path, _ in runs.runs_of("rates")] == ["a", "b"]
+    assert why._not_started(Path("runs/rates")) == "runs/rates: 1 cell(s) not started: c"
     (tmp_path / "runs" / "rates" / "a" / "slurm").mkdir()
     write_json(tmp_path / "runs" / "rates" / "a" / "slurm" / "job.json", {"job": "7_1"})
-    assert why.runs_of("7_1") == [(Path("runs/rates/a"), "7_1")]
+    assert runs.runs_of("7_1") == [(Path("runs/rates/a"), "7_1")]
 
 
 def test_a_job_of_an_array_is_a_cell_and_the_array_is_all_of_its_cells(
@@ -299,11 +299,11 @@ def test_a_job_of_an_array_is_a_cell_and_the_array_is_all_of_its_cells(
     for fields in ({"StdOut": str(tmp_path / sweep / "slurm" / "7_0_0_log.out")}, {}):  # SLURM knows it, and no more
         monkeypatch.setattr("slurm.cluster.job_fields", lambda _, found=fields: found)
         for job, run_dir in cells.items():
-            assert [(path.resolve(), of) for path, of in why.runs_of(job)] == [(run_dir.resolve(), job)]
-        assert [(path.name, of) for path, of in why.runs_of("7")] == [("a", "7_0"), ("b", "7_1"), ("c", "7_2")]
-        assert [(path.name, of) for path, of in why.runs_of("8")] == [("c", "8")]
+            assert [(path.resolve(), of) for path, of in runs.runs_of(job)] == [(run_dir.resolve(), job)]
+        assert [(path.name, of) for path, of in runs.runs_of("7")] == [("a", "7_0"), ("b", "7_1"), ("c", "7_2")]
+        assert [(path.name, of) for path, of in runs.runs_of("8")] == [("c", "8")]
         with pytest.raises(ConfigError, match=r"job 7_9: .* had it"):
-            why.runs_of("7_9")
-    runs: list[follow.Followed] = []
-    follow._find("7", runs, 10)
-    assert [(run.label, run.job_id) for run in runs] == [("a", "7_0"), ("b", "7_1"), ("c", "7_2")]
+            runs.runs_of("7_9")
+    followed: list[follow.Followed] = []
+    follow._find("7", followed, 10)
+    assert [(run.label, run.job_id) for run in followed] == [("a", "7_0"), ("b", "7_1"), ("c", "7_2")]

@@ -1,7 +1,7 @@
-"""Compare finished runs: ``python -m senet.compare FOLDER [FOLDER ...]``.
+"""Compare finished runs: ``python -m senet.compare RUN [RUN ...]``.
 
 A table of the options that differ between the runs against their accuracy: mean, standard deviation and number over the
-seeds, and which differences are more than chance. Folders are run directories, or folders that hold some.
+seeds, and which differences are more than chance. RUN is a run directory, a sweep, or a folder of runs.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from senet.compare.table import as_csv, as_json, text
 from senet.errors import ConfigError
 from senet.extras import library
 from senet.rundir.files import replace_file
+from senet.rundir.named import folder_of
 from senet.verbs import typed
 
 
 def main(argv: Sequence[str]) -> int:
     """Print the comparison, and write its page if one is named."""
     parser = Parser(prog=typed("compare"), description=__doc__.split("\n\n")[1])
-    parser.add_argument("folders", nargs="+", type=path_argument, metavar="FOLDER", help="of runs, or a run directory")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, a sweep, or a folder of runs")
     parser.add_argument("--score", choices=("last", "best"), default="last", help="which epoch is compared (last)")
     parser.add_argument(
         "--against",
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--page", type=path_argument, metavar="FILE.html", help="write a page with curves, too")
     arguments = parser.parse_args(argv)
     write_page = _page_writer(arguments.page) if arguments.page else None
-    found = compare(arguments.folders, score=arguments.score, against=arguments.against)
+    found = compare([folder_of(word) for word in arguments.runs], score=arguments.score, against=arguments.against)
     if arguments.csv:
         sys.stdout.write(as_csv(found))
     elif arguments.json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from senet.errors import ConfigError
 from senet.rundir.files import read_json
 from senet.rundir.history import Run, judged, read_run
+from senet.rundir.named import cells_not_begun, runs_in
 
 SCORES = {
     "last": "last epoch",
@@ -21,8 +22,6 @@ SCORES = {
 }
 """Accuracies of a run in percent. The first two are of the weights that the run reports as its result."""
 NOT_BEGUN = "not begun"
-_OF_JOBS = "slurm"
-"""Folder beside cells or in a run directory; it holds a copy of the code, with whatever lies in that."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +38,13 @@ def collect(folders: Sequence[Path]) -> Collected:
     """The runs of these folders: run directories, or folders of run directories at any depth.
 
     Raises:
-        ConfigError: a folder is missing or holds no run directory, or none of the runs has finished.
+        ConfigError: a folder holds no run directory, or none of the runs has finished.
     """
-    found = Collected([], [], {})
-    for folder in folders:
-        _refuse_other(folder)
-        for cell in read_json(folder / "sweep.json").get("cells", ()):
-            if not _is_run_dir(folder / cell):
-                found.left_out[folder / cell] = NOT_BEGUN
-    for folder in _run_dirs(folders):
+    found = Collected([], [], {cell: NOT_BEGUN for folder in folders for cell in cells_not_begun(folder)})
+    run_dirs: dict[Path, Path] = {}  # each once, however often and by whatever path it is named
+    for each in [run_dir for folder in folders for run_dir in runs_in(folder)]:
+        run_dirs.setdefault(each.resolve(), each)
+    for folder in run_dirs.values():
         status = read_json(folder / "status.json")
         run = read_run(folder) if (folder / "metrics.jsonl").exists() else None
         if run is not None and run.epochs and status.get("state") == "finished":
@@ -59,37 +56,6 @@ def collect(folders: Sequence[Path]) -> Collected:
     if not found.finished:
         raise ConfigError(f"of {len(found.left_out)} runs none has finished; only runs that have are compared")
     return found
-
-
-def _refuse_other(folder: Path) -> None:
-    if not folder.is_dir():
-        kind = "is a file" if folder.exists() else "no such folder"
-        raise ConfigError(f"{folder}: {kind}; name run directories, or a folder of them")
-
-
-def _run_dirs(folders: Sequence[Path]) -> list[Path]:
-    """Each once, however often and by whatever path it is named."""
-    found: dict[Path, Path] = {}
-    for folder in folders:
-        inside = list(_below(folder))
-        if not inside:
-            raise ConfigError(f"{folder} holds no run directory; name what run_dir was in training, or a folder above")
-        for each in inside:
-            found.setdefault(each.resolve(), each)
-    return list(found.values())
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    if _is_run_dir(folder):
-        yield folder
-        return
-    for each in sorted(folder.iterdir()):
-        if _is_run_dir(each) or (each.is_dir() and not each.is_symlink() and each.name != _OF_JOBS):
-            yield from _below(each)  # other links may lead in a circle
-
-
-def _is_run_dir(folder: Path) -> bool:
-    return (folder / "metrics.jsonl").exists() or (folder / "owner.json").exists()
 
 
 def _why(status: dict[str, Any]) -> str:

@@ -14,11 +14,11 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from senet.command import Parser, end
-from senet.config.load import named_path
 from senet.errors import ConfigError
 from senet.extras import library
 from senet.rundir.files import replace_file
 from senet.rundir.history import Run, read_run
+from senet.rundir.named import one_run
 from senet.verbs import typed
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
     words = [*arguments.run_dirs, *arguments.overrides]  # of its two lists argparse fills the first alone
     overrides = [word for word in words if _is_override(word)]
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    folders = [named_path(word) for word in words if word not in overrides]
+    folders = [one_run(word) for word in words if word not in overrides]
     if not folders:
         raise ConfigError("no RUN_DIR is named; --help shows the usage")
     print(write_report(folders, model_name=arguments.model, device=arguments.device, overrides=overrides))

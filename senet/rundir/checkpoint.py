@@ -22,6 +22,7 @@ import torch
 
 from senet.errors import ConfigError, RunError
 from senet.rundir.files import patiently, read_json
+from senet.rundir.named import is_sweep
 
 FORMAT = 1  # of manifest and payload; all formats up to this one can be read
 _NAME = re.compile(r"step_(\d{9})\.g(\d{4})\.pt")
@@ -85,6 +86,8 @@ def find_checkpoint(path: Path) -> Path:
     path = path.parent if path.resolve().name == "checkpoints" else path
     resumed_from = read_json(path / "owner.json").get("resumed_from", {})
     files = published_files(path / "checkpoints", {int(generation): step for generation, step in resumed_from.items()})
+    if is_sweep(path):
+        raise ConfigError(f"{path} is the folder of a sweep; name one of its cells")
     if not files:
         raise ConfigError(f"{path}: no checkpoints in {path / 'checkpoints'}; name a run directory or a step_*.pt file")
     return next((file for file in files if is_best(file)), files[0])

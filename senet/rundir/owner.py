@@ -15,6 +15,7 @@ from typing import Any
 from senet.errors import ConfigError
 from senet.rundir.files import read_json, read_rows, write_temporary
 from senet.rundir.locks import StillHeld, boot, has_ended, lock, this_process
+from senet.rundir.named import is_sweep
 
 HEARTBEAT_S = 5.0
 # After so long without a heartbeat, a holder on another host counts as dead. A network file system may show data that
@@ -184,10 +185,10 @@ def remove_leftovers(run_dir: Path) -> None:
 def refuse_folder(run_dir: Path) -> None:
     """Raises ConfigError: this user may not look into the run directory, or a folder above it, or a sweep has it."""
     try:
-        is_sweep = (run_dir / "sweep.json").exists()
+        of_a_sweep = is_sweep(run_dir)
     except PermissionError as error:
         raise ConfigError(f"run_dir={run_dir} cannot be read ({error.strerror}); choose another run_dir") from None
-    if is_sweep:
+    if of_a_sweep:
         raise ConfigError(
             f"run_dir={run_dir} is the folder of a sweep, whose cells are below it; choose another run_dir"
         )

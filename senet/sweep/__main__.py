@@ -22,6 +22,7 @@ from senet.launch import refuse_other_packages, wanted_number
 from senet.rundir.files import read_json
 from senet.rundir.hours import of_all
 from senet.rundir.locks import has_ended
+from senet.rundir.named import cell_names, sweep_of
 from senet.sweep import record
 from senet.sweep.cells import Cell, check_ranks
 from senet.sweep.local import Local
@@ -57,7 +58,7 @@ def main(argv: Sequence[str], stop: StopFlag) -> int:
     if argv[:1] in (["status"], ["stop"]):
         if len(argv) != 2:
             raise ConfigError(f"{argv[0]} takes one sweep: {typed('sweep')} {argv[0]} NAME")
-        folder = record.folder_of(argv[1])
+        folder = sweep_of(argv[1])
         return show(folder) if argv[0] == "status" else stop_trainer(folder)
     refuse_other_packages()
     return train(read_request(argv), stop)
@@ -121,7 +122,7 @@ def conclude(folder: Path, names: Sequence[str], *, stopped: bool) -> int:
 
 def show(folder: Path) -> int:
     """``status``: the table of all cells, and where their time went, added up."""
-    names = record.names(folder)
+    names = cell_names(folder)
     print("\n".join(record.table(folder, {name: record.state_of(folder, name) for name in names})))
     if time := of_all(folder / name for name in names):
         print(f"time of all cells: {time}")

@@ -11,6 +11,7 @@ from senet.config.recipes import with_recipe
 from senet.errors import ConfigError
 from senet.rundir.files import read_json
 from senet.rundir.locks import StillHeld, lock
+from senet.rundir.named import SWEEP, is_run
 from senet.sweep import record
 from senet.sweep.cells import Cell, make_cells
 from senet.sweep.request import Request
@@ -25,7 +26,7 @@ def prepare(
     """The cells, each checked, and what was recorded of the sweep before. ``quickstart``: the files as launch.sh finds
     them."""
     recorded = record.read(request.folder)
-    if (request.folder / "owner.json").exists():
+    if is_run(request.folder):
         raise ConfigError(f"sweep.name={request.name}: {request.folder} is the directory of a run; choose another name")
     words = with_recipe(verb, request.words, say) if quickstart else request.words
     cells = make_cells(request, words, recorded)
@@ -50,7 +51,7 @@ def only_one(folder: Path, recorded: Mapping[str, Any]) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         with lock(folder / LOCK, patience_s=0):
             if record.read(folder) != recorded:
-                text = f"another command has just changed {folder / record.FILE}"
+                text = f"another command has just changed {folder / SWEEP}"
                 raise ConfigError(f"{text}; give this one again")
             yield
     except StillHeld:

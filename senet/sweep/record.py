@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from senet.config.load import changed_options, named_path
+from senet.config.load import changed_options
 from senet.errors import ConfigError
 from senet.rundir.files import read_json, write_json
 from senet.rundir.history import judged
+from senet.rundir.named import SWEEP
 from senet.rundir.owner import holder
 from senet.sweep.cells import Cell, shared_options, with_options
-from senet.sweep.request import ROOT, Request
+from senet.sweep.request import Request
 from senet.verbs import typed
 
-FILE = "sweep.json"
 ENDED = "--- ended with exit code "
 """The last line of a cell's log."""
 
@@ -41,30 +41,9 @@ class State:
         return "-" if top1 is None else f"{top1:.2f}"
 
 
-def folder_of(text: str) -> Path:
-    """The folder of a sweep, by its name or its path.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    for folder in (ROOT / text, named_path(text)):
-        if is_sweep(folder):
-            return folder
-    raise ConfigError(f"{text} is no sweep: there is no {ROOT / text / FILE} and no {Path(text) / FILE}")
-
-
-def is_sweep(folder: Path) -> bool:
-    return (folder / FILE).is_file()
-
-
 def read(folder: Path) -> dict[str, Any]:
     """What was recorded; {} of a new sweep."""
-    return read_json(folder / FILE)
-
-
-def names(folder: Path) -> list[str]:
-    """Of all cells that were ever asked for."""
-    return list(read(folder).get("cells", ()))
+    return read_json(folder / SWEEP)
 
 
 def refuse_other(request: Request, recorded: Mapping[str, Any], cells: Sequence[Cell]) -> None:
@@ -88,7 +67,7 @@ def write(folder: Path, request: Request, recorded: Mapping[str, Any], cells: Se
         **facts,
         "cells": recorded.get("cells", {}) | {cell.name: dict(cell.options) for cell in cells},
     }
-    write_json(folder / FILE, content, durable=True)
+    write_json(folder / SWEEP, content, durable=True)
 
 
 def state_of(folder: Path, name: str) -> State:

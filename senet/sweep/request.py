@@ -11,11 +11,11 @@ from typing import Any
 from senet.config.load import named_path, sort_arguments
 from senet.config.reading import parse
 from senet.errors import ConfigError, did_you_mean
+from senet.rundir.named import ROOT
 from senet.sweep.grid import Values, read_values, typed_values
 
 _NUMBERS = {"parallel": 1, "random": 1, "seed": 0}  # name -> the least
 NAMES = ("name", *_NUMBERS)
-ROOT = Path("runs")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from senet.rundir.history import judged
 from senet.rundir.lease import Lease
 from senet.rundir.named import folder_of, runs_in
 from senet.rundir.owner import holder
+from senet.rundir.standing import state_of
 from senet.verbs import typed
 
 
@@ -74,7 +75,7 @@ def describe(run: Path) -> list[str]:
     """Lines: the run, its checkpoints, its other folders, and how much can go."""
     content, status = look(run), read_json(run / "status.json")
     held, _ = holder(run)
-    state = f"held by {held}" if held else status.get("state", "never begun")
+    state = f"held by {held}" if held else state_of(run).word
     lines = [f"{run}: {state}, step {status.get('step', 0)}, {_megabytes([run])}"]
     for path in content.kept:
         marks = [mark for mark, each in (("best", content.best), ("newest", content.newest)) if each == path]
@@ -98,7 +99,7 @@ def delete(run: Path, *, unfinished: bool) -> str:
     """
     from senet.rundir.checkpoint import read_checkpoint  # imports torch
 
-    state = read_json(run / "status.json").get("state", "never begun")
+    state = state_of(run).word
     if state != "finished" and not unfinished:
         raise ConfigError(f"it has not finished ({state}); add --unfinished")
     if not look(run).unneeded:

@@ -37,6 +37,14 @@ class JobState:
     """Why it waits."""
     restarts: int = 0
 
+    @property
+    def waiting(self) -> bool:
+        return self.word in WAITING
+
+    @property
+    def active(self) -> bool:
+        return self.word in ACTIVE
+
 
 def ask(
     *command: str, text: str = "", environment: Mapping[str, str] | None = None

@@ -13,19 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from senet.errors import ConfigError
-from senet.rundir.files import is_full, read_json
+from senet.rundir.files import read_json, write_json
 from senet.rundir.hours import of_all
 from senet.rundir.named import one_run
 from senet.rundir.restarts import count_restarts, last_restart
+from senet.rundir.standing import state_of
 from senet.sweep import record
 from senet.verbs import typed
 from slurm import cluster, nodes, runs
 from slurm.starts import stop_file
 
 _COLUMNS = ("run", "job", "state", "step", "epoch", "images/s", "test %", "requeues", "restarts", "reason")
-_ENDED = ("finished", "stopped", "failed")
 _STOPPABLE = cluster.ACTIVE - {"COMPLETING"}
-_SILENT_S = 60.0  # a run that is alive writes its status every few seconds
 
 
 def status(names: list[str]) -> None:
@@ -75,14 +74,22 @@ def stop(names: list[str]) -> None:
         known = _states([*jobs.values()])
     except cluster.NoAnswer as error:
         raise cluster.NoAnswer(f"{who} of run_dir={names[0]} was not stopped, try again: {error}") from None
-    active = {run_dir: job for run_dir, job in jobs.items() if known[job["job"]].word in cluster.ACTIVE}
+    active = {run_dir: job for run_dir, job in jobs.items() if known[job["job"]].active}
+    _note({run_dir: job for run_dir, job in jobs.items() if run_dir not in active})
     if not active:
         seen = ", ".join(dict.fromkeys(known[each].word or "unknown to SLURM" for each in ids))
         raise ConfigError(f"{who} of run_dir={names[0]} does not run: it is {seen}")
     _end(active, known)
+    _note(active)
     words = [known[job["job"]].word for job in active.values()]
     said = words[0] if len(jobs) == 1 else record.count(words)
     print(f"{who} ({said}) was asked to stop; see: {typed('slurm')} status {shlex.quote(names[0])}")
+
+
+def _note(jobs: Mapping[Path, Mapping[str, Any]]) -> None:
+    """That these jobs do not come back, for who does not ask SLURM."""
+    for run_dir, job in jobs.items():
+        write_json(run_dir / "slurm" / "job.json", {**job, "stopped": time.time()})
 
 
 def _array(job_id: str) -> str:
@@ -151,33 +158,6 @@ def clear(names: list[str]) -> None:
     )
 
 
-def judge(
-    job: cluster.JobState | None, run: Mapping[str, Any], silent_s: float, *, full: bool = False
-) -> tuple[str, str]:
-    """What a job does, in one word from SLURM's view and the run's status, and why.
-
-    Args:
-        job: SLURM's view, None if it does not answer.
-        run: the status that the job's last start wrote; {} if it has not.
-        silent_s: seconds since then.
-        full: its disk has no room by now.
-    """
-    said, reason = run.get("state", ""), str(run.get("reason", ""))
-    if said in _ENDED and (job is None or job.word not in cluster.ACTIVE):
-        return said, reason
-    if job is None:
-        return ("training", "") if said == "running" and silent_s < _SILENT_S else ("unknown", "SLURM does not answer")
-    if job.word in cluster.WAITING:
-        return "waiting", job.reason
-    if job.word in ("RUNNING", "SIGNALING") and (said not in _ENDED or run.get("job_restarts", 0) < job.restarts):
-        return ("training" if said == "running" and run.get("job_restarts", 0) == job.restarts else "starting"), ""
-    if job.word in cluster.ACTIVE:
-        return ("suspended" if job.word in ("SUSPENDED", "STOPPED") else "ending"), reason
-    # it ended, but the run did not report an end
-    why = f"silent for {silent_s:.0f} s" if said else ""
-    return job.word.lower() or ("killed" if said else "unknown"), "No space left on device" if full else why
-
-
 def _about(restart: Mapping[str, Any], told: Mapping[str, Any]) -> str:
     """Why the ranks were last launched again, and what that has cost, once the run knows it."""
     if not restart:
@@ -186,25 +166,19 @@ def _about(restart: Mapping[str, Any], told: Mapping[str, Any]) -> str:
     return f"last restart{lost}: {restart['reason']}"
 
 
-def _row(run_dir: Path, submitted: dict[str, Any], job: cluster.JobState | None) -> tuple[str, ...]:
-    run = read_json(run_dir / "status.json")
-    heartbeat = run.get("heartbeat", 0.0)
-    local = submitted["cluster"] == cluster.LOCAL and heartbeat > submitted["submitted"]
-    of_this_job = run if run.get("job") == submitted["job"] or local else {}
-    restart = last_restart(run_dir, submitted["job"]) if of_this_job else {}
-    if restart and of_this_job["state"] == "failed" and job is not None and job.word in cluster.ACTIVE:
-        of_this_job = of_this_job | {"state": ""}  # its ranks are being launched again
-    state, reason = judge(job, of_this_job, time.time() - heartbeat, full=is_full(run_dir))
-    reason = reason or _about(restart, of_this_job.get("restart", {}))
-    if state == "failed" and not reason:  # not even the batch script has recorded one
-        reason = f"see {run_dir}/slurm/{submitted['job']}_0_log.out"
+def _row(run_dir: Path, submitted: Mapping[str, Any], job: cluster.JobState | None) -> tuple[str, ...]:
+    state = state_of(run_dir, job)
+    run, job_id = state.status, submitted["job"]
+    reason = state.reason or _about(last_restart(run_dir, job_id), run.get("restart", {}))
+    if state.word == "failed" and not reason:  # not even the batch script has recorded one
+        reason = f"see {run_dir}/slurm/{job_id}_0_log.out"
     return (
         str(run_dir),
-        submitted["job"],
-        state,
+        job_id,
+        state.word,
         *(str(run.get(key, "-")) for key in ("step", "epoch", "images_per_s")),
-        f"{run['top1']:.2f}" if "top1" in run else "-",
-        str(max(job.restarts if job else 0, of_this_job.get("job_restarts", 0))),
-        str(count_restarts(run_dir, submitted["job"])),
+        state.score,
+        str(max(job.restarts if job else 0, run.get("job_restarts", 0) if run.get("job") == job_id else 0)),
+        str(count_restarts(run_dir, job_id)),
         reason,
     )

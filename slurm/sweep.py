@@ -17,7 +17,7 @@ from senet.config.load import to_yaml
 from senet.errors import ConfigError
 from senet.rundir.files import read_json, replace_file, write_json
 from senet.rundir.named import SWEEP
-from senet.rundir.owner import read_owner
+from senet.rundir.standing import TAKEN
 from senet.sweep import record
 from senet.sweep.cells import Cell, check_ranks
 from senet.sweep.prepare import LOCK, only_one, prepare
@@ -83,14 +83,9 @@ def _not_there(folder: Path, cells: Sequence[Cell], say: Callable[[str], None] =
     """The cells that neither have finished, nor run, nor wait in SLURM's queue; with absolute paths."""
     jobs = {cell.name: str(read_json(cell.run_dir / "slurm" / "job.json").get("job", "")) for cell in cells}
     known = cluster.job_states([job for job in jobs.values() if job])
-    words = {cell.name: record.state_of(folder, cell.name).word for cell in cells}
-    queued = [name for name, job in jobs.items() if job and known[job].word in cluster.ACTIVE]
-    words |= dict.fromkeys(queued, "in the queue")
-    # a heartbeat is believed for a while, though the job has ended
-    ended = [name for name, job in jobs.items() if job and known[job].word and name not in queued]
-    held = [name for name in ended if read_owner(folder / name).get("job") == jobs[name]]
-    words |= {name: "killed" for name in held if words[name] == "training"}
-    waiting = [cell for cell in cells if words[cell.name] not in ("finished", "training", "in the queue")]
+    words = {name: record.state_of(folder, name, known.get(job)).word for name, job in jobs.items()}
+    queued = [name for name, job in jobs.items() if job and known[job].active]
+    waiting = [cell for cell in cells if words[cell.name] not in ("finished", *TAKEN)]
     if not waiting:
         print(f"nothing to submit: {record.count([*words.values()])}; see: {typed('slurm')} status {folder}")
     elif queued:

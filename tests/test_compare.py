@@ -192,7 +192,7 @@ def test_runs_that_have_not_finished_are_named_and_not_counted(rates: Path) -> N
     for line in (
         f"not counted, failed (the loss is nan): {rates / 'failed'}",
         f"not counted, stopped (SIGUSR2): {rates / 'stopped'}",
-        f"not counted, running, or killed: {rates / 'running'}",
+        f"not counted, killed: {rates / 'running'}",
         f"not counted, not begun: {rates / 'never'}, {rates / 'waits'}",
         f"not counted, finished, without a row of an epoch: {rates / 'optim.lr=0.1_seed=4'}",
         "runs that failed are missing",

@@ -151,12 +151,12 @@ def test_stop_saves_the_cells_that_run_and_starts_no_other(sweep: Sweep, train_h
     sweep.lose_jobs(names)
     twice = sweep.run.tool("sweep", *sweep.words, "seed=0..3")
     assert twice.returncode == 0
-    assert twice.stdout.startswith("nothing to submit: 4 cells: 4 in the queue")
+    assert twice.stdout.startswith("nothing to submit: 4 cells: 2 training, 2 waiting")
     done = sweep.run.tool("stop", "x")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"job {sweep.array} (4 cells: 2 PENDING, 2 RUNNING) was asked to stop")
     sweep.wait()
-    assert [state_of(sweep.folder, name).word for name in names] == ["stopped", "stopped", "waiting", "waiting"]
+    assert [state_of(sweep.folder, name).word for name in names] == ["stopped", "stopped", "not begun", "not begun"]
     assert all(checkpoints(sweep.folder / name) for name in names[:2])
     sweep.submit("seed=0..4", "sweep.parallel=3")  # one more
     sweep.finish([*names, "seed=4"])

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from senet.distributed.preemption import StopFlag
 from senet.errors import ConfigError
 from senet.rundir.files import read_json, write_json
 from senet.rundir.lease import Lease
 from senet.rundir.locks import started_at, this_process
+from senet.rundir.standing import state_of
 from senet.sweep import __main__ as local_sweep
 from senet.sweep.prepare import LOCK, only_one
 from slurm import control
@@ -83,7 +85,7 @@ def test_a_submission_that_is_killed_after_sbatch_is_known_and_not_sent_again(sw
         "8_0|/elsewhere/runs/x/slurm/%A_%a_0_log.out|",
     )
     again = sweep.submit("seed=0,5,1,2")
-    assert again.stdout.startswith("nothing to submit: 4 cells: 4 in the queue"), again
+    assert again.stdout.startswith("nothing to submit: 4 cells: 2 starting, 2 waiting"), again
     assert sweep.submissions() == 2
     assert [sweep.job(f"seed={seed}") for seed in (0, 5, 1, 2)] == ["6_0", "6_1", "7_0", "7_1"]
 
@@ -153,9 +155,9 @@ def test_a_cell_whose_job_has_ended_is_submitted_again_though_its_heartbeat_is_n
         Lease.acquire(run_dir).close()
         held = {"released": False, "host": "elsewhere", "job": f"6_{task}", "heartbeat": time.time()}
         write_json(run_dir / "owner.json", read_json(run_dir / "owner.json") | held)
-        write_json(run_dir / "status.json", {"state": "running"})
+        write_json(run_dir / "status.json", {"state": "running", "job": f"6_{task}"})
     sweep.squeue({"6_1": "RUNNING"})  # how the other has ended, if it has, nobody knows
-    assert sweep.submit("seed=0,1").stdout.startswith("nothing to submit: 2 cells: 1 in the queue, 1 training")
+    assert sweep.submit("seed=0,1").stdout.startswith("nothing to submit: 2 cells: 2 training")
     sweep.squeue({"6_0": "FAILED", "6_1": "RUNNING"})
     sweep.sbatch(f'{TAKES} 9"')
     assert sweep.submit("seed=0,1").stdout.startswith("submitted job 9 (x): 1 cell(s)")
@@ -190,6 +192,27 @@ def test_a_cell_that_ends_meanwhile_keeps_no_other_from_being_stopped(submitted:
     said = submitted.log.read_text().splitlines()
     assert said == ["7_2", "--signal=USR2 7_0 7_1", "--signal=USR2 7_0"]  # none to 7_3, which ends
     assert files(submitted) == [True] * 4
+    assert {state_of(submitted.folder / f"seed={task}").word for task in range(4)} == {"not begun"}
+
+
+def test_cells_that_have_jobs_are_not_trained_on_this_machine_until_those_are_stopped(
+    submitted: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trains: list[Any] = []
+    monkeypatch.setattr("senet.sweep.__main__.Local.train", lambda _, cells, __: trains.extend(cells))
+    (submitted.folder / "sweep.json").unlink()
+    words = [word for word in submitted.words if not word.startswith("slurm.")]
+    assert local_sweep.main([*words, "seed=0..4"], StopFlag()) == 1
+    assert [cell.name for cell in trains] == ["seed=4"]
+    line = next(line for line in capsys.readouterr().err.splitlines() if "left alone" in line)
+    assert "to train them here, end those first: " in line
+    assert line.endswith("slurm stop x: seed=0, seed=1, seed=2, seed=3")
+    install(submitted.commands, "squeue", UNKNOWN)  # somebody has cancelled them, or SLURM has lost them
+    with pytest.raises(ConfigError, match="does not run: it is unknown to SLURM"):
+        control.stop(["x"])
+    trains.clear()
+    local_sweep.main([*words, "seed=0..4"], StopFlag())
+    assert len(trains) == 5
 
 
 def test_a_cell_that_cannot_be_stopped_is_named_alone_and_the_others_are_not_requeued(submitted: Sweep) -> None:

@@ -24,6 +24,7 @@ from senet.errors import ConfigError
 from senet.rundir.files import read_json, write_json
 from senet.rundir.locks import this_process
 from senet.rundir.owner import nothing_left_if_refused
+from senet.rundir.standing import State
 from senet.sweep import record
 from senet.sweep.__main__ import _say, main
 from senet.sweep.cells import check_ranks, make_cells, name_of
@@ -343,7 +344,7 @@ def test_a_stopped_sweep_saves_all_cells_and_goes_on_with_the_same_bits(
         asked = sweep("stop", "x")
         assert asked.returncode == 0, asked.stderr
         assert process.wait(120) == 85, log.read_text()
-    assert sweep.words("seed=0", "seed=1", "seed=2") == ["stopped", "stopped", "waiting"]
+    assert sweep.words("seed=0", "seed=1", "seed=2") == ["stopped", "stopped", "not begun"]
     assert all(checkpoints(sweep.path / f"seed={seed}") for seed in (0, 1))
     assert sweep("stop", "x").returncode == 2
 
@@ -402,7 +403,7 @@ def test_each_cell_has_gpus_of_its_own(tmp_path: Path, monkeypatch: pytest.Monke
             return 0
 
     monkeypatch.setattr(subprocess, "Popen", Process)
-    monkeypatch.setattr("senet.sweep.local.record.state_of", lambda *_: record.State("finished"))
+    monkeypatch.setattr("senet.sweep.local.record.state_of", lambda *_: State("finished"))
     request = read_request(tiny("seed=0..2", "sweep.name=x"))
     Local(tmp_path, 3, 2, ["0", "1", "2", "GPU-a", "4"], StopFlag(), lambda _: None).train(
         make_cells(request, request.words), []
@@ -434,11 +435,11 @@ def owner(run_dir: Path, **facts: Any) -> None:
 @pytest.mark.parametrize(("silent_s", "word"), [(10, "training"), (1800, "killed")])
 def test_a_cell_on_another_host_trains_while_its_heartbeat_is_young(tmp_path: Path, silent_s: int, word: str) -> None:
     (tmp_path / "a").mkdir()
-    write_json(tmp_path / "a" / "status.json", {"state": "running", "step": 3})
+    write_json(tmp_path / "a" / "status.json", {"state": "running", "step": 3, "heartbeat": time.time() - silent_s})
     owner(tmp_path / "a", host="node17", boot="another", heartbeat=time.time() - silent_s)
     state = record.state_of(tmp_path, "a")
     assert state.word == word
-    assert state.reason.startswith("process" if word == "killed" else "")
+    assert state.reason == ("silent for 1800 s" if word == "killed" else "")
 
 
 class Ended:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from senet.errors import ConfigError
-from senet.rundir.files import read_json
 from senet.rundir.history import Run, judged, read_run
 from senet.rundir.named import cells_not_begun, runs_in
+from senet.rundir.standing import State, state_of
 
 SCORES = {
     "last": "last epoch",
@@ -21,7 +20,6 @@ SCORES = {
     "best_averaged": "best epoch, averaged weights",
 }
 """Accuracies of a run in percent. The first two are of the weights that the run reports as its result."""
-NOT_BEGUN = "not begun"
 
 
 @dataclass(frozen=True)
@@ -40,17 +38,18 @@ def collect(folders: Sequence[Path]) -> Collected:
     Raises:
         ConfigError: a folder holds no run directory, or none of the runs has finished.
     """
-    found = Collected([], [], {cell: NOT_BEGUN for folder in folders for cell in cells_not_begun(folder)})
+    missing = [cell for folder in folders for cell in cells_not_begun(folder)]
+    found = Collected([], [], {cell: _why(state_of(cell)) for cell in missing})
     run_dirs: dict[Path, Path] = {}  # each once, however often and by whatever path it is named
     for each in [run_dir for folder in folders for run_dir in runs_in(folder)]:
         run_dirs.setdefault(each.resolve(), each)
     for folder in run_dirs.values():
-        status = read_json(folder / "status.json")
+        state = state_of(folder)
         run = read_run(folder) if (folder / "metrics.jsonl").exists() else None
-        if run is not None and run.epochs and status.get("state") == "finished":
+        if run is not None and run.epochs and state.word == "finished":
             found.finished.append(run)
             continue
-        found.left_out[folder] = _why(status)
+        found.left_out[folder] = _why(state)
         if run is not None:
             found.unfinished.append(run)
     if not found.finished:
@@ -58,11 +57,9 @@ def collect(folders: Sequence[Path]) -> Collected:
     return found
 
 
-def _why(status: dict[str, Any]) -> str:
-    state = str(status.get("state", NOT_BEGUN))
-    reason = " ".join(str(status.get("reason") or "").split())
-    words = {"running": "running, or killed", "finished": "finished, without a row of an epoch"}.get(state, state)
-    return f"{words} ({reason})" if reason else words
+def _why(state: State) -> str:
+    word = "finished, without a row of an epoch" if state.word == "finished" else state.word
+    return f"{word} ({state.reason})" if state.reason and word in ("stopped", "failed") else word
 
 
 def scores(run: Run) -> dict[str, float]:

@@ -23,6 +23,7 @@ from senet.rundir.files import read_json
 from senet.rundir.hours import of_all
 from senet.rundir.locks import has_ended
 from senet.rundir.named import cell_names, sweep_of
+from senet.rundir.standing import TAKEN
 from senet.sweep import record
 from senet.sweep.cells import Cell, check_ranks
 from senet.sweep.local import Local
@@ -82,15 +83,23 @@ def train(request: Request, stop: StopFlag) -> int:
     with only_one(folder, recorded):
         record.write(folder, request, recorded, cells, threads_per_rank=threads)
         words = {cell.name: record.state_of(folder, cell.name).word for cell in cells}
-        waiting = [cell for cell in cells if words[cell.name] not in ("finished", "training")]
-        if elsewhere := [name for name, word in words.items() if word == "training"]:
-            _say(f"left alone, since another process trains them: {', '.join(elsewhere)}")
+        waiting = [cell for cell in cells if words[cell.name] not in ("finished", *TAKEN)]
+        _leave_alone(folder, words)
         fixed = cells[0].config.train.threads_per_rank
         own = [] if fixed else [f"train.threads_per_rank={threads}"]
         each = f"{ranks} rank(s) x {fixed or threads} thread(s)"
         _say(f"{len(cells)} cells, {len(waiting)} to train, {parallel} at a time, {each}; {folder}")
         Local(folder, parallel, ranks, gpus, stop, _say).train(waiting, own)
     return conclude(folder, [cell.name for cell in cells], stopped=bool(stop))
+
+
+def _leave_alone(folder: Path, words: Mapping[str, str]) -> None:
+    """Say which cells are trained elsewhere, or may be: SLURM is not asked here."""
+    if sent := [name for name, word in words.items() if word == "submitted"]:
+        text = "left alone, since they have jobs which may wait in the queue; to train them here, end those first"
+        _say(f"{text}: {typed('slurm')} stop {folder.name}: {', '.join(sent)}")
+    if elsewhere := [name for name, word in words.items() if word in TAKEN and word != "submitted"]:
+        _say(f"left alone, since another process trains them: {', '.join(elsewhere)}")
 
 
 def _threads(recorded: Mapping[str, Any], ranks: int) -> int:

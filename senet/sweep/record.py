@@ -5,40 +5,20 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from senet.config.load import changed_options
 from senet.errors import ConfigError
+from senet.rundir import standing
 from senet.rundir.files import read_json, write_json
-from senet.rundir.history import judged
 from senet.rundir.named import SWEEP
-from senet.rundir.owner import holder
 from senet.sweep.cells import Cell, shared_options, with_options
 from senet.sweep.request import Request
 from senet.verbs import typed
 
 ENDED = "--- ended with exit code "
 """The last line of a cell's log."""
-
-
-@dataclass(frozen=True)
-class State:
-    """What a cell has come to."""
-
-    word: str
-    """finished, training, stopped, failed, killed, or waiting."""
-    reason: str = ""
-    status: Mapping[str, Any] = field(default_factory=dict)
-    """status.json."""
-
-    @property
-    def score(self) -> str:
-        """Of the last epoch, in percent."""
-        result = self.status.get("result") or {}  # a start that found nothing left to train has this alone
-        top1 = self.status.get("top1", result.get(f"{judged(result)}_top1"))
-        return "-" if top1 is None else f"{top1:.2f}"
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -70,23 +50,11 @@ def write(folder: Path, request: Request, recorded: Mapping[str, Any], cells: Se
     write_json(folder / SWEEP, content, durable=True)
 
 
-def state_of(folder: Path, name: str) -> State:
-    """Of a cell, without asking SLURM."""
-    run_dir = folder / name
-    status = read_json(run_dir / "status.json")
-    word, reason = status.get("state", ""), str(status.get("reason", ""))
-    if word == "finished":
-        return State(word, "", status)
-    who, certain = holder(run_dir)
-    if who and certain:
-        return State("training", "", status)
-    if word in ("stopped", "failed"):
-        return State(word, reason, status)
-    if word == "running":
-        return State("killed", who or "ended without a word", status)
-    if reason := refusal(folder, name):
-        return State("failed", reason, status)
-    return State("waiting", "", status)
+def state_of(folder: Path, name: str, job: standing.Job | None = None) -> standing.State:
+    """Of a cell. One that was refused on this machine before it had a directory has failed."""
+    state = standing.state_of(folder / name, job)
+    reason = refusal(folder, name) if state.word == "not begun" else ""
+    return standing.State("failed", reason) if reason else state
 
 
 def log_of(folder: Path, name: str) -> Path:
@@ -106,7 +74,7 @@ def refusal(folder: Path, name: str) -> str:
     return said.removeprefix("launch.sh: ").removeprefix("train_ddp: ")
 
 
-def table(folder: Path, states: Mapping[str, State]) -> list[str]:
+def table(folder: Path, states: Mapping[str, standing.State]) -> list[str]:
     """A line for each cell, below a heading, and one that counts."""
     rows: list[tuple[str, ...]] = [("cell", "state", "step", "epoch", "test %", "reason")]
     for name, state in states.items():

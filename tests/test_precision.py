@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from senet.distributed.ranks import Ranks
 from senet.errors import ConfigError
 from senet.rundir.checkpoint import read_checkpoint
-from senet.rundir.files import read_rows
+from senet.rundir.files import read_rows, write_json
 from senet.training import precision, rates
 from senet.training.precision import choose_amp, faster
 from senet.training.rates import measure
@@ -405,6 +406,51 @@ def test_a_branch_of_another_run_goes_on_in_its_precision(
     train_here(tmp_path / "a", AUTO, *SMALL)
     one, other = (without_clock(payload(tmp_path / name)) for name in "ab")
     assert differing(one, other) == []
+
+
+def test_the_cells_of_a_sweep_take_the_precision_of_the_first(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(tmp_path / "sweep.json", {"cells": {"a": {}, "b": {}, "c": {}}})
+    offers(monkeypatch, off=3, bf16=1)
+    train_here(tmp_path / "a", AUTO, *SMALL, stop=StopAt(3))
+    measured = offers(monkeypatch, off=1, bf16=3)
+    train_here(tmp_path / "b", AUTO, *SMALL, "optim.lr=0.2", stop=StopAt(3))
+    assert (chosen(tmp_path / "b")[0], measured) == ("off", [])
+    assert "INFO: train.amp=auto takes off, as the cell a of this sweep\n" in capsys.readouterr().err
+    monkeypatch.setattr("senet.training.run.processor", lambda _: "another one")
+    train_here(tmp_path / "c", AUTO, *SMALL, "optim.lr=0.3", stop=StopAt(3))
+    assert (chosen(tmp_path / "c")[0], len(measured)) == ("off", 1)
+    said = capsys.readouterr().err
+    assert "WARNING: train.amp=auto takes off, as the cell a of this sweep, but here bf16 is faster (3 images/s" in said
+    assert "train.amp=bf16 in a sweep of another name changes it" in said
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_of_cells_that_begin_at_the_same_moment_the_first_to_have_measured_chooses(
+    train_here: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    has_links: bool,
+) -> None:
+    write_json(tmp_path / "sweep.json", {"cells": {"a": {}, "b": {}}})
+    offers(monkeypatch)
+
+    def measured_meanwhile(*_: Any, **__: Any) -> dict[str, float]:
+        write_json(tmp_path / precision.FILE, {"amp": "bf16", "processor": "another one", "cell": "a"})
+        return {"off": 3.0, "bf16": 1.0}
+
+    def refused(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(precision, "measure", measured_meanwhile)
+    if not has_links:
+        monkeypatch.setattr(Path, "hardlink_to", refused)
+    train_here(tmp_path / "b", AUTO, *SMALL, stop=StopAt(3))
+    assert chosen(tmp_path / "b") == ("bf16" if has_links else "off", {"off": 3.0, "bf16": 1.0})
+    assert ("may take different precisions ([Errno 1] no links here)" in capsys.readouterr().err) != has_links
+    assert [path.name for path in tmp_path.glob("*.tmp")] == []
 
 
 def _on_hardware_of_its_own(run_dir: str, root: str, lacking: int) -> list[str | bool | int]:

@@ -128,6 +128,21 @@ def write_json(path: Path, content: Any, *, durable: bool = False, limit_s: floa
     replace_file(path, (json.dumps(content, indent=1) + "\n").encode(), durable=durable, limit_s=limit_s)
 
 
+def write_first(path: Path, content: Any) -> dict[str, Any]:
+    """Write JSON unless the file is there. Returns what it holds then: of several processes, on any hosts, the first's.
+
+    Raises:
+        OSError: it cannot be written, or its file system has no hard links.
+    """
+    temporary = write_temporary(path, json.dumps(content).encode(), durable=False)
+    try:
+        with suppress(FileExistsError):
+            path.hardlink_to(temporary)
+    finally:
+        temporary.unlink()
+    return read_json(path)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in the file; {} where the file is missing or is no JSON object."""
     try:

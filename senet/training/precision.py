@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +19,17 @@ from senet.config.options import Config
 from senet.distributed.groups import broadcast_bytes, gather
 from senet.distributed.ranks import Ranks
 from senet.rundir.checkpoint import Checkpoint
-from senet.rundir.files import read_rows
+from senet.rundir.files import read_json, read_rows, write_first
 from senet.rundir.lease import Lease
+from senet.rundir.named import is_sweep
 from senet.training.feed import images_at_once
 from senet.training.rates import Rates, measure
 
 CLOSE = 1.15
 """Rates whose ratio is smaller do not decide: they vary that much from one start to the next."""
+FILE = "amp.json"
+"""In the folder of a sweep: what its first cell has taken, and on which processor."""
+_CHOICES = ("off", "bf16")
 log = logging.getLogger(__name__)
 
 
@@ -50,19 +55,47 @@ def choose_amp(
         log.warning("train.amp=fp16 on a CPU is slow; bf16 or off is faster")
     if wanted != "auto":
         return wanted, {}
-    kept = {"amp": begun["amp"], "same": begun.get("processor") == processor} if begun else {}
-    sent = broadcast_bytes(json.dumps(kept).encode() if ranks.is_main else None, group)
-    assert sent is not None
-    kept = json.loads(sent.read())
+    kept = _of_rank_0(_facts_of(begun, processor) if begun else {}, ranks, group)
     have = gather(native_amp(ranks.device) == "bf16", group)
     rates: Rates = {}
     if all(have) and ranks.device.type == "cpu" and not kept.get("same"):
         images, size, channels_last = images_at_once(config, ranks), config.data.image_size, config.train.channels_last
         rates = measure(network, images, size, channels_last=channels_last, gather=partial(gather, group=group))
     fastest = faster(rates) if rates else ("bf16" if all(have) else "off")
+    if not kept:
+        first = _first_of_sweep(Path(config.run_dir), fastest, processor) if ranks.is_main else {}
+        kept = _of_rank_0(_facts_of(first, processor) if first else {}, ranks, group)
     _say(kept, fastest, rates, ranks.roster.name(rank for rank, has_bf16 in enumerate(have) if not has_bf16))
     found = {"amp_rates": rates, "options": {key: now for key, _, now in changed_options({}, config)}}
     return kept.get("amp", fastest), found
+
+
+def _of_rank_0(facts: Mapping[str, Any], ranks: Ranks, group: ProcessGroup) -> dict[str, Any]:
+    sent = broadcast_bytes(json.dumps(facts).encode() if ranks.is_main else None, group)
+    assert sent is not None
+    facts = json.loads(sent.read())
+    return dict(facts)
+
+
+def _facts_of(begun: Mapping[str, Any], processor: str) -> dict[str, Any]:
+    """What each rank must know of the start whose choice is kept."""
+    return {"amp": begun["amp"], "same": begun.get("processor") == processor, "cell": begun.get("cell", "")}
+
+
+def _first_of_sweep(run_dir: Path, amp: str, processor: str) -> dict[str, Any]:
+    """The choice of another cell of the same sweep that has made one meanwhile; {} if there is none: this one counts.
+
+    Cells that take different precisions differ in more than their options. They may begin at the same moment.
+    """
+    if not is_sweep(run_dir.parent):
+        return {}
+    own = {"amp": amp, "processor": processor, "cell": run_dir.name}
+    try:
+        first = write_first(run_dir.parent / FILE, own)
+    except OSError as error:
+        log.warning("train.amp=auto: the cells of the sweep may take different precisions (%s)", error)
+        return {}
+    return first if first != own else {}
 
 
 def begun_with(config: Config, checkpoint: Checkpoint | None, lease: Lease | None) -> Mapping[str, Any] | None:
@@ -70,7 +103,8 @@ def begun_with(config: Config, checkpoint: Checkpoint | None, lease: Lease | Non
     none, and one is to be chosen.
 
     They are those of the checkpoint, if its run had train.amp=auto too. A run that was killed before its first
-    checkpoint has them in starts.jsonl; they hold if no option was changed since then that changes the numbers.
+    checkpoint has them in starts.jsonl; they hold if no option was changed since then that changes the numbers. A cell
+    of a sweep that begins has those of the first cell.
     """
     if lease is None or config.train.amp != "auto":
         return None
@@ -79,9 +113,10 @@ def begun_with(config: Config, checkpoint: Checkpoint | None, lease: Lease | Non
         return facts
     starts = list(read_rows(lease.run_dir / "starts.jsonl"))
     options = starts[-1].get("options") if starts else None
-    if not isinstance(options, dict) or starts[-1].get("amp") not in ("off", "bf16"):
-        return None
-    return None if changed_options(options, config) else starts[-1]
+    if isinstance(options, dict) and starts[-1].get("amp") in _CHOICES and not changed_options(options, config):
+        return starts[-1]
+    of_sweep = read_json(lease.run_dir.parent / FILE) if is_sweep(lease.run_dir.parent) else {}
+    return of_sweep if of_sweep.get("amp") in _CHOICES else None
 
 
 def native_amp(device: torch.device) -> str:
@@ -107,14 +142,14 @@ def _say(kept: Mapping[str, Any], fastest: str, rates: Rates, without: str) -> N
         reason = f"{rates['bf16']:.3g} images/s per core in bf16, {rates['off']:.3g} in fp32"
     else:
         reason = f"no bf16 on {without}" if without else "the hardware has bf16"
-    amp = kept.get("amp", fastest)
     if not kept:
-        log.info("train.amp=auto takes %s (%s)", amp, reason)
-    elif kept["same"] or amp == fastest or (rates and rates[fastest] <= CLOSE * rates[amp]):
-        log.info("train.amp=auto stays %s, as in the first start%s", amp, f" ({reason})" if rates else "")
+        log.info("train.amp=auto takes %s (%s)", fastest, reason)
+        return
+    amp, cell = kept["amp"], kept["cell"]
+    said = f"takes {amp}, as the cell {cell} of this sweep" if cell else f"stays {amp}, as in the first start"
+    if kept["same"] or amp == fastest or (rates and rates[fastest] <= CLOSE * rates[amp]):
+        log.info("train.amp=auto %s%s", said, f" ({reason})" if rates else "")
     else:
-        log.warning(
-            "train.amp=auto stays %s, as in the first start, but %s; train.amp=%s with resume.allow_changes=true "
-            "changes it",
-            amp, f"here {fastest} is faster ({reason})" if rates else reason, fastest,
-        )  # fmt: skip
+        but = f"here {fastest} is faster ({reason})" if rates else reason
+        how = "in a sweep of another name" if cell else "with resume.allow_changes=true"
+        log.warning("train.amp=auto %s, but %s; train.amp=%s %s changes it", said, but, fastest, how)

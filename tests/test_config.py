@@ -19,7 +19,7 @@ from senet import REPOSITORY
 from senet.config.__main__ import main
 from senet.config.load import changed_options, load_config, restore_data, to_flat, to_yaml
 from senet.config.manual import help_text
-from senet.config.options import Config, DataConfig, SlurmConfig, groups, options
+from senet.config.options import Config, DataConfig, SlurmConfig, groups, options, those
 from senet.errors import ConfigError
 
 
@@ -428,6 +428,23 @@ def test_only_options_that_change_numbers_count_as_changed() -> None:
     del saved["train.clip_norm"]  # an option younger than the checkpoint
     assert changed_options(saved, load_config([])) == []
     assert changed_options(saved, load_config(["train.clip_norm=1"])) == [("train.clip_norm", 0.0, 1.0)]
+
+
+def test_what_may_change_on_resume_what_makes_groups_and_what_is_in_the_card_are_three_lists() -> None:
+    """An option for which they differ is named here."""
+    free, compared, in_card = (those(name) for name in ("free", "compared", "in_card"))
+    every = {key for key, _ in options()}
+    assert free & compared == {"data.folder", "data.table"}  # they can be moved; others may hold other images
+    assert every - free - compared == {"seed"}  # the draw, over which the mean of a group is taken
+    assert free & in_card == set()  # paths, among others, which the card of a public network does not tell
+    assert every - free - in_card == set()
+    alone = {key.rpartition(".")[0] for key in every} - {key.rpartition(".")[0] for key in compared | in_card}
+    assert alone == {"resume", "checkpoint", "log", "distributed", "slurm"}
+    assert {key for key in free if key.partition(".")[0] not in alone} == {
+        *("run_dir", "notify", "data.root", "data.folder", "data.table", "data.resident", "data.decode_threads"),
+        *("train.eval_batch_size", "train.desync_check_every", "train.device", "train.threads_per_rank"),
+    }
+    assert those("free", are=False) == every - free
 
 
 def test_the_manual_describes_every_option() -> None:

@@ -16,7 +16,7 @@ import yaml
 
 from senet import REPOSITORY
 from senet.config.load import load_config
-from senet.config.options import Config, DataConfig, options
+from senet.config.options import Config, DataConfig, options, those
 from senet.data.sources.choice import open_files, open_source
 from senet.sweep.request import NAMES, read_request
 from tests.documents import LANGUAGES, OTHERS, PAGES, anchors, blocks, commands, inline_code, links, name, prose
@@ -118,7 +118,7 @@ def test_the_page_on_resume_names_the_options_that_may_change_freely() -> None:
         line for line in (REPOSITORY / "docs/resume.md").read_text().splitlines() if line.startswith("| **freely**")
     ]
     also = {"train.device", "train.threads_per_rank"}  # with a warning: the row below
-    free = {key for key, spec in options() if spec.metadata.get("free") and not key.startswith("slurm.")}
+    free = {key for key in those("free") if not key.startswith("slurm.")}
     assert set(re.findall(r"`([a-z_.]+)`", row)) - {"slurm"} == free - also
 
 

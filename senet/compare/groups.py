@@ -10,10 +10,10 @@ from functools import cache
 from typing import Any
 
 from senet.compare.collect import Collected, scores
-from senet.config.options import Config, flat_values, options
+from senet.config.options import Config, flat_values, those
 from senet.rundir.history import Run
 
-_NAMES_IMAGES = ("data.folder", "data.table")  # may change on resume, since they can be moved; but others may be meant
+_OF_IMAGES = ("data.source", "data.folder", "data.table", "data.holdout")
 _FACTS = ("commit", "torch", "amp", "world_size", "device", "processor")  # of starts.jsonl
 _HASH = re.compile("([0-9a-f]{10})[0-9a-f]{30}")  # of a commit; a + may follow
 _MOST_NAMED = 6
@@ -62,7 +62,7 @@ def group(collected: Collected) -> list[Group]:
             if counted.setdefault(int(run.options.get("seed", 0)), run) is not run:
                 repeats.append(run)
         of_first = settings(runs[0])
-        images = tuple(of_first[key] for key in ("data.source", *_NAMES_IMAGES, "data.holdout"))
+        images = tuple(of_first[key] for key in _OF_IMAGES)
         own = {key: of_first.get(key) for key in varied}
         groups.append(Group(own, dict(sorted(counted.items())), repeats, images))
     return sorted(groups, key=lambda each: [_order(value) for value in each.options.values()])
@@ -70,18 +70,13 @@ def group(collected: Collected) -> list[Group]:
 
 def settings(run: Run) -> dict[str, Any]:
     """The options of a run that change its numbers, but the seed. An option that it does not know has its default."""
-    without, defaults = _free(), _defaults()
-    return {key: value for key, value in (defaults | run.options).items() if key not in without}
+    without = those("compared", are=False)
+    return {key: value for key, value in (_defaults() | run.options).items() if key not in without}
 
 
 @cache
 def _defaults() -> dict[str, Any]:
     return flat_values(Config())
-
-
-@cache
-def _free() -> frozenset[str]:
-    return frozenset({"seed", *(key for key, spec in options() if spec.metadata.get("free"))} - {*_NAMES_IMAGES})
 
 
 def varied_options(runs: Sequence[Run]) -> list[str]:

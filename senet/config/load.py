@@ -15,7 +15,7 @@ from senet import REPOSITORY
 from senet.config.checks import check_ranges, check_split, check_together
 from senet.config.hints import near_option, what_was_meant
 from senet.config.images import refuse_ignored_files
-from senet.config.options import Config, DataConfig, flat_values, groups, options, types
+from senet.config.options import Config, DataConfig, flat_values, groups, options, those, types
 from senet.config.reading import Quoted, as_path, as_type, as_yaml, parse, plain, shown, unquoted
 from senet.errors import ConfigError, did_you_mean
 from senet.verbs import DEFAULT_RECIPE, typed
@@ -210,7 +210,7 @@ def changed_options(saved: Mapping[str, Any], config: Config) -> list[tuple[str,
     An option that ``saved`` does not know (it is younger) counts as saved with its default.
     """
     now, defaults = to_flat(config), to_flat(Config())
-    free = {key for key, spec in options() if spec.metadata.get("free")}
+    free = those("free")
     return [
         (key, saved.get(key, defaults[key]), value)
         for key, value in now.items()

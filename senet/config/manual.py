@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
-from senet.config.options import groups, options, range_text, types
+from senet.config.options import groups, options, range_text, those, types
 from senet.errors import ConfigError, did_you_mean
 from senet.verbs import default_recipe, typed
 
@@ -62,7 +62,7 @@ def group_help(group: str) -> str:
     lines = [f"{group or 'top level'}: {inspect.getdoc(cls)}"]
     for key, spec in options():
         if key.rpartition(".")[0] == group:
-            mark = "*" if spec.metadata.get("free") else ""
+            mark = "*" if key in those("free") else ""
             lines.append(f"  {key}{mark} = {_default(spec)}   ({_kind(types()[key])}{range_text(spec)})")
             lines += textwrap.wrap(_docs()[key], _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)

@@ -32,12 +32,29 @@ def option(
     low: float | None = None,
     high: float | None = None,
     above: float | None = None,
-    free: bool = False,
     path: bool = False,
+    **kinds: bool,
 ) -> T:
-    """A dataclass field with a range: ``low <= x <= high``, ``above < x``; ``free`` ones may change on resume; a
-    ``path`` may begin with ``~``."""
-    return field(default=default, metadata={"low": low, "high": high, "above": above, "free": free, "path": path})
+    """A dataclass field with a range: ``low <= x <= high``, ``above < x``; a ``path`` may begin with ``~``; for
+    ``kinds`` see ``properties``."""
+    return field(
+        default=default, metadata={"low": low, "high": high, "above": above, "path": path} | properties(**kinds)
+    )
+
+
+def properties(*, free: bool = False, compared: bool | None = None, in_card: bool | None = None) -> dict[str, bool]:
+    """What an option is, beside its value. Whatever may not change on resume is compared, and is in the card.
+
+    Args:
+        free: it may change on resume.
+        compared: runs that differ in it are compared with each other, rather than taken for the same but for chance.
+        in_card: the card of a trained network tells it, where it is not the default.
+    """
+    return {
+        "free": free,
+        "compared": not free if compared is None else compared,
+        "in_card": not free if in_card is None else in_card,
+    }
 
 
 @dataclass(frozen=True)
@@ -62,15 +79,15 @@ class DataConfig:
     webdataset the shards ``<data.folder>/train-*.tar`` and ``test-*.tar``."""
     root: str = option("data", free=True, path=True)
     """Folder for downloads and for decoded images (one file per split, mapped into memory by all ranks)."""
-    folder: str = option("", free=True, path=True)
+    folder: str = option("", free=True, compared=True, path=True)
     """The folder of data.source=imagefolder or webdataset. Of table: what the paths in it are relative to, where that
     is not its own folder."""
-    table: str = option("", free=True, path=True)
+    table: str = option("", free=True, compared=True, path=True)
     """The table of data.source=table: a CSV file whose first line names the columns, among them path, label, split."""
-    columns: dict[str, str] = field(default_factory=dict, metadata={"free": False})
+    columns: dict[str, str] = field(default_factory=dict, metadata=properties())
     """Names of the columns path, label, split, where the table has others: data.columns.label=species. Of webdataset
     label alone: the key in each .json."""
-    splits: dict[str, str] = field(default_factory=dict, metadata={"free": False})
+    splits: dict[str, str] = field(default_factory=dict, metadata=properties())
     """Names of the two splits, where the files have others: data.splits.test=dev. Without it, test is test or else val,
     valid or validation."""
     image_size: int = option(32, low=16, high=1024)
@@ -128,7 +145,7 @@ class ModelConfig:
     with gates: se_resnet18, se_googlenet, se_resnet20 and so on. Or ``package.module:function``, called as
     ``function(num_classes=...)``, returning a torch.nn.Module that takes float NCHW images with 3 channels and returns
     logits [N, num_classes]. Or ``timm:NAME``, a network of timm, untrained (./launch.sh setup timm)."""
-    args: dict[str, Argument] = field(default_factory=dict, metadata={"free": False})
+    args: dict[str, Argument] = field(default_factory=dict, metadata=properties())
     """More arguments of the function in model.name, or of timm's create_model: model.args.width=64. A text that looks
     like a number is written in quotes inside quotes: model.args.name='"64"'."""
     reduction: int = option(16, low=1)
@@ -171,7 +188,7 @@ class TrainConfig:
     """``package.module:function``, called as ``function(logits=, targets=, keys=)``: float32 [N, K], int64 [N], 64
     random bits of each image in this epoch (those of augment.extra) int64 [N]; returns the loss of each image [N], of
     which the mean over the global batch is taken. Empty: cross entropy, by which test images are judged in any case."""
-    class_weights: dict[str, float] = field(default_factory=dict, metadata={"free": False})
+    class_weights: dict[str, float] = field(default_factory=dict, metadata=properties())
     """Weights of the losses of classes, by name, in proportion: {cat: 2}, or train.class_weights.cat=2; 1 for those
     that are not named. All are divided by their mean over the images of an epoch, so that the learning rate keeps its
     scale; in a batch the weights need not sum to its size."""
@@ -246,7 +263,7 @@ class OptimConfig:
     """Parameters that keep the values they begin with, by name, as in a state dict: [conv1,layer1.*]. * stands for any
     characters (quote a name that begins with it), the name of a module for all below it. A BatchNorm whose parameters
     are all frozen runs in evaluation mode and keeps its running statistics."""
-    lr_scale: dict[str, float] = field(default_factory=dict, metadata={"free": False})
+    lr_scale: dict[str, float] = field(default_factory=dict, metadata=properties())
     """Factors of the learning rate for parameters by name, in the same way, beside optim.lr, bias_lr or muon_lr:
     {layer4.*: 0.1}, or optim.lr_scale.fc=10. No parameter may have two."""
 
@@ -351,9 +368,9 @@ class SlurmConfig:
     python: str = option("", free=True)
     """Command that starts Python on the nodes, e.g. 'apptainer exec --nv image.sif python3'; empty: the one that runs
     submit.py."""
-    environment: dict[str, str] = field(default_factory=dict, metadata={"free": True})
+    environment: dict[str, str] = field(default_factory=dict, metadata=properties(free=True))
     """Variables for the batch script and the ranks: slurm.environment.NCCL_DEBUG=INFO"""
-    sbatch: dict[str, Any] = field(default_factory=dict, metadata={"free": True})
+    sbatch: dict[str, Any] = field(default_factory=dict, metadata=properties(free=True))
     """Any other sbatch option by its long name: slurm.sbatch.exclusive=true, slurm.sbatch.reservation=maint"""
     snapshot: bool = option(True, free=True)
     """Run a copy of the code as it was submitted, kept in the run directory; false: the checkout as it is by then."""
@@ -365,7 +382,7 @@ class Config:
 
     run_dir: str = option("", free=True, path=True)
     """Folder of checkpoints, metrics and status; empty: ``runs/<name of the first YAML file>``."""
-    seed: int = option(0, low=0, high=2**31 - 1)
+    seed: int = option(0, low=0, high=2**31 - 1, compared=False)
     """Of initial weights, sample order, augmentation, and any other random number."""
     notify: str = option("", free=True)
     """Who is told when the run has finished, failed for good, or stopped and nobody starts it again: an https address,
@@ -398,6 +415,13 @@ def options() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
         for spec in dataclasses.fields(cls):
             if "free" in spec.metadata or spec.default is not dataclasses.MISSING:
                 yield (f"{group}.{spec.name}" if group else spec.name), spec
+
+
+@functools.cache
+def those(name: str, *, are: bool = True) -> frozenset[str]:
+    """The options that are, or are not, "free", "compared" or "in_card"."""
+    plain = properties()
+    return frozenset(key for key, spec in options() if (plain | dict(spec.metadata))[name] == are)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from senet.config.load import to_flat
-from senet.config.options import HUBS, Config, options
+from senet.config.options import HUBS, Config, those
 from senet.inference.network import Trained
 from senet.rundir.history import judged
 
@@ -89,9 +89,8 @@ def _result(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 def _changed(config: Mapping[str, Any]) -> str:
     """The options that change numbers and are not the defaults, as a recipe; of weights to begin from only the name."""
-    defaults = to_flat(Config())
-    free = {key for key, spec in options() if spec.metadata.get("free")} | {"run_dir"}
-    changed = {key: value for key, value in config.items() if key not in free and value != defaults.get(key)}
+    defaults, without = to_flat(Config()), those("in_card", are=False)
+    changed = {key: value for key, value in config.items() if key not in without and value != defaults.get(key)}
     begin = changed.get("model.init_from", "")
     if begin and not begin.startswith(HUBS):
         changed["model.init_from"] = begin.rstrip("/").rpartition("/")[2]

@@ -16,7 +16,7 @@ import pytest
 from scipy import special
 
 from senet.compare.__main__ import main
-from senet.compare.comparison import Comparison, compare
+from senet.compare.comparison import MOST_GROUPS, Comparison, compare
 from senet.compare.intervals import PAIRED, WELCH, differences, mean_of
 from senet.compare.table import text, verdict
 from senet.config.load import load_config, to_yaml
@@ -158,8 +158,6 @@ def test_a_difference_that_is_there_is_found() -> None:
 @pytest.mark.parametrize(
     ("first", "second", "said"),
     [
-        ({0: 90.0}, {0: 95.0}, "n=1: nothing can be said"),
-        ({0: 90.0, 1: 91.0}, {}, "n=0: nothing can be said"),
         ({0: 90.0, 1: 91.0, 2: 92.0}, {0: 91.0, 1: 92.0, 2: 93.0}, "no spread: nothing can be said"),
         ({0: 90.1, 1: 91.2}, {0: 90.1, 1: 91.2}, "equal in each run"),
         ({0: 90.0, 1: 90.0}, {2: 95.0, 3: 95.0}, "no spread: nothing can be said"),
@@ -200,7 +198,9 @@ def test_runs_that_have_not_finished_are_named_and_not_counted(rates: Path) -> N
         assert line in said
     shown = text(found, 80)
     assert re.search(r"^4  optim.lr=0.4 +0  - +-$", shown, re.MULTILINE)
-    assert verdict(found.differences[-1]) == "n=0: nothing can be said"
+    assert re.findall(r"^(\d) - (\d) ", shown, re.MULTILINE) == [("2", "1"), ("3", "1"), ("3", "2")]
+    assert len(found.differences) == 3
+    assert "groups of fewer than two runs, of which nothing can be said: 4" in found.notes
 
 
 def test_a_run_is_counted_once_however_it_is_named_and_its_repeats_never(rates: Path, tmp_path: Path) -> None:
@@ -264,8 +264,24 @@ def test_both_weights_are_shown_and_the_result_is_compared(tmp_path: Path) -> No
 def test_one_group_is_the_base_of_all_comparisons_if_it_is_named(rates: Path) -> None:
     pairs = [(each.first, each.second) for each in compare([rates], against=["optim.lr=0.1"]).differences]
     assert pairs == [(1, 0), (1, 2)]
-    with pytest.raises(ConfigError, match=r"--against optim.lr=7 fits 0 groups and must fit one of: optim.lr=0.05; "):
-        compare([rates], against=["optim.lr=7"])
+    for same in ("optim.lr=0.10", "optim.lr = 1e-1", "lr=.1"):
+        assert [(each.first, each.second) for each in compare([rates], against=[same]).differences] == pairs
+    for none in ("optim.lr=7", "lr=", "seed=0", "optim.lr"):
+        with pytest.raises(ConfigError, match=rf"--against {none} fits 0 groups and must fit one of: optim.lr=0.05; "):
+            compare([rates], against=[none])
+
+
+def test_a_group_is_named_by_what_its_options_are_as_one_types_them(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        for number, options in enumerate((
+            ("model.args.width=32", "schedule.name=multistep", "schedule.milestones=[1,2]", "model.name=a:b"),
+            ("model.args.width=64", "augment.flip=true", "model.name=a:b"),
+        )):  # fmt: skip
+            write_run(tmp_path / f"{number} {seed}", *options, f"seed={seed}", top1=[90.0 + number + seed])
+    for words in (["width=32"], ["model.args.width=32"], ["milestones=[1, 2]"], ["flip=no", "schedule=multistep"]):
+        assert [(each.first, each.second) for each in compare([tmp_path], against=words).differences] == [(0, 1)]
+    with pytest.raises(ConfigError, match="fits 0 groups"):
+        compare([tmp_path], against=["width=32", "flip=true"])
 
 
 def test_what_else_differs_between_the_runs_is_said(tmp_path: Path) -> None:
@@ -327,6 +343,45 @@ def test_csv_and_json_hold_the_numbers_of_the_table(rates: Path, capsys: pytest.
         (1, 3, None),
         (2, 3, None),
     ]
+
+
+def test_of_a_pair_it_is_said_how_many_runs_have_no_partner(rates: Path) -> None:
+    for seed in (2, 3, 4):
+        status = rates / f"optim.lr=0.05_seed={seed}" / "status.json"
+        write_json(status, {"state": "failed", "reason": "x"})
+    found = compare([rates])
+    assert [(each.method, each.n, each.left_out) for each in found.differences] == [
+        *((PAIRED, (2,), 3), (PAIRED, (2,), 3), (PAIRED, (5,), 0)),
+    ]
+    assert "paired, 2 of 5  " in text(found, 120)
+
+
+def test_intervals_of_many_pairs_are_those_of_each_alone() -> None:
+    generator = np.random.default_rng(2)
+    groups = [{seed: float(generator.normal(90, 1)) for seed in range(generator.integers(2, 6))} for _ in range(12)]
+    groups += [{seed + 100: value for seed, value in of.items()} for of in groups]  # these share no seed with those
+    pairs = [(first, second) for second in range(24) for first in range(second)]
+    together = differences(groups, pairs)
+    assert {each.method for each in together} == {PAIRED, WELCH}
+    for pair, each in zip(pairs, together, strict=True):
+        [alone] = differences(groups, [pair], among=len(pairs))
+        assert (each.low, each.high) == (pytest.approx(alone.low), pytest.approx(alone.high))
+
+
+@pytest.mark.parametrize("count", [MOST_GROUPS, MOST_GROUPS + 1])
+def test_of_many_groups_each_is_compared_with_the_best_alone(tmp_path: Path, count: int) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, (count, 3))
+    for number, seed in np.ndindex(count, 3):
+        top1 = [float(90 + 5 * (number == 7) + noise[number, seed])]
+        write_run(tmp_path / f"{number} {seed}", f"optim.lr={number + 1}", f"seed={seed}", top1=top1)
+    found = compare([tmp_path])
+    pairs = count * (count - 1) // 2
+    assert found.among == pairs  # the best was chosen by the results
+    assert len(found.differences) == (pairs if count == MOST_GROUPS else count - 1)
+    assert len([each for each in found.differences if 7 in (each.first, each.second)]) == count - 1
+    said = "of more than 30 groups each is compared with the best alone (8)"
+    assert any(note.startswith(said) for note in found.notes) == (count > MOST_GROUPS)
+    assert compare([tmp_path], against=["lr=3"]).among == count - 1
 
 
 def test_the_best_epoch_is_compared_only_if_asked_for(rates: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from senet.compare.collect import SCORES, collect
-from senet.compare.groups import Group, group, notes
-from senet.compare.intervals import METHODS, RATE, Difference, Mean, differences, mean_of, tested_pairs
+from senet.compare.groups import Group, group, listed, notes
+from senet.compare.intervals import METHODS, RATE, Difference, Mean, differences, mean_of
 from senet.errors import ConfigError
 from senet.rundir.history import judged
 
 _MOST_PAIRS = 28
 """Those of eight groups. Of more, only the pairs that differ are shown."""
+MOST_GROUPS = 30
+"""Of more, each is compared with the best alone."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Comparison:
     means: list[dict[str, Mean]]
     """For each group, those of ``SCORES`` that any group has."""
     differences: list[Difference]
+    among: int
+    """Of how many pairs the intervals hold together."""
     notes: list[str]
 
     @property
@@ -69,11 +74,11 @@ class Comparison:
             said.append(
                 "The best epoch was chosen by the images it is scored on, which makes each result look too good."
             )
-        if count := tested_pairs(self.differences):
+        if self.among:
             said.append(
-                f"Intervals: {100 * (1 - RATE):g} % for all together, {100 * (1 - RATE / count):.4g} % for each "
-                f"(Bonferroni; pairs: {count}). If the options made no difference, a pair would be called different in "
-                f"at most {100 * RATE:g} % of such tables."
+                f"Intervals: {100 * (1 - RATE):g} % for all together, {100 * (1 - RATE / self.among):.4g} % for each "
+                f"(Bonferroni; pairs: {self.among}). If the options made no difference, a pair would be called "
+                f"different in at most {100 * RATE:g} % of such tables."
             )
             used = dict.fromkeys(each.method for each in self.differences if not each.why)
             said += [f"{method}: {METHODS[method]}." for method in used]
@@ -98,33 +103,54 @@ def compare(folders: Sequence[Path], *, score: str = "last", against: Sequence[s
     """
     found = collect(folders)
     groups = group(found)
-    base = _named(groups, against) if against else None
-    pairs = [
-        (first, second) if base is None or first == base else (second, first)
-        for first in range(len(groups))
-        for second in range(first + 1, len(groups))
-        if (base is None or base in (first, second)) and groups[first].images == groups[second].images
-    ]
+    values, said = [each.scores(score) for each in groups], notes(groups, found)
+    pairs, among = _pairs(groups, values, _named(groups, against) if against else None, said)
     scored = [[each.scores(name) for name in SCORES] for each in groups]
     used = [index for index in range(len(SCORES)) if any(of[index] for of in scored)]
     means = [{list(SCORES)[index]: mean_of(list(of[index].values())) for index in used} for of in scored]
-    said = notes(groups, found)
-    if len({each.images for each in groups}) > 1:
-        said.append("groups that were scored on different images are not compared with each other")
     return Comparison(
         list(folders),
         score,
         {"found": len(found.finished) + len(found.left_out), "finished": len(found.finished)},
         groups,
         means,
-        differences([each.scores(score) for each in groups], pairs),
+        differences(values, pairs, among),
+        among,
         said,
     )
 
 
+def _pairs(
+    groups: Sequence[Group], values: Sequence[Mapping[int, float]], base: int | None, said: list[str]
+) -> tuple[list[tuple[int, int]], int]:
+    """Which groups are compared, and the number of pairs from which these are; adds to ``said`` what is left out."""
+    if few := [str(number) for number, of in enumerate(values, start=1) if len(of) < 2]:
+        said.append(f"groups of fewer than two runs, of which nothing can be said: {listed(few)}")
+    if len({each.images for each in groups}) > 1:
+        said.append("groups that were scored on different images are not compared with each other")
+    kinds: dict[tuple[object, ...], list[int]] = {}
+    for index, (each, of) in enumerate(zip(groups, values, strict=True)):
+        if len(of) > 1:
+            kinds.setdefault(each.images, []).append(index)
+    every = [pair for alike in kinds.values() for pair in combinations(alike, 2)]
+    if base is not None:
+        pairs = [(base, first if second == base else second) for first, second in every if base in (first, second)]
+        return pairs, len(pairs)
+    if sum(map(len, kinds.values())) <= MOST_GROUPS:
+        return every, len(every)
+    best = [max(alike, key=lambda index: sum(values[index].values()) / len(values[index])) for alike in kinds.values()]
+    numbers = ", ".join(str(index + 1) for index in best)
+    said.append(
+        f"of more than {MOST_GROUPS} groups each is compared with the best alone ({numbers}); "
+        "since that is chosen by the results, the intervals are as wide as those of all pairs; --against compares with "
+        "one that was chosen beforehand"
+    )
+    return [pair for pair in every if set(pair) & set(best)], len(every)
+
+
 def _named(groups: Sequence[Group], against: Sequence[str]) -> int:
-    fitting = [index for index, each in enumerate(groups) if set(against) <= set(each.words)]
+    fitting = [index for index, each in enumerate(groups) if all(map(each.has, against))]
     if len(fitting) != 1:
-        names = "; ".join(each.name for each in groups)
+        names = listed([each.name for each in groups], "; ")
         raise ConfigError(f"--against {' '.join(against)} fits {len(fitting)} groups and must fit one of: {names}")
     return fitting[0]

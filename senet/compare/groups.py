@@ -10,7 +10,8 @@ from functools import cache
 from typing import Any
 
 from senet.compare.collect import Collected, scores
-from senet.config.options import Config, flat_values, those
+from senet.config.options import Argument, Config, flat_values, short_name, those, types
+from senet.config.reading import as_type, parse
 from senet.rundir.history import Run
 
 _OF_IMAGES = ("data.source", "data.folder", "data.table", "data.holdout")
@@ -40,6 +41,17 @@ class Group:
     @property
     def name(self) -> str:
         return ", ".join(self.words) or "all runs"
+
+    def has(self, pair: str) -> bool:
+        """Whether it has an option with a value, as one types it: by its name, or by the last part that cells are named
+        with; a number as a number."""
+        name, _, text = (part.strip() for part in pair.partition("="))
+        for key, value in self.options.items():
+            entries = {f"{key}.{entry}": each for entry, each in value.items()} if isinstance(value, dict) else {}
+            for full, own in {key: value, **entries}.items():
+                if name in (full, short_name(full)) and is_typed_as(full, text, own):
+                    return True
+        return False
 
     def scores(self, which: str) -> dict[int, float]:
         """Seed -> accuracy, of the runs that have this one."""
@@ -86,6 +98,15 @@ def varied_options(runs: Sequence[Run]) -> list[str]:
     return [key for key in keys if len({_as_key(each.get(key)) for each in found}) > 1]
 
 
+def is_typed_as(key: str, text: str, value: Any) -> bool:
+    """Whether a text is this value of an option: 0.10 is 0.1."""
+    try:
+        meant = as_type(parse(text), types().get(key, Argument))
+    except ValueError:
+        return text == typed_value(value)
+    return text == typed_value(value) or (list(meant) if isinstance(meant, tuple) else meant) == value
+
+
 def typed_value(value: Any) -> str:
     """A value as one types it on the command line."""
     return value if isinstance(value, str) else json.dumps(value)
@@ -111,22 +132,22 @@ def notes(groups: Sequence[Group], collected: Collected) -> list[str]:
     repeats = [str(run.folder) for each in groups for run in each.repeats]
     whys = dict.fromkeys(collected.left_out.values())
     found = [
-        f"not counted, {why}: {_few([str(folder) for folder, of in collected.left_out.items() if of == why])}"
+        f"not counted, {why}: {listed([str(folder) for folder, of in collected.left_out.items() if of == why])}"
         for why in whys
     ]
     if any(why.startswith("failed") for why in collected.left_out.values()):
         found.append("runs that failed are missing from the means: options that make runs fail look too good here")
     if repeats:
-        found.append(f"not counted, since a run with the same options and seed is there: {_few(repeats)}")
+        found.append(f"not counted, since a run with the same options and seed is there: {listed(repeats)}")
     for fact in _FACTS:
         counts = _counts(_HASH.sub(r"\1", str(run.starts[-1].get(fact))) for run in runs if run.starts)
         if len(counts) > 1:
             parts = [f"{value} ({count})" for value, count in counts.items()]
-            found.append(f"{fact} differs between the runs: {_few(parts)}")
+            found.append(f"{fact} differs between the runs: {listed(parts)}")
     if changed := [str(run.folder) for run in runs if run.changes]:
-        found.append(f"options were changed on resume, those of the last start are shown: {_few(changed)}")
+        found.append(f"options were changed on resume, those of the last start are shown: {listed(changed)}")
     if begun := [str(run.folder) for run in runs if run.starts and int(run.starts[0].get("resumed_from", 0))]:
-        found.append(f"began from a checkpoint of another run: {_few(begun)}")
+        found.append(f"began from a checkpoint of another run: {listed(begun)}")
     return found
 
 
@@ -137,6 +158,7 @@ def _counts(values: Iterable[str]) -> Mapping[str, int]:
     return found
 
 
-def _few(names: Sequence[str]) -> str:
+def listed(names: Sequence[str], gap: str = ", ") -> str:
+    """The first of them, and how many more there are."""
     more = [f"and {len(names) - _MOST_NAMED} more"] if len(names) > _MOST_NAMED else []
-    return ", ".join([*names[:_MOST_NAMED], *more])
+    return gap.join([*names[:_MOST_NAMED], *more])

@@ -63,7 +63,7 @@ def _differences(found: Comparison) -> Figure:
     axes = figure.subplots()
     axes.axvline(0, color="#777777", linewidth=1, linestyle="--")
     for row, each in enumerate(found.shown_pairs):
-        if each.mean is not None and each.low is not None and each.high is not None:
+        if each.low is not None and each.high is not None:
             colour = "#999999" if each.better is None else BLACK
             sides = [[each.mean - each.low], [each.high - each.mean]]
             axes.errorbar([each.mean], [row], xerr=sides, color=colour, marker="o", markersize=5, capsize=3)

@@ -46,9 +46,10 @@ def difference_cells(differences: Sequence[Difference]) -> list[list[str]]:
     rows = [["pair", "difference", "interval", "method, n", ""]]
     for each in differences:
         pair = f"{each.second + 1} - {each.first + 1}"
-        mean = NONE if each.mean is None else f"{each.mean:+.2f}"
+        larger = f" of {each.n[0] + each.left_out}" if each.left_out else ""
         interval = NONE if each.low is None else f"{each.low:+.2f} to {each.high:+.2f}"
-        rows.append([pair, mean, interval, f"{each.method}, {' and '.join(map(str, each.n))}", verdict(each)])
+        method = f"{each.method}, {' and '.join(map(str, each.n))}{larger}"
+        rows.append([pair, f"{each.mean:+.2f}", interval, method, verdict(each)])
     return rows
 
 

@@ -15,7 +15,7 @@ from senet import REPOSITORY
 from senet.config.checks import check_ranges, check_split, check_together
 from senet.config.hints import near_option, what_was_meant
 from senet.config.images import refuse_ignored_files
-from senet.config.options import Config, DataConfig, flat_values, groups, options, those, types
+from senet.config.options import Config, DataConfig, entry_of, flat_values, groups, options, those, types
 from senet.config.reading import Quoted, as_path, as_type, as_yaml, parse, plain, shown, unquoted
 from senet.errors import ConfigError, did_you_mean
 from senet.verbs import DEFAULT_RECIPE, typed
@@ -122,9 +122,8 @@ def _find_option(key: str) -> tuple[str, str]:
     """The option, and the entry where it is a mapping (slurm.environment.NAME); ("", "") where there is none."""
     if key in dict(options()):
         return key, ""
-    group, name, entry = (*key.split(".", 2), "", "")[:3]
-    is_mapping = get_origin(types().get(f"{group}.{name}")) is dict
-    return (f"{group}.{name}", entry) if entry and is_mapping else ("", "")
+    name, entry = entry_of(key)
+    return (name, entry) if entry and get_origin(types().get(name)) is dict else ("", "")
 
 
 def _interpolate(written: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, Any]:

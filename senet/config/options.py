@@ -434,6 +434,17 @@ def types() -> dict[str, Any]:
     }
 
 
+def entry_of(key: str) -> tuple[str, str]:
+    """The option that is a mapping, and the entry of it, whose name may have dots: model.args, width."""
+    group, name, entry = (*key.split(".", 2), "", "")[:3]
+    return f"{group}.{name}", entry
+
+
+def short_name(key: str) -> str:
+    """Of an option, or of an entry of a mapping: lr of optim.lr, model of model.name."""
+    return entry_of(key)[1] or key.removesuffix(".name").rpartition(".")[2]
+
+
 def flat_values(config: Config) -> dict[str, Any]:
     flat = {}
     for key, _ in options():

@@ -14,7 +14,7 @@ from typing import Any
 
 from senet.config.checks import check_split
 from senet.config.load import load_config, to_flat
-from senet.config.options import Config, flat_values, types
+from senet.config.options import Config, entry_of, flat_values, short_name, types
 from senet.errors import ConfigError
 from senet.sweep.grid import Range, combinations, several
 from senet.sweep.request import Request
@@ -99,7 +99,7 @@ def shared_options(cells: Sequence[Cell]) -> dict[str, Any]:
 
 def name_of(options: Mapping[str, Any]) -> str:
     """``lr=0.05_seed=0``: readable, and a folder on any file system; no comma or colon, at which TensorBoard cuts."""
-    short = [_entry(key)[1] or key.removesuffix(".name").rpartition(".")[2] for key in options]
+    short = [short_name(key) for key in options]
     keys = [key if short.count(last) > 1 else last for key, last in zip(options, short, strict=True)]
     name = "_".join(f"{_in_a_name(key)}={_in_a_name(value)}" for key, value in zip(keys, options.values(), strict=True))
     if len(name) <= _LONGEST:
@@ -120,7 +120,7 @@ def with_options(base: Mapping[str, Any], options: Mapping[str, Any]) -> dict[st
     """``base``, flat, with these options, also single entries of mappings, over it."""
     flat = dict(base)
     for key, value in options.items():
-        mapping, entry = _entry(key)
+        mapping, entry = entry_of(key)
         flat |= {key: value} if key in types() else {mapping: flat.get(mapping, {}) | {entry: value}}
     return flat
 
@@ -140,14 +140,8 @@ def _varied(flat: Mapping[str, Any], varied: Sequence[str]) -> dict[str, Any]:
     """Of options, and of single entries of mappings (``model.args.width``); None of an entry that is not there."""
     values = {}
     for key in varied:
-        mapping, entry = _entry(key)
+        mapping, entry = entry_of(key)
         if key not in flat and not isinstance(flat.get(mapping), dict):
             raise ConfigError(f"{key} is a group; vary its options")
         values[key] = flat[key] if key in flat else flat[mapping].get(entry)
     return values
-
-
-def _entry(key: str) -> tuple[str, str]:
-    """The mapping, and the entry of it, whose name may have dots."""
-    group, name, entry = (*key.split(".", 2), "", "")[:3]
-    return f"{group}.{name}", entry

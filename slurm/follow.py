@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from senet.command import Parser, end, printable
-from senet.errors import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, STOPPED_EXIT_CODE
+from senet.errors import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, STOPPED_EXIT_CODE, ConfigError
 from senet.follow import Rows, Tail
 from senet.rundir.files import patiently, read_json
 from senet.verbs import typed
@@ -174,6 +174,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="a run directory, a sweep or a folder of runs, or the id of a job")
     parser.add_argument("--lines", type=int, default=10, metavar="N", help="of each log to begin with (default 10)")
     arguments = parser.parse_args(argv)
+    if arguments.lines < 0:
+        raise ConfigError(f"--lines {arguments.lines}: use 0 or more")
     return follow(arguments.run, arguments.lines, colours=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
 
 

@@ -451,6 +451,11 @@ def test_a_page_that_cannot_be_written_is_refused_before_a_run_is_read(tmp_path:
         main([str(tmp_path / "no runs"), "--page", str(tmp_path / "none" / "page.html")])
 
 
+def test_a_page_is_a_file_that_a_browser_opens(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--page .*page.txt: .* name a file that ends in .html"):
+        main([str(tmp_path), "--page", str(tmp_path / "page.txt")])
+
+
 def test_groups_without_any_finished_run_and_more_than_twelve_are_drawn(tmp_path: Path) -> None:
     from senet.compare.pictures import draw
     from senet.report.figures import to_svg

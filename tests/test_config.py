@@ -558,6 +558,8 @@ def test_a_data_option_of_a_file_that_training_would_refuse_is_refused(key: str,
     [
         (["data.folder=/my", "images"], "quote a value with spaces: 'data.folder=/my images'"),
         (["run_dir=", "runs/q"], "leave out the space: run_dir=runs/q"),
+        (["optim.lr=0.05,", "0.1"], "leave out the space behind the comma: optim.lr=0.05,0.1"),
+        (["optim.freeze=[*]"], "put a text that begins with * or & in quotes"),
         (["train.epochs", "=", "3"], "write train.epochs=VALUE, without spaces"),
         (["seed=1", "epochs"], "did you mean 'train.epochs'?"),
         (["slurm.gpus=4"], "did you mean 'slurm.gpus_per_node'?"),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from senet import REPOSITORY
+from senet.errors import ConfigError
 from senet.follow import Rows, Tail
 from senet.rundir.files import replace_file, write_json
 from slurm import cluster, follow
@@ -162,6 +163,11 @@ def test_a_run_on_this_machine_is_followed_to_its_end_with_its_exit_code(data_ro
     steps = [int(line.split()[1]) for line in said if line.startswith("step ")]
     assert steps == list(range(steps[0], steps[-1] + 2, 2))
     assert steps[-1] == rows(run_dir)[-1]["step"]
+
+
+def test_fewer_than_no_lines_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--lines -3: use 0 or more"):
+        follow.main([".", "--lines", "-3"])
 
 
 def test_of_a_folder_each_line_has_its_run_and_a_later_one_is_found(tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def test_cells_that_have_jobs_are_not_trained_on_this_machine_until_those_are_st
     assert [cell.name for cell in trains] == ["seed=4"]
     line = next(line for line in capsys.readouterr().err.splitlines() if "left alone" in line)
     assert "to train them here, end those first: " in line
-    assert line.endswith("slurm stop x: seed=0, seed=1, seed=2, seed=3")
+    assert line.endswith("stop runs/x: seed=0, seed=1, seed=2, seed=3")
     install(submitted.commands, "squeue", UNKNOWN)  # somebody has cancelled them, or SLURM has lost them
     with pytest.raises(ConfigError, match="does not run: it is unknown to SLURM"):
         control.stop(["x"])

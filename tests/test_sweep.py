@@ -32,6 +32,7 @@ from senet.sweep.grid import combinations, read_values, split
 from senet.sweep.local import Local
 from senet.sweep.prepare import only_one, prepare
 from senet.sweep.request import read_request
+from senet.verbs import typed
 from slurm.preflight import preflight
 from tests.harness import checkpoints, differing, payload, rows, started, tiny, wait_until, without_clock
 
@@ -229,7 +230,12 @@ def test_a_file_says_the_same_as_a_command_line(tmp_path: Path) -> None:
         (["seed=1,2", "sweep.name=x", "sweep.parallel=0"], "sweep.parallel=0 is no whole number of 1 or more"),
         (["seed=1", "sweep.name=x"], "nothing varies: write several values"),
         (["seed=1,2", "sweep.name=x", "run_dir=y"], "run_dir=y: a sweep sets it for each cell"),
-        (["seed=1,,2", "sweep.name=x"], "seed=1,,2 has an empty value"),
+        (
+            ["optim.lr=1,", "sweep.name=x"],
+            "optim.lr=1, has an empty value; leave the comma out, or the space behind it",
+        ),
+        (["model.name=a,,b", "sweep.name=x"], "or the space behind it, or quote the value: '\"a,,b\"'"),
+        (["optim.lr=0.05,", "0.1", "sweep.name=x"], "leave out the space behind the comma: optim.lr=0.05,0.1"),
         (["seed=3..1", "sweep.name=x"], "seed=3..1: from..to must rise"),
         (["seed=0..1000000000", "sweep.name=x"], "name at most 1,000 numbers"),
         (["seed=0..99", "train.epochs=1..99", "sweep.name=x"], "these are 9,900 trainings; a sweep has at most 1,000"),
@@ -424,7 +430,7 @@ def test_ctrl_c_reaches_the_cells_as_ctrl_c(tmp_path: Path) -> None:
             local._live[0] = (cell, process, 0.0)
             local.train([], [])
         assert process.returncode == -got
-        assert said == [f"{asked}: 1 cell(s) save and end", f"{cell.name} stopped"]
+        assert said == [f"{asked}: 1 cell(s) save and end", f"{cell.name} stopped before it had begun"]
 
 
 def owner(run_dir: Path, **facts: Any) -> None:
@@ -507,6 +513,22 @@ def test_what_is_not_done_here_is_said(
     said = capsys.readouterr().err
     assert "sweep: slurm.partition=a,b slurm.nodes=1: not used on this machine; for jobs it is " in said
     assert "sweep: left alone, since another process trains them: seed=0\n" in said
+
+
+def test_the_table_has_the_reason_without_its_remedy_and_what_to_type_next(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    (folder / "seed=0").mkdir(parents=True)
+    recorded(folder, *tiny("seed=0..2"))
+    reason = "the loss of step 7 is not finite on 1 of 1 ranks; nothing was saved. Resume with a lower optim.lr"
+    write_json(folder / "seed=0" / "status.json", {"state": "failed", "reason": reason})
+    states = {name: record.state_of(folder, name) for name in ("seed=0", "seed=1")}
+    _, row, _, last = record.table(folder, states)
+    assert row.endswith(" the loss of step 7 is not finite on 1 of 1 ranks")
+    assert last.endswith(f"2 cells: 1 failed, 1 not begun; 1 more of other commands: {typed('sweep')} status {folder}")
+    (folder / "seed=1").mkdir()
+    write_json(folder / "seed=1" / "status.json", {"state": "finished"})
+    states = {name: record.state_of(folder, name) for name in ("seed=0", "seed=1", "seed=2")}
+    assert record.table(folder, states)[-1].endswith(f"1 not begun; compare: {typed('compare')} {folder}")
 
 
 def test_a_terminal_that_is_gone_ends_no_cell(monkeypatch: pytest.MonkeyPatch) -> None:

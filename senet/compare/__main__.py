@@ -53,6 +53,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _page_writer(path: Path) -> Callable[[Comparison], None]:
     """Refuses what can be refused before any run is read."""
+    if path.suffix not in (".html", ".htm"):
+        raise ConfigError(f"--page {path}: it is a page for a browser; name a file that ends in .html")
     if not path.absolute().parent.is_dir():
         raise ConfigError(f"--page {path}: no such folder")
     for name in ("matplotlib", "jinja2"):

@@ -59,7 +59,7 @@ def collect(folders: Sequence[Path]) -> Collected:
 
 def _why(state: State) -> str:
     word = "finished, without a row of an epoch" if state.word == "finished" else state.word
-    return f"{word} ({state.reason})" if state.reason and word in ("stopped", "failed") else word
+    return f"{word} ({state.short})" if state.reason and word in ("stopped", "failed") else word
 
 
 def scores(run: Run) -> dict[str, float]:

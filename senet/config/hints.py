@@ -33,6 +33,8 @@ def what_was_meant(argument: str, overrides: Sequence[str]) -> str:
         return f"to train on a folder of images: data.source=imagefolder data.folder={shlex.quote(argument)}"
     if argument.lower().endswith((".csv", ".tsv")):
         return f"to train on a table of images: data.source=table data.table={shlex.quote(argument)}"
+    if overrides and overrides[-1].endswith(","):
+        return f"leave out the space behind the comma: {overrides[-1]}{argument}"
     near = near_option(argument)
     if (
         overrides and "." not in argument and f".{argument}'" not in near

@@ -63,6 +63,8 @@ def parse(content: bytes | str) -> Any:
     except yaml.MarkedYAMLError as error:
         at = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         hint = "; use spaces" if "'\\t'" in str(error.problem) else ""
+        if "alphabetic or numeric" in str(error.problem):  # the name of an alias or an anchor
+            hint = "; put a text that begins with * or & in quotes"
         raise ValueError(f"{at}{' '.join(str(error.problem).split())}{hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(" ".join(str(error).split())) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ WORDS = {
 """Of a job that has ended while its run said nothing it is SLURM's own word: cancelled, timeout, out_of_memory."""
 TAKEN = ("training", "starting", "ending", "suspended", "waiting", "submitted")
 """The states in which no other process may begin it."""
+_WIDEST = 100  # characters of a reason in a table
 
 
 class Job(Protocol):
@@ -65,6 +67,12 @@ class State:
     reason: str = ""
     status: Mapping[str, Any] = field(default_factory=dict)
     """status.json."""
+
+    @property
+    def short(self) -> str:
+        """The reason without the remedy that may follow, for a table; ``why`` says all of it."""
+        text = re.split(r"; |\. ", self.reason)[0]
+        return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 3]}..."
 
     @property
     def score(self) -> str:

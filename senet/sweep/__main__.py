@@ -88,7 +88,7 @@ def train(request: Request, stop: StopFlag) -> int:
         fixed = cells[0].config.train.threads_per_rank
         own = [] if fixed else [f"train.threads_per_rank={threads}"]
         each = f"{ranks} rank(s) x {fixed or threads} thread(s)"
-        _say(f"{len(cells)} cells, {len(waiting)} to train, {parallel} at a time, {each}; {folder}")
+        _say(f"{len(cells)} cells, {len(waiting)} to train, {parallel} at a time, {each}; {folder.absolute()}")
         Local(folder, parallel, ranks, gpus, stop, _say).train(waiting, own)
     return conclude(folder, [cell.name for cell in cells], stopped=bool(stop))
 
@@ -97,7 +97,7 @@ def _leave_alone(folder: Path, words: Mapping[str, str]) -> None:
     """Say which cells are trained elsewhere, or may be: SLURM is not asked here."""
     if sent := [name for name, word in words.items() if word == "submitted"]:
         text = "left alone, since they have jobs which may wait in the queue; to train them here, end those first"
-        _say(f"{text}: {typed('slurm')} stop {folder.name}: {', '.join(sent)}")
+        _say(f"{text}: {typed('slurm')} stop {folder}: {', '.join(sent)}")
     if elsewhere := [name for name, word in words.items() if word in TAKEN and word != "submitted"]:
         _say(f"left alone, since another process trains them: {', '.join(elsewhere)}")
 
@@ -124,6 +124,8 @@ def conclude(folder: Path, names: Sequence[str], *, stopped: bool) -> int:
     states = {name: record.state_of(folder, name) for name in names}
     print("\n".join(record.table(folder, states)))
     words = {state.word for state in states.values()}
+    if stopped:
+        _say("the same command goes on")
     if stopped and "failed" not in words:
         return STOPPED_EXIT_CODE
     return 0 if words <= {"finished"} else FAILED_EXIT_CODE

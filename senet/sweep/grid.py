@@ -57,7 +57,8 @@ def read_values(key: str, text: str) -> Values:
             return _read_range(f"{key}={text}", found, is_whole)
     values = list(itertools.chain.from_iterable(_expand(key, part) for part in split(text)))
     if "" in values and len(values) > 1:
-        raise ConfigError(f"{key}={text} has an empty value; leave the comma out, or quote the value: '\"{text}\"'")
+        quoted = f", or quote the value: '\"{text}\"'" if types().get(key, str) is str else ""
+        raise ConfigError(f"{key}={text} has an empty value; leave the comma out, or the space behind it{quoted}")
     return tuple(values)
 
 

@@ -85,6 +85,6 @@ class Local:
         if code == 0:
             self.say(f"{cell.name} finished: {state.score} %, {took_s:.0f} s")
         elif code in (STOPPED_EXIT_CODE, -signal.SIGTERM, -signal.SIGINT):  # the others: before it had begun
-            self.say(f"{cell.name} stopped")
+            self.say(f"{cell.name} stopped" + (" before it had begun" if state.word == "not begun" else ""))
         else:
-            self.say(f"{cell.name} failed: {state.reason or f'exit code {code}'}; {log}")
+            self.say(f"{cell.name} failed: {state.short or f'exit code {code}'}; {log}")

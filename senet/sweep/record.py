@@ -12,7 +12,7 @@ from senet.config.load import changed_options
 from senet.errors import ConfigError
 from senet.rundir import standing
 from senet.rundir.files import read_json, write_json
-from senet.rundir.named import SWEEP
+from senet.rundir.named import SWEEP, cell_names
 from senet.sweep.cells import Cell, shared_options, with_options
 from senet.sweep.request import Request
 from senet.verbs import typed
@@ -79,11 +79,15 @@ def table(folder: Path, states: Mapping[str, standing.State]) -> list[str]:
     rows: list[tuple[str, ...]] = [("cell", "state", "step", "epoch", "test %", "reason")]
     for name, state in states.items():
         facts = (str(state.status.get(key, "-")) for key in ("step", "epoch"))
-        rows.append((name, state.word, *facts, state.score, state.reason))
+        rows.append((name, state.word, *facts, state.score, state.short))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    words = [state.word for state in states.values()]
-    return [*lines, f"{folder}: {count(words)}; compare: {typed('compare')} {shlex.quote(str(folder))}"]
+    words, last, where = [state.word for state in states.values()], "", shlex.quote(str(folder))
+    if more := len(cell_names(folder)) - len(states):
+        last = f"; {more} more of other commands: {typed('sweep')} status {where}"
+    if "finished" in words:
+        last += f"; compare: {typed('compare')} {where}"
+    return [*lines, f"{folder}: {count(words)}{last}"]
 
 
 def count(words: Sequence[str]) -> str:

@@ -52,7 +52,7 @@ _launch() {
         train:* | drill:* | doctor:* | sweep:* | slurm:*) _launch_options_for "$cur" && _launch_files_for "$cur" ;;
         setup:*) printf '%s\n' $(_launch_list setup_extras) ;;
         help:*) ;;
-        predict:"$verb" | evaluate:"$verb" | export:"$verb" | report:* | compare:* | tensorboard:* | follow:* | why:* | prune:*) _launch_runs_for "$cur" ;;
+        predict:"$verb" | evaluate:"$verb" | export:"$verb" | report:* | compare:* | tensorboard:* | follow:* | why:* | profile:* | prune:*) _launch_runs_for "$cur" ;;
         esac
         if [[ $cur == -* ]]; then echo --help; fi
         if [[ $verb:$cur == doctor:-* ]]; then printf '%s\n' --json --out --max-seconds; fi

@@ -16,6 +16,7 @@
 #              ./launch.sh slurm status, ./launch.sh slurm stop runs/cifar10
 # follow       ./launch.sh follow runs/cifar10: what it says, to its end
 # why          ./launch.sh why runs/cifar10: why it ended, or does not move
+# profile      ./launch.sh profile runs/cifar10: what its updates spend time on
 # prune        ./launch.sh prune runs/cifar10: which checkpoints can go
 # setup        ./launch.sh setup [dev | report | export | timm | benchmarks | gpu]
 # help         this page
@@ -31,8 +32,8 @@
 set -eu
 
 setup_extras="dev report export timm benchmarks gpu"
-verbs="train predict evaluate export report compare tensorboard drill doctor sweep slurm follow why prune setup help"
-not_yet="data profile sync"
+verbs="train predict evaluate export report compare tensorboard drill doctor sweep slurm follow why profile prune setup help"
+not_yet="data sync"
 
 # what is closed would be given to the next file that is opened
 for stream in 0 1 2; do
@@ -256,7 +257,7 @@ train) run "" senet.launch train "$@" ;;
 predict) case " $* " in *.safetensors\ * | *.onnx\ *) run export senet.predict "$@" ;; *) run "" senet.predict "$@" ;; esac ;;
 evaluate) if [ "${NPROC:-1}" = 1 ] || [ -n "$wants_help" ]; then run "" senet.evaluate "$@"; else run "" senet.launch evaluate "$@"; fi ;;
 doctor) if [ -n "$wants_help" ]; then run "" senet.doctor "$@"; else run "" senet.launch doctor "$@"; fi ;;
-prune) run "" senet.prune "$@" ;;
+profile | prune) run "" senet.$verb "$@" ;;
 export | report) run $verb senet.$verb "$@" ;;
 compare) case " $* " in *\ --page*) run report senet.compare "$@" ;; *) run "" senet.compare "$@" ;; esac ;;
 tensorboard) tensorboard "$@" ;;

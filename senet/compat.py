@@ -7,10 +7,11 @@ stdout for each group; warnings of its own code are listed in tests/conftest.py.
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,12 @@ __all__ = [
     "capabilities_in",
     "copy_",
     "cpu_capabilities",
+    "flight_records",
     "lerp_",
+    "memory_snapshot",
     "module_versions",
     "muon_",
+    "record_memory",
     "set_time_limit",
     "set_torchrun_signal_handler",
     "time_limit",
@@ -100,6 +104,25 @@ def time_limit() -> timedelta:
     assert group is not None
     limit: timedelta = group._get_backend(torch.device("cpu")).options._timeout
     return limit
+
+
+def flight_records(*, nccl: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What torch remembers of the last collectives of this process: of gloo, then with ``nccl`` of NCCL, which has a
+    recorder of its own, and may hang."""
+    c10d: Any = torch._C._distributed_c10d
+    yield "gloo", json.loads(c10d._dump_fr_trace_json())
+    if nccl:
+        yield "nccl", json.loads(c10d._dump_nccl_trace_json())
+
+
+def record_memory(*, on: bool) -> None:
+    """Whether the allocator of the GPU notes each allocation, with where in Python it was made."""
+    torch.cuda.memory._record_memory_history("all" if on else None, stacks="python", max_entries=100_000)
+
+
+def memory_snapshot() -> Any:
+    """What it has noted, and what lies in the GPU's memory now; pickled, pytorch.org/memory_viz shows it."""
+    return torch.cuda.memory._snapshot()
 
 
 def set_torchrun_signal_handler(handler: Callable[..., None]) -> None:

@@ -15,7 +15,7 @@ from senet.config.manual import completions
 from senet.config.options import groups
 
 VERBS = ["train", "predict", "evaluate", "export", "report", "compare", "tensorboard", "drill", "doctor", "slurm"]
-VERBS += ["sweep", "follow", "why", "prune", "setup", "help"]
+VERBS += ["sweep", "follow", "why", "profile", "prune", "setup", "help"]
 RECIPES = sorted(str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "configs").rglob("*.yaml"))
 
 

@@ -78,6 +78,7 @@ NOT_RUN = {
     r"\./launch\.sh slurm .*slurm\.cluster=local": "goes on in the background: tests/test_slurm_local.py waits for it",
     r"\./launch\.sh predict .*https://": "needs the internet: tests/test_fetch.py has a server",
     r"\./launch\.sh .*init_from=torchvision:": "needs the internet: tests/test_weights.py has a cache",
+    r"\./launch\.sh profile ": "needs a run that trains: tests/test_profile.py has one",
     r"\./launch\.sh tensorboard ": "serves until it is stopped",
     r"\./launch\.sh setup \w": "installs packages",
     r"\.venv/bin/python benchmarks/": "takes minutes on a machine without other work",

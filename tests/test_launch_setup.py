@@ -174,7 +174,7 @@ def test_the_help_of_a_verb_never_makes_a_set_up(verb: str, checkout: Path) -> N
 
 
 def test_a_verb_that_is_not_there_yet_is_refused_even_where_a_file_has_its_name(checkout: Path) -> None:
-    for verb in ("data", "profile", "sync"):
+    for verb in ("data", "sync"):
         (checkout / verb).touch()
         done = start(checkout, verb, "list", cwd=checkout)
         assert done.returncode == 2

@@ -114,12 +114,19 @@ def check_together(config: Config) -> None:
             f"train.label_smoothing={config.train.label_smoothing} is of the cross entropy, not of "
             f"train.loss={config.train.loss}; set train.label_smoothing=0"
         )
+    _check_beside(config)
+    _check_model(config.model, config.data.image_size)
+
+
+def _check_beside(config: Config) -> None:
+    """What is no part of the training."""
+    if config.log.profile_at == 1:
+        raise ConfigError("log.profile_at=1: the update before the first one that is profiled warms up; use 2 or more")
     check_notify(config.notify)
     if (name := config.notify.removeprefix("env:")) != config.notify and name in config.slurm.environment:
         raise ConfigError(f"notify=env:{name}: slurm.environment.{name} is written into files; export {name} instead")
     _check_mapping("slurm.environment", config.slurm.environment, r"[A-Za-z_]\w*", (str,))
     _check_mapping("slurm.sbatch", config.slurm.sbatch, r"[a-z][a-z0-9_-]*", (str, int, float))
-    _check_model(config.model, config.data.image_size)
 
 
 def is_address(notify: str) -> bool:

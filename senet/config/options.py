@@ -310,6 +310,11 @@ class LogConfig:
     """Updates between rows of metrics.jsonl. The one host-device synchronisation of logging happens here."""
     tensorboard: bool = option(True, free=True)
     """Write event files beside metrics.jsonl."""
+    profile_at: int = option(0, low=0, high=1_000_000_000, free=True)
+    """The first update that torch.profiler records on every rank, into ``<run_dir>/profile/``; the one before it warms
+    up, so it is 2 or more. 0: none; ./launch.sh profile asks a run that trains."""
+    profile_steps: int = option(5, low=1, high=1000, free=True)
+    """Updates that are recorded; fewer where the epoch ends before."""
 
 
 @dataclass(frozen=True)

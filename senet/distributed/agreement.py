@@ -1,8 +1,9 @@
-"""What the ranks agree on while they train: when to stop, and that no loss was NaN or infinite."""
+"""What the ranks agree on while they train: when to stop, what to profile, and that no loss was NaN or infinite."""
 
 from __future__ import annotations
 
 import math
+from queue import SimpleQueue
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,8 @@ class NonFiniteLoss(RunError):
 
 
 class Agreement:
-    """Votes of all ranks: a sum of [stop wanted, a loss was not finite], issued in one step, read at the next vote.
+    """Votes of all ranks: a sum of [stop wanted, a loss was not finite, updates that rank 0 wants profiled], issued in
+    one step, read at the next vote.
 
     Over the CPU group, so that neither the device nor the gradients' collectives wait for it. A vote is waited for
     before the device is: a lost rank makes the vote fail with its name, but a wait for the device never ends.
@@ -37,8 +39,16 @@ class Agreement:
         self._votes: Tensor | None = None
         self._work: dist.Work | None = None
         self._stop_here = self._stop_anywhere = False
+        self._wanted: SimpleQueue[int] = SimpleQueue()
+        self._to_profile = 0
         self.stop_agreed = False
         """Whether all ranks stop after this step. The same on all of them."""
+        self.to_profile = 0
+        """Updates that all ranks profile after this step, until somebody sets it to 0. The same on all of them."""
+
+    def want_profile(self, updates: int) -> None:
+        """On rank 0, from any thread."""
+        self._wanted.put(updates)
 
     def observe(self, step: int, total: Tensor) -> None:
         """Note the sum of a step's losses, after its last forward, or with shards backward. From a GPU it is copied
@@ -60,6 +70,7 @@ class Agreement:
         if self._unvoted == self._every:
             self.settle()
             self.stop_agreed = self._stop_anywhere
+            self.to_profile, self._to_profile = self._to_profile or self.to_profile, 0
             self._vote()
 
     def settle(self) -> None:
@@ -68,9 +79,10 @@ class Agreement:
             return
         if self._work is not None:
             self._work.wait()
-        stops, bad = self._votes.tolist()
+        stops, bad, updates = self._votes.tolist()
         self._votes = self._work = None
         self._stop_anywhere |= stops > 0
+        self._to_profile = updates or self._to_profile
         if bad:
             raise self._non_finite()
 
@@ -101,7 +113,8 @@ class Agreement:
             if not self._first_bad and not math.isfinite(total.item()):
                 self._first_bad = step
         self._unvoted = 0
-        self._votes = torch.tensor([self._stop_here, self._first_bad > 0], dtype=torch.int32)
+        wanted = 0 if self._wanted.empty() else self._wanted.get()
+        self._votes = torch.tensor([self._stop_here, self._first_bad > 0, wanted], dtype=torch.int32)
         if self._world_size > 1:
             self._work = dist.all_reduce(self._votes, group=self._group, async_op=True)
         else:

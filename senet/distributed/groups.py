@@ -17,6 +17,7 @@ from senet import compat
 from senet.config.options import DistributedConfig
 from senet.distributed.interfaces import choose_interface, describe_interface
 from senet.distributed.ranks import Ranks
+from senet.distributed.recorder import Recorder
 from senet.distributed.rollcall import RollCall
 from senet.distributed.watchdog import Watchdog
 from senet.errors import RunError
@@ -31,12 +32,13 @@ class RanksDiffer(RunError):
 
 @contextmanager
 def process_groups(
-    ranks: Ranks, store: Store, config: DistributedConfig, watchdog: Watchdog
+    ranks: Ranks, store: Store, config: DistributedConfig, watchdog: Watchdog, recorder: Recorder | None = None
 ) -> Iterator[dist.ProcessGroup]:
     """The default group (nccl on CUDA, else gloo) for gradients, and a gloo group on the CPU, which is yielded.
 
     After an error they are not destroyed: that can hang while another rank hangs. An error on any rank makes a
-    collective fail on the others; a roll call then finds the rank that failed first.
+    collective fail on the others; a roll call then finds the rank that failed first, and where none has an error of its
+    own, ``recorder`` keeps what each rank remembers of its last collectives.
 
     Raises:
         PeerFailed: another rank failed, or does not answer any more; names it.
@@ -45,7 +47,8 @@ def process_groups(
     watchdog.phase("making the process groups")
     timeout = timedelta(seconds=config.start_timeout_s)
     # its own connection: the main thread may block on the other one
-    roll_call = RollCall(PrefixStore("end", store.clone() if ranks.world_size > 1 else store), ranks)
+    own = PrefixStore("end", store.clone() if ranks.world_size > 1 else store)
+    roll_call = RollCall(own, ranks, recorder.keep if recorder else dict)
     advice = ""
     try:
         choose_interface(ranks, store, config.start_timeout_s)
@@ -58,7 +61,7 @@ def process_groups(
             timeout=timeout,
             device_id=ranks.device if on_gpu else None,
         )
-        group = dist.new_group(backend="gloo", timeout=timeout)
+        group = dist.new_group(backend="gloo", timeout=timeout, group_desc="votes")
         assert isinstance(group, dist.ProcessGroup)
         set_time_limit(group, config.start_timeout_s)
         advice = "see distributed.step_timeout_s"

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
@@ -54,8 +55,9 @@ class RollCall:
     the others read: requests grow with the number of ranks, not with its square.
     """
 
-    def __init__(self, store: Store, ranks: Ranks) -> None:
-        self._store, self._ranks = store, ranks
+    def __init__(self, store: Store, ranks: Ranks, keep: Callable[[], object] = dict) -> None:
+        """``keep``: what each rank that answers does first, where no rank knows the cause."""
+        self._store, self._ranks, self._keep = store, ranks, keep
         self._pause_s = max(0.5, ranks.world_size / 512)  # at most some hundred requests a second from all ranks
         self._timeout_s = 4 * self._pause_s
         self._closing, self._done = threading.Event(), threading.Event()
@@ -169,6 +171,8 @@ class RollCall:
         does that for all of its host."""
         found, roster, own = self._finding, self._ranks.roster, self._ranks.rank
         try:
+            if found is not None and not found.known:
+                self._keep()
             if found is not None and found.hang:
                 hangs.write_stacks(roster.name([own]))
                 beside = roster.beside(own)

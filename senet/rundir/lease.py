@@ -59,6 +59,7 @@ class Lease:
         if warnings := os.environ.get(WARNINGS_VARIABLE, "").splitlines():
             self._status["warnings"] = warnings
         self.measure: Callable[[], dict[str, Any]] = dict  # facts that each heartbeat asks for anew
+        self.look: Callable[[], object] = dict  # what else each heartbeat does, in its thread
         self._started = False
         self._facts = threading.Condition()  # held for an assignment, never while a file is written
         self._files = threading.Lock()  # held while files are written, by the thread and by start()
@@ -80,19 +81,16 @@ class Lease:
         try:
             while (lease := patiently(lambda: cls._take(run_dir, watch))) is None:
                 if not told:
-                    who = describe(watch.owner)
-                    log.info(
-                        "run_dir=%s was held by %s; watching for %.0f s whether it is alive", run_dir, who, WATCH_S
-                    )
+                    text = "run_dir=%s was held by %s; watching for %.0f s whether it is alive"
+                    log.info(text, run_dir, describe(watch.owner), WATCH_S)
                     told = True
                 waiting()
                 time.sleep(POLL_S)
         except StillHeld as error:
             raise ConfigError(f"run_dir={run_dir}: {error}; if it has ended, delete that file and try again") from None
         except OSError as error:
-            raise ConfigError(
-                f"run_dir={run_dir} cannot be written ({error.strerror}); choose another run_dir"
-            ) from None
+            text = f"run_dir={run_dir} cannot be written ({error.strerror}); choose another run_dir"
+            raise ConfigError(text) from None
         lease._thread.start()
         return lease
 
@@ -201,6 +199,7 @@ class Lease:
                 started = self._started and "state" in status
             try:
                 self._publish(status, started=started, release=closing)
+                self.look()
             except LeaseLost:
                 pass  # training finds out before it publishes anything
             except Exception as error:  # a full disk must not end the training, nor hide why it ended

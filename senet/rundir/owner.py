@@ -16,6 +16,7 @@ from senet.errors import ConfigError
 from senet.rundir.files import read_json, read_rows, write_temporary
 from senet.rundir.locks import StillHeld, boot, has_ended, lock, this_process
 from senet.rundir.named import is_sweep
+from senet.rundir.profiles import REQUEST
 
 HEARTBEAT_S = 5.0
 # After so long without a heartbeat, a holder on another host counts as dead. A network file system may show data that
@@ -27,7 +28,7 @@ _OWN_NAMES = (
     *("owner.json", ".owner.lock", "status.json", "config.yaml", "starts.jsonl", "restarts.jsonl", "model.txt"),
     *("metrics.jsonl", "launch.json"),
 )
-_OWN_FOLDERS = ("checkpoints", "tensorboard", "slurm")
+_OWN_FOLDERS = ("checkpoints", "tensorboard", "slurm", "profile", "flight_recorder")
 _FACTS = {"token", "generation", "heartbeat", "host", "boot", "pid", "pid_started", "job", "job_restarts"}
 _CHECKPOINT = re.compile(r"step_\d+\.g(\d+)\.pt")
 
@@ -176,7 +177,8 @@ def _remove_unused(run_dir: Path) -> None:
 
 
 def remove_leftovers(run_dir: Path) -> None:
-    """Temporary files of holders that were killed."""
+    """Temporary files of holders that were killed, and what nobody waits for any more."""
+    (run_dir / REQUEST).unlink(missing_ok=True)
     for name in _OWN_NAMES:
         for path in run_dir.glob(f"{name}.*.tmp"):
             path.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from senet.distributed.replicas import replicate, run_once, sync_batch_norms
 from senet.models.parts import frozen_names, frozen_norms
 from senet.models.weights import lay_out
 from senet.training.feed import black_micro_batch, two_black_images
+from senet.training.flops import Utilisation
 from senet.training.optim import WeightAverage, build_average, build_optimizer, load_optimizer
 
 
@@ -41,6 +42,8 @@ class Learner:
     autocast: Callable[[], AbstractContextManager[None]]
     still: Sequence[nn.Module]
     """Norms that stay in evaluation mode."""
+    work: Utilisation
+    """What an image costs, where it is known."""
 
     @classmethod
     def build(cls, config: Config, ranks: Ranks, network: nn.Module, amp: str, num_classes: int) -> Learner:
@@ -57,15 +60,18 @@ class Learner:
         )
         compiled = torch.compile(network) if config.train.compile else network
         assert isinstance(compiled, nn.Module)
-        black = black_micro_batch(config, ranks) if config.train.compile else two_black_images(config, ranks.device)
+        pair = two_black_images(config, ranks.device)
+        work = Utilisation.measure(  # before DistributedDataParallel, whose hooks would wait for the other ranks
+            partial(_once, network, pair, num_classes, mixed), len(pair), amp=amp, ranks=ranks
+        )
+        black = black_micro_batch(config, ranks) if config.train.compile else pair
         averages = ranks.world_size > 1 and not config.train.shards
         replicas = replicate(compiled, ranks, comm_hook=config.train.comm_hook) if averages else None
-        with mixed():
-            run_once(replicas or compiled, dummy_NCHW=black, num_classes=num_classes)
+        _once(replicas or compiled, black, num_classes, mixed)
         optimizer = build_optimizer(network, config.optim, fused=amp != "fp16")
         scaler = GradScaler(ranks.device.type, enabled=amp == "fp16")
         still = list(frozen_norms(network, config.optim.freeze).values())
-        return cls(network, compiled, replicas, average, optimizer, scaler, mixed, still)
+        return cls(network, compiled, replicas, average, optimizer, scaler, mixed, still, work)
 
     @property
     def weights(self) -> Literal["raw", "averaged"]:
@@ -120,3 +126,10 @@ class Learner:
             self.average.n_averaged.copy_(payload["ema"]["updates"])
         else:  # switched on with resume.allow_changes: the average begins here
             self.average.module.load_state_dict(payload["model"])
+
+
+def _once(
+    network: nn.Module, black: torch.Tensor, num_classes: int, mixed: Callable[[], AbstractContextManager[None]]
+) -> None:
+    with mixed():
+        run_once(network, dummy_NCHW=black, num_classes=num_classes)

@@ -44,7 +44,7 @@ def interval_line(row: Row, step: int, total_steps: int) -> str:
     """Of ``interval_row``."""
     return (
         f"step {step}/{total_steps}  loss {row['train_loss']:.4f}  top-1 {row['train_top1']:.2f} %  "
-        f"lr {row['lr']:.4g}  {row['images_per_s']:.0f} images/s"
+        f"lr {row['lr']:.4g}  {row['images_per_s']:.0f} images/s{_mfu(row)}"
     )
 
 
@@ -54,7 +54,7 @@ def epoch_line(row: Row, epochs: int) -> str:
     return (
         f"epoch {row['epoch']}/{epochs}  train {row['train_loss']:.4f} {row['train_top1']:.2f} %  "
         f"test {row['test_loss']:.4f} {row['test_top1']:.2f} %{ema}  lr {row['lr']:.4g}  "
-        f"{row['images_per_s']:.0f} images/s  {row['epoch_s']:.0f} s"
+        f"{row['images_per_s']:.0f} images/s{_mfu(row)}  {row['epoch_s']:.0f} s"
     )
 
 
@@ -69,3 +69,7 @@ def result_line(row: Row, images: str) -> str:
         f"{row[f'{which}_top1']:.2f} % top-1 ({weights}{images}), best {row['best_top1']:.2f} % after epoch "
         f"{row['best_epoch']}; {row['train_s']:.0f} s of training"
     )
+
+
+def _mfu(row: Row) -> str:
+    return f"  MFU {row['mfu']:.1%}" if "mfu" in row else ""

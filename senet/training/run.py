@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from senet.distributed.groups import broadcast_bytes, gather, leave_together, pr
 from senet.distributed.meeting import meet, must_be_equal, options_of
 from senet.distributed.preemption import StopFlag
 from senet.distributed.ranks import Ranks
+from senet.distributed.recorder import Recorder
 from senet.distributed.watchdog import Watchdog
 from senet.errors import FAILED_EXIT_CODE, STOPPED_EXIT_CODE
 from senet.rundir.checkpoint import Checkpoint, unpickle
@@ -76,7 +78,8 @@ def run(
             lambda: prepare(config, ranks, stack, stop, watchdog, open_images),
             Prepared.facts,
         )
-        group = stack.enter_context(process_groups(ranks, store, config.distributed, watchdog))
+        recorder = Recorder.switch_on(Path(config.run_dir), lease.generation if lease else 0, ranks, store)
+        group = stack.enter_context(process_groups(ranks, store, config.distributed, watchdog, recorder))
         watchdog.phase("running the network for the first time")
         _keep_of_rank_0(config, ranks, network, facts, checkpoint, group)
         facts["amp"], found = choose_amp(config, ranks, network, facts["processor"], begun, group)
@@ -92,8 +95,7 @@ def run(
         trainer = Trainer(config, learner, feed, Peers(ranks, group, agreement, stop, watchdog), record, state, phases)
         trains = _restore(trainer, saved, checkpoint)
         trainer.observers.extend([*record.time_restart(state), *([observe(trainer)] if observe else [])])
-        summary = trainer.fit()
-        record.end(config, summary, trained=trains, signal=stop.signal_name, tested=len(data.test))
+        record.end(config, summary := trainer.fit(), trained=trains, signal=stop.signal_name, tested=len(data.test))
         leave_together(group)  # everything is published: the first exit may make the launcher end the others
     return summary
 

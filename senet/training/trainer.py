@@ -24,6 +24,7 @@ from senet.training.evaluation import evaluate
 from senet.training.feed import Feed
 from senet.training.learner import Learner
 from senet.training.peers import Peers
+from senet.training.profiling import Profiling
 from senet.training.record import Record
 from senet.training.replicated import Replicated
 from senet.training.rows import epoch_line, epoch_row, interval_line, interval_row
@@ -63,6 +64,7 @@ class Trainer:
         self._check_every = self.config.train.desync_check_every
         self._grad_norm = torch.zeros(())  # of the last step that is logged, or clipped
         self._checked = False  # that the network uses all its parameters in training too
+        self.profiling = Profiling(self.config, self.peers, self.record, self.steps_per_epoch)
         self.learner.optimizer.register_step_post_hook(self._count_update)
 
     def fit(self) -> Summary:
@@ -80,20 +82,23 @@ class Trainer:
         except StopRequested:
             self.peers.set_time_limit(self.config.distributed.eval_timeout_s)
             self.save(wait=True)
+            self.profiling.finish()
             return Summary("stopped", self.state.step, self.state.last_result)
         except Exception as error:
             note(error, step=self.state.step)
             raise
         finally:
             self.phases.enter("saving")  # what is left is to publish how it ended
+        self.profiling.finish()
         reason = self.state.impatience(self.config.train)
         return Summary("finished", self.state.step, self.state.last_result, reason)
 
     def train_epoch(self) -> None:
         """Train on the batches of this epoch that are left: all, or none if the run was stopped in the evaluation."""
         config, epoch, first = self.config, self.state.epochs_done, self.state.step
-        done = first - epoch * self.steps_per_epoch
+        done, end = first - epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch
         batches = self.own_time.fetch(self.phases.waiting(self.feed.train(epoch, done)))
+        batches = self.profiling.over(batches, first, end)
         title = f"epoch {epoch + 1}/{config.train.epochs}"
         self.learner.train()
         self.own_time.lap_s()
@@ -113,8 +118,7 @@ class Trainer:
                 observer()
             if self.peers.agreement.stop_agreed:
                 raise StopRequested
-            is_last = step == (epoch + 1) * self.steps_per_epoch
-            if step % config.checkpoint.every_steps == 0 and not is_last:  # the last is saved after the evaluation
+            if step % config.checkpoint.every_steps == 0 and step < end:  # the last is saved after the evaluation
                 self.save()
 
     def train_step(self, images_NHWC: Tensor, labels_N: Tensor, indices_N: Tensor, epoch: int) -> None:
@@ -161,9 +165,10 @@ class Trainer:
         scores = Scores.from_sums(sums, self.feed.num_classes)
         memory = memory_gb(self.peers.ranks.device)
         row = interval_row(state, scores, elapsed_s, self._last_lr(), float(self._grad_norm), memory)
+        row |= (mfu := self._mfu(row["images_per_s"]))
         self.record.writer.write("train", state.step, **row)
         self.record.progress.facts(interval_line(row, state.step, self.total_steps))
-        self.record.tell(step=state.step, epoch=state.epochs_done, images_per_s=round(row["images_per_s"], 1))
+        self.record.tell(step=state.step, epoch=state.epochs_done, images_per_s=round(row["images_per_s"], 1), **mfu)
         own_s = gather(self.own_time.lap_s(), self.peers.group)
         # with sync_bn a forward pass waits for the slowest rank too
         if not self.config.train.sync_bn and (text := self.own_time.compare(own_s, elapsed_s)):
@@ -180,10 +185,11 @@ class Trainer:
         lr, weights = self._last_lr(), self.learner.weights
         if config.schedule.plateau:
             state.plateau.update(train.loss, config.schedule, config.optim.lr)
+        mfu = self._mfu(train.num_images / state.epoch_s)
         state.epochs_done += 1
         top1 = results[judged({"weights": weights})].top1
         is_best = state.judge(top1)
-        row = epoch_row(state, train, results, lr, weights)
+        row = epoch_row(state, train, results, lr, weights) | mfu
         state.begin_epoch(row)
         self.record.writer.write("epoch", state.step, **row)
         self.record.progress.say(epoch_line(row, config.train.epochs))
@@ -217,6 +223,11 @@ class Trainer:
         payload = learner.state_dict() | {"state": state.state_dict()}
         facts = {"step": state.step, "epochs_done": state.epochs_done, "best": best, "test": state.last_result}
         self.record.save(payload, facts | {"weights": learner.weights}, wait=wait)
+
+    def _mfu(self, images_per_s: float) -> dict[str, float]:
+        """Model FLOP utilisation, where it is known: not of smaller images, which cost less."""
+        small = self.state.epochs_done < self.config.augment.small_epochs
+        return {} if small else self.learner.work.facts(images_per_s)
 
     def _last_lr(self) -> float:
         return self.lr(self.state.step - 1, self.config.optim.lr)

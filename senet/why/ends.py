@@ -57,7 +57,7 @@ def failed(known: Evidence) -> Verdict | None:
     cause = by_words(reason)
     if cause not in _UNEXPLAINED:  # the rank that ended has said why
         facts = [replace(fact, text=fact.text.removesuffix(WITHOUT_A_WORD)) for fact in facts]
-    facts += _last_failure(known)
+    facts += [*_last_failure(known), *known.collective]
     if cause in _UNEXPLAINED:
         cause, more = _explained(known, cause, also)
         facts += more

@@ -14,10 +14,12 @@ from typing import Any
 from senet.distributed import hangs
 from senet.distributed.roster import Process
 from senet.follow import last_rows
+from senet.rundir.collectives import FOLDER, read
 from senet.rundir.files import is_full, read_json, read_rows
 from senet.rundir.locks import boot, started_at
 from senet.rundir.owner import WATCH_S, is_alive, read_owner
 from senet.rundir.restarts import LAUNCH_FILE, newest_checkpoint
+from senet.why.collectives import unfinished
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ class Evidence:
     is_full: bool = False
     """Whether the file system of the run directory has no room."""
     job: Job | None = None
+    collective: Sequence[Fact] = ()
+    """The one that did not come to its end, where the ranks have left records of them."""
 
     @property
     def host(self) -> str:
@@ -130,7 +134,13 @@ def gather(run_dir: Path) -> Evidence:
         rows[-1]["train_s"] - rows[-2]["train_s"] if len(rows) > 1 else 0.0,
         _processes(owner) if alive else {},
         is_full=is_full(run_dir),
+        collective=_collective(run_dir, status.get("generation", 0)),
     )
+
+
+def _collective(run_dir: Path, generation: int) -> list[Fact]:
+    text = unfinished(read(run_dir, generation))
+    return [Fact(f"{FOLDER}/g{generation:04}.*", text)] if text else []
 
 
 def _processes(owner: Mapping[str, Any]) -> dict[int, str]:

@@ -154,7 +154,9 @@ def test_a_run_that_waits_for_a_stopped_rank_says_for_which_and_later_why_it_end
         ranks_of(process)[1].suspend()
         says(ask(str(tmp_path / "run")), "waits for a rank", named(1), "state T")
         assert process.wait(120) == 1
-    says(ask(str(tmp_path / "run")), "rank hangs", named(1), "state T")
+    says(
+        ask(str(tmp_path / "run")), "rank hangs", named(1), "state T", "gloo:all_reduce", "of rank 1 there is no record"
+    )
 
 
 @pytest.mark.fault("why: finished", quick=1, full=1)

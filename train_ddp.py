@@ -73,7 +73,7 @@ def say_why(code: int, reason: str) -> None:
     if code != STOPPED_EXIT_CODE:
         write_error_file(RunError(reason))
         print(f"train_ddp: failed: {reason}", file=sys.stderr, flush=True)
-        mirror_status({"state": "failed", "reason": reason, "guess": True})
+        mirror_status({"state": "failed", "reason": reason, "kind": "start does not get on", "guess": True})
     elif own_rank() == 0:
         # torchrun and srun send SIGTERM too when another rank has died, and know better
         if not (reason == "SIGTERM" and "TORCHELASTIC_RUN_ID" in os.environ):

@@ -9,12 +9,28 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 FAILED_EXIT_CODE = 1
 REFUSED_EXIT_CODE = 2
 STOPPED_EXIT_CODE = 85  # stopped by a signal, checkpoint published: the same command resumes
 INTERRUPTED_EXIT_CODE = 130  # Ctrl-C in a command that has nothing to save, as shells have it
+Kind = Literal[
+    "",
+    "loss is not finite",
+    "node excluded",
+    "node lost",
+    "nodes are unfit",
+    "port is taken",
+    "preempted",
+    "rank hangs",
+    "rank was killed",
+    "ranks differ",
+    "requeues are used up",
+    "start does not get on",
+    "taken over",
+]
+"""Of an end that this project itself finds: the ``kind`` of a status, and the name that ``why`` gives it."""
 _OF_PYTHON = Path(threading.__file__).parent
 
 
@@ -31,6 +47,8 @@ class RunError(RuntimeError):
     """Whether it is deduced from another rank's silence; an error that a rank reports of itself takes precedence."""
     cut_off = False
     """Whether this host may have lost its connection to the others."""
+    kind: Kind = ""
+    """Empty where the words tell it: those of torch, of the operating system."""
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
@@ -44,8 +62,9 @@ def note(error: BaseException, **facts: Any) -> None:
 
 
 def noted(error: BaseException) -> dict[str, Any]:
-    """What was noted of an error."""
-    return dict(error.__dict__.get("noted", {}))
+    """What was noted of an error, and its kind if it has one."""
+    kind = {"kind": error.kind} if isinstance(error, RunError) and error.kind else {}
+    return {**kind, **error.__dict__.get("noted", {})}
 
 
 def cause_of(error: BaseException) -> str:

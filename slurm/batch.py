@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from senet.command import BUS_ERROR
-from senet.errors import FAILED_EXIT_CODE, STOPPED_EXIT_CODE
+from senet.errors import FAILED_EXIT_CODE, STOPPED_EXIT_CODE, Kind
 from senet.rundir.files import patiently, read_json, write_json
 from senet.rundir.restarts import launch_again, newest_checkpoint
 from slurm import nodes
@@ -52,7 +52,7 @@ def begin(launch: Launch) -> str:
             f"lower checkpoint.every_steps, or give more time (slurm.time, the partition's GraceTime)"
         )
     if launch.start > launch.max_requeues:
-        return f"slurm.max_requeues={launch.max_requeues} is used up; submit again to go on"
+        return _used_up(launch)
     if (launch.start, launch.number) not in [(row["start"], row["launch"]) for row in recorded]:
         record_start(launch.run_dir, launch.job_id, launch.start, launch.number)
     return ""
@@ -96,8 +96,12 @@ def end(launch: Launch, job: str, outcome: dict[str, Any], lost: Sequence[str] =
         if not _why_not(launch, outcome | known | {"state": "running"}):
             return f"relaunch {' '.join(left)}"
     if launch.start >= launch.max_requeues:
-        return f"slurm.max_requeues={launch.max_requeues} is used up; submit again to go on"
+        return _used_up(launch)
     return "requeue"
+
+
+def _used_up(launch: Launch) -> str:
+    return f"slurm.max_requeues={launch.max_requeues} is used up; submit again to go on"
 
 
 def _why_not(launch: Launch, outcome: dict[str, Any], *, at_once: bool = True) -> str:
@@ -203,7 +207,8 @@ def main(argv: list[str]) -> int:
         if stop_file(launch.run_dir, launch.job_id).exists():
             return FAILED_EXIT_CODE
         if reason := begin(launch):
-            write_json(launch.outcome_file, {"state": "refused", "reason": reason})
+            refused = {"state": "refused", "reason": reason, "kind": "requeues are used up"}
+            write_json(launch.outcome_file, refused)
             return FAILED_EXIT_CODE
         print(f"export MASTER_PORT={free_port()}; idle_steps={idle_steps(*where)}")
         return 0
@@ -216,18 +221,19 @@ def main(argv: list[str]) -> int:
     verdict = end(launch, argv[1], outcome, lost, hosts)
     if verdict == "requeue" and lost:
         reason = f"no answer from {', '.join(lost)}; the job starts again when SLURM gives it up (SlurmdTimeout)"
-        explain(*where, "stopped", reason)
+        explain(*where, "stopped", reason, "node lost")
     if verdict.split()[0] in ("finished", "relaunch", "requeue", "cancel"):
         print(verdict)
         if verdict == "finished":
             _tell(launch, verdict, "")
         return 0
+    kind: Kind = "requeues are used up" if verdict == _used_up(launch) else outcome.get("kind", "")
     if outcome.get("state") != "refused":  # by the check itself, or for the user's mistake
         verdict += nodes.known_before(nodes.check_file(*where), verdict)
     print("failed")
     print(f"slurm: job {launch.job_id} ends here: {verdict}", file=sys.stderr)
     stopped = outcome.get("state") == "stopped"
-    explain(*where, "stopped" if stopped else "failed", verdict)
+    explain(*where, "stopped" if stopped else "failed", verdict, kind)
     _tell(launch, outcome["state"] if outcome.get("state") in ("stopped", "refused") else "failed", verdict)
     return STOPPED_EXIT_CODE if stopped else FAILED_EXIT_CODE
 

@@ -45,7 +45,8 @@ def judge(code: int, names: list[str], job: str, counts: str, before: list[str])
     launch = Launch.from_environment()
     run_dir, job_id, start = where = launch.run_dir, launch.job_id, launch.start
     if batch.is_preempted(job):
-        write_json(launch.outcome_file, {"state": "stopped", "reason": "preempted before the ranks were launched"})
+        reason = "preempted before the ranks were launched"
+        write_json(launch.outcome_file, {"state": "stopped", "reason": reason, "kind": "preempted"})
         return {"unfit": "yes"}
     file = nodes.check_file(*where)
     report = read_json(file)
@@ -67,15 +68,16 @@ def judge(code: int, names: list[str], job: str, counts: str, before: list[str])
         requeues_left=launch.max_requeues - start,
     )
     if verdict.refusal:
-        write_json(launch.outcome_file, {"state": "refused", "reason": f"not started: {verdict.refusal}"})
+        reason = f"not started: {verdict.refusal}"
+        write_json(launch.outcome_file, {"state": "refused", "reason": reason, "kind": "nodes are unfit"})
         if verdict.common:
             nodes.forget_job(run_dir, job_id)
         return {"unfit": "yes"}
     if verdict.exclude:
         reason = f"starts again without what the check found: {nodes.describe(verdict.exclude)}"
         nodes.avoid(run_dir, verdict.exclude)
-        write_json(launch.outcome_file, {"state": "stopped", "reason": reason})
-        explain(*where, "stopped", reason)
+        write_json(launch.outcome_file, {"state": "stopped", "reason": reason, "kind": "node excluded"})
+        explain(*where, "stopped", reason, "node excluded")
         left_out |= {each.node for each in (*history, *verdict.exclude)}
         return {"unfit": "yes", "excluded": ",".join(sorted(left_out))}
     return {WARNINGS_VARIABLE: "\n".join(map(nodes.line, findings))}

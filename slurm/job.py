@@ -90,10 +90,10 @@ class Job:
         if code != STOPPED_EXIT_CODE or starts.stop_file(run_dir, job_id).exists():
             return code
         if restarts >= self.max_requeues:
-            starts.explain(run_dir, job_id, restarts, "stopped", f"slurm.max_requeues={self.max_requeues} is used up")
-            return code
-        if restarts + 1 >= LOCAL_STARTS:
+            reason = f"slurm.max_requeues={self.max_requeues} is used up"
+        elif restarts + 1 >= LOCAL_STARTS:
             reason = f"submitit's local executor starts a job {LOCAL_STARTS} times at most; submit again to go on"
-            starts.explain(run_dir, job_id, restarts, "stopped", reason)
-            return code
-        return LOCAL_REQUEUE_EXIT_CODE
+        else:
+            return LOCAL_REQUEUE_EXIT_CODE
+        starts.explain(run_dir, job_id, restarts, "stopped", reason, "requeues are used up")
+        return code

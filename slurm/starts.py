@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from senet.config.options import Config
+from senet.errors import Kind
 from senet.rundir.files import read_json, read_rows, replace_file, write_json
 from senet.rundir.owner import slurm_job
 from senet.rundir.phases import SUBMITTED_VARIABLE
@@ -123,12 +124,13 @@ def idle_steps(run_dir: Path, job_id: str, restarts: int) -> int:
     return 3 * sum(list(used.values())[len(used) // _MAY_COME_BACK * _MAY_COME_BACK :])
 
 
-def explain(run_dir: Path, job_id: str, start: int, state: str, reason: str) -> None:
+def explain(run_dir: Path, job_id: str, start: int, state: str, reason: str, kind: Kind = "") -> None:
     """Write why a start ended into ``status.json``, unless the job has a newer start by now, or the run another job."""
     replaced = any(row["start"] > start for row in starts_of(run_dir, job_id))
     if read_json(run_dir / "slurm" / "job.json").get("job", job_id) == job_id and not replaced:
         status = read_json(run_dir / "status.json")
-        write_json(run_dir / "status.json", status | {"job": job_id, "state": state, "reason": reason})
+        facts = {"job": job_id, "state": state, "reason": reason, "kind": kind}
+        write_json(run_dir / "status.json", status | facts)
 
 
 def starts_of(run_dir: Path, job_id: str) -> list[dict[str, Any]]:

@@ -225,6 +225,21 @@ def test_a_failure_is_put_down_with_its_reason(tmp_path: Path) -> None:
     status, line = read_json(tmp_path / "status.json"), fail.__code__.co_firstlineno + 3
     reason = f"RuntimeError: the reason, at tests/test_lease.py:{line} fail"
     assert (status["state"], status["reason"]) == ("failed", reason)
+    assert "kind" not in status  # its words tell
+
+
+def test_the_kind_of_a_known_failure_is_put_down_and_the_next_start_has_none(tmp_path: Path) -> None:
+    def fail() -> None:
+        with Lease.acquire(tmp_path) as held:
+            held.start(0)
+            raise LeaseLost("another start has it")
+
+    with pytest.raises(LeaseLost):
+        fail()
+    assert read_json(tmp_path / "status.json")["kind"] == "taken over"
+    with Lease.acquire(tmp_path) as held:
+        held.start(0)
+    assert "kind" not in read_json(tmp_path / "status.json")
 
 
 def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
@@ -413,12 +428,13 @@ def test_a_guess_of_the_holder_gives_way_to_what_another_rank_said_of_itself(
         lost.guess = True
         with Lease.acquire(tmp_path / "run") as held:
             held.start(0)
-            lease.mirror_status({"state": "failed", "reason": "rank 1 has no memory"})
+            lease.mirror_status({"state": "failed", "reason": "rank 1 has no memory", "kind": "ranks differ"})
             raise lost
 
     with pytest.raises(RunError):
         fail()
-    assert read_json(tmp_path / "run/status.json")["reason"] == "rank 1 has no memory"
+    status = read_json(tmp_path / "run/status.json")
+    assert (status["reason"], status["kind"]) == ("rank 1 has no memory", "ranks differ")
 
 
 def test_a_task_of_an_array_is_named_by_array_and_task(monkeypatch: pytest.MonkeyPatch) -> None:

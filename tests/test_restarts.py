@@ -156,7 +156,7 @@ def test_a_full_disk_stops_no_launch_and_makes_no_endless_loop(
 def test_a_row_says_when_where_and_why(run_dir: Path) -> None:
     publish(run_dir, 20)
     (run_dir / "restarts.jsonl").write_text('{"job": "6"}\n{"torn": ')
-    asked(run_dir, [KILLED | {"heartbeat": 1.5}])
+    asked(run_dir, [KILLED | {"heartbeat": 1.5, "kind": "rank was killed"}])
     [row] = read_rows(run_dir / "restarts.jsonl")
     assert row == last_restart(run_dir, "7")
     assert last_restart(run_dir, "8") == {}
@@ -165,6 +165,7 @@ def test_a_row_says_when_where_and_why(run_dir: Path) -> None:
         "step": 40,
         "reason": KILLED["reason"],
         "cause": "did not answer any more: killed",
+        "kind": "rank was killed",
         "rank": 1,
         "host": "n2",
         "checkpoint": "step_000000020.g0001.pt",

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from senet.distributed import hangs
+from senet.distributed.groups import RanksDiffer
 from senet.distributed.ranks import PeerFailed, Ranks
 from senet.distributed.rollcall import RollCall
 from senet.distributed.roster import Process, Roster
@@ -83,15 +84,16 @@ def test_a_roll_call_costs_requests_in_proportion_to_the_ranks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "seen", "host", "hang"),
+    ("how", "seen", "host", "hang", "kind"),
     [
-        (signal.SIGKILL, "its process has ended", "n2", False),
-        (signal.SIGSTOP, "stopped by a signal (state T)", "n2", True),
-        (signal.SIGSTOP, "killed, stopped or cut off", "elsewhere", True),  # no rank that answers sees it
+        (signal.SIGKILL, "its process has ended", "n2", False, "rank was killed"),
+        (signal.SIGSTOP, "stopped by a signal (state T)", "n2", True, "rank hangs"),
+        # no rank that answers sees it
+        (signal.SIGSTOP, "killed, stopped or cut off", "elsewhere", True, "rank was killed"),
     ],
 )
 def test_of_a_rank_that_does_not_answer_its_state_is_told_by_another_on_its_host(
-    how: signal.Signals, seen: str, host: str, hang: bool, capfd: pytest.CaptureFixture[str]
+    how: signal.Signals, seen: str, host: str, hang: bool, kind: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with subprocess.Popen(["sleep", "600"]) as process:
         lost = Process(host, host, process.pid, started_at(process.pid))
@@ -105,7 +107,7 @@ def test_of_a_rank_that_does_not_answer_its_state_is_told_by_another_on_its_host
     for each in raised.values():
         assert str(each) == f"rank 3 on {host} did not answer any more: {seen} (Connection closed by peer)"
         failure = {"cause": f"did not answer any more: {seen}", "rank": 3, "host": host}
-        assert noted(each) == {"reason": str(each), "failure": failure}
+        assert noted(each) == {"kind": kind, "reason": str(each), "failure": failure}
     said = capfd.readouterr().err.splitlines()
     assert sorted(line for line in said if " on n" in line and "stacks" in line) == hang * [
         f"--- rank {rank} on {at}: the stacks of all its threads" for rank, at in enumerate(["n1", "n1", "n2"])
@@ -117,6 +119,7 @@ def test_ranks_that_wait_for_each_other_tell_where_and_no_rank_is_to_blame() -> 
     raised, _ = call({0: LOST, 1: LOST}, FOUR, silent=set())
     for each in raised.values():
         assert str(each).startswith("the ranks waited too long for each other: ranks ")
+        assert noted(each)["kind"] == "rank hangs"
         assert noted(each)["failure"].keys() == {"cause"}
         assert " on n" not in noted(each)["failure"]["cause"]
 
@@ -142,6 +145,11 @@ def test_what_a_rank_says_of_itself_is_what_all_hear_also_those_that_fail_much_l
     assert raised.keys() == {3}  # rank 0 has an error of its own
     assert str(raised[3]) == "rank 0 on n1 failed: OSError: [Errno 28] No space left on device"  # it was never raised
     assert (raised[3].reporter, raised[3].guess) == (0, False)
+
+
+def test_all_ranks_hear_the_kind_of_what_one_of_them_has_found() -> None:
+    raised, _ = call({0: RanksDiffer("conv1.weight"), 3: LOST}, FOUR, silent=set())
+    assert noted(raised[3])["kind"] == "ranks differ"
 
 
 def test_the_rank_that_hosts_the_store_leaves_when_all_have_heard_why() -> None:

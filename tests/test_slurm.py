@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import submitit
@@ -373,6 +374,28 @@ def test_a_rank_that_the_system_has_ended_is_told_of(
     capsys.readouterr()
 
 
+@pytest.mark.parametrize(
+    ("outcome", "lost", "kind"),
+    [
+        ({"state": "failed", "reason": "x", "kind": "ranks differ"}, "", "ranks differ"),
+        ({"state": "failed", "reason": "x"}, "", ""),
+        ({"state": "stopped", "reason": "SIGTERM"}, "", "requeues are used up"),
+        ({"state": "running"}, "n2", "requeues are used up"),
+    ],
+)
+def test_the_kind_of_an_end_goes_with_its_reason_into_the_status(
+    outcome: dict[str, Any], lost: str, kind: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_environment(monkeypatch, run_dir, "slurm.max_restarts=0", "slurm.max_requeues=0")
+    write_json(run_dir / "status.json", {"kind": "taken over"})
+    write_json(run_dir / "slurm" / "7.0.0.status.json", outcome)
+    assert batch.main(["end", RUNNING, lost, "n1 n2"]) in (1, 85)
+    assert read_json(run_dir / "status.json")["kind"] == kind
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert batch.main(["begin"]) == 1
+    assert read_json(run_dir / "slurm" / "7.1.0.status.json")["kind"] == "requeues are used up"
+
+
 def test_a_torn_line_of_a_killed_writer_stops_no_start(run_dir: Path) -> None:
     starts.record_start(run_dir, "7", 0)
     with (run_dir / "slurm" / "7.starts.jsonl").open("a") as file:
@@ -384,7 +407,8 @@ def test_a_torn_line_of_a_killed_writer_stops_no_start(run_dir: Path) -> None:
 def test_the_reason_reaches_the_status_of_the_newest_job_only(run_dir: Path) -> None:
     write_json(run_dir / "status.json", {"state": "running", "job": "7", "step": 3})
     starts.explain(run_dir, "7", 0, "failed", "why")
-    assert read_json(run_dir / "status.json") == {"state": "failed", "job": "7", "step": 3, "reason": "why"}
+    expected = {"state": "failed", "job": "7", "step": 3, "reason": "why", "kind": ""}
+    assert read_json(run_dir / "status.json") == expected
     write_json(run_dir / "slurm" / "job.json", {"job": "8"})
     starts.explain(run_dir, "7", 0, "failed", "another")
     assert read_json(run_dir / "status.json")["reason"] == "why"

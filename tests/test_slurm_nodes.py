@@ -232,6 +232,8 @@ def test_a_slow_node_is_said_in_the_log_and_in_the_status(
 def test_a_wrong_node_is_kept_and_the_job_starts_again(start: Path) -> None:
     assert after(start, wrong("n2")) == {"unfit": "yes", "excluded": "n2"}
     assert read_json(start / "slurm" / "7.0.0.status.json")["state"] == "stopped"
+    assert read_json(start / "slurm" / "7.0.0.status.json")["kind"] == "node excluded"
+    assert read_json(start / "status.json")["kind"] == "node excluded"
     assert batch.end(Launch.from_environment(), RUNNING, read_json(start / "slurm" / "7.0.0.status.json")) == "requeue"
     reason = read_json(start / "status.json")["reason"]
     assert reason == "starts again without what the check found: n2: arithmetic: 1 of 4096 products differs"
@@ -251,7 +253,7 @@ def test_nodes_that_are_down_or_excluded_by_the_user_do_not_count(start: Path) -
 def test_a_job_that_is_preempted_while_its_nodes_are_looked_at_is_not_started(start: Path) -> None:
     assert after(start, wrong("n2"), job=PREEMPTED) == {"unfit": "yes"}
     outcome = read_json(start / "slurm" / "7.0.0.status.json")
-    assert outcome["state"] == "stopped"
+    assert (outcome["state"], outcome["kind"]) == ("stopped", "preempted")
     assert batch.end(Launch.from_environment(), PREEMPTED, outcome) == "requeue"
     assert nodes.avoided_by(start) == []  # its ranks may have been told to end
 
@@ -259,7 +261,7 @@ def test_a_job_that_is_preempted_while_its_nodes_are_looked_at_is_not_started(st
 def test_a_refusal_is_the_end_of_the_job_with_its_reason(start: Path) -> None:
     assert after(start, wrong("n1"), wrong("n2")) == {"unfit": "yes"}
     outcome = read_json(start / "slurm" / "7.0.0.status.json")
-    assert outcome["state"] == "refused"
+    assert (outcome["state"], outcome["kind"]) == ("refused", "nodes are unfit")
     assert batch.end(Launch.from_environment(), RUNNING, outcome).startswith(
         "not started: all nodes have the same fault"
     )

@@ -20,6 +20,8 @@ class StopRequested(Exception):
 class NonFiniteLoss(RunError):
     """The loss of a step was NaN or infinite on at least one rank."""
 
+    kind = "loss is not finite"
+
 
 class Agreement:
     """Votes of all ranks: a sum of [stop wanted, a loss was not finite, updates that rank 0 wants profiled], issued in

@@ -29,6 +29,8 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class RanksDiffer(RunError):
     """The weights of the ranks are no longer the same."""
 
+    kind = "ranks differ"
+
 
 @contextmanager
 def process_groups(

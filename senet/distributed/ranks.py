@@ -16,7 +16,7 @@ from senet.config.options import TrainConfig
 from senet.distributed.devices import choose_device
 from senet.distributed.environment import read_place
 from senet.distributed.roster import Process, Roster
-from senet.errors import ConfigError, RunError
+from senet.errors import ConfigError, Kind, RunError
 from senet.rundir.lease import mirror_status
 
 
@@ -72,7 +72,7 @@ def open_store(ranks: Ranks, timeout_s: float) -> Store:
         socket.getaddrinfo(address, port)  # the store would silently retry a name without address for ever
     except OSError as error:
         text = f"MASTER_ADDR={address} has no address on host {socket.gethostname()} ({error})"
-        raise _local_error(ranks, text) from None
+        raise _local_error(ranks, text, "start does not get on") from None
     try:
         timeout = timedelta(seconds=timeout_s)
         store, _, _ = next(rendezvous("env://", ranks.rank, ranks.world_size, timeout=timeout))
@@ -80,17 +80,19 @@ def open_store(ranks: Ranks, timeout_s: float) -> Store:
         if "EADDRINUSE" not in str(error):
             text = " ".join(str(error).split())[:300]
             text = f"{ranks.roster.name([ranks.rank])} cannot connect to the others at {address}:{port}: {text}"
-            raise _local_error(ranks, text) from None
+            raise _local_error(ranks, text, "start does not get on") from None
         reason = f"MASTER_PORT={port} is in use on host {socket.gethostname()}"
-        mirror_status({"state": "port_taken", "reason": reason})  # a launcher that chose the port can choose another
-        raise _local_error(ranks, f"{reason}; start again with another one") from None
+        taken = _local_error(ranks, f"{reason}; start again with another one", "port is taken")
+        # a launcher that chose the port can choose another
+        mirror_status({"state": "port_taken", "reason": reason, "kind": taken.kind})
+        raise taken from None
     # a prefix per start, so that a job that reached the wrong port cannot mix in
     launch = os.environ.get("SENET_START") or os.environ.get("TORCHELASTIC_RUN_ID", "start")
     return PrefixStore(launch, store)
 
 
-def _local_error(ranks: Ranks, text: str) -> RunError:
+def _local_error(ranks: Ranks, text: str, kind: Kind) -> RunError:
     """An error that this rank prints itself: rank 0 may not know of it."""
     error = RunError(text)
-    error.reporter = ranks.rank
+    error.reporter, error.kind = ranks.rank, kind
     return error

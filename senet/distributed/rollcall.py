@@ -17,7 +17,7 @@ from torch.distributed.distributed_c10d import Store
 
 from senet.distributed import hangs
 from senet.distributed.ranks import PeerFailed, Ranks
-from senet.errors import RunError, cause_of, note, noted, place
+from senet.errors import Kind, RunError, cause_of, note, noted, place
 from senet.rundir.restarts import SILENT
 
 _DYING_S = 2.0  # a process that has been killed runs until then: this host may be busy
@@ -27,12 +27,10 @@ _PATIENCE_S = 5.0  # longer than it may take, before the store counts as gone
 class Report(NamedTuple):
     """What a rank tells at a roll call."""
 
-    cause: str
-    """Its error; empty if only a collective failed."""
-    place: str
-    """Where in the code it is."""
-    seen: dict[int, str]
-    """State of the processes of other ranks that it sees."""
+    cause: str  # its error; empty if only a collective failed
+    place: str  # where in the code it is
+    seen: dict[int, str]  # state of the processes of other ranks that it sees
+    kind: Kind  # of its error
 
 
 class Finding(NamedTuple):
@@ -45,6 +43,7 @@ class Finding(NamedTuple):
     failure: dict[str, Any]  # for the status: the cause, and which rank on which host, if it was one
     silent: list[int]  # did not answer
     hang: bool  # stacks may tell more: a rank may be there and not get on
+    kind: Kind
 
 
 class RollCall:
@@ -79,11 +78,11 @@ class RollCall:
             self._note_own(error, cause)
         if self._ranks.world_size == 1:
             return
-        frames = list(traceback.walk_tb(error.__traceback__))
         if not (of_collective and self._finding):
             self.close()  # this thread reports, not the other
             # in a thread, because the store's host may have stopped: under torchrun the launcher, else rank 0
-            caller = threading.Thread(target=self._call, args=(cause, place(frames)), name="roll call", daemon=True)
+            report = cause, place([*traceback.walk_tb(error.__traceback__)]), noted(error).get("kind", "")
+            caller = threading.Thread(target=self._call, args=report, name="roll call", daemon=True)
             caller.start()
             caller.join(2 * self._timeout_s + _PATIENCE_S)
         cut_off = self._finding is None and len({process.boot for process in self._ranks.roster.values()}) > 1
@@ -98,7 +97,7 @@ class RollCall:
             lost = PeerFailed(
                 f"{text}; {advice}" if not found.known and len(found.answered) == self._ranks.world_size else text
             )
-            lost.reporter, lost.guess, lost.cut_off = found.reporter, not found.known, cut_off
+            lost.reporter, lost.guess, lost.cut_off, lost.kind = found.reporter, not found.known, cut_off, found.kind
             note(lost, **noted(error) | {"reason": str(lost), "failure": found.failure})
             raise lost from error
 
@@ -120,23 +119,23 @@ class RollCall:
                 if self._store.check(["reports"]):
                     frames = list(traceback.walk_stack(sys._current_frames().get(main or 0)))
                     try:
-                        self._report("", place(frames[::-1]))
+                        self._report("", place(frames[::-1]), "")
                         self._read_finding()
                     finally:
                         self._show()
                     return
 
-    def _call(self, cause: str, place: str) -> None:
+    def _call(self, cause: str, place: str, kind: Kind) -> None:
         with contextlib.suppress(RuntimeError):  # the store's host is gone: no rank can answer
-            self._report(cause, place)
+            self._report(cause, place, kind)
             if self._store.add("called", 1) == 1:
                 self._collect()
             self._read_finding()
             self._show()
 
-    def _report(self, cause: str, place: str) -> None:
-        report = [self._ranks.rank, cause, place, list(hangs.states(self._ranks.roster, self._ranks.rank).items())]
-        self._append("reports", json.dumps(report) + "\n")
+    def _report(self, cause: str, place: str, kind: Kind) -> None:
+        seen = list(hangs.states(self._ranks.roster, self._ranks.rank).items())
+        self._append("reports", json.dumps([self._ranks.rank, cause, place, seen, kind]) + "\n")
 
     def _collect(self) -> None:
         """Wait for all reports, or for one with a cause and that of rank 0, which writes the status."""
@@ -187,9 +186,9 @@ class RollCall:
     def _reports(self) -> dict[int, Report]:
         reports: dict[int, Report] = {}
         for line in self._store.get("reports").splitlines():
-            rank, cause, place, seen = json.loads(line)
+            rank, cause, place, seen, kind = json.loads(line)
             if cause or rank not in reports:
-                reports[rank] = Report(cause, place, dict(seen))
+                reports[rank] = Report(cause, place, dict(seen), kind)
         return reports
 
 
@@ -202,7 +201,8 @@ def _judge(reports: dict[int, Report], ranks: Ranks) -> Finding:
     answered = sorted(reports)
     for rank in answered:
         if cause := reports[rank].cause:
-            return _failed(cause, rank, ranks)._replace(reporter=answered[0], answered=answered)
+            found = _failed(cause, rank, ranks, reports[rank].kind)
+            return found._replace(reporter=answered[0], answered=answered)
     if silent := sorted(set(range(ranks.world_size)) - reports.keys()):
         seen = {rank: letter for report in reports.values() for rank, letter in report.seen.items()}
         return _silent({rank: seen.get(rank, "?") for rank in silent}, answered, ranks)
@@ -213,7 +213,7 @@ def _judge(reports: dict[int, Report], ranks: Ranks) -> Finding:
     what = "the ranks waited too long for each other"
     where = "; ".join(f"{ranks.roster.name(group)} at {place}" for place, group in by_place)
     cause = f"{what}: {'; '.join(place for place, _ in by_place)}"
-    return Finding(f"{what}: {where}", False, answered[0], answered, {"cause": cause}, [], hang=True)
+    return Finding(f"{what}: {where}", False, answered[0], answered, {"cause": cause}, [], hang=True, kind="rank hangs")
 
 
 def _judge_without_store(ranks: Ranks) -> Finding:
@@ -225,13 +225,13 @@ def _judge_without_store(ranks: Ranks) -> Finding:
         return _silent({0: letter}, [], ranks)
     what = f"the store at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     cause = f"{SILENT}: {what}"
-    return Finding(f"{what} {SILENT}", False, ranks.rank, [], {"cause": cause}, [], hang=True)
+    return Finding(f"{what} {SILENT}", False, ranks.rank, [], {"cause": cause}, [], hang=True, kind="rank hangs")
 
 
-def _failed(cause: str, rank: int, ranks: Ranks) -> Finding:
+def _failed(cause: str, rank: int, ranks: Ranks, kind: Kind = "") -> Finding:
     """What a rank says of itself."""
-    failure = {"cause": cause, "rank": rank, "host": ranks.roster.host(rank)}
-    return Finding(f"{ranks.roster.name([rank])} failed: {cause}", True, rank, [rank], failure, [], hang=False)
+    failure, text = {"cause": cause, "rank": rank, "host": ranks.roster.host(rank)}, f"failed: {cause}"
+    return Finding(f"{ranks.roster.name([rank])} {text}", True, rank, [rank], failure, [], hang=False, kind=kind)
 
 
 def _silent(letters: dict[int, str], answered: list[int], ranks: Ranks) -> Finding:
@@ -246,4 +246,5 @@ def _silent(letters: dict[int, str], answered: list[int], ranks: Ranks) -> Findi
     cause = f"{SILENT}: {hangs.in_words(letters[first])}"
     failure = {"cause": cause, "rank": first, "host": ranks.roster.host(first)}
     reporter = answered[0] if answered else ranks.rank
-    return Finding(text, False, reporter, answered, failure, list(letters), hang=set(by_letter) != {""})
+    kind: Kind = "rank was killed" if {"", "?"} & by_letter.keys() else "rank hangs"
+    return Finding(text, False, reporter, answered, failure, list(letters), hang=set(by_letter) != {""}, kind=kind)

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 class LeaseLost(RunError):
     """Another start has taken the run directory over, so this one must not write there."""
 
+    kind = "taken over"
+
 
 class Lease:
     """Ownership of a run directory from ``acquire`` to ``close``, with a heartbeat and a status for others to read.
@@ -102,10 +104,8 @@ class Lease:
             if (alive := watch.look()) is None:
                 return None
             if alive:
-                raise ConfigError(
-                    f"run_dir={run_dir} is owned by a run that is alive ({describe(watch.owner)}); "
-                    f"stop it, or choose another run_dir"
-                )
+                text = f"run_dir={run_dir} is owned by a run that is alive ({describe(watch.owner)})"
+                raise ConfigError(f"{text}; stop it, or choose another run_dir")
             remove_leftovers(run_dir)
             lease = cls(run_dir, next_owner(run_dir, watch.owner))
             write_json(run_dir / "owner.json", lease._owner, durable=True)
@@ -122,7 +122,7 @@ class Lease:
                 facts = {"reason": cause_of(error)} | noted(error)
                 if isinstance(error, RunError) and error.guess:
                     end = mirrored_end()  # what that rank reported itself
-                    told = {key: end[key] for key in ("reason", "step", "failure", "guess") if key in end}
+                    told = {key: end[key] for key in ("reason", "kind", "step", "failure", "guess") if key in end}
                     facts = told or facts | {"guess": True}
                 self.update(state="failed", **facts)
         finally:

@@ -79,7 +79,7 @@ def note_end(run_dir: Path, outcome: Mapping[str, Any], launcher: str, why: str)
     state = outcome.get("state")
     said = why or (outcome.get("reason", "") if state in (*_NO_FAILURE, "failed") else launcher)
     facts = {"time": time.time(), "state": state if state in _NO_FAILURE else "failed", "reason": said}
-    facts |= {"launcher": launcher} | {key: outcome[key] for key in ("step", "failure") if key in outcome}
+    facts |= {"launcher": launcher} | {key: outcome[key] for key in ("step", "failure", "kind") if key in outcome}
     if (run_dir / "owner.json").exists():
         try:
             write_json(run_dir / LAUNCH_FILE, facts, limit_s=_NOTE_S)
@@ -98,6 +98,7 @@ def failure(outcome: Mapping[str, Any], checkpoint: str) -> dict[str, Any]:
         "step": outcome.get("step"),
         "reason": reason,
         "cause": known.get("cause", reason) if outcome.get("state") == "failed" else SILENT,
+        "kind": outcome.get("kind", ""),
         "rank": known.get("rank"),
         "host": known.get("host"),
         "checkpoint": checkpoint,

@@ -112,7 +112,8 @@ def _own_run_dir(
 
 def _give_up(lease: Lease, _code: int, reason: str) -> None:
     """The process is ended from outside its main thread."""
-    lease.update(state="failed", reason=reason)  # published only if lease.start was called
+    # published only if lease.start was called
+    lease.update(state="failed", reason=reason, kind="start does not get on")
     lease.close()
 
 

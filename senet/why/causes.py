@@ -1,4 +1,4 @@
-"""The causes, each with its remedy, and by which words of a failure each is known. Pure."""
+"""The causes, each with its remedy, and the words by which those that others raise are known. Pure."""
 
 from __future__ import annotations
 
@@ -78,18 +78,8 @@ def _any(*codes: int) -> str:
 _WORDS = {
     "out of memory of a GPU": r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|CUDA error: out of mem",
     "out of memory of the host": r"oom_kill|can't allocate memory|\bMemoryError\b|" + _any(errno.ENOMEM),
-    "loss is not finite": r"NonFiniteLoss|the loss of step \d+ is not finite",
-    "ranks differ": r"is not that of the other ranks|is not the same on all ranks",
-    "taken over": r"taken (the run directory )?over",
     "disk is full": _any(errno.ENOSPC, errno.EDQUOT),
-    "port is taken": r"MASTER_PORT=\d+ is in use",
-    "nodes are unfit": r"^not started: ",
-    "requeues are used up": r"slurm\.max_requeues=\d+ is used up|starts in a row ended without a new checkpoint|"
-    r"local executor starts a job",
-    "start does not get on": r"the start made no progress|cannot connect to the others|has no address on host",
-    "node lost": r"no answer from ",
-    "rank was killed": rf"{SILENT}: its process has ended|ended by SIG(KILL|TERM)|{SILENT}: killed",
-    "rank hangs": rf"{SILENT}|waited too long for each other",
+    "rank was killed": r"ended by SIG(KILL|TERM)",
     "file system": re.escape(BUS_ERROR)
     + "|"
     + _any(errno.ESTALE, errno.ENOTCONN, errno.EIO, errno.ETIMEDOUT)
@@ -100,7 +90,17 @@ _WORDS = {
     "GPU failed": r"CUDA error|CUDNN_STATUS|ncclUnhandledCudaError|ncclSystemError",
     "crash": r", at \S+:\d+ \S+|\w+(Error|Exception): ",
 }
-"""Name -> how it is known, the first that fits."""
+"""Name -> how it is known, the first that fits: of what others say, torch, NCCL, CUDA, the operating system."""
+
+_OLDER = {
+    "is not finite on ": "loss is not finite",
+    "is not that of the other ranks": "ranks differ",
+    f"{SILENT}: its process has ended": "rank was killed",
+    SILENT: "rank hangs",
+    "no answer from ": "node lost",
+    " is used up; submit again": "requeues are used up",
+}
+"""Of what the project itself finds, where its kind is not written: in a log, and in older run directories."""
 
 _BEFORE = re.compile(
     r"^(failed twice (before the first update|at step \d+)|(slurm\.max_restarts|RESTARTS)=\d+ is used up): "
@@ -112,10 +112,11 @@ def inner(reason: str) -> str:
     return _BEFORE.sub("", reason)
 
 
-def by_words(reason: str) -> str:
-    """The cause of a failure; "failed" where its words are not known."""
+def name_of(reason: str, kind: str = "") -> str:
+    """The cause of a failure: its kind, if it has one, else by its words; "failed" where they are not known."""
     known = inner(reason)
-    found = next((name for name, words in _WORDS.items() if re.search(words, known)), "failed")
+    found = kind or next((name for words, name in _OLDER.items() if words in known), "")
+    found = found or next((name for name, words in _WORDS.items() if re.search(words, known)), "failed")
     if reason.startswith("failed twice") and found in ("crash", "failed"):
         return "bug, twice"
     if known != reason and found == "failed":

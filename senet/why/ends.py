@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from senet.rundir.restarts import WITHOUT_A_WORD
-from senet.why.causes import by_words
+from senet.why.causes import name_of
 from senet.why.evidence import Evidence, Fact
 from senet.why.verdict import Verdict, name, owner_fact, say, status_fact
 
@@ -29,8 +29,7 @@ def refused(known: Evidence) -> Verdict | None:
     said = known.launch if known.job is None or known.job.local else known.job.last_end
     if said.get("state") != "refused":
         return None
-    text = str(said.get("reason", ""))
-    cause = by_words(text) if by_words(text) in ("nodes are unfit", "requeues are used up") else "refused"
+    text, cause = str(said.get("reason", "")), str(said.get("kind") or "refused")
     return say(known, cause, text, Fact(str(said.get("file", "launch.json")), text), *known.checked)
 
 
@@ -54,7 +53,7 @@ def failed(known: Evidence) -> Verdict | None:
     if in_launch.endswith(reason):  # with "failed twice" before it
         reason = in_launch
     facts += [] if facts else [Fact("launch.json", reason)]
-    cause = by_words(reason)
+    cause = name_of(reason, str(said.get("kind", "")))
     if cause not in _UNEXPLAINED:  # the rank that ended has said why
         facts = [replace(fact, text=fact.text.removesuffix(WITHOUT_A_WORD)) for fact in facts]
     facts += [*_last_failure(known), *known.collective]
@@ -89,8 +88,9 @@ def stopped(known: Evidence) -> Verdict | None:
     job, reason = known.job, str(known.status.get("reason", ""))
     if known.status.get("state") != "stopped":
         return None
-    if by_words(reason) in ("requeues are used up", "node lost", "nodes are unfit"):
-        return say(known, by_words(reason), reason, status_fact(known), *known.avoided)
+    cause = name_of(reason, str(known.status.get("kind", "")))
+    if cause in ("requeues are used up", "node lost"):
+        return say(known, cause, reason, status_fact(known), *known.avoided)
     at = f" at step {known.status.get('step')}, all saved"
     if job is None:
         return say(known, "stopped", f"stopped by {reason}{_SIGNALS.get(reason, '')}{at}", status_fact(known))
@@ -126,7 +126,8 @@ def ended_in_slurm(known: Evidence) -> Verdict | None:
     if known.status.get("state") == "running" and not job.word:
         return None  # SLURM has forgotten it
     if facts:
-        return say(known, by_words(facts[-1].text), f"{facts[-1].text}{at}", *facts, status_fact(known))
+        cause = name_of(facts[-1].text, str(job.last_end.get("kind", "")))
+        return say(known, cause, f"{facts[-1].text}{at}", *facts, status_fact(known))
     return say(known, "unknown", f"job {job.id} is {job.word or 'unknown to SLURM'}{at}", status_fact(known))
 
 

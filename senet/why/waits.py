@@ -54,18 +54,16 @@ def _requeued_by(known: Evidence) -> tuple[str, list[Fact]]:
     assert known.job is not None
     end = known.job.last_end
     said = [Fact(str(end.get("file")), f"{end.get('state', 'running')}: {end.get('reason') or 'no reason'}")]
-    if "what the check found" in str(end.get("reason", "")):
-        return "node excluded", said
+    if end.get("kind") in ("node excluded", "preempted"):
+        return str(end["kind"]), said
     if end.get("slurm"):
         return str(end["slurm"]), [*said, Fact(str(end.get("file")), f"SLURM then: {end['slurm']}")]
-    if "no answer from" in str(known.status.get("reason", "")):
+    if known.status.get("kind") == "node lost":
         return "node lost", [status_fact(known)]
     for line in reversed(known.lines):
         for words, cause in _DUE_TO.items():
             if f"DUE TO {words}" in line.text:
                 return cause, [line]
-    if "preempted before" in str(end.get("reason", "")):
-        return "preempted", said
     if end.get("ended"):
         return "requeued", said
     return "node lost", [Fact(str(end.get("file")), "the start before left no word of its end")]

@@ -81,12 +81,23 @@ def place(frames: Sequence[tuple[FrameType, int]]) -> str:
     Each comes with its line, as ``traceback`` walks them, the innermost last."""
     own = [frame for frame in frames if not _is_of_torch(frame[0])]
     own = [frame for frame in own if not _is_of_python(frame[0])] or own
-    called = next((number for number, (frame, _) in enumerate(own) if _is_of_this_package(frame)), len(own))
-    own = [each for each in own[called:] if not (_is_of_this_package(each[0]) or _is_installed(each[0]))] or own
+    own = _of_the_user(own) or own
     if not own:
         return "an unknown place"
     frame, line = own[-1]
     return f"{'/'.join(Path(frame.f_code.co_filename).parts[-2:])}:{line} {frame.f_code.co_name}"
+
+
+def has_own_line(error: BaseException) -> bool:
+    """Whether it was raised by the user's own code, or by what that has called."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return bool(_of_the_user([each for each in frames if not _is_of_python(each[0])]))
+
+
+def _of_the_user(frames: list[tuple[FrameType, int]]) -> list[tuple[FrameType, int]]:
+    """Those that this package has called, and that are not installed."""
+    called = next((number for number, (frame, _) in enumerate(frames) if _is_of_this_package(frame)), len(frames))
+    return [each for each in frames[called:] if not (_is_of_this_package(each[0]) or _is_installed(each[0]))]
 
 
 def _is_of_this_package(frame: FrameType) -> bool:

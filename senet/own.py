@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from senet.errors import ConfigError, did_you_mean
+from senet.errors import ConfigError, RunError, did_you_mean, has_own_line, place
 
+_NOT_THEIRS = (ConfigError, RunError, OSError, MemoryError)  # the last two may pass, and the run be launched again
+_OF_THE_GPU = ("OutOfMemoryError", "AcceleratorError")  # likewise; of torch, which is not imported here
 _KINDS: dict[str, type | tuple[type, ...]] = {"bool": bool, "int": int, "float": (int, float), "str": str}
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -28,25 +32,52 @@ def load_function(
         arguments: those that the user sets besides, and ``arguments_option`` the option with which.
 
     Raises:
-        ConfigError: it cannot be imported, or not be called with these arguments. An error in the module itself, other
-            than an import that fails, is raised as it is.
+        ConfigError: it cannot be imported, or not be called with these arguments.
     """
     module_name, _, function_name = name.partition(":")
     if not (module_name and function_name):  # checked before importing, which runs code
-        raise ConfigError(f"{option}={name!r} is no package.module:function")
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:  # ValueError: "a..b"
-        raise ConfigError(
-            f"{option}={name}: {error}; {module_name} is looked for beside launch.sh, on PYTHONPATH and among the "
-            f"installed packages"
-        ) from None
-    function: Callable[..., Any] | None = getattr(module, function_name, None)
-    if not callable(function):
+        example = f"e.g. {option}=mine:NAME for the function NAME in mine.py beside launch.sh"
+        raise ConfigError(f"{option}={name!r} is no package.module:function; {example}")
+    with own_code(f"{option}={name}: {module_name}", "cannot be imported"):
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError as error:
+            raise ConfigError(
+                f"{option}={name}: {error}; {module_name} is looked for beside launch.sh, on PYTHONPATH and among the "
+                f"installed packages"
+            ) from None
+    function: Any = getattr(module, function_name, None)
+    if function is not None and not callable(function):
+        kind = type(function).__name__
+        raise ConfigError(f"{option}={name}: {function_name} of {module_name} is no function, but of type {kind}")
+    if function is None:
         near = did_you_mean(function_name, [key for key, value in vars(module).items() if callable(value)])
         raise ConfigError(f"{option}={name}: {module_name} has no function {function_name}; {near or 'name another'}")
     _check_call(f"{option}={name}", function, given, arguments or {}, arguments_option)
-    return function
+    found: Callable[..., Any] = function
+    return found
+
+
+@contextmanager
+def own_code(what: str, how: str = "failed") -> Iterator[None]:
+    """What a user's own code raises in here, before any training, is a user's mistake: one line with the innermost line
+    of theirs. What comes of the machine or of another rank is raised as it is.
+
+    Args:
+        what: the option that names the code; the line goes on with ``how``.
+    """
+    try:
+        yield
+    except _NOT_THEIRS:
+        raise
+    except Exception as error:
+        of_torch = isinstance(error, RuntimeError) and not has_own_line(error)  # a collective fails with such a one
+        if of_torch or type(error).__name__ in _OF_THE_GPU:
+            raise
+        frames = list(traceback.walk_tb(error.__traceback__))
+        where = "" if isinstance(error, SyntaxError) else f", at {place(frames)}"  # that names its line itself
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ConfigError(f"{what} {how}: {text}{where}; mend that line, or what it is given") from error
 
 
 def _check_call(

@@ -29,6 +29,14 @@ def without_keys(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits, targets, reduction="none")
 
 
+def divides(logits: Tensor, targets: Tensor, keys: Tensor) -> Tensor:  # noqa: ARG001
+    return logits[:, 0] * (1 / (len(targets) // (len(targets) + 1)))
+
+
+def of_no_image(images: Tensor, keys: Tensor) -> Tensor:  # noqa: ARG001
+    return images + None
+
+
 def contrast(images: Tensor, keys: Tensor) -> Tensor:
     return images * (0.8 + draw_below(401, keys, 5)[:, None, None, None] / 1000)
 

@@ -380,6 +380,8 @@ def test_bad_input_gets_one_line_and_exit_code_2(
         ),
         ("slurm: {account: [a]}", "slurm.account=[a] is a list, but this option has one value; put text in quotes"),
         ("seed: &a [*a]", "an alias of itself"),
+        ("optim: {freeze: [*]}", "found ']'; put a text that begins with * or & in quotes"),
+        ("optim: {freeze: [*layer1]}", "undefined alias 'layer1'; put a text that begins with * or & in quotes"),
         ("slurm: {setup: [&a [a, a], &b [*a, *a]" + ", *b" * 9_999 + "]}", "more than 10,000 values"),
         ("[" * 5000, "nested too deeply"),
         ("seed: ${oc.env:NOT_THERE}", "seed=${oc.env:NOT_THERE}: "),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from senet import REPOSITORY
 from senet.errors import ConfigError
-from senet.own import load_function
+from senet.own import load_function, own_code
 
 MODULE = """
 def build(num_classes, width: int = 8, depth: "float" = 2, name: str = "", gates: bool = True):
@@ -32,6 +35,8 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A module beside the program."""
     (tmp_path / "mine_of_tests.py").write_text(MODULE)
     (tmp_path / "broken_of_tests.py").write_text("import nowhere_of_tests")
+    (tmp_path / "wrong_of_tests.py").write_text("a = 1\nb = a + c\n")
+    (tmp_path / "torn_of_tests.py").write_text("a = 1\nb = (\n")
     monkeypatch.syspath_prepend(tmp_path)
     return "mine_of_tests"
 
@@ -65,8 +70,8 @@ def test_a_named_function_is_found_and_can_be_called(mine: str) -> None:
         ("needs_width", {}, r"missing a required argument: 'width'; .* set others with model\.args\.NAME=value"),
         ("by_place", {}, r"must take num_classes by name"),
         ("biuld", {}, r"mine_of_tests has no function biuld; did you mean 'build'\?"),
-        ("Thing", {}, r"has no function Thing"),
-        ("", {}, r"model\.name='mine_of_tests:' is no package\.module:function"),
+        ("Thing", {}, r"Thing of mine_of_tests is no function, but of type int$"),
+        ("", {}, r"model\.name='mine_of_tests:' is no package\.module:function; e\.g\. model\.name=mine:NAME for the"),
     ],
 )
 def test_a_call_that_cannot_be_made_is_refused(
@@ -81,3 +86,38 @@ def test_a_call_that_cannot_be_made_is_refused(
 def test_a_module_that_cannot_be_imported_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"^model.name={name}: .*; {name.partition(':')[0]} is looked for beside"):
         load(name)
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        ("wrong_of_tests", r"NameError: name 'c' is not defined, at \S+/wrong_of_tests\.py:2 <module>; mend that line"),
+        ("torn_of_tests", r"SyntaxError: '\(' was never closed \(torn_of_tests\.py, line 2\); mend that line"),
+    ],
+)
+def test_a_bug_in_a_module_is_told_in_a_line(module: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=f"^model.name={module}:f: {module} cannot be imported: {expected}"):
+        load(f"{module}:f")
+
+
+def called(act: Callable[[], object]) -> None:
+    """As by a module of the program."""
+    code = compile("with own_code('the network'):\n    act()", REPOSITORY / "senet" / "x.py", "exec")
+    exec(code, {"own_code": own_code, "act": act})
+
+
+def test_what_comes_of_the_machine_or_of_another_rank_is_no_mistake_of_the_user() -> None:
+    out_of_memory = type("OutOfMemoryError", (RuntimeError,), {})
+    for error in (OSError(5, "Input/output error"), MemoryError(), out_of_memory()):
+
+        def fails(error: BaseException = error) -> None:
+            raise error
+
+        with pytest.raises(type(error)):
+            called(fails)
+    # as that of a collective: without a line of theirs
+    with pytest.raises(RuntimeError, match="release unlocked lock"):
+        called(threading.Lock().release)
+    with pytest.raises(ConfigError, match=r"^the network failed: RuntimeError: x, at tests/test_own\.py:\d+ fails; "):
+        called(lambda: fails(RuntimeError("x")))

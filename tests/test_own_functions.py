@@ -116,7 +116,9 @@ def test_a_loss_below_zero_is_told_as_it_is(train_here: Train, tmp_path: Path) -
         ("train.loss=tests.functions:mean_loss", r"returned \(\) for 64 images; have it return the loss of each"),
         ("train.loss=tests.functions:without_keys", "keys"),
         ("train.loss=tests.functions:nothing", "tests.functions has no function nothing"),
-        ("train.loss=focal", r"train\.loss='focal' is no package\.module:function"),
+        ("train.loss=focal", r"train\.loss='focal' is no package\.module:function; e\.g\. train\.loss=mine:NAME"),
+        ("train.loss=tests.functions:divides", r"=\S+ failed: ZeroDivisionError: .*, at tests/functions\.py:\d+ div"),
+        ("augment.extra=tests.functions:of_no_image", r"=\S+ failed: TypeError: .*, at tests/functions\.py:\d+ of_no_"),
         ("augment.extra=tests.functions:of_other_shape", r"augment\.extra=\S+ returned \(\(64, 1, 16, 16\)"),
         ("augment.extra=tests.functions:as_double", "torch.float64"),
         ("augment.extra=tests.functions:cross_entropies", "images"),
@@ -125,8 +127,9 @@ def test_a_loss_below_zero_is_told_as_it_is(train_here: Train, tmp_path: Path) -
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(
-    options: str, message: str, train_here: Train, tmp_path: Path
+    options: str, message: str, train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("senet.training.run.process_groups", None)  # it is refused before
     with pytest.raises(ConfigError, match=message):
         train_here(tmp_path / "run", *LIGHT, "train.label_smoothing=0", options)
 

@@ -195,7 +195,9 @@ def test_a_rank_that_has_given_its_reason_did_not_end_without_a_word() -> None:
     assert judge(failed(KILLED, launch=launcher)).evidence[-1].text.endswith(", without a word")
 
 
-def test_a_run_that_was_killed_has_come_as_far_as_its_last_row() -> None:
+def test_a_run_has_come_as_far_as_its_last_row() -> None:
+    assert judge(ALIVE).text == "training, at step 120"
+    assert judge(replace(ALIVE, last_step=130)).text == "training, at step 130"
     assert "after step 120:" in judge(ENDED).text
     assert "after step 130:" in judge(replace(ENDED, last_step=130)).text
 

@@ -63,7 +63,7 @@ def parse(content: bytes | str) -> Any:
     except yaml.MarkedYAMLError as error:
         at = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         hint = "; use spaces" if "'\\t'" in str(error.problem) else ""
-        if "alphabetic or numeric" in str(error.problem):  # the name of an alias or an anchor
+        if "alphabetic or numeric" in str(error.problem) or "undefined alias" in str(error.problem):  # * or & in front
             hint = "; put a text that begins with * or & in quotes"
         raise ValueError(f"{at}{' '.join(str(error.problem).split())}{hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

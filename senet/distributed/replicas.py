@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from senet.compat import BatchNorm
 from senet.distributed.ranks import Ranks
 from senet.errors import ConfigError
+from senet.own import own_code
 
 
 def replicate(model: nn.Module, ranks: Ranks, *, comm_hook: Literal["none", "bf16", "fp16"]) -> DistributedDataParallel:
@@ -40,7 +41,8 @@ def run_once(model: nn.Module, *, dummy_NCHW: Tensor, num_classes: int) -> None:
     tensors = [*model.parameters(), *model.buffers()]
     before = [tensor.detach().clone() for tensor in tensors]
     model.eval()
-    logits_NK = model(dummy_NCHW)
+    with own_code("the network", "failed on its first images"):
+        logits_NK = model(dummy_NCHW)
     refuse_other_outputs(logits_NK, (len(dummy_NCHW), num_classes))
     logits_NK.sum().backward()  # the next forward of DDP rebuilds the buckets
     refuse_unused(model)

@@ -15,7 +15,7 @@ from senet.errors import ConfigError
 from senet.models import from_timm
 from senet.models.senet import PaddedBlock, SENet, SENet18, insert_se
 from senet.models.weights import init_from as load_weights
-from senet.own import load_function
+from senet.own import load_function, own_code
 
 
 def refuse_unknown(name: str, arguments: Mapping[str, Any]) -> None:
@@ -143,12 +143,9 @@ def _load_own(name: str, arguments: Mapping[str, Any]) -> Callable[..., Any]:
 
 def _build_own(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Module:
     function = _load_own(name, arguments)
-    try:
+    given = ", ".join(f"model.args.{key}={value!r}" for key, value in arguments.items())
+    with own_code(f"model.name={name}{f' with {given}' if given else ''}"):
         model = function(num_classes=num_classes, **copy.deepcopy(dict(arguments)))
-    except Exception as error:  # in the user's code: its traceback is kept, and ends with what it was given
-        for key, value in arguments.items():
-            error.add_note(f"it was called with model.args.{key}={value!r}")
-        raise
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model.name={name} returned a {type(model).__name__}; it must be a torch.nn.Module")
     for key, tensor in (*model.named_parameters(), *model.named_buffers()):

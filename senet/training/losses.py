@@ -6,12 +6,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from senet.config.options import TrainConfig
+from senet.config.options import Config, TrainConfig
+from senet.distributed.ranks import Ranks
 from senet.errors import ConfigError
-from senet.own import load_function
+from senet.own import load_function, own_code
+from senet.training.feed import build_preprocess, images_at_once
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Logits float32 [N, K], class indices int64 [N], 64 random bits of each image and epoch int64 [N] -> a scalar."""
@@ -46,6 +49,26 @@ def build_loss(config: TrainConfig, weights_K: Tensor | None, reduction: Literal
 def load_loss(name: str) -> Callable[..., Tensor]:
     """What ``train.loss`` names; ConfigError where it cannot be called as a loss is."""
     return load_function("train.loss", name, given=["logits", "targets", "keys"])
+
+
+def try_own(config: Config, ranks: Ranks, num_classes: int) -> None:
+    """Call the user's own loss and changes of images once, with as many black images as this rank has in training.
+
+    Raises:
+        ConfigError: they fail, or return something else.
+    """
+    train, size = config.train, config.data.image_size
+    share = train.global_batch_size // (train.shards or ranks.world_size)
+    preprocess, indices_N = build_preprocess(config, ranks.device), torch.arange(share, device=ranks.device)
+    if config.augment.extra:
+        images_NHWC = torch.zeros(share, size, size, 3, dtype=torch.uint8, device=ranks.device)
+        with own_code(f"augment.extra={config.augment.extra}"):
+            preprocess.train(images_NHWC, indices_N, 0)
+    if train.loss:
+        targets_N = indices_N[: images_at_once(config, ranks)] % num_classes
+        logits_NK = torch.zeros(len(targets_N), num_classes, device=ranks.device, requires_grad=True)
+        with own_code(f"train.loss={train.loss}"):
+            build_loss(train, None, "mean")(logits_NK, targets_N, preprocess.keys(targets_N, 0))
 
 
 def cross_entropy(

@@ -26,7 +26,7 @@ from senet.rundir.lease import Lease
 from senet.rundir.owner import nothing_left_if_refused
 from senet.rundir.saving import CheckpointManager
 from senet.training.feed import build_preprocess, build_sampler, load_extra
-from senet.training.losses import load_loss
+from senet.training.losses import load_loss, try_own
 from senet.training.optim import build_optimizer
 from senet.training.precision import begun_with
 from senet.training.resume import check_fits, choose_checkpoint
@@ -72,7 +72,7 @@ def prepare(
     if ranks.is_main:
         lease, checkpoints = _own_run_dir(config, stack, stop, watchdog)
         checkpoint = choose_checkpoint(config, checkpoints)
-    seed_everything(config.seed)  # a user's module may draw when it is imported
+    seed_everything(config.seed)  # a user's code may draw
     refuse_unknown(config.model.name, config.model.args)
     if config.train.loss:
         load_loss(config.train.loss)
@@ -82,6 +82,8 @@ def prepare(
     data = open_images(config.data, local_rank=ranks.local_rank)
     sampler = build_sampler(config, data, ranks)
     class_weights(config.train, data)  # names of classes
+    if config.train.loss or config.augment.extra:
+        try_own(config, ranks, len(data.classes))
     network = _build_network(config, data, reads_weights=ranks.is_main and checkpoint is None)
     if checkpoint is not None:
         check_fits(config, checkpoint, data, sampler.batches_per_epoch, network)

@@ -99,7 +99,7 @@ def running(known: Evidence) -> Verdict | None:
         return None
     if stuck := _in_state(known, ("T", "t")):
         return stuck
-    step, speed = known.status.get("step"), known.status.get("images_per_s")
+    step, speed = max(known.status.get("step") or 0, known.last_step), known.status.get("images_per_s")
     text = f"training, at step {step}" + (f", {speed:.0f} images/s" if speed else "")
     if step and known.still_s > max(_STILL_S, _PACES * known.pace_s):
         if gone := _in_state(known, ("", "D")):

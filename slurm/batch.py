@@ -183,11 +183,13 @@ def _crash(file: Path) -> str:
 
 
 def _tell(launch: Launch, state: str, cause: str) -> None:
-    """``notify``, once for each start that is the last one."""
+    """``notify``, once for each start that is the last one; not where it has found the run finished."""
     if not (notify := os.environ.get(NOTIFY_VARIABLE)):
         return
-    from senet.notify import message, tell
+    from senet.notify import message, tell, was_finished
 
+    if state == "finished" and was_finished(launch.run_dir):
+        return
     try:
         launch.told_file.touch(exist_ok=False)
     except FileExistsError:

@@ -213,6 +213,9 @@ def test_a_job_tells_once_of_its_end_and_of_no_requeue(
         assert (told["state"], told["where"]["job"]) == ("stopped", "7")
         assert told["cause"] == "slurm.max_requeues=1 is used up; submit again to go on"
     assert [each["state"] for each in ended(2, state="finished")] == ["stopped", "finished"]
+    (tmp_path / "status.json").write_text(json.dumps({"state": "finished", "done": 44}))
+    (tmp_path / "starts.jsonl").write_text(json.dumps({"resumed_from": 44, "after": {"state": "finished"}}) + "\n")
+    assert len(ended(3, state="finished")) == 2  # submitted again, it had nothing to do
 
 
 def test_launch_sh_tells_of_a_run_that_failed_and_not_of_one_that_was_refused(

@@ -29,9 +29,9 @@ class Tail:
         self._first, self._file, self._position, self._half = first, 0, 0, b""
 
     def lines(self, *, last: bool = False) -> list[str]:
-        """The new lines that are whole; ``last``: also one without its end."""
+        """The new lines that are whole, of ``_MOST`` bytes; ``last``: all, also one without its end."""
         try:
-            found = self._read().split(b"\n")
+            found = self._read(-1 if last else _MOST).split(b"\n")
         except FileNotFoundError:
             self._file = self._file and -1  # a new one may get the number of the old one
             return []
@@ -46,7 +46,7 @@ class Tail:
             found, self._first = found[max(0, len(found) - self._first) :], None
         return [line.rpartition(b"\r")[2].decode(errors="replace") for line in found]
 
-    def _read(self) -> bytes:
+    def _read(self, most: int) -> bytes:
         with self.path.open("rb") as file:
             status = os.fstat(file.fileno())
             changed = status.st_ino != self._file or status.st_size < self._position  # replaced, or cut
@@ -56,7 +56,7 @@ class Tail:
                 self._position = max(0, status.st_size - _BEGIN) if self._first is not None else 0
             self._file = status.st_ino
             file.seek(self._position)
-            text = file.read(_MOST)
+            text = file.read(most)
             self._position += len(text)
         return self._half + text
 

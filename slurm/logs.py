@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from senet.why.evidence import Fact
 
 _NAME = re.compile(r"(\d+(?:_\d+)?)_(\d+)_log\.out")
 _TAIL = 2**17  # bytes at the end of a log that are looked at
+_MOST = 2**24  # of a search from the end: a network file system has other work too
 _MOST_LOGS = 64
 _WAITS = re.compile(r"^INFO: (waiting for .*, which holds |run_dir=.*; watching for )|: still .* after \d+ s$")
 _TELLS = re.compile(
@@ -38,19 +40,31 @@ def jobs(run_dir: Path) -> list[str]:
 
 
 def rank_of(path: Path) -> str:
-    """``rank 1 on n2``, from the last launch in a log; empty where it has none."""
-    return ["", *_begins(path)][-1]
+    """``rank 1 on n2``, from the last launch in a log; empty where it has none in its last ``_MOST`` bytes."""
+    with path.open("rb") as file:
+        size, rest = file.seek(0, os.SEEK_END), b""
+        end = size
+        while end > max(0, size - _MOST):
+            start = max(0, end - _TAIL)
+            file.seek(start)
+            first, *lines = (file.read(end - start) + rest).split(b"\n")
+            for line in reversed(lines if start else [first, *lines]):
+                if found := BEGINS.search(line.decode(errors="replace")):
+                    return found[1]
+            end, rest = start, first  # whose beginning is in the part before
+    return ""
 
 
 def not_begun(run_dir: Path, job_id: str) -> list[Fact]:
     """The ranks whose logs have fewer launches than those of others."""
-    launches = {rank: len(_begins(path)) for rank, path in log_files(run_dir, job_id).items()}
+    launches = {rank: _count_launches(path) for rank, path in log_files(run_dir, job_id).items()}
     late = [rank for rank, count in launches.items() if count < max(launches.values())]
     return [Fact(f"slurm/{job_id}_{rank}_log.out", f"rank {rank} has not begun this launch") for rank in late]
 
 
-def _begins(path: Path) -> list[str]:
-    return [found[1] for line in path.read_text(errors="replace").splitlines() if (found := BEGINS.search(line))]
+def _count_launches(path: Path) -> int:
+    with path.open(errors="replace") as file:
+        return sum(1 for line in file if BEGINS.search(line))
 
 
 def telling_lines(run_dir: Path, job_id: str) -> list[Fact]:

@@ -40,6 +40,14 @@ def test_a_line_is_shown_once_and_whole(tmp_path: Path) -> None:
     assert tail.lines(last=True) == []
 
 
+def test_at_the_end_no_line_of_a_fast_log_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("senet.follow._MOST", 10)
+    tail = Tail(tmp_path / "log")
+    append(tail.path, "".join(f"line {number}\n" for number in range(9)) + "half")
+    assert tail.lines() == ["line 0"]
+    assert tail.lines(last=True) == [*(f"line {number}" for number in range(1, 9)), "half"]
+
+
 def test_it_begins_with_the_last_lines(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("".join(f"{number}\n" for number in range(50_000)))
     tail = Tail(tmp_path / "log", 2)

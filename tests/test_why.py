@@ -270,6 +270,24 @@ def test_a_rank_whose_log_has_fewer_launches_has_not_come(tmp_path: Path) -> Non
     assert logs.rank_of(tmp_path / "slurm" / "7_2_log.out") == "rank 2 on n1"
 
 
+@pytest.mark.parametrize("block", [2, 7, 40, 1000])
+def test_of_a_long_log_the_last_launch_is_looked_for_from_its_end(
+    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "_TAIL", block)
+    log = tmp_path / "log"
+    for text, expected in (
+        ("", ""),
+        ("step 1\n", ""),
+        ("slurm: rank 3 on n1 begins\nstep 1\nslurm: rank 3 on n2 begins\nstep 2\nstep 3\n", "rank 3 on n2"),
+        ("slurm: rank 3 on n1 begins\nstep 1", "rank 3 on n1"),
+        ("slurm: rank 3 on n1 begins\n" + "step\n" * 400, ""),  # 2000 bytes
+    ):
+        log.write_text(text)
+        monkeypatch.setattr(logs, "_MOST", 1000)
+        assert logs.rank_of(log) == expected
+
+
 def test_the_last_launch_is_the_one_with_the_highest_numbers(tmp_path: Path) -> None:
     (tmp_path / "slurm").mkdir()
     assert why._last_end(tmp_path, "7") == {}

@@ -191,6 +191,17 @@ def test_the_card_of_few_classes_and_of_the_middle_of_an_epoch(trained: Trained)
     assert "not measured: saved in the middle of an epoch" in text
 
 
+def test_the_card_says_what_the_training_began_with(trained: Trained) -> None:
+    assert "| began with |" not in model_card(trained, "mine", of_timm=True)
+    facts = trained.manifest["facts"] | {"began_with_sha256": "1f2e"}
+    config = trained.manifest["config"] | {"model.init_from": "/home/somebody/weights.pt"}
+    manifest = {**trained.manifest, "facts": facts, "config": config}
+    text = model_card(replace(trained, manifest=manifest), "mine", of_timm=True)
+    assert "| began with | weights.pt, all weights then SHA-256 `1f2e` |" in text
+    assert "began_with_sha256" not in text
+    assert "somebody" not in text
+
+
 def test_a_folder_of_another_network_is_opened_by_this_program(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], digits: ImageData
 ) -> None:

@@ -24,7 +24,8 @@ logits = network(transform(picture)[None])  # picture: a PIL.Image in RGB
 `FOLDER` is this folder; `hf-hub:OWNER/NAME` opens it from the Hugging Face hub.
 """
 _OWN = """\
-Weights of `{name}`, a network of senet-ddp or of the user's code; `model.safetensors` holds all it needs besides:
+Weights of `{name}`, a network of senet-ddp or of the user's code; `model.safetensors` holds all it needs besides. In a
+checkout of senet-ddp, the program that has written this folder:
 
 ```sh
 ./launch.sh predict FOLDER image.jpg{model}
@@ -37,7 +38,8 @@ Training can begin from it: `model.init_from=FOLDER`.
 def model_card(trained: Trained, title: str, *, of_timm: bool) -> str:
     """Markdown with the front matter that the Hugging Face hub reads."""
     manifest, config = trained.manifest, trained.manifest["config"]
-    name = config["model.name"]
+    name, facts = config["model.name"], dict(manifest["facts"])
+    began_with = facts.pop("began_with_sha256", "")
     lines = {
         "network": f"`{name}`{_arguments(config)}, {sum(p.numel() for p in trained.model.parameters()):,} parameters",
         "classes": f"{len(trained.classes)}: {', '.join(trained.classes[:20])}{', ...' * (len(trained.classes) > 20)}",
@@ -45,7 +47,8 @@ def model_card(trained: Trained, title: str, *, of_timm: bool) -> str:
         "weights": f"{manifest['weights']}, after {manifest['step']} updates (epochs: {manifest['epochs_done']})",
         **_result(manifest),
         "runs": f"n = 1, seed {config['seed']}",
-        "trained on": ", ".join(f"{key} {value}" for key, value in manifest["facts"].items()),
+        **({"began with": f"{_source(config)}, all weights then SHA-256 `{began_with}`"} if began_with else {}),
+        "trained on": ", ".join(f"{key} {value}" for key, value in facts.items()),
         "checkpoint": f"SHA-256 `{manifest['sha256']}`",
     }
     library = ["library_name: timm"] if of_timm else []
@@ -91,10 +94,15 @@ def _changed(config: Mapping[str, Any]) -> str:
     """The options that change numbers and are not the defaults, as a recipe; of weights to begin from only the name."""
     defaults, without = to_flat(Config()), those("in_card", are=False)
     changed = {key: value for key, value in config.items() if key not in without and value != defaults.get(key)}
-    begin = changed.get("model.init_from", "")
-    if begin and not begin.startswith(HUBS):
-        changed["model.init_from"] = begin.rstrip("/").rpartition("/")[2]
+    if "model.init_from" in changed:
+        changed["model.init_from"] = _source(config)
     return str(yaml.safe_dump(changed, sort_keys=False, allow_unicode=True, default_flow_style=None))
+
+
+def _source(config: Mapping[str, Any]) -> str:
+    """What ``model.init_from`` named, without the folders of this host."""
+    begin = str(config["model.init_from"])
+    return begin if begin.startswith(HUBS) else begin.rstrip("/").rpartition("/")[2]
 
 
 def _unknown(manifest: Mapping[str, Any]) -> list[str]:

@@ -39,6 +39,25 @@ def freeze(network: nn.Module, patterns: Collection[str]) -> None:
         raise ConfigError(f"optim.freeze={list(patterns)} leaves no parameter to train; leave a part out of it")
 
 
+def scaled(network: nn.Module, factors: Collection[str]) -> dict[nn.Parameter, str]:
+    """Trained parameters -> the pattern of ``optim.lr_scale`` that they match.
+
+    Raises:
+        ConfigError: a pattern matches no trained parameter, or two match the same one.
+    """
+    found: dict[nn.Parameter, str] = {}
+    for pattern, names in select(network, factors, "optim.lr_scale").items():
+        trained = [name for name in names if network.get_parameter(name).requires_grad]
+        if not trained:
+            raise ConfigError(f"optim.lr_scale: {pattern!r} matches only what is frozen, e.g. {names[0]}; leave it out")
+        for name in trained:
+            if (other := found.setdefault(network.get_parameter(name), pattern)) != pattern:
+                raise ConfigError(
+                    f"optim.lr_scale: {other!r} and {pattern!r} both match {name}; have one of them match it"
+                )
+    return found
+
+
 def frozen_norms(network: nn.Module, patterns: Collection[str]) -> dict[str, nn.Module]:
     """Norms that must not change their running statistics, by name: all of their parameters are frozen, or they have
     none and are themselves matched."""

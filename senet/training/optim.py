@@ -13,8 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from senet.compat import copy_, lerp_, muon_
 from senet.config.options import OptimConfig
-from senet.errors import ConfigError
-from senet.models.parts import select
+from senet.models.parts import scaled
 
 
 class Muon(torch.optim.Optimizer):
@@ -79,7 +78,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool = Fals
     Raises:
         ConfigError: a pattern of ``lr_scale`` matches no trained parameter, or two match the same one.
     """
-    scaled_by = _scaled_by(model, config.lr_scale)
+    scaled_by = scaled(model, config.lr_scale)
     parameters = [p for p in model.parameters() if p.requires_grad]
     fused = fused and all(_fusible(p) for p in parameters)
     is_kernel = [config.name == "muon" and p.ndim == 4 and p[0, 0].numel() > 1 for p in parameters]
@@ -109,21 +108,6 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool = Fals
     if config.name == "muon":
         return Muon(groups, lr=config.lr, **momentum)
     return torch.optim.SGD(groups, lr=config.lr, **momentum, fused=fused)
-
-
-def _scaled_by(model: nn.Module, scales: Mapping[str, float]) -> dict[nn.Parameter, str]:
-    """Trained parameters -> the pattern of ``optim.lr_scale`` that they match."""
-    found: dict[nn.Parameter, str] = {}
-    for pattern, names in select(model, scales, "optim.lr_scale").items():
-        trained = [name for name in names if model.get_parameter(name).requires_grad]
-        if not trained:
-            raise ConfigError(f"optim.lr_scale: {pattern!r} matches only what is frozen, e.g. {names[0]}; leave it out")
-        for name in trained:
-            if (other := found.setdefault(model.get_parameter(name), pattern)) != pattern:
-                raise ConfigError(
-                    f"optim.lr_scale: {other!r} and {pattern!r} both match {name}; have one of them match it"
-                )
-    return found
 
 
 def _split(

@@ -18,7 +18,7 @@ from senet.distributed.preemption import StopFlag
 from senet.distributed.ranks import Ranks
 from senet.distributed.watchdog import Watchdog
 from senet.errors import ConfigError
-from senet.models.parts import freeze
+from senet.models.parts import freeze, scaled
 from senet.models.weights import whiten_first_layer
 from senet.models.zoo import build_model, refuse_other_images, refuse_unknown, trains_on_one_image
 from senet.rundir.checkpoint import Checkpoint
@@ -27,7 +27,6 @@ from senet.rundir.owner import nothing_left_if_refused
 from senet.rundir.saving import CheckpointManager
 from senet.training.feed import build_preprocess, build_sampler, load_extra
 from senet.training.losses import load_loss, try_own
-from senet.training.optim import build_optimizer
 from senet.training.precision import begun_with
 from senet.training.resume import check_fits, choose_checkpoint
 from senet.training.seeds import seed_everything
@@ -141,8 +140,7 @@ def _build_network(config: Config, data: ImageData, *, reads_weights: bool) -> n
 def _freeze(network: nn.Module, config: Config) -> None:
     """What ``optim.freeze`` names; ConfigError where it or ``optim.lr_scale`` names what the network does not have."""
     freeze(network, config.optim.freeze)
-    if config.optim.lr_scale:
-        build_optimizer(network, config.optim)
+    scaled(network, config.optim.lr_scale)
 
 
 def _check_parts(config: Config) -> None:

@@ -101,11 +101,21 @@ def test_a_network_that_timm_cannot_build_is_refused(name: str, arguments: dict[
         refuse_unknown(name, arguments)
 
 
-def test_a_file_cannot_have_timm_read_weights(trained: Trained, tmp_path: Path) -> None:
-    config = trained.manifest["config"] | {"model.args": {"checkpoint_path": "/etc/passwd"}}
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("model.args", {"checkpoint_path": "/etc/passwd"}, r"args\.checkpoint_path=/etc/passwd: weights are read with"),
+        ("model.name", "timm:test_vit.evil", "has no network of this name"),
+        ("model.args", {"embed_dim": -8}, r"cannot be built with model\.args\.embed_dim=-8 \(RuntimeError: "),
+    ],
+)
+def test_a_file_cannot_have_timm_read_weights_or_fail_with_a_traceback(
+    option: str, value: Any, expected: str, trained: Trained, tmp_path: Path
+) -> None:
+    config = trained.manifest["config"] | {option: value}
     facts = facts_of(trained, with_preprocessing=False) | {"config": config}
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", to_strings(facts))
-    with pytest.raises(ConfigError, match=r"model\.args\.checkpoint_path=/etc/passwd: weights are read with"):
+    with pytest.raises(ConfigError, match=expected):
         open_network(tmp_path / "a.safetensors", device="cpu")
 
 

@@ -61,9 +61,10 @@ def build(name: str, num_classes: int, arguments: Mapping[str, Any]) -> nn.Modul
     timm = library("timm", "timm")
     try:
         network: nn.Module = timm.create_model(name.removeprefix(PREFIX), num_classes=num_classes, **arguments)
-    except (NotImplementedError, RuntimeError):  # of torch: no memory, or none wanted
-        raise
     except Exception as error:
+        none_wanted = torch.get_default_device().type == "meta"
+        if isinstance(error, RuntimeError | MemoryError) and (none_wanted or "memory" in str(error)):
+            raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         given = ", ".join(f"model.args.{key}={value}" for key, value in arguments.items())
         raise ConfigError(f"model.name={name} cannot be built with {given or 'no model.args'} ({reason})") from None

@@ -37,7 +37,13 @@ pytestmark = pytest.mark.ranks
 
 
 def test_bad_input_under_torchrun_prints_one_line_in_all(data_root: Path, tmp_path: Path) -> None:
-    for option in ("train.global_batch_size=63", "data.folder=/nowhere data.source=imagefolder", "resume.mode=no.pt"):
+    for option in (
+        "train.global_batch_size=63",
+        "data.folder=/nowhere data.source=imagefolder",
+        "resume.mode=no.pt",
+        "model.name=tests.networks:of_width model.args.widths=3",  # raises a TypeError
+        "train.label_smoothing=0 train.loss=tests.functions:mean_loss",
+    ):
         done = train(2, *tiny(f"data.root={data_root}", f"run_dir={tmp_path}", *option.split()))
         assert done.returncode != 0
         assert done.stderr.count("train_ddp: ") == 1, done.stderr

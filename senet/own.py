@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,10 @@ from typing import Any
 from senet.errors import ConfigError, RunError, did_you_mean, has_own_line, place
 
 _NOT_THEIRS = (ConfigError, RunError, OSError, MemoryError)  # the last two may pass, and the run be launched again
-_OF_THE_GPU = ("OutOfMemoryError", "AcceleratorError")  # likewise; of torch, which is not imported here
+# likewise; RuntimeErrors of torch, which is not imported here
+_OF_THE_MACHINE = re.compile(
+    r"(OutOfMemory|Accelerator|Dist\w+)Error|CUDA|CUBLAS|CUDNN|cuDNN|CUSOLVER|NCCL|gloo|pair closure|allocate memory"
+)
 _KINDS: dict[str, type | tuple[type, ...]] = {"bool": bool, "int": int, "float": (int, float), "str": str}
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -71,12 +75,11 @@ def own_code(what: str, how: str = "failed") -> Iterator[None]:
     except _NOT_THEIRS:
         raise
     except Exception as error:
-        of_torch = isinstance(error, RuntimeError) and not has_own_line(error)  # a collective fails with such a one
-        if of_torch or type(error).__name__ in _OF_THE_GPU:
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        if isinstance(error, RuntimeError) and (_OF_THE_MACHINE.search(text) or not has_own_line(error)):
             raise
         frames = list(traceback.walk_tb(error.__traceback__))
         where = "" if isinstance(error, SyntaxError) else f", at {place(frames)}"  # that names its line itself
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ConfigError(f"{what} {how}: {text}{where}; mend that line, or what it is given") from error
 
 

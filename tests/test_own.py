@@ -108,8 +108,15 @@ def called(act: Callable[[], object]) -> None:
 
 
 def test_what_comes_of_the_machine_or_of_another_rank_is_no_mistake_of_the_user() -> None:
-    out_of_memory = type("OutOfMemoryError", (RuntimeError,), {})
-    for error in (OSError(5, "Input/output error"), MemoryError(), out_of_memory()):
+    of_torch = [type(name, (RuntimeError,), {})() for name in ("OutOfMemoryError", "DistBackendError")]
+    words = (
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "NCCL error in: x, ncclRemoteError",
+        "[../third_party/gloo/transport/tcp/pair.cc:534] Connection closed by peer",
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+    )
+    for error in (OSError(5, "Input/output error"), MemoryError(), *of_torch, *map(RuntimeError, words)):
 
         def fails(error: BaseException = error) -> None:
             raise error
@@ -119,5 +126,6 @@ def test_what_comes_of_the_machine_or_of_another_rank_is_no_mistake_of_the_user(
     # as that of a collective: without a line of theirs
     with pytest.raises(RuntimeError, match="release unlocked lock"):
         called(threading.Lock().release)
-    with pytest.raises(ConfigError, match=r"^the network failed: RuntimeError: x, at tests/test_own\.py:\d+ fails; "):
-        called(lambda: fails(RuntimeError("x")))
+    of_theirs = "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"
+    with pytest.raises(ConfigError, match=rf"^the network failed: RuntimeError: {of_theirs}, at \S+:\d+ fails; "):
+        called(lambda: fails(RuntimeError(of_theirs)))

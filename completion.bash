@@ -52,12 +52,13 @@ _launch() {
         train:* | drill:* | doctor:* | sweep:* | slurm:*) _launch_options_for "$cur" && _launch_files_for "$cur" ;;
         setup:*) printf '%s\n' $(_launch_list setup_extras) ;;
         help:*) ;;
-        predict:"$verb" | evaluate:"$verb" | export:"$verb" | report:* | compare:* | tensorboard:* | follow:* | why:* | profile:* | prune:*) _launch_runs_for "$cur" ;;
+        predict:"$verb" | evaluate:"$verb" | export:"$verb" | report:* | compare:* | tensorboard:* | follow:* | why:* | profile:* | prune:* | sync:*) _launch_runs_for "$cur" ;;
         esac
         if [[ $cur == -* ]]; then echo --help; fi
         if [[ $verb:$cur == doctor:-* ]]; then printf '%s\n' --json --out --max-seconds; fi
         if [[ $verb:$cur == compare:-* ]]; then printf '%s\n' --against --csv --json --page --score; fi
         if [[ $verb:$cur == prune:-* ]]; then printf '%s\n' --delete --unfinished; fi
+        if [[ $verb:$cur == sync:-* ]]; then echo --to; fi
         if ((${#typed[@]} == 1)); then printf '%s\n' ${verbs}; fi
         if [[ " ${typed[*]} " == *" drill "* ]]; then printf '%s\n' drill.steps= drill.ranks=; fi
         if [[ $verb == sweep ]]; then printf '%s\n' sweep.name= sweep.parallel= sweep.random= sweep.seed=; fi

@@ -18,12 +18,12 @@
 # why          ./launch.sh why runs/cifar10: why it ended, or does not move
 # profile      ./launch.sh profile runs/cifar10: what its updates spend time on
 # prune        ./launch.sh prune runs/cifar10: which checkpoints can go
-# setup        ./launch.sh setup [dev | report | export | timm | benchmarks | gpu]
+# sync         ./launch.sh sync runs/cifar10: to W&B or MLflow what is not there
+# setup        [dev | report | export | timm | wandb | mlflow | benchmarks | gpu]
 # help         this page
 #
 # Without a YAML file: configs/quickstart.yaml. What a verb needs goes into .venv.
-# NPROC=4            ranks of train, doctor (else one per GPU, 2 on a CPU, or as
-#                    many as can share the batch) and of evaluate (else 1)
+# NPROC=4            ranks; else one per GPU, 2 on a CPU, and 1 of evaluate
 # RESTARTS=3         train starts again after up to 3 failures in a row (else 0)
 # PYTHON=python3.12  the Python of a new .venv
 # SYSTEM_TORCH=1     a new .venv uses the torch of that Python: docs/install.md
@@ -31,9 +31,9 @@
 # Tab completion: source completion.bash. Read on: README.md, docs/
 set -eu
 
-setup_extras="dev report export timm benchmarks gpu"
-verbs="train predict evaluate export report compare tensorboard drill doctor sweep slurm follow why profile prune setup help"
-not_yet="data sync"
+setup_extras="dev report export timm wandb mlflow benchmarks gpu"
+verbs="train predict evaluate export report compare tensorboard drill doctor sweep slurm follow why profile prune sync setup help"
+not_yet="data"
 
 # what is closed would be given to the next file that is opened
 for stream in 0 1 2; do
@@ -73,7 +73,7 @@ is_whole() {
 # Whether .venv holds what pyproject.toml now says of the extra $1, or of no extra.
 is_up_to_date() {
     case $1 in
-    export | gpu | report | timm) cat "$venv/.installed-$1" "$venv/.installed-dev" ;; # dev holds them
+    export | gpu | mlflow | report | timm | wandb) cat "$venv/.installed-$1" "$venv/.installed-dev" ;; # dev holds them
     *) cat "$venv/.installed${1:+-$1}" ;;
     esac 2>/dev/null | grep -qxF "$version" && is_whole
 }
@@ -213,7 +213,7 @@ tensorboard() {
         before=$runs
         add_runs "$run"
         if [ "$runs" = "$before" ]; then add_runs "$run"/*; fi
-        if [ "$runs" = "$before" ]; then refuse "tensorboard: $run/tensorboard: no such folder; name run directories, trained with log.tensorboard=true, or a folder of them"; fi
+        if [ "$runs" = "$before" ]; then refuse "tensorboard: $run/tensorboard: no such folder; name run directories, trained with log.to=[tensorboard], or a folder of them"; fi
         shift
     done
     if [ -z "$runs" ]; then refuse "tensorboard takes one run directory or more: ./launch.sh tensorboard runs/cifar10"; fi
@@ -257,7 +257,7 @@ train) run "" senet.launch train "$@" ;;
 predict) case " $* " in *.safetensors\ * | *.onnx\ *) run export senet.predict "$@" ;; *) run "" senet.predict "$@" ;; esac ;;
 evaluate) if [ "${NPROC:-1}" = 1 ] || [ -n "$wants_help" ]; then run "" senet.evaluate "$@"; else run "" senet.launch evaluate "$@"; fi ;;
 doctor) if [ -n "$wants_help" ]; then run "" senet.doctor "$@"; else run "" senet.launch doctor "$@"; fi ;;
-profile | prune) run "" senet.$verb "$@" ;;
+profile | prune | sync) run "" senet.$verb "$@" ;;
 export | report) run $verb senet.$verb "$@" ;;
 compare) case " $* " in *\ --page*) run report senet.compare "$@" ;; *) run "" senet.compare "$@" ;; esac ;;
 tensorboard) tensorboard "$@" ;;

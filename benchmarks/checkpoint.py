@@ -63,7 +63,7 @@ ROWS = {
     "torch.load": "torch.load",
 }
 BATCH = 128
-FIXED = ["train.epochs=1", "log.tensorboard=false", f"train.global_batch_size={BATCH}"]
+FIXED = ["train.epochs=1", "log.to=[]", f"train.global_batch_size={BATCH}"]
 Times = dict[str, list[float]]
 
 

@@ -23,7 +23,7 @@ from results import RATIO
 
 BATCH = 128
 OPTIONS = [
-    "configs/cifar10.yaml", "train.epochs=1", "log.every_steps=1", "log.tensorboard=false", "train.device=cpu",
+    "configs/cifar10.yaml", "train.epochs=1", "log.every_steps=1", "log.to=[]", "train.device=cpu",
     f"train.global_batch_size={BATCH}", "checkpoint.every_steps=1000000", "train.desync_check_every=0",
 ]  # fmt: skip
 

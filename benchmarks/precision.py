@@ -17,7 +17,7 @@ from results import RATIO
 
 SHARED = [
     "configs/quickstart.yaml", "train.epochs=1", "train.global_batch_size=128", "log.every_steps=1",
-    "log.tensorboard=false", "checkpoint.every_steps=1000",
+    "log.to=[]", "checkpoint.every_steps=1000",
 ]  # fmt: skip
 VARIANTS = {
     "fp32, contiguous": ["train.amp=off", "train.channels_last=false"],

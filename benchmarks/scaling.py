@@ -23,7 +23,7 @@ from results import RATIO
 
 from senet.distributed.devices import cores
 
-SHARED = ["configs/cifar10.yaml", "train.amp=bf16", "train.epochs=1", "log.every_steps=1", "log.tensorboard=false"]
+SHARED = ["configs/cifar10.yaml", "train.amp=bf16", "train.epochs=1", "log.every_steps=1", "log.to=[]"]
 UNSAVED = ["checkpoint.every_steps=1000000", "train.desync_check_every=0"]
 GLOBAL_BATCHES = (128, 512)
 PER_RANK = 128

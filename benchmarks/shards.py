@@ -19,7 +19,7 @@ from pathlib import Path
 from common import arguments, images_per_s, lay_store, medians, ratios, record, spread, train
 from results import RATIO
 
-OPTIONS = ["configs/cifar10.yaml", "train.amp=bf16", "train.epochs=1", "log.every_steps=1", "log.tensorboard=false"]
+OPTIONS = ["configs/cifar10.yaml", "train.amp=bf16", "train.epochs=1", "log.every_steps=1", "log.to=[]"]
 UNSAVED = ["checkpoint.every_steps=1000000", "train.desync_check_every=0"]
 CASES = [(1, 0), (1, 2), (1, 4), (1, 8), (2, 0), (2, 2)]  # ranks, shards
 TARGETS = {(1, 4): ">= 0.95", (1, 8): ">= 0.88", (2, 2): ">= 0.97"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from importlib.util import find_spec
 from typing import Any
 
 from senet.errors import ConfigError
@@ -13,4 +14,14 @@ def library(name: str, extra: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ConfigError(f"{error.name or name} is not installed; run ./launch.sh setup {extra}") from None
+        raise _missing(error.name or name, extra) from None
+
+
+def must_be_installed(name: str, extra: str) -> None:
+    """ConfigError where a module is not installed. It is not imported."""
+    if find_spec(name) is None:
+        raise _missing(name, extra)
+
+
+def _missing(name: str, extra: str) -> ConfigError:
+    return ConfigError(f"{name} is not installed; run ./launch.sh setup {extra}")

@@ -15,7 +15,7 @@ from senet.config.manual import completions
 from senet.config.options import groups
 
 VERBS = ["train", "predict", "evaluate", "export", "report", "compare", "tensorboard", "drill", "doctor", "slurm"]
-VERBS += ["sweep", "follow", "why", "profile", "prune", "setup", "help"]
+VERBS += ["sweep", "follow", "why", "profile", "prune", "sync", "setup", "help"]
 RECIPES = sorted(str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "configs").rglob("*.yaml"))
 
 
@@ -110,7 +110,7 @@ def test_tab_offers_what_launch_sh_and_its_options_are(checkout: Path) -> None:
         ("./launch.sh tensorboard elsewhere/t", "elsewhere/two"),
         ("./launch.sh predict runs/one ", ""),  # the names of files, which bash offers by itself
         ("./launch.sh slurm --help resu", "resume"),
-        ("./launch.sh setup ", "benchmarks dev export gpu report timm"),
+        ("./launch.sh setup ", "benchmarks dev export gpu mlflow report timm wandb"),
         ("./launch.sh help ", ""),
     ],
 )

@@ -35,7 +35,7 @@ model: {name: resnet20}
 train: {epochs: 2, global_batch_size: 16, threads_per_rank: 1, ema_decay: 0.9, amp: off}
 checkpoint: {every_steps: 5}
 optim: {momentum: 0.0, nesterov: false}
-log: {every_steps: 2, tensorboard: false}
+log: {every_steps: 2, to: []}
 """
 NETWORK = """\
 from torch import nn
@@ -46,7 +46,7 @@ def function(num_classes):
 """
 RECIPES = ("baseline", "cifar10", "fast", "quickstart")
 BEGIN_UNTRAINED = ("README.md", "docs/index.md")  # the others find runs/cifar10 and runs/other finished
-RUN = ("./launch.sh", "NPROC=", "torchrun ", "python train_ddp.py")
+RUN = ("./launch.sh", "NPROC=", "MLFLOW_TRACKING_URI=", "torchrun ", "python train_ddp.py")
 """How a command may begin."""
 SMALLER = {
     r"^\./launch\.sh$": "./launch.sh configs/quickstart.yaml",
@@ -81,6 +81,7 @@ NOT_RUN = {
     r"\./launch\.sh profile ": "needs a run that trains: tests/test_profile.py has one",
     r"\./launch\.sh tensorboard ": "serves until it is stopped",
     r"\./launch\.sh setup \w": "installs packages",
+    r"\./launch\.sh sync runs/shown": "needs the services: tests/test_views_kills.py has some",
     r"\.venv/bin/python benchmarks/": "takes minutes on a machine without other work",
 }
 """How a command begins that is left out, and why."""

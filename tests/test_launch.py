@@ -185,7 +185,7 @@ def test_predict_and_evaluate_are_those_of_python_and_two_ranks_evaluate_alike(d
 
 
 def test_tensorboard_serves_the_runs_under_their_paths(data_root: Path, tmp_path: Path) -> None:
-    options = tiny(f"data.root={data_root}", "run_dir=runs/one", "train.epochs=1", "log.tensorboard=true")
+    options = tiny(f"data.root={data_root}", "run_dir=runs/one", "train.epochs=1", "log.to=[tensorboard]")
     assert launch(*options, cwd=tmp_path).returncode == 0
     shutil.copytree(tmp_path / "runs" / "one", tmp_path / "runs" / "two")
     command = ["env", "-C", str(tmp_path), LAUNCH, "tensorboard", "runs/one", "runs/two", "--port", "0"]

@@ -174,7 +174,7 @@ def test_the_help_of_a_verb_never_makes_a_set_up(verb: str, checkout: Path) -> N
 
 
 def test_a_verb_that_is_not_there_yet_is_refused_even_where_a_file_has_its_name(checkout: Path) -> None:
-    for verb in ("data", "sync"):
+    for verb in ("data",):
         (checkout / verb).touch()
         done = start(checkout, verb, "list", cwd=checkout)
         assert done.returncode == 2
@@ -381,7 +381,7 @@ def test_the_extras_of_setup_are_those_of_the_project(checkout: Path) -> None:
     known = list(tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"])
     [words] = re.findall('^setup_extras="(.*)"$', (REPOSITORY / "launch.sh").read_text(), re.M)
     assert sorted(words.split()) == sorted(known)
-    assert f"./launch.sh setup [{' | '.join(words.split())}]\n" in start(checkout, "help").stdout
+    assert f"setup        [{' | '.join(words.split())}]\n" in start(checkout, "help").stdout
     done = start(checkout, "setup", "test")
     assert (done.returncode, done.stderr) == (2, f"launch.sh: setup test: no such extra; there is: {words}\n")
 

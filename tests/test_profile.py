@@ -279,7 +279,7 @@ def _profiled(options: list[str]) -> str:
 @pytest.mark.ranks
 @pytest.mark.slow
 def test_each_rank_has_a_trace_of_the_same_updates(data_root: Path, tmp_path: Path) -> None:
-    options = [*SMALL, *FIVE, f"run_dir={tmp_path}/run", f"data.root={data_root}", "log.tensorboard=false"]
+    options = [*SMALL, *FIVE, f"run_dir={tmp_path}/run", f"data.root={data_root}", "log.to=[]"]
     assert run_ranks(2, _profiled, options, tmp_path=tmp_path) == ["finished"] * 2
     both = [trace(tmp_path / "run", 5, rank) for rank in (0, 1)]
     assert [updates(each) for each in both] == [[5, 6, 7]] * 2
@@ -295,7 +295,7 @@ def command(run_dir: Path, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_a_run_that_trains_is_profiled_on_demand_and_any_other_is_refused(data_root: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    options = tiny(*SMALL, "train.epochs=2000", f"run_dir={run_dir}", f"data.root={data_root}", "log.tensorboard=false")
+    options = tiny(*SMALL, "train.epochs=2000", f"run_dir={run_dir}", f"data.root={data_root}", "log.to=[]")
     with started(train_command(2, options), tmp_path / "log") as process:
         wait_until(lambda: read_json(run_dir / "status.json").get("step"), what=(tmp_path / "log").read_text())
         asked = command(run_dir, "--steps", "4")

@@ -55,7 +55,7 @@ def reported(train_here: Train, data_root: Path, once: Once) -> Path:
 
     def report(folder: Path) -> None:
         data = shutil.copytree(data_root, folder / "data")
-        options = (f"data.root={data}", "log.tensorboard=true", "train.amp=off")
+        options = (f"data.root={data}", "log.to=[tensorboard]", "train.amp=off")
         train_here(folder / "run", *options, stop=StopAt(30))
         train_here(folder / "run", *options)
         write_report([folder / "run"], model_name=TINY, device="cpu")

@@ -548,8 +548,8 @@ def test_disk_trouble_ends_the_run_with_its_reason_after_three_tries(
 
 
 def test_what_a_run_directory_holds(train_here: Train, tmp_path: Path) -> None:
-    train_here(tmp_path, "log.tensorboard=true", stop=StopAt(30))
-    train_here(tmp_path, "log.tensorboard=true")
+    train_here(tmp_path, "log.to=[tensorboard]", stop=StopAt(30))
+    train_here(tmp_path, "log.to=[tensorboard]")
     starts = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
     assert [start["generation"] for start in starts] == [1, 2]
     assert starts[0]["resumed_from"] == 0

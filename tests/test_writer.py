@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from senet.training.writer import Writer
 from tests.harness import rows
 
 
-def writer(folder: Path, *, step: int = 0, tensorboard: bool = False, **more: Any) -> Writer:
-    return Writer(folder, resumed_step=step, epochs_done=0, tensorboard=tensorboard, **more)
+def writer(folder: Path, *, step: int = 0, to: Sequence[str] = (), **more: Any) -> Writer:
+    return Writer(folder, resumed_step=step, epochs_done=0, to=to, **more)
 
 
 def steps(folder: Path) -> list[int]:
@@ -30,7 +31,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def test_rows_past_the_resumed_step_are_cut(tmp_path: Path) -> None:
-    writer = Writer(tmp_path, resumed_step=0, epochs_done=0, tensorboard=False)
+    writer = Writer(tmp_path, resumed_step=0, epochs_done=0, to=())
     for step in range(1, 9):
         writer.write("train", step, loss=1.0)
         if step % 4 == 0:
@@ -39,7 +40,7 @@ def test_rows_past_the_resumed_step_are_cut(tmp_path: Path) -> None:
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')  # a kill in the middle of a row
         file.write('\n{"note": "restarted by hand"}\n{"kind": "epoch", "step": "4"}\n')
-    writer = Writer(tmp_path, resumed_step=4, epochs_done=0, tensorboard=False)  # stopped in the first evaluation
+    writer = Writer(tmp_path, resumed_step=4, epochs_done=0, to=())  # stopped in the first evaluation
     writer.write("train", 5, loss=2.0)
     writer.close()
     assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2)]
@@ -54,7 +55,7 @@ def test_tensorboard_shows_losses_in_one_chart_no_counters_and_first_the_options
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, parse_experiment_plugin_data
 
-    writer = Writer(tmp_path, resumed_step=0, epochs_done=0, tensorboard=True)
+    writer = Writer(tmp_path, resumed_step=0, epochs_done=0, to=("tensorboard",))
     writer.write("train", 2, train_loss=2.5, train_s=1.0)
     losses = {"train_loss": 2.0, "test_loss": 1.5, "ema_loss": 1.0}
     writer.write("epoch", 4, epoch=1, **losses, epoch_s=2.0, best_top1=90.0, best_epoch=1, weights="raw")
@@ -77,7 +78,7 @@ def test_tensorboard_shows_losses_in_one_chart_no_counters_and_first_the_options
 
 def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    writer = Writer(None, resumed_step=0, epochs_done=0, tensorboard=True)
+    writer = Writer(None, resumed_step=0, epochs_done=0, to=("tensorboard",))
     writer.write("train", 1, loss=1.0)
     writer.sync()
     writer.close()
@@ -172,7 +173,7 @@ def test_tensorboard_goes_on_in_new_files_after_its_file_system_was_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
 ) -> None:
     original = RecordWriter.write
-    written = writer(tmp_path, tensorboard=True)
+    written = writer(tmp_path, to=("tensorboard",))
     written.write("train", 1, train_loss=1.0)
     written.sync()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from senet.config.images import check_source
 from senet.config.options import (
+    KEYS,
     NETWORKS,
     TORCHVISION_RESNETS,
     Config,
@@ -123,10 +124,17 @@ def _check_beside(config: Config) -> None:
     if config.log.profile_at == 1:
         raise ConfigError("log.profile_at=1: the update before the first one that is profiled warms up; use 2 or more")
     check_notify(config.notify)
-    if (name := config.notify.removeprefix("env:")) != config.notify and name in config.slurm.environment:
-        raise ConfigError(f"notify=env:{name}: slurm.environment.{name} is written into files; export {name} instead")
+    _check_keys(config)
     _check_mapping("slurm.environment", config.slurm.environment, r"[A-Za-z_]\w*", (str,))
     _check_mapping("slurm.sbatch", config.slurm.sbatch, r"[a-z][a-z0-9_-]*", (str, int, float))
+
+
+def _check_keys(config: Config) -> None:
+    """ConfigError where options would carry a key into files."""
+    if (name := config.notify.removeprefix("env:")) != config.notify and name in config.slurm.environment:
+        raise ConfigError(f"notify=env:{name}: slurm.environment.{name} is written into files; export {name} instead")
+    for name in sorted(KEYS & config.slurm.environment.keys()):
+        raise ConfigError(f"slurm.environment.{name} would be written into files of the run; export {name} instead")
 
 
 def is_address(notify: str) -> bool:

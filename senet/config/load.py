@@ -17,6 +17,7 @@ from senet.config.hints import near_option, what_was_meant
 from senet.config.images import refuse_ignored_files
 from senet.config.options import Config, DataConfig, entry_of, flat_values, groups, options, those, types
 from senet.config.reading import Quoted, as_path, as_type, as_yaml, parse, plain, shown, unquoted
+from senet.config.renamed import with_new_names
 from senet.errors import ConfigError, did_you_mean
 from senet.verbs import DEFAULT_RECIPE, typed
 
@@ -81,7 +82,7 @@ def _merge(sources: Sequence[tuple[str, dict[str, Any]]]) -> Config:
     origins: dict[str, str] = {}
     for origin, content in sources:
         here = set()
-        for key, value in _flatten(origin, content):
+        for key, value in with_new_names(origin, list(_flatten(origin, content))):
             name, entry = _find_option(key)
             if not name:
                 raise ConfigError(f"{origin}unknown option {key!r}; {near_option(key) or '--help all lists them'}")

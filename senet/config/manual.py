@@ -121,7 +121,7 @@ def _kind(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "|".join(get_args(hint))
     if get_origin(hint) is tuple:
-        return f"list of {get_args(hint)[0].__name__}"
+        return f"list of {_kind(get_args(hint)[0])}"
     return "mapping" if get_origin(hint) is dict else str(hint.__name__)
 
 

@@ -20,6 +20,9 @@ NETWORKS = ("senet18", "preact_resnet18", *_WITH_TWINS, *(f"se_{name}" for name 
 HUBS = ("torchvision:", "timm:")
 """What ``model.init_from`` may begin with, where it is no path."""
 
+KEYS = {"WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD"}
+"""Variables of the services in ``log.to`` whose values belong into no file."""
+
 Argument = bool | int | float | str | list[Any] | dict[str, Any] | None
 """A value whose type is not known: what looks like a number, true, false or null is one, the rest is text."""
 
@@ -304,12 +307,15 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """How often the numbers are written, and for whom."""
+    """How often the numbers are written, and where they are shown."""
 
     every_steps: int = option(20, low=1, free=True)
     """Updates between rows of metrics.jsonl. The one host-device synchronisation of logging happens here."""
-    tensorboard: bool = option(True, free=True)
-    """Write event files beside metrics.jsonl."""
+    to: tuple[Literal["tensorboard", "wandb", "mlflow", "csv"], ...] = option(("tensorboard",), free=True)
+    """Where else the rows of metrics.jsonl are shown; []: nowhere. csv: metrics.csv in the run directory. wandb, mlflow
+    (./launch.sh setup wandb, setup mlflow): the services, as their own variables say, WANDB_PROJECT, WANDB_MODE,
+    MLFLOW_TRACKING_URI and others; without a key or a server, in the run directory. These three get a row once a
+    checkpoint covers it."""
     profile_at: int = option(0, low=0, high=1_000_000_000, free=True)
     """The first update that torch.profiler records on every rank, into ``<run_dir>/profile/``; the one before it warms
     up, so it is 2 or more. 0: none; ./launch.sh profile asks a run that trains."""

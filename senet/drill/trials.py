@@ -81,7 +81,7 @@ def _options(folder: Path, size: Size) -> list[str]:
         f"checkpoint.every_steps={save_every(size.steps)}",
         "checkpoint.keep=1",
         "log.every_steps=1",
-        "log.tensorboard=false",
+        "log.to=[]",
     ]
 
 

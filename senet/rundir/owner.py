@@ -26,9 +26,9 @@ OLD_S = 3600.0  # a heartbeat that is older is not watched
 POLL_S = 1.0
 _OWN_NAMES = (
     *("owner.json", ".owner.lock", "status.json", "config.yaml", "starts.jsonl", "restarts.jsonl", "model.txt"),
-    *("metrics.jsonl", "launch.json"),
+    *("metrics.jsonl", "launch.json", "views.json", "metrics.csv", "mlflow.db", ".sync.lock"),
 )
-_OWN_FOLDERS = ("checkpoints", "tensorboard", "slurm", "profile", "flight_recorder")
+_OWN_FOLDERS = ("checkpoints", "tensorboard", "wandb", "slurm", "profile", "flight_recorder")
 _FACTS = {"token", "generation", "heartbeat", "host", "boot", "pid", "pid_started", "job", "job_restarts"}
 _CHECKPOINT = re.compile(r"step_\d+\.g(\d+)\.pt")
 

@@ -30,6 +30,7 @@ from senet.rundir.copies import to_cpu
 from senet.rundir.files import PATIENCE_S, forget_cached, fsync_directory, patiently, write_temporary
 from senet.rundir.lease import LeaseLost
 
+Action = Callable[[], None]
 _FAILURES_TOLERATED = 2  # in a row
 _IN_LINE_S = 10.0  # how long training waits for the write before
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class CheckpointManager:
         self._resumed_from = resumed_from
         self._is_held = is_held
         self._lock = threading.Lock()  # for the next two
-        self._line: list[tuple[bool, Callable[[], None]]] = []  # writes to do, each with whether it is the best
+        self._line: list[tuple[bool, Action]] = []  # writes to do, each with whether it is the best
         self._thread: threading.Thread | None = None
         self._failures = 0  # in a row
         self._error: Exception | None = None  # of the last write
@@ -103,7 +104,8 @@ class CheckpointManager:
         payload: Mapping[str, Any],
         manifest: Mapping[str, Any],
         *,
-        first: Callable[[], None] = lambda: None,
+        first: Action = lambda: None,
+        then: Action = lambda: None,
         wait: bool = False,
     ) -> None:
         """Copy ``payload`` to the CPU now, and publish it in the background.
@@ -115,6 +117,7 @@ class CheckpointManager:
             payload: a tree of dicts, lists, numbers, strings and tensors. The copy is complete on return.
             manifest: JSON; ``step`` and ``best`` must be in it.
             first: called in the background before the checkpoint is published, to write what it needs.
+            then: called in the background when it is published.
             wait: return when it is published and verified.
 
         Raises:
@@ -131,7 +134,7 @@ class CheckpointManager:
         snapshot, facts = to_cpu(payload), dict(manifest)
 
         def write() -> None:
-            self._write(snapshot, facts, first)
+            self._write(snapshot, facts, first, then)
 
         with self._lock:
             kept = [(best, other) for best, other in self._line if best and not facts["best"]]
@@ -172,7 +175,7 @@ class CheckpointManager:
                 _, write = self._line.pop(0)
             write()
 
-    def _write(self, snapshot: dict[str, Any], manifest: dict[str, Any], first: Callable[[], None]) -> None:
+    def _write(self, snapshot: dict[str, Any], manifest: dict[str, Any], first: Action, then: Action) -> None:
         assert self.directory is not None
         began = time.perf_counter()
         try:
@@ -194,6 +197,7 @@ class CheckpointManager:
                 self._remove_leftovers()
             return
         self._error, self._failures = None, 0
+        then()
         try:
             self._prune()
         except (OSError, LeaseLost) as error:

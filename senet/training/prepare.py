@@ -30,6 +30,7 @@ from senet.training.losses import load_loss, try_own
 from senet.training.precision import begun_with
 from senet.training.resume import check_fits, choose_checkpoint
 from senet.training.seeds import seed_everything
+from senet.views.services import check_installed
 
 
 class OpenImages(Protocol):
@@ -78,6 +79,8 @@ def prepare(
     if config.augment.extra:
         load_extra(config.augment.extra)
     _check_parts(config)
+    if ranks.is_main:
+        check_installed(config.log.to)
     data = open_images(config.data, local_rank=ranks.local_rank)
     sampler = build_sampler(config, data, ranks)
     class_weights(config.train, data)  # names of classes

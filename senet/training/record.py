@@ -38,9 +38,11 @@ from senet.training.resume import rate_jump
 from senet.training.rows import result_line
 from senet.training.state import Summary, TrainState
 from senet.training.writer import Writer
+from senet.views.points import complete_through
 
 # of status.json, kept by the next
 _END_OF_A_START = ("state", "reason", "step", "job", "job_restarts", "heartbeat", "spent", "done")
+_END_S, _STOP_S = 120.0, 10.0  # how long the end of a run, and a stop, wait for the views
 log = logging.getLogger(__name__)
 
 
@@ -63,7 +65,9 @@ class Record:
 
     def save(self, payload: Mapping[str, Any], facts: Mapping[str, Any], *, wait: bool) -> None:
         """A checkpoint, once the rows so far are on the disk; see ``CheckpointManager.save``."""
-        self.checkpoints.save(payload, {**self.manifest, **facts}, first=self.writer.sync, wait=wait)
+        manifest = {**self.manifest, **facts}
+        covered = partial(self.writer.covered, complete_through(manifest))
+        self.checkpoints.save(payload, manifest, first=self.writer.sync, then=covered, wait=wait)
         self.tell(save_s=round(self.checkpoints.write_s, 3))  # of the last one that was finished
 
     def end(self, config: Config, summary: Summary, *, trained: bool, signal: str, tested: int) -> None:
@@ -89,6 +93,9 @@ class Record:
         if self.lease is not None:
             self.progress.say(f"time: {in_words(self.lease.measure()['hours'])}")
         self.progress.say(line)
+        if not stopped:
+            self.writer.covered(summary.step)
+        self.writer.end_views(finished=not stopped, within_s=_STOP_S if stopped else _END_S)
 
     def time_restart(self, state: TrainState) -> list[Callable[[], None]]:
         """After a failure, what to call after each update. At the first beyond the step that the failed launch had
@@ -129,7 +136,7 @@ def publish_start(
         RunError: the run directory cannot be written.
     """
     if lease is None:
-        return Writer(None, resumed_step=0, epochs_done=0, tensorboard=False)
+        return Writer(None, resumed_step=0, epochs_done=0, to=())
     try:
         _write_start(config, facts, lease, state, checkpoint, phases)
         lease.write(
@@ -139,7 +146,7 @@ def publish_start(
             lease.run_dir,
             resumed_step=state.step,
             epochs_done=state.epochs_done,
-            tensorboard=config.log.tensorboard,
+            to=config.log.to,
             is_held=lease.is_held,
         )
     except OSError as error:

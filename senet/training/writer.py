@@ -1,4 +1,4 @@
-"""``metrics.jsonl`` and TensorBoard, written in a thread of their own."""
+"""``metrics.jsonl`` and TensorBoard, written in a thread of their own; what goes to the other views."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from queue import SimpleQueue
@@ -19,12 +21,14 @@ from torch import Tensor, nn
 from senet.rundir.files import PATIENCE_S, patiently, read_rows, replace_file
 from senet.rundir.lease import LeaseLost
 from senet.training.boards import Boards
+from senet.views.sender import Sender
+from senet.views.services import make_view
 
 log = logging.getLogger(__name__)
 
 
 class Writer:
-    """Rows to ``metrics.jsonl`` and TensorBoard, on rank 0. On other ranks (``run_dir=None``) it writes nothing.
+    """Rows to ``metrics.jsonl`` and the views, on rank 0. On other ranks (``run_dir=None``) it writes nothing.
 
     Rows after the point that the run resumes from are removed, so that each step has one row after any number of kills.
     Training does not wait for the file system. What could not be written is written again with the next checkpoint.
@@ -36,12 +40,13 @@ class Writer:
         *,
         resumed_step: int,
         epochs_done: int,
-        tensorboard: bool,
+        to: Collection[str],
         is_held: Callable[[], bool] = lambda: True,
     ) -> None:
         self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._boards: Boards | None = None
+        self._senders: list[Sender] = []
         self._error: Exception | None = None
         if run_dir is None:
             return
@@ -54,8 +59,10 @@ class Writer:
             and (row.get("kind") != "epoch" or row.get("epoch", 0) <= epochs_done)
         ]
         self._rows = _Rows(path, kept, is_held)
-        if tensorboard:
+        if "tensorboard" in to:
             self._boards = Boards(run_dir / "tensorboard", resumed_step)
+        for name in sorted({*to} - {"tensorboard"}):
+            self._senders.append(Sender(name, run_dir, partial(make_view, name, run_dir, trains=True)))
         self._thread = threading.Thread(target=self._work, name="metrics", daemon=True)
         self._thread.start()
 
@@ -65,8 +72,11 @@ class Writer:
             raise self._error
         if self._thread is None:
             return
-        line = _line({"kind": kind, "step": step, **values})
+        row = {"kind": kind, "step": step, **values}
+        line = _line(row)
         self._jobs.put(lambda: self._rows.add(line))
+        for sender in self._senders:
+            sender.add(row)
         if (boards := self._boards) is not None:
             self._jobs.put(lambda: boards.row(kind, step, values))
 
@@ -91,6 +101,19 @@ class Writer:
         self._jobs.put(done.set)
         while not done.wait(0.5) and self._thread.is_alive():
             pass
+
+    def covered(self, through: int) -> None:
+        """No step up to this one is done again: the views that take none back may have it."""
+        for sender in self._senders:
+            sender.covered(through)
+
+    def end_views(self, *, finished: bool, within_s: float) -> None:
+        """Wait until the views have what is covered. Without it they have that later."""
+        deadline = time.monotonic() + within_s
+        for sender in self._senders:
+            sender.close(finished=finished)
+        for sender in self._senders:
+            sender.join(max(0.0, deadline - time.monotonic()))
 
     def close(self) -> None:
         """Make everything durable, or warn of what is not, and end."""

@@ -159,7 +159,7 @@ def fill(disk: Path, leave: int) -> Path:
 @pytest.mark.fault("disk full before and during a save", quick=1, full=5)
 def test_a_full_disk_costs_no_checkpoint(trial: Trial, data_root: Path, tmp_path: Path, small_disk: Path) -> None:
     run_dir = small_disk / "run"
-    command = train_command(0, options(data_root, run_dir, PACED, "checkpoint.keep=1", "log.tensorboard=true"))
+    command = train_command(0, options(data_root, run_dir, PACED, "checkpoint.keep=1", "log.to=[tensorboard]"))
     leave = 0 if trial.number % 2 else 500_000  # before a save, or in the middle of it
     mirror = tmp_path / "status"
     with started(command, tmp_path / "log", SENET_STATUS_FILE=str(mirror)) as process:
@@ -213,7 +213,7 @@ def test_a_run_directory_that_becomes_read_only_ends_the_run_with_its_reason(
     at: int, trial: Trial, data_root: Path, tmp_path: Path
 ) -> None:
     run_dir, mirror = tmp_path / "run", tmp_path / "status"
-    command = train_command(0, options(data_root, run_dir, "log.tensorboard=true"))
+    command = train_command(0, options(data_root, run_dir, "log.to=[tensorboard]"))
     fault = failing("change", run_dir, at=at, errno=errno.EROFS)
     with started(command, tmp_path / "log", SENET_STATUS_FILE=str(mirror), **fault) as process:
         assert process.wait(60) == 1, (tmp_path / "log").read_text()
@@ -240,7 +240,7 @@ def test_a_file_system_that_is_away_for_a_while_costs_its_time(
 ) -> None:
     number, call = AWAY[trial.number % len(AWAY)]
     run_dir = tmp_path / "run"
-    command = train_command(0, options(data_root, run_dir, "log.tensorboard=true"))
+    command = train_command(0, options(data_root, run_dir, "log.to=[tensorboard]"))
     fault = failing(call, run_dir, at=trial.random.randint(1, 60), times=trial.random.randint(1, 12), errno=number)
     with started(command, tmp_path / "log", **fault) as process:
         assert process.wait(120) == 0, (tmp_path / "log").read_text()

@@ -90,7 +90,7 @@ def test_after_ten_kills_each_step_is_written_down_once(
     trial: Trial, data_root: Path, tmp_path: Path, unbroken: Unbroken
 ) -> None:
     run_dir = tmp_path / "run"
-    command = train_command(0, options(data_root, run_dir, PACED, "log.tensorboard=true"))
+    command = train_command(0, options(data_root, run_dir, PACED, "log.to=[tensorboard]"))
     for number in range(10):
         with started(command, tmp_path / "log") as process:
             goal = 4 * number + trial.random.randint(3, 6)

@@ -1,0 +1,86 @@
+"""Send the numbers of runs to Weights & Biases or MLflow: ``python -m senet.sync RUN [RUN ...]``.
+
+From a machine with network, what a training without one could not send: each step that the service lacks, from
+metrics.jsonl. The same command again sends what is new. Where, say the variables of the services: WANDB_PROJECT,
+WANDB_ENTITY, WANDB_BASE_URL; MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from senet.command import Parser, end
+from senet.errors import FAILED_EXIT_CODE, ConfigError
+from senet.rundir.files import read_json
+from senet.rundir.history import read_options
+from senet.rundir.locks import lock
+from senet.rundir.named import folder_of, runs_in
+from senet.verbs import typed
+from senet.views.points import complete_through
+from senet.views.services import SERVICES, catch_up, check_installed, in_words, make_view
+
+_PATIENCE_S = 60.0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Send all that is missing; a line for each run and service."""
+    assert __doc__
+    parser = Parser(prog=typed("sync"), description=__doc__.split("\n\n", 1)[1])
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, a sweep, or a folder of runs")
+    parser.add_argument("--to", action="append", choices=SERVICES, help="this service; else those in log.to of each run")
+    arguments = parser.parse_args(argv)
+    runs = [run for word in arguments.runs for run in runs_in(folder_of(word))]
+    wanted = [(run, name) for run in runs for name in SERVICES if name in (arguments.to or _named_by(run))]
+    if not wanted:
+        raise ConfigError(f"log.to has neither {' nor '.join(SERVICES)} in {runs[0]}; name the service: --to wandb")
+    check_installed({name for _, name in wanted})
+    if any(name == "mlflow" for _, name in wanted) and not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise ConfigError(
+            "MLFLOW_TRACKING_URI is not set, so there is no server to send to; export it, e.g. http://HOST:5000"
+        )
+    sent = [send(run, name) for run, name in wanted]
+    return 0 if all(sent) else FAILED_EXIT_CODE
+
+
+def _named_by(run: Path) -> Sequence[str]:
+    return read_options(run / "config.yaml").get("log.to") or ()
+
+
+def send(run: Path, name: str) -> bool:
+    """Of one run to one service; whether all is there now."""
+    try:
+        with lock(run / ".sync.lock", patience_s=_PATIENCE_S):
+            finished, through = covered(run)
+            if through < 0:
+                print(f"{run}: no checkpoint is there yet", flush=True)
+                return True
+            view = make_view(name, run, trains=False)
+            count, last = catch_up(view, run, through)
+            view.close(finished=finished)
+    except Exception as error:  # whatever a library raises: the other runs have their turn
+        print(f"{run}: {name}: {in_words(error)}; the same command again sends what is missing", file=sys.stderr)
+        return False
+    print(f"{run}: {name}: {count} steps sent, up to step {max(last, 0)}", flush=True)
+    return True
+
+
+def covered(run: Path) -> tuple[bool, int]:
+    """Whether a run has finished, and up to which step nothing is done again: that of its newest checkpoint."""
+    status = read_json(run / "status.json")
+    if status.get("state") == "finished":
+        return True, int(status["step"])
+    from senet.rundir.checkpoint import published_files  # imports torch
+
+    resumed_from = {int(key): step for key, step in read_json(run / "owner.json").get("resumed_from", {}).items()}
+    published = published_files(run / "checkpoints", resumed_from)
+    if not published:
+        return False, -1
+    return False, complete_through(json.loads(published[0].with_suffix(".json").read_text()))
+
+
+if __name__ == "__main__":
+    end("sync", main)

@@ -19,7 +19,8 @@ def library(name: str, extra: str) -> Any:
 
 def must_be_installed(name: str, extra: str) -> None:
     """ConfigError where a module is not installed. It is not imported."""
-    if find_spec(name) is None:
+    found = find_spec(name)
+    if found is None or found.origin is None:  # None: a mere folder of this name, as wandb leaves some
         raise _missing(name, extra)
 
 

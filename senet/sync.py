@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from senet.command import Parser, end
-from senet.errors import FAILED_EXIT_CODE, ConfigError
+from senet.errors import FAILED_EXIT_CODE, ConfigError, RunError
 from senet.rundir.files import read_json
 from senet.rundir.history import read_options
 from senet.rundir.locks import lock
 from senet.rundir.named import folder_of, runs_in
+from senet.rundir.owner import holder
 from senet.verbs import typed
+from senet.views.identity import identify
 from senet.views.points import complete_through
 from senet.views.services import SERVICES, catch_up, check_installed, in_words, make_view
 
@@ -31,7 +33,9 @@ def main(argv: Sequence[str]) -> int:
     assert __doc__
     parser = Parser(prog=typed("sync"), description=__doc__.split("\n\n", 1)[1])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, a sweep, or a folder of runs")
-    parser.add_argument("--to", action="append", choices=SERVICES, help="this service; else those in log.to of each run")
+    parser.add_argument(
+        "--to", action="append", choices=SERVICES, help="this service; else those in log.to of each run"
+    )
     arguments = parser.parse_args(argv)
     runs = [run for word in arguments.runs for run in runs_in(folder_of(word))]
     wanted = [(run, name) for run in runs for name in SERVICES if name in (arguments.to or _named_by(run))]
@@ -55,10 +59,12 @@ def send(run: Path, name: str) -> bool:
     try:
         with lock(run / ".sync.lock", patience_s=_PATIENCE_S):
             finished, through = covered(run)
+            if sends_itself(run, name):
+                raise RunError("the training sends its steps itself; when it has ended")
             if through < 0:
                 print(f"{run}: no checkpoint is there yet", flush=True)
                 return True
-            view = make_view(name, run, trains=False)
+            view = make_view(name, run, identify(run, trains=False), trains=False)
             count, last = catch_up(view, run, through)
             view.close(finished=finished)
     except Exception as error:  # whatever a library raises: the other runs have their turn
@@ -66,6 +72,12 @@ def send(run: Path, name: str) -> bool:
         return False
     print(f"{run}: {name}: {count} steps sent, up to step {max(last, 0)}", flush=True)
     return True
+
+
+def sends_itself(run: Path, name: str) -> bool:
+    """Two that send to W&B at once would write over each other's lines. MLflow takes what comes twice once."""
+    at_work = name == "wandb" and name in _named_by(run) and holder(run)[0]
+    return bool(at_work) and not list(run.glob("wandb/offline-run-*"))
 
 
 def covered(run: Path) -> tuple[bool, int]:

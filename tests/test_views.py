@@ -15,6 +15,7 @@ import pytest
 from senet.config.load import load_config, to_yaml
 from senet.errors import ConfigError
 from senet.rundir.files import write_json
+from senet.rundir.history import read_options
 from senet.training.writer import Writer
 from senet.views import services
 from senet.views.csv_file import CsvFile
@@ -140,7 +141,7 @@ def test_options_are_shown_without_those_that_may_hold_what_only_their_user_shou
 def test_each_start_sends_what_is_missing_and_a_killed_one_leaves_no_step_twice(name: str, tmp_path: Path) -> None:
     run_dir = a_run(tmp_path / "run")
     for through in (3, 3, 8, 12, 12):
-        view = make_view(name, run_dir, trains=True)
+        view = make_view(name, run_dir, identify(run_dir, trains=True), trains=True)
         catch_up(view, run_dir, through)
         if through != 8 or name == "wandb":  # else as if it were killed; wandb's own process would know it
             view.close(finished=through == 12)
@@ -150,7 +151,7 @@ def test_each_start_sends_what_is_missing_and_a_killed_one_leaves_no_step_twice(
 @pytest.mark.parametrize("name", ALL)
 def test_what_comes_after_the_last_step_is_added(name: str, tmp_path: Path) -> None:
     run_dir = a_run(tmp_path / "run")
-    view = make_view(name, run_dir, trains=True)
+    view = make_view(name, run_dir, identify(run_dir, trains=True), trains=True)
     catch_up(view, run_dir, 2)
     view.send(points([train_row(3), epoch_row(3)], after=2, through=3))
     view.send([])
@@ -332,6 +333,8 @@ def test_the_option_of_earlier_versions_is_refused_with_the_new_one_and_taken_fr
     for text, views in (("true", ("tensorboard",)), ("false", ())):
         recipe.write_text(whole.replace("  to:\n  - csv\n", f"  tensorboard: {text}\n"))
         assert load_config([str(recipe)]).log.to == views
+        assert read_options(recipe)["log.to"] == [*views]  # as compare and the report read it
+        assert "log.tensorboard" not in read_options(recipe)
 
 
 def test_a_key_in_the_environment_of_a_job_is_refused_since_that_is_written_into_files() -> None:

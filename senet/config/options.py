@@ -20,7 +20,7 @@ NETWORKS = ("senet18", "preact_resnet18", *_WITH_TWINS, *(f"se_{name}" for name 
 HUBS = ("torchvision:", "timm:")
 """What ``model.init_from`` may begin with, where it is no path."""
 
-KEYS = {"WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD"}
+KEYS = {"WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "DATABRICKS_TOKEN"}
 """Variables of the services in ``log.to`` whose values belong into no file."""
 
 Argument = bool | int | float | str | list[Any] | dict[str, Any] | None

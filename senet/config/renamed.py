@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from senet.errors import ConfigError
@@ -11,18 +11,27 @@ _WRITTEN_BY_A_RUN = {"run_dir", "seed", "log.every_steps", "slurm.cluster"}
 """Among the options of such a file, which holds them all."""
 
 
-def with_new_names(origin: str, given: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """The options of one source. In the config.yaml of a run they are renamed: the same command goes on with it.
+def of_a_run(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat options that a run has written, under their names of today: a run goes on, and is compared with others."""
+    return {name: new for key, value in options.items() for name, new in [_today(key, value)]}
+
+
+def with_new_names(origin: str, given: Sequence[tuple[str, Any]]) -> Iterable[tuple[str, Any]]:
+    """The options of one source, a file or the command line.
 
     Raises:
         ConfigError: a person has written an old name.
     """
-    is_of_a_run = {key for key, _ in given} >= _WRITTEN_BY_A_RUN
-    for key, value in given:
-        if key != "log.tensorboard":
-            yield key, value
-        elif is_of_a_run:
-            yield "log.to", ["tensorboard"] if str(value).lower() == "true" else []
-        else:
-            new = "[]" if str(value).lower() in ("false", "no", "off") else "[tensorboard]"
-            raise ConfigError(f"{origin}log.tensorboard is now log.to, a list; write log.to={new}")
+    keys = {key for key, _ in given}
+    if keys >= _WRITTEN_BY_A_RUN:
+        return [_today(key, value) for key, value in given]
+    if "log.tensorboard" in keys:
+        _, new = _today("log.tensorboard", dict(given)["log.tensorboard"])
+        raise ConfigError(f"{origin}log.tensorboard is now log.to, a list; write log.to=[{','.join(new)}]")
+    return given
+
+
+def _today(key: str, value: Any) -> tuple[str, Any]:
+    if key != "log.tensorboard":
+        return key, value
+    return "log.to", ["tensorboard"] if str(value).lower() in ("true", "yes", "on") else []

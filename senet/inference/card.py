@@ -9,6 +9,7 @@ import yaml
 
 from senet.config.load import to_flat
 from senet.config.options import HUBS, Config, those
+from senet.config.renamed import of_a_run
 from senet.inference.network import Trained
 from senet.rundir.history import judged
 
@@ -37,7 +38,7 @@ Training can begin from it: `model.init_from=FOLDER`.
 
 def model_card(trained: Trained, title: str, *, of_timm: bool) -> str:
     """Markdown with the front matter that the Hugging Face hub reads."""
-    manifest, config = trained.manifest, trained.manifest["config"]
+    manifest, config = trained.manifest, of_a_run(trained.manifest["config"])
     name, facts = config["model.name"], dict(manifest["facts"])
     began_with = facts.pop("began_with_sha256", "")
     lines = {

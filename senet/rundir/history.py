@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from senet.config.renamed import of_a_run
 from senet.errors import ConfigError
 from senet.rundir.files import read_json, read_rows
 from senet.rundir.hours import Hours, hours_of
@@ -168,4 +169,4 @@ def read_options(path: Path) -> dict[str, Any]:
             flat |= {f"{key}.{name}": inner for name, inner in value.items()}
         else:
             flat[str(key)] = value
-    return {key: value for key, value in flat.items() if not key.startswith("slurm.")}
+    return {key: value for key, value in of_a_run(flat).items() if not key.startswith("slurm.")}

@@ -95,7 +95,9 @@ class Record:
         self.progress.say(line)
         if not stopped:
             self.writer.covered(summary.step)
-        self.writer.end_views(finished=not stopped, within_s=_STOP_S if stopped else _END_S)
+        # the other ranks wait meanwhile, up to their time limit
+        most_s = min(_END_S, config.distributed.eval_timeout_s / 2)
+        self.writer.end_views(finished=not stopped, within_s=min(_STOP_S, most_s) if stopped else most_s)
 
     def time_restart(self, state: TrainState) -> list[Callable[[], None]]:
         """After a failure, what to call after each update. At the first beyond the step that the failed launch had

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from senet.rundir.files import PATIENCE_S, patiently, read_rows, replace_file
 from senet.rundir.lease import LeaseLost
 from senet.training.boards import Boards
+from senet.views.identity import identify
 from senet.views.sender import Sender
 from senet.views.services import make_view
 
@@ -61,8 +62,9 @@ class Writer:
         self._rows = _Rows(path, kept, is_held)
         if "tensorboard" in to:
             self._boards = Boards(run_dir / "tensorboard", resumed_step)
-        for name in sorted({*to} - {"tensorboard"}):
-            self._senders.append(Sender(name, run_dir, partial(make_view, name, run_dir, trains=True)))
+        if others := sorted({*to} - {"tensorboard"}):
+            make = partial(make_view, run_dir=run_dir, identity=identify(run_dir, trains=True), trains=True)
+            self._senders = [Sender(name, run_dir, partial(make, name)) for name in others]
         self._thread = threading.Thread(target=self._work, name="metrics", daemon=True)
         self._thread.start()
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from senet.errors import ConfigError
 from senet.extras import library
 from senet.views.identity import Identity
 from senet.views.points import Point
@@ -31,10 +33,12 @@ class MlflowRun:
 
     def open(self) -> int:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        if self.address.startswith("sqlite:") and re.search("[?#]", self.address):
+            raise ConfigError(f"{self.address}: MLflow takes the path up to the ? or # in it; choose another run_dir")
         self._mlflow = library("mlflow", "mlflow")
         for name in ("mlflow", "alembic", "urllib3"):  # they tell of each step and each try; the view warns once
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        if self.address.endswith(f":///{self._database}") and not self._database.exists():
+        if self.address == f"sqlite:///{self._database}" and not self._database.exists():
             self._make_database()
         self._client = self._mlflow.MlflowClient(tracking_uri=self.address)
         experiment = _experiment(self._client)

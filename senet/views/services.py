@@ -12,7 +12,7 @@ from senet.config.options import KEYS
 from senet.extras import must_be_installed
 from senet.rundir.files import read_rows
 from senet.views.csv_file import CsvFile
-from senet.views.identity import identify
+from senet.views.identity import Identity
 from senet.views.mlflow_run import MlflowRun
 from senet.views.points import Point, points
 from senet.views.wandb_run import WandbRun
@@ -41,11 +41,10 @@ def check_installed(names: Iterable[str]) -> None:
             must_be_installed(name, name)
 
 
-def make_view(name: str, run_dir: Path, *, trains: bool) -> View:
+def make_view(name: str, run_dir: Path, identity: Identity, *, trains: bool) -> View:
     """``trains``: for a training, which does without a server where there is none."""
     if name == "csv":
         return CsvFile(run_dir)
-    identity = identify(run_dir, trains=trains)
     if name == "mlflow":
         return MlflowRun(run_dir, identity)
     return WandbRun(run_dir, identity, trains=trains)
@@ -67,4 +66,5 @@ def in_words(error: Exception) -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     for secret in filter(None, map(os.environ.get, KEYS)):
         text = text.replace(secret, "***")
-    return re.sub(r"://[^/\s@]*@", "://***@", text)[:300]
+    text = re.sub(r"://[^/\s@]*@", "://***@", text)
+    return re.sub(r"(?i)(token|key|secret|password)=[^&\s]+", r"\1=***", text)[:300]

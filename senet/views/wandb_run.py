@@ -16,7 +16,8 @@ from senet.extras import library
 from senet.views.identity import Identity
 from senet.views.points import Point
 
-_QUIET = {  # a view of metrics.jsonl and no more: neither output, code, packages nor the machine are looked at
+_QUIET = {  # a view of metrics.jsonl and no more: neither output, code, packages nor the machine are looked at.
+    # Those with x_ may change their names with any version
     "console": "off", "silent": True, "symlink": False, "disable_git": True, "disable_code": True, "save_code": False,
     "x_disable_meta": True, "x_disable_stats": True, "x_disable_machine_info": True, "x_save_requirements": False,
 }  # fmt: skip
@@ -52,8 +53,10 @@ class WandbRun:
             mode=self._mode(settings),
             resume="allow",
             reinit="create_new",  # leaves a run alone that somebody's own functions have
-            settings=wandb.Settings(**_QUIET),
+            settings=wandb.Settings(**{k: each for k, each in _QUIET.items() if k in wandb.Settings.model_fields}),
         )
+        if self._run.disabled:
+            return -1
         for folder in self._folder.glob("wandb/*run-*"):
             if folder != Path(self._run.dir).parent:
                 rmtree(folder, ignore_errors=True)  # a network file system keeps the files that a process has open

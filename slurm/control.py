@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from senet.errors import ConfigError
-from senet.rundir.files import read_json, write_json
+from senet.rundir.files import read_json
 from senet.rundir.hours import of_all
 from senet.rundir.named import one_run
 from senet.rundir.restarts import count_restarts, last_restart
-from senet.rundir.standing import state_of
+from senet.rundir.standing import over_file, state_of
 from senet.sweep import record
 from senet.verbs import typed
 from slurm import cluster, nodes, runs
@@ -74,11 +74,14 @@ def stop(names: list[str]) -> None:
         known = _states([*jobs.values()])
     except cluster.NoAnswer as error:
         raise cluster.NoAnswer(f"{who} of run_dir={names[0]} was not stopped, try again: {error}") from None
+    if not shutil.which("squeue") and any(not known[each].word for each in ids):
+        raise ConfigError(f"{who}: there is no squeue on this machine, so whether it waits is not known; stop it there")
     active = {run_dir: job for run_dir, job in jobs.items() if known[job["job"]].active}
     _note({run_dir: job for run_dir, job in jobs.items() if run_dir not in active})
     if not active:
         seen = ", ".join(dict.fromkeys(known[each].word or "unknown to SLURM" for each in ids))
-        raise ConfigError(f"{who} of run_dir={names[0]} does not run: it is {seen}")
+        print(f"{who} does not run any more: it is {seen}")
+        return
     _end(active, known)
     _note(active)
     words = [known[job["job"]].word for job in active.values()]
@@ -89,7 +92,7 @@ def stop(names: list[str]) -> None:
 def _note(jobs: Mapping[Path, Mapping[str, Any]]) -> None:
     """That these jobs do not come back, for who does not ask SLURM."""
     for run_dir, job in jobs.items():
-        write_json(run_dir / "slurm" / "job.json", {**job, "stopped": time.time()})
+        over_file(run_dir, job["job"]).touch()
 
 
 def _array(job_id: str) -> str:

@@ -41,7 +41,7 @@ def meant(word: str) -> Path | None:
 def _of_job(word: str) -> list[tuple[Path, str]]:
     """The run directory that had a job; of an array those of its cells, each with its own."""
     out = Path(cluster.job_fields(word).get("StdOut", ""))
-    folders, where = list(below(ROOT)), "SLURM does not know it, and no run in runs/"
+    folders, where = list(below(ROOT, 2)), "SLURM does not know it, and no run in runs/"
     if out.parent.name == "slurm" and out.parent.is_dir():
         folder = out.parent.parent
         if not is_sweep(folder):
@@ -82,8 +82,8 @@ def jobs_of(word: str, *, several: bool = True) -> dict[Path, dict[str, Any]]:
 
 
 def all_jobs() -> dict[Path, dict[str, Any]]:
-    """The same of all run directories in ``runs/``; ConfigError where there is none."""
-    if found := _with_jobs((run_dir, "") for run_dir in below(ROOT)):
+    """The same of all runs and cells in ``runs/``; ConfigError where there is none."""
+    if found := _with_jobs((run_dir, "") for run_dir in below(ROOT, 2)):
         return found
     raise ConfigError(f"no run in runs/ was submitted; name a run directory: {typed('slurm')} status RUN_DIR")
 

@@ -203,6 +203,13 @@ def test_runs_that_have_not_finished_are_named_and_not_counted(rates: Path) -> N
     assert "groups of fewer than two runs, of which nothing can be said: 4" in found.notes
 
 
+def test_a_finished_run_that_was_sent_again_counts(rates: Path) -> None:
+    sent = rates / "optim.lr=0.1_seed=0" / "slurm"
+    sent.mkdir()
+    write_json(sent / "job.json", {"job": "7", "cluster": "slurm", "submitted": 1.0})
+    assert compare([rates]).counts == {"found": 15, "finished": 15}
+
+
 def test_a_run_is_counted_once_however_it_is_named_and_its_repeats_never(rates: Path, tmp_path: Path) -> None:
     later = {"time": "2026-11-27"}
     repeat = write_run(
@@ -235,16 +242,28 @@ def test_only_options_that_change_the_numbers_make_groups(tmp_path: Path) -> Non
     assert [len(each.runs) for each in found.groups] == [1, 1, 2]
 
 
-def test_groups_on_different_images_are_not_compared(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("data.holdout=0", "data.holdout=100"),
+        ("data.source=cifar10", "data.source=cifar100"),
+        (
+            "data.source=imagefolder data.folder=/a data.splits.test=dev",
+            "data.source=imagefolder data.folder=/a data.splits.test=val",
+        ),
+        ("data.source=imagefolder data.folder=/a", "data.source=imagefolder data.folder=/b"),
+    ],
+)
+def test_groups_on_different_images_are_not_compared(tmp_path: Path, first: str, second: str) -> None:
     for seed in (0, 1):
-        for holdout, shift in ((0, 0.0), (100, 9.0)):
+        for images, shift in ((first, 0.0), (second, 9.0)):
             for rate in (0.05, 0.1):
-                options = (f"data.holdout={holdout}", f"optim.lr={rate}", f"seed={seed}")
+                options = (*images.split(), f"optim.lr={rate}", f"seed={seed}")
                 top1 = [80 + shift + seed * rate * 9]
-                write_run(tmp_path / f"{holdout} {rate} {seed}", *options, top1=top1)
+                write_run(tmp_path / f"{shift} {rate} {seed}", *options, top1=top1)
     found = compare([tmp_path])
     assert [(each.first, each.second) for each in found.differences] == [(0, 1), (2, 3)]
-    assert found.images == "test or held-out"
+    assert found.images == ("test or held-out" if "holdout" in second else "test")
     assert found.notes == ["groups that were scored on different images are not compared with each other"]
 
 

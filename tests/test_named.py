@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,7 @@ def test_a_word_is_a_path_or_a_name_in_runs(here: Path) -> None:
         assert meant(word) == cells  # in the order of the sweep
     assert meant(f"{here}/runs/rates")[0] == f"{here}/runs/rates/9"
     assert meant("one") == meant("runs/one") == ["runs/one"]
+    assert folder_of("..") == Path("..")
     for word in ("runs", "."):
         assert meant(word) == ["runs/copy", "runs/one", *cells, "runs/sent"]
     assert [str(cell) for cell in cells_not_begun(folder_of("rates"))] == ["runs/rates/11"]
@@ -75,7 +77,36 @@ def test_links_to_runs_are_followed_and_no_others(here: Path) -> None:
     (here / "some").mkdir()
     (here / "some" / "run").symlink_to(here / "runs" / "one")
     (here / "some" / "circle").symlink_to(here)
-    assert meant("some") == ["some/run"]
+    (here / "some" / "sweep").symlink_to(here / "runs" / "rates")
+    assert meant("some") == ["some/run", "some/sweep/9", "some/sweep/10"]
+
+
+def test_what_may_not_be_read_is_left_out_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("runs/lost+found").mkdir()
+    exists = Path.exists
+
+    def refuses(path: Path) -> bool:  # as for others than root
+        if "lost+found" in path.parts:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", refuses)
+    for _ in range(2):
+        assert len(meant("runs")) == 5
+    assert list(runs.all_jobs()) == [Path("runs/rates/9"), Path("runs/sent")]
+    assert capsys.readouterr().err == "runs/lost+found may not be read by you, and is left out\n"
+
+
+def test_no_file_beside_the_runs_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(100):
+        (Path("runs") / f"{number}.png").touch()
+    asked: list[Path] = []
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: asked.append(path) or exists(path))
+    meant("runs")
+    assert not [path for path in asked if ".png" in str(path)]
 
 
 COMMANDS: dict[str, Callable[[str], object]] = {

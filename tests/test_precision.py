@@ -408,8 +408,9 @@ def test_a_branch_of_another_run_goes_on_in_its_precision(
     assert differing(one, other) == []
 
 
+@pytest.mark.parametrize("differs", ["processor", "network"])
 def test_the_cells_of_a_sweep_take_the_precision_of_the_first(
-    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], differs: str
 ) -> None:
     write_json(tmp_path / "sweep.json", {"cells": {"a": {}, "b": {}, "c": {}}})
     offers(monkeypatch, off=3, bf16=1)
@@ -418,8 +419,11 @@ def test_the_cells_of_a_sweep_take_the_precision_of_the_first(
     train_here(tmp_path / "b", AUTO, *SMALL, "optim.lr=0.2", stop=StopAt(3))
     assert (chosen(tmp_path / "b")[0], measured) == ("off", [])
     assert "INFO: train.amp=auto takes off, as the cell a of this sweep\n" in capsys.readouterr().err
-    monkeypatch.setattr("senet.training.run.processor", lambda _: "another one")
-    train_here(tmp_path / "c", AUTO, *SMALL, "optim.lr=0.3", stop=StopAt(3))
+    other = "model.name=tests.networks:tiny_senet"
+    if differs == "processor":
+        monkeypatch.setattr("senet.training.run.processor", lambda _: "another one")
+        other = SMALL[0]
+    train_here(tmp_path / "c", AUTO, *SMALL, other, stop=StopAt(3))
     assert (chosen(tmp_path / "c")[0], len(measured)) == ("off", 1)
     said = capsys.readouterr().err
     assert "WARNING: train.amp=auto takes off, as the cell a of this sweep, but here bf16 is faster (3 images/s" in said
@@ -438,7 +442,7 @@ def test_of_cells_that_begin_at_the_same_moment_the_first_to_have_measured_choos
     offers(monkeypatch)
 
     def measured_meanwhile(*_: Any, **__: Any) -> dict[str, float]:
-        write_json(tmp_path / precision.FILE, {"amp": "bf16", "processor": "another one", "cell": "a"})
+        write_json(tmp_path / precision.FILE, {"amp": "bf16", "processor": "another one", "model": "m", "cell": "a"})
         return {"off": 3.0, "bf16": 1.0}
 
     def refused(*_: Any) -> None:

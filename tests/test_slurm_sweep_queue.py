@@ -208,11 +208,20 @@ def test_cells_that_have_jobs_are_not_trained_on_this_machine_until_those_are_st
     assert "to train them here, end those first: " in line
     assert line.endswith("stop runs/x: seed=0, seed=1, seed=2, seed=3")
     install(submitted.commands, "squeue", UNKNOWN)  # somebody has cancelled them, or SLURM has lost them
-    with pytest.raises(ConfigError, match="does not run: it is unknown to SLURM"):
-        control.stop(["x"])
+    control.stop(["x"])
+    assert "job 7 does not run any more: it is unknown to SLURM" in capsys.readouterr().out
     trains.clear()
     local_sweep.main([*words, "seed=0..4"], StopFlag())
     assert len(trains) == 5
+
+
+def test_where_slurm_cannot_be_asked_no_job_is_taken_for_ended(
+    submitted: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError, match="job 7: there is no squeue on this machine"):
+        control.stop(["x"])
+    assert {state_of(submitted.folder / f"seed={task}").word for task in range(4)} == {"submitted"}
 
 
 def test_a_cell_that_cannot_be_stopped_is_named_alone_and_the_others_are_not_requeued(submitted: Sweep) -> None:

@@ -12,7 +12,7 @@ import pytest
 from senet import REPOSITORY
 from senet.rundir.files import write_json
 from senet.rundir.lease import Lease
-from senet.rundir.standing import TAKEN, WORDS, state_of
+from senet.rundir.standing import TAKEN, WORDS, over_file, state_of
 from slurm.cluster import JobState
 
 SENT = {"job": "7", "cluster": "slurm", "submitted": 1000.0}
@@ -93,10 +93,21 @@ def test_what_was_trained_after_a_job_without_it_counts(tmp_path: Path) -> None:
     assert found(tmp_path, later | {"heartbeat": 1.0}, SENT, JobState("CANCELLED")) == ("cancelled", "")
 
 
+def test_the_status_of_an_earlier_job_is_not_that_of_the_newest_whatever_its_clock(tmp_path: Path) -> None:
+    before = {"job": "6", "heartbeat": 1010.0, "state": "failed", "reason": "why"}
+    assert found(tmp_path, before, SENT) == ("submitted", "job 7")
+    assert found(tmp_path, before, SENT, JobState("RUNNING")) == ("starting", "")
+    local = SENT | {"cluster": "local"}
+    assert found(tmp_path, before, local) == ("failed", "why")  # that of the allocation in which it was started
+
+
 def test_a_job_that_was_stopped_does_not_come_back(tmp_path: Path) -> None:
     stopped = OF_JOB | {"state": "stopped", "reason": "SIGUSR2"}
-    assert found(tmp_path, stopped, SENT | {"stopped": 1002.0}) == ("stopped", "SIGUSR2")
-    assert found(tmp_path, {}, SENT | {"stopped": 1002.0}) == ("not begun", "")
+    assert found(tmp_path, stopped, SENT)[0] == "submitted"
+    over_file(tmp_path, "7").touch()
+    assert found(tmp_path, stopped, SENT) == ("stopped", "SIGUSR2")
+    assert found(tmp_path, {}, SENT) == ("not begun", "")
+    assert found(tmp_path, {}, SENT | {"job": "8"}) == ("submitted", "job 8")
 
 
 def test_an_end_without_a_word_is_that_of_the_disk_if_that_is_full(

@@ -46,7 +46,7 @@ def collect(folders: Sequence[Path]) -> Collected:
     for folder in run_dirs.values():
         state = state_of(folder)
         run = read_run(folder) if (folder / "metrics.jsonl").exists() else None
-        if run is not None and run.epochs and state.word == "finished":
+        if run is not None and run.epochs and state.status.get("state") == "finished":  # or sent again
             found.finished.append(run)
             continue
         found.left_out[folder] = _why(state)

@@ -128,7 +128,7 @@ def _pairs(
         said.append(f"groups of fewer than two runs, of which nothing can be said: {listed(few)}")
     if len({each.images for each in groups}) > 1:
         said.append("groups that were scored on different images are not compared with each other")
-    kinds: dict[tuple[object, ...], list[int]] = {}
+    kinds: dict[tuple[str, ...], list[int]] = {}
     for index, (each, of) in enumerate(zip(groups, values, strict=True)):
         if len(of) > 1:
             kinds.setdefault(each.images, []).append(index)

@@ -14,7 +14,7 @@ from senet.config.options import Argument, Config, flat_values, short_name, thos
 from senet.config.reading import as_type, parse
 from senet.rundir.history import Run
 
-_OF_IMAGES = ("data.source", "data.folder", "data.table", "data.holdout")
+_OF_IMAGES = ("data.source", "data.folder", "data.table", "data.columns", "data.splits", "data.holdout")
 _FACTS = ("commit", "torch", "amp", "world_size", "device", "processor")  # of starts.jsonl
 _HASH = re.compile("([0-9a-f]{10})[0-9a-f]{30}")  # of a commit; a + may follow
 _MOST_NAMED = 6
@@ -30,7 +30,7 @@ class Group:
     """Seed -> the run that counts."""
     repeats: list[Run]
     """Later runs of these options and of a seed that is there already. They do not count: they are no new draw."""
-    images: tuple[Any, ...]
+    images: tuple[str, ...]
     """Which images the runs were evaluated on."""
 
     @property
@@ -74,7 +74,7 @@ def group(collected: Collected) -> list[Group]:
             if counted.setdefault(int(run.options.get("seed", 0)), run) is not run:
                 repeats.append(run)
         of_first = settings(runs[0])
-        images = tuple(of_first[key] for key in _OF_IMAGES)
+        images = tuple(_as_key(of_first[key]) for key in _OF_IMAGES)
         own = {key: of_first.get(key) for key in varied}
         groups.append(Group(own, dict(sorted(counted.items())), repeats, images))
     return sorted(groups, key=lambda each: [_order(value) for value in each.options.values()])

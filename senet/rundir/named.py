@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from senet.config.load import named_path
 from senet.errors import ConfigError
 from senet.rundir.files import read_json
+from senet.verbs import typed
 
 ROOT = Path("runs")
 SWEEP = "sweep.json"
 _OF_A_RUN = ("owner.json", "status.json", "metrics.jsonl", "slurm/job.json")
+_DEEP = 20  # levels; more than anybody makes
 _OF_JOBS = "slurm"  # a folder that holds a copy of the code, with whatever lies in that
 
 
@@ -51,13 +56,17 @@ def folder_of(word: str) -> Path:
         return path
     if path.exists():
         raise ConfigError(f"{word} is a file; {remedy}")
-    more = "" if "/" in word else f", and no run or sweep of this name in {ROOT.absolute()}"
+    more = f", and no run or sweep of this name in {ROOT.absolute()}" if _is_name(word) else ""
     raise ConfigError(f"{word}: no such folder{more}; {remedy}")
 
 
 def in_runs(word: str) -> Path:
     """What has this name in ``runs/``; a word that is no name stays the path that it is."""
-    return named_path(word) if "/" in word else ROOT / word
+    return ROOT / word if _is_name(word) else named_path(word)
+
+
+def _is_name(word: str) -> bool:
+    return word == Path(word).name and word != ".."
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -68,21 +77,39 @@ def runs_in(folder: Path) -> list[Path]:
     """
     found = list(below(folder))
     if not found and is_sweep(folder):
-        raise ConfigError(f"{folder}: none of the {len(cell_names(folder))} cells of this sweep has begun")
+        text = f"{folder}: none of the {len(cell_names(folder))} cells of this sweep has begun"
+        raise ConfigError(f"{text}; see: {typed('sweep')} status {folder}")
     if not found:
         raise ConfigError(f"{folder} is no run directory, and holds none; name what run_dir was in training")
     return found
 
 
-def below(folder: Path) -> Iterator[Path]:
-    """The same; none of a folder that holds none."""
-    if is_run(folder):
-        yield folder
+def below(folder: Path, levels: int = _DEEP, *, is_link: bool = False) -> Iterator[Path]:
+    """The same, to so many levels below; none of a folder that holds none, or that is not there. What may not be read
+    is left out, which is said once."""
+    try:
+        if is_run(folder):
+            yield folder
+        elif levels and (not is_link or is_sweep(folder)):  # other links may lead in a circle
+            for each, leads_there in _inside(folder).items():
+                yield from below(each, levels - 1, is_link=leads_there)
+    except FileNotFoundError:  # also while others remove it
         return
-    inside = [folder / cell for cell in cell_names(folder)] + (sorted(folder.iterdir()) if folder.is_dir() else [])
-    for each in dict.fromkeys(inside):
-        if is_run(each) or (each.is_dir() and not each.is_symlink() and each.name != _OF_JOBS):
-            yield from below(each)  # other links may lead in a circle
+    except PermissionError:
+        _say_left_out(folder)
+
+
+def _inside(folder: Path) -> dict[Path, bool]:
+    """The folders in a folder, those of cells first, and links: which of both. Files cost no question each."""
+    with os.scandir(folder) as entries:
+        links = {each.name: each.is_symlink() for each in entries if each.is_symlink() or each.is_dir()}
+    names = [name for name in (*cell_names(folder), *sorted(links)) if name in links and name != _OF_JOBS]
+    return {folder / name: links[name] for name in names}
+
+
+@cache
+def _say_left_out(folder: Path) -> None:
+    print(f"{folder} may not be read by you, and is left out", file=sys.stderr)
 
 
 def one_run(word: str) -> Path:

@@ -109,10 +109,18 @@ def state_of(run_dir: Path, job: Job | None = None) -> State:
     return State(ended or "killed", "No space left on device" if is_full(run_dir) else silent, status)
 
 
+def over_file(run_dir: Path, job_id: str) -> Path:
+    """This file exists once a job was stopped by its user, and cannot take up the run again."""
+    return run_dir / "slurm" / f"{job_id}.over"
+
+
 def _is_of_newest(status: Mapping[str, Any], sent: Mapping[str, Any]) -> bool:
     """Whether it is of the newest job, or younger than that."""
-    is_younger = status.get("heartbeat", 0.0) > sent.get("submitted", math.inf)
-    return not sent or status.get("job") == sent["job"] or is_younger
+    if not sent or status.get("job") == sent["job"]:
+        return True
+    has_other = bool(status.get("job")) and sent.get("cluster") != "local"
+    # clocks of two hosts, if it was trained elsewhere without a job
+    return not has_other and bool(status.get("heartbeat", 0.0) > sent.get("submitted", math.inf))
 
 
 def _in_queue(run_dir: Path, told: Mapping[str, Any], job_id: str, job: Job) -> tuple[str, str]:
@@ -140,7 +148,7 @@ def _is_held(run_dir: Path, sent: Mapping[str, Any], job: Job | None) -> bool:
 
 def _is_over(run_dir: Path, told: Mapping[str, Any], sent: Mapping[str, Any]) -> bool:
     """Whether nothing is known of a job that may still take up the run. One that was stopped by a signal may wait."""
-    if not sent or sent.get("cluster") == "local" or sent.get("stopped"):
+    if not sent or sent.get("cluster") == "local" or over_file(run_dir, sent["job"]).exists():
         return True
     if told.get("state") == "failed":
         return not last_restart(run_dir, sent["job"])

@@ -55,7 +55,7 @@ def choose_amp(
         log.warning("train.amp=fp16 on a CPU is slow; bf16 or off is faster")
     if wanted != "auto":
         return wanted, {}
-    kept = _of_rank_0(_facts_of(begun, processor) if begun else {}, ranks, group)
+    kept = _of_rank_0(_facts_of(begun, config, processor) if begun else {}, ranks, group)
     have = gather(native_amp(ranks.device) == "bf16", group)
     rates: Rates = {}
     if all(have) and ranks.device.type == "cpu" and not kept.get("same"):
@@ -63,8 +63,8 @@ def choose_amp(
         rates = measure(network, images, size, channels_last=channels_last, gather=partial(gather, group=group))
     fastest = faster(rates) if rates else ("bf16" if all(have) else "off")
     if not kept:
-        first = _first_of_sweep(Path(config.run_dir), fastest, processor) if ranks.is_main else {}
-        kept = _of_rank_0(_facts_of(first, processor) if first else {}, ranks, group)
+        first = _first_of_sweep(config, fastest, processor) if ranks.is_main else {}
+        kept = _of_rank_0(_facts_of(first, config, processor) if first else {}, ranks, group)
     _say(kept, fastest, rates, ranks.roster.name(rank for rank, has_bf16 in enumerate(have) if not has_bf16))
     found = {"amp_rates": rates, "options": {key: now for key, _, now in changed_options({}, config)}}
     return kept.get("amp", fastest), found
@@ -77,19 +77,22 @@ def _of_rank_0(facts: Mapping[str, Any], ranks: Ranks, group: ProcessGroup) -> d
     return dict(facts)
 
 
-def _facts_of(begun: Mapping[str, Any], processor: str) -> dict[str, Any]:
-    """What each rank must know of the start whose choice is kept."""
-    return {"amp": begun["amp"], "same": begun.get("processor") == processor, "cell": begun.get("cell", "")}
+def _facts_of(begun: Mapping[str, Any], config: Config, processor: str) -> dict[str, Any]:
+    """What each rank must know of the start whose choice is kept; "same": it was made for this case."""
+    model = config.model.name
+    same = begun.get("processor") == processor and begun.get("model", model) == model
+    return {"amp": begun["amp"], "same": same, "cell": begun.get("cell", "")}
 
 
-def _first_of_sweep(run_dir: Path, amp: str, processor: str) -> dict[str, Any]:
+def _first_of_sweep(config: Config, amp: str, processor: str) -> dict[str, Any]:
     """The choice of another cell of the same sweep that has made one meanwhile; {} if there is none: this one counts.
 
     Cells that take different precisions differ in more than their options. They may begin at the same moment.
     """
+    run_dir = Path(config.run_dir)
     if not is_sweep(run_dir.parent):
         return {}
-    own = {"amp": amp, "processor": processor, "cell": run_dir.name}
+    own = {"amp": amp, "processor": processor, "model": config.model.name, "cell": run_dir.name}
     try:
         first = write_first(run_dir.parent / FILE, own)
     except OSError as error:

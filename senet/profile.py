@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from senet.command import Parser, end, path_argument, printable
+from senet.command import Parser, end, printable
 from senet.errors import ConfigError, RunError
 from senet.rundir.files import patiently, read_json
-from senet.rundir.profiles import MOST_UPDATES, Request, ask, stem, table_file, trace_file, withdraw
+from senet.rundir.named import one_run
+from senet.rundir.profiles import MOST_UPDATES, REQUEST, Request, ask, stem, table_file, trace_file, withdraw
 from senet.verbs import typed
 from senet.why.evidence import gather
 from senet.why.judge import judge
 
 _POLL_S = 0.5
 _LOOK_S = 10.0  # between two looks whether the run still trains
+_UNSEEN_S = 120.0  # a network file system may show a file a minute later
 _LATE_S = 60.0  # for the traces of other ranks, once the table of rank 0 is there
 
 
@@ -27,12 +29,12 @@ def main(argv: Sequence[str]) -> int:
         description="Have torch.profiler record the next updates of a run that trains, on all its ranks, also on other "
         "hosts; wait for the traces, and print the ten most expensive operations. Ctrl-C withdraws the wish.",
     )
-    parser.add_argument("run", type=path_argument, metavar="RUN", help="a run directory")
+    parser.add_argument("run", metavar="RUN", help="a run directory, or the name of a run in runs/")
     parser.add_argument("--steps", type=int, default=5, metavar="N", help="updates to record (default 5)")
     arguments = parser.parse_args(argv)
     if not 1 <= arguments.steps <= MOST_UPDATES:
         raise ConfigError(f"--steps {arguments.steps}: use 1 to {MOST_UPDATES}")
-    run_dir: Path = arguments.run
+    run_dir = one_run(arguments.run)
     if why := does_not_train(run_dir):
         raise ConfigError(f"{run_dir} does not train: {why}")
     request = ask(run_dir, arguments.steps)
@@ -48,8 +50,6 @@ def main(argv: Sequence[str]) -> int:
 
 def does_not_train(run_dir: Path) -> str:
     """Why not; empty where it does."""
-    if not run_dir.is_dir():
-        return "there is no such folder"
     verdict = judge(gather(run_dir))
     return "" if verdict.cause == "running" else f"{verdict.cause}: {verdict.text}"
 
@@ -61,6 +61,7 @@ def wait(run_dir: Path, request: Request) -> dict[str, Any]:
         RunError: it failed, or the run has ended before.
     """
     looked, written, why = time.monotonic(), 0.0, ""
+    began = looked
     while not why:
         time.sleep(_POLL_S)
         now = time.monotonic()
@@ -68,6 +69,8 @@ def wait(run_dir: Path, request: Request) -> dict[str, Any]:
             looked, why = now, does_not_train(run_dir)
         told = patiently(lambda: read_json(run_dir / "status.json")).get("profile", {})
         if told.get("id") != request.id:
+            if now - began > _UNSEEN_S and (run_dir / REQUEST).exists():
+                raise RunError(f"{run_dir}: nobody has taken the request in {_UNSEEN_S:.0f} s; is its code older?")
             continue
         if told.get("failed"):
             raise RunError(f"{run_dir}: no profile: {told['failed']}")

@@ -42,8 +42,8 @@ def entry(number: int, state: str = "completed", *, group: str = "0", of: str = 
     }
 
 
-def record(*entries: Any) -> Any:
-    return {"entries": list(entries), "pg_config": GROUPS, "version": "2.10"}
+def record(*entries: Any, kind: str = "nccl") -> Any:
+    return {"entries": list(entries), "pg_config": GROUPS, "kind": kind}
 
 
 def test_ranks_that_did_not_come_to_a_collective_are_named() -> None:
@@ -70,30 +70,56 @@ def test_of_gloo_the_last_collective_is_named_once_it_has_failed() -> None:
     failed = [entry(n, "scheduled", group="1", of="gloo:all_reduce", at=n) for n in (40, 41)]
     for each in failed:
         each["retired"] = True  # gloo does so with those that failed, too
-    assert "gloo:all_reduce (Float [64, 3]), number 41 of the group of the votes" in unfinished([(0, record(*failed))])
+    assert "gloo:all_reduce (Float [64, 3]), number 41 of the group of the votes" in unfinished(
+        [(0, record(*failed, kind="gloo"))]
+    )
     failed[0]["retired"] = False
-    assert "number 40" in unfinished([(0, record(*failed))])
+    assert "number 40" in unfinished([(0, record(*failed, kind="gloo"))])
 
 
-def test_two_records_of_one_rank_count_as_one() -> None:
-    """Of gloo and of NCCL."""
-    of_gloo, of_nccl = record(entry(4, group="1", of="gloo:all_reduce")), record(entry(8, "started"))
+def test_the_records_of_gloo_and_of_nccl_are_compared_apart() -> None:
+    of_gloo, of_nccl = record(entry(4, group="1"), kind="gloo"), record(entry(8, "started"))
     text = unfinished([(0, of_gloo), (0, of_nccl), (1, of_gloo), (1, of_nccl), (2, of_gloo), (2, record(entry(7)))])
     assert "number 8" in text
     assert text.endswith("ranks 0, 1 came; rank 2 did not come")
+    # of a rank whose record of NCCL could not be written it is not known whether it came
+    text = unfinished([(0, of_gloo), (0, of_nccl), (1, of_gloo), (1, of_nccl), (2, of_gloo)])
+    assert text.endswith("number 8 of the group of the gradients: ranks 0, 1 came; of rank 2 there is no record")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"entries": [1]},
+        {"entries": [entry(1) | {"collective_seq_id": None}]},
+        {"entries": [entry(1) | {"input_sizes": None}]},
+        {"entries": [], "pg_config": []},
+        {"entries": [], "pg_config": {"0": 3}},
+        {"entries": [], "ranks": "two"},
+    ],
+)
+def test_a_damaged_record_does_not_hide_the_others(damage: Any, tmp_path: Path) -> None:
+    folder = tmp_path / collectives.FOLDER
+    collectives.write(tmp_path, 1, 0, 2, "nccl", record(entry(7), entry(8, "started")))
+    (folder / "g0001.rank_0001.nccl.json").write_text(json.dumps(damage))
+    (folder / "g0001.rank_0002.nccl.json").write_text("[" * 100_000)
+    (folder / "g0001.rank_0003.nccl.json").mkdir()
+    assert "nccl:all_reduce (Float [64, 3]), number 8" in unfinished(collectives.read(tmp_path, 1))
 
 
 def test_nothing_is_said_where_nothing_is_known(tmp_path: Path) -> None:
     assert unfinished(collectives.read(tmp_path, 1)) == ""
-    assert unfinished([(0, {"entries": []})]) == ""
+    assert unfinished([(0, record())]) == ""
 
 
 def test_the_records_of_the_last_failures_are_kept(tmp_path: Path) -> None:
+    Path(f"{collectives.torch_prefix(tmp_path, 1)}7").touch()
     for generation in range(1, 6):
         for rank in (1, 0):
             collectives.write(tmp_path, generation, rank, 2, "gloo", record(*map(entry, range(1, 301))))
     folder = tmp_path / collectives.FOLDER
     assert {path.name[:5] for path in folder.iterdir()} == {"g0003", "g0004", "g0005"}
+    assert list(tmp_path.iterdir()) == [folder]
     [(rank, first), _] = collectives.read(tmp_path, 4)
     assert rank == 0
     assert [each["collective_seq_id"] for each in first["entries"]] == list(range(101, 301))
@@ -109,12 +135,12 @@ class Harmful:
 def test_of_a_pickle_only_plain_values_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     prefix = Path(collectives.torch_prefix(tmp_path, 2))
-    prefix.parent.mkdir()
+    (tmp_path / collectives.FOLDER).mkdir()
     ahead = record(entry(7), entry(8, "started"))
     Path(f"{prefix}0").write_bytes(pickle.dumps(ahead, protocol=2))
     Path(f"{prefix}1").write_bytes(pickle.dumps({"entries": [Harmful()]}))
     Path(f"{prefix}2").write_bytes(pickle.dumps(ahead)[:-9])
-    (prefix.parent / "g0002.rank_0003.gloo.json").write_text('{"entries": [')
+    (tmp_path / collectives.FOLDER / "g0002.rank_0003.gloo.json").write_text('{"entries": [')
     assert list(collectives.read(tmp_path, 2)) == [(0, ahead)]
     assert not Path("harmed").exists()
 
@@ -131,9 +157,9 @@ def test_what_a_user_has_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("TORCH_NCCL_TRACE_BUFFER_SIZE", "7")  # the older name
     Recorder.switch_on(tmp_path, 3, ranks, store)
     assert "TORCH_FR_BUFFER_SIZE" not in os.environ
-    assert os.environ["TORCH_FR_DUMP_TEMP_FILE"] == f"{tmp_path}/flight_recorder/g0003.torch_rank_"
+    assert os.environ["TORCH_FR_DUMP_TEMP_FILE"] == f"{tmp_path}/flight_recorder.g0003.torch_rank_"
     assert os.environ["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
-    assert not (tmp_path / "flight_recorder").exists()  # until there is something to keep
+    assert not list(tmp_path.iterdir())  # until there is something to keep
 
 
 def _stopped(run_dir: str) -> None:

@@ -40,6 +40,18 @@ def test_on_a_cpu_nothing_is_counted_and_nothing_said() -> None:
     assert found.facts(1e6) == {}
 
 
+@pytest.mark.usefixtures("known")
+def test_a_network_that_cannot_be_looked_into_is_trained_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    def run() -> None:
+        torch.rand(1)
+        raise NotImplementedError("no look inside")
+
+    state = torch.get_rng_state()
+    assert Utilisation.measure(run, 2, amp="off", ranks=RANKS).facts(1e6) == {}
+    assert "no model FLOP utilisation: NotImplementedError: no look inside" in caplog.text
+    assert torch.equal(state, torch.get_rng_state())
+
+
 @pytest.mark.parametrize(
     ("name", "amp", "tera"),
     [

@@ -220,7 +220,9 @@ def test_a_request_is_taken_once_and_a_second_one_waits_for_the_first(tmp_path: 
     profiles.withdraw(tmp_path, request)
 
 
-@pytest.mark.parametrize("content", ['{"id": "x"}', '{"id": "x", "updates": "many"}', '{"id": "x", "updates": null}'])
+@pytest.mark.parametrize(
+    "content", ["[", '{"id": "x"}', '{"id": "x", "updates": "many"}', '{"id": "x", "updates": null}']
+)
 def test_a_request_that_makes_no_sense_does_not_end_the_heartbeat(content: str, tmp_path: Path) -> None:
     (tmp_path / profiles.REQUEST).write_text(content)
     assert profiles.take(tmp_path) is None
@@ -255,9 +257,8 @@ def _wishes(every: int) -> list[tuple[int, int]]:
             agreement.exchange(stop=False)
             if step in (5, 20):
                 agreement.conclude()  # a vote of its own, as before a checkpoint
-            if agreement.to_profile:
-                heard.append((step, agreement.to_profile))
-                agreement.to_profile = 0
+            while agreement.to_profile:
+                heard.append((step, agreement.to_profile.pop()))
         return heard
 
     return with_group(loop)  # type: ignore[no-any-return]

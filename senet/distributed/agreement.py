@@ -42,11 +42,11 @@ class Agreement:
         self._work: dist.Work | None = None
         self._stop_here = self._stop_anywhere = False
         self._wanted: SimpleQueue[int] = SimpleQueue()
-        self._to_profile = 0
+        self._heard: list[int] = []
         self.stop_agreed = False
         """Whether all ranks stop after this step. The same on all of them."""
-        self.to_profile = 0
-        """Updates that all ranks profile after this step, until somebody sets it to 0. The same on all of them."""
+        self.to_profile: list[int] = []
+        """How many updates all ranks are to profile next, for each wish; who plans it removes it. The same on all."""
 
     def want_profile(self, updates: int) -> None:
         """On rank 0, from any thread."""
@@ -72,7 +72,8 @@ class Agreement:
         if self._unvoted == self._every:
             self.settle()
             self.stop_agreed = self._stop_anywhere
-            self.to_profile, self._to_profile = self._to_profile or self.to_profile, 0
+            self.to_profile += self._heard
+            self._heard = []
             self._vote()
 
     def settle(self) -> None:
@@ -84,7 +85,7 @@ class Agreement:
         stops, bad, updates = self._votes.tolist()
         self._votes = self._work = None
         self._stop_anywhere |= stops > 0
-        self._to_profile = updates or self._to_profile
+        self._heard += [updates] if updates else []
         if bad:
             raise self._non_finite()
 

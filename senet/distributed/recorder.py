@@ -43,8 +43,6 @@ class Recorder:
         for names, value in ((_SIZE, "2000"), (_FILE, file), (("TORCH_NCCL_DUMP_ON_TIMEOUT",), "1")):
             if not any(name in os.environ for name in names):
                 os.environ[names[0]] = value
-        if ranks.device.type == "cuda" and run_dir.is_dir():
-            Path(file).parent.mkdir(exist_ok=True)  # torch makes no folder
         return cls(run_dir, generation, ranks)
 
     def keep(self) -> None:

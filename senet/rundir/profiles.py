@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from senet.errors import ConfigError
-from senet.rundir.files import read_json, write_json
+from senet.rundir.files import read_json, write_first
 
 REQUEST = "profile_request.json"
 FOLDER = "profile"
@@ -56,23 +56,22 @@ def ask(run_dir: Path, updates: int) -> Request:
         ConfigError: there is one already.
     """
     path, request = run_dir / REQUEST, Request(secrets.token_hex(8), updates)
-    if path.exists():
+    if write_first(path, request._asdict()).get("id") != request.id:
         raise ConfigError(f"{path}: somebody else's request has not been answered yet; try again, or remove that file")
-    write_json(path, request._asdict())
     return request
 
 
 def take(run_dir: Path) -> Request | None:
-    """The request, which is removed; None where there is none, or none that can be read."""
+    """The request; None where there is none, or none that makes sense. It is removed in any case."""
     path = run_dir / REQUEST
     try:
         found = read_json(path)
-        if not found:
-            return None
         path.unlink()
         return Request(str(found["id"]), min(max(1, int(found["updates"])), MOST_UPDATES))
+    except FileNotFoundError:  # the usual case
+        return None
     except (OSError, KeyError, TypeError, ValueError) as error:  # the heartbeat must go on
-        log.warning("%s: %s", path, error)
+        log.warning("%s: %s: %s", path, type(error).__name__, error)
         return None
 
 

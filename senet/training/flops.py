@@ -7,6 +7,7 @@ data sheet; where it is not known (CPUs, parts of a GPU), nothing is counted, an
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import torch
 
 from senet.distributed.ranks import Ranks
 
+log = logging.getLogger(__name__)
 _TERA = 1e12
 # By the name as CUDA has it: 1e12 operations per second in fp16 (and bf16, but for V100 and T4), and in TF32 (there:
 # fp32), of dense matrices. From NVIDIA's data sheet of each, which since A100 print twice as much beside it, or instead
@@ -72,8 +74,13 @@ class Utilisation:
             return cls(0.0, 0.0)
         from torch.utils.flop_counter import FlopCounterMode  # nothing else needs it
 
-        with FlopCounterMode(display=False) as counter:
-            run()
+        try:
+            devices = [ranks.device] if ranks.device.type == "cuda" else []
+            with torch.random.fork_rng(devices), FlopCounterMode(display=False) as counter:
+                run()
+        except Exception as error:  # not every network can be looked into
+            log.warning("no model FLOP utilisation: %s: %s", type(error).__name__, error)
+            return cls(0.0, 0.0)
         return cls(counter.get_total_flops() / images, peak * ranks.world_size)
 
     def facts(self, images_per_s: float) -> dict[str, float]:

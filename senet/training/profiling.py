@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal, TypeVar
 
 from senet.config.options import Config
@@ -24,7 +25,7 @@ from senet.training.record import Record
 from senet.training.traces import Recording
 
 T = TypeVar("T")
-_WRITTEN_S = 20.0  # less than ``leave_together`` has the other ranks wait
+_WRITTEN_S = 10.0  # less than ``leave_together`` has the other ranks wait
 log = logging.getLogger(__name__)
 
 
@@ -73,7 +74,7 @@ class Profiling:
         self._windows = [Window(at, at + updates - 1)] if at else []  # the next one first
         self._recording: Recording | None = None
         self._writing: list[threading.Thread] = []
-        self._asked_by = ""  # the request that was taken last, on rank 0
+        self._requests: SimpleQueue[str] = SimpleQueue()  # on rank 0, in the order of ``agreement.to_profile``
         if record.lease is not None:
             record.lease.look = partial(self._look, record.lease.run_dir)
 
@@ -90,7 +91,7 @@ class Profiling:
             yield batch
 
     def finish(self) -> None:
-        """Wait until everything is written, for some seconds."""
+        """Wait until everything is written, for some seconds. Not after a stop, which has to be quick."""
         deadline = time.monotonic() + _WRITTEN_S
         for thread in self._writing:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -98,7 +99,7 @@ class Profiling:
     def _look(self, run_dir: Path) -> None:
         """In the thread of rank 0's heartbeat: whether somebody asks for a profile."""
         if request := profiles.take(run_dir):
-            self._asked_by = request.id
+            self._requests.put(request.id)
             self._peers.agreement.want_profile(request.updates)
 
     def _before(self, step: int, epoch_ends: int) -> None:
@@ -124,9 +125,9 @@ class Profiling:
 
     def _plan(self, step: int, epoch_ends: int) -> Window:
         agreement, per_epoch = self._peers.agreement, self._updates_per_epoch
-        updates, agreement.to_profile = agreement.to_profile, 0
+        updates = agreement.to_profile.pop(0)
         planned = next_window(step, updates, epoch_ends=epoch_ends, updates_per_epoch=per_epoch, total=self._total)
-        planned.asked_by = self._asked_by
+        planned.asked_by = self._requests.get() if self._peers.ranks.is_main else ""
         self._report(planned)
         return planned
 

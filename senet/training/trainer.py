@@ -82,7 +82,6 @@ class Trainer:
         except StopRequested:
             self.peers.set_time_limit(self.config.distributed.eval_timeout_s)
             self.save(wait=True)
-            self.profiling.finish()
             return Summary("stopped", self.state.step, self.state.last_result)
         except Exception as error:
             note(error, step=self.state.step)

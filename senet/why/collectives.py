@@ -15,6 +15,8 @@ _SHOWN = 3  # shapes
 class Collective(NamedTuple):
     """One that a rank has begun, as torch's flight recorder has it."""
 
+    kind: str
+    """Of the record: gloo or nccl."""
     group: str
     description: str
     number: int
@@ -28,21 +30,22 @@ class Collective(NamedTuple):
 def unfinished(records: Iterable[tuple[int, Record]]) -> str:
     """In one line; empty where the records do not tell."""
     begun, members = _read(records)
-    if not any(begun.values()):
+    everything = [each for ranks in begun.values() for several in ranks.values() for each in several]
+    if not everything:
         return ""
-    came_not = [found for group in members if (found := _first_without_some(begun, group))]
-    still_open = [each for several in begun.values() for each in several if each.is_open]
-    if came_not:
-        found = min(came_not, key=lambda each: each.created)
-    elif still_open:
-        found = min(still_open, key=lambda each: each.created)
+    first = [_first_without_some(ranks, group) for ranks in begun.values() for group in members]
+    came_not = [each for each in first if each is not None]
+    still_open = [each for each in everything if each.is_open]
+    if came_not or still_open:
+        found = min(came_not or still_open, key=lambda each: each.created)
     else:
-        found = max((each for several in begun.values() for each in several), key=lambda each: each.created)
-    return _say(found, begun, members[found.group])
+        found = max(everything, key=lambda each: each.created)
+    return _say(found, begun[found.kind], members[found.group])
 
 
 def _first_without_some(begun: Mapping[int, Sequence[Collective]], group: str) -> Collective | None:
-    """The first collective of a group that some rank has begun, and another whose record is there has not."""
+    """The first collective of a group that some rank has begun, and another whose record of this kind is there has
+    not."""
     last = {rank: max((c.number for c in several if c.group == group), default=0) for rank, several in begun.items()}
     missing = min(last.values()) + 1
     return next((c for several in begun.values() for c in several if (c.group, c.number) == (group, missing)), None)
@@ -65,31 +68,43 @@ def _ranks(ranks: Sequence[int]) -> str:
     return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, sorted(ranks)))}"
 
 
-def _read(records: Iterable[tuple[int, Record]]) -> tuple[dict[int, list[Collective]], dict[str, list[int]]]:
-    """What each rank has begun, and the ranks of each group."""
-    begun: dict[int, list[Collective]] = {}
+def _read(
+    records: Iterable[tuple[int, Record]],
+) -> tuple[dict[str, dict[int, list[Collective]]], dict[str, list[int]]]:
+    """What each rank has begun, by the kind of its record; and the ranks of each group."""
+    begun: dict[str, dict[int, list[Collective]]] = {}
     members: dict[str, list[int]] = {}
     for rank, record in records:
-        found = [_collective(entry) for entry in record["entries"] if not entry.get("is_p2p")]
-        begun.setdefault(rank, []).extend(found)
+        kind = str(record["kind"])
+        found = [each for entry in record["entries"] if (each := _readable(kind, entry)) is not None]
+        begun.setdefault(kind, {}).setdefault(rank, []).extend(found)
         for each in found:
             members.setdefault(each.group, list(range(record.get("ranks", 0))))
         for group, facts in record.get("pg_config", {}).items():
-            members[group] = [int(word) for word in re.findall(r"\d+", str(facts.get("ranks", "")))]
+            ranks = facts.get("ranks", "") if isinstance(facts, dict) else ""
+            members[group] = [int(word) for word in re.findall(r"\d+", str(ranks))]
     return begun, members
 
 
-def _collective(entry: Mapping[str, Any]) -> Collective:
+def _readable(kind: str, entry: Any) -> Collective | None:
+    """None for what is no collective, or was damaged."""
+    try:
+        return None if entry.get("is_p2p") else _collective(kind, entry)
+    except (AttributeError, TypeError, ValueError):
+        return None
+
+
+def _collective(kind: str, entry: Mapping[str, Any]) -> Collective:
     group, description = [*entry.get("process_group", ()), "?", "?"][:2]
     name = str(entry.get("profiling_name", "?"))
-    is_gloo = name.startswith("gloo:")
     shapes = [
-        f"{kind} {size}"
-        for kind, size in zip(entry.get("input_dtypes", ()), entry.get("input_sizes", ()), strict=False)
+        f"{dtype} {size}"
+        for dtype, size in zip(entry.get("input_dtypes", ()), entry.get("input_sizes", ()), strict=False)
     ]
     more = f" and {len(shapes) - _SHOWN} more" if len(shapes) > _SHOWN else ""
-    is_open = not entry.get("retired") if is_gloo else entry.get("state") != "completed"
+    is_open = not entry.get("retired") if kind == "gloo" else entry.get("state") != "completed"
     return Collective(
+        kind,
         str(group),
         str(description),
         int(entry.get("collective_seq_id", 0)),

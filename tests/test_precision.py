@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from senet.distributed.ranks import Ranks
 from senet.errors import ConfigError
+from senet.models.zoo import build_model
 from senet.rundir.checkpoint import read_checkpoint
 from senet.rundir.files import read_rows, write_json
 from senet.training import precision, rates
@@ -525,3 +527,52 @@ def test_a_run_that_is_killed_before_its_first_checkpoint_goes_on_in_its_precisi
     train_here(tmp_path / "unbroken", f"train.amp={first}", *options[1:])
     one, two = (without_clock(payload(tmp_path / name)) for name in ("run", "unbroken"))
     assert differing(one, two) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [
+        ("resnet18", 16, "layer4.0.conv1"),
+        ("resnet18", 32, ""),
+        ("resnet50", 16, "layer4.0.conv2"),
+        ("senet18", 8, ""),
+        ("tests.networks:of_one_channel", 16, ""),  # fails
+    ],
+)
+def test_a_convolution_of_which_bf16_has_wrong_gradients_is_found(name: str, size: int, expected: str) -> None:
+    config = tiny_config(f"model.name={name}")
+    config = replace(config, data=replace(config.data, image_size=size))
+    assert precision.narrow_convolution(build_model(name, num_classes=10), config) == expected
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "height", "width"), [(3, 1, 1, 1), (3, 1, 4, 1), (3, 2, 2, 2), (3, 2, 1, 4), (1, 2, 1, 1)]
+)
+def test_convolutions_that_are_left_in_bf16_have_the_gradients_of_fp32(
+    kernel: int, stride: int, height: int, width: int
+) -> None:
+    layer = nn.Conv2d(32, 32, kernel, stride, padding=kernel // 2, bias=False).to(memory_format=torch.channels_last)
+    for _ in range(5):
+        del_me = [torch.full((2 * layer.weight.numel(),), math.nan, dtype=torch.bfloat16) for _ in range(3)]
+        del del_me  # its memory is that of what follows
+        images = torch.randn(8, 32, height, width).bfloat16().float().to(memory_format=torch.channels_last)
+        found = []
+        for enabled in (True, False):
+            layer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                layer(images).float().square().sum().backward()
+            assert layer.weight.grad is not None
+            found.append(layer.weight.grad)
+        torch.testing.assert_close(*found, rtol=0.1, atol=0.05 * float(found[1].abs().max()))
+
+
+def test_auto_takes_fp32_and_bf16_is_refused_where_its_gradients_are_wrong(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    offers(monkeypatch, off=1.0, bf16=2.0)
+    narrow = ("model.name=resnet18", "train.epochs=1", "train.global_batch_size=256")
+    with pytest.raises(ConfigError, match=r"^train\.amp=bf16: .* wrong gradients of layer4\.0\.conv1 in bf16"):
+        train_here(tmp_path / "bf16", *narrow, "train.amp=bf16")
+    train_here(tmp_path / "auto", *narrow, AUTO, stop=StopAt(1))
+    assert chosen(tmp_path / "auto") == ("off", {})
+    assert "takes off (in bf16 the gradients of layer4.0.conv1 are wrong on a CPU)" in capsys.readouterr().err

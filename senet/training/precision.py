@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from senet.compat import cpu_capabilities
@@ -18,6 +19,7 @@ from senet.config.load import changed_options
 from senet.config.options import Config
 from senet.distributed.groups import broadcast_bytes, gather
 from senet.distributed.ranks import Ranks
+from senet.errors import ConfigError
 from senet.rundir.checkpoint import Checkpoint
 from senet.rundir.files import read_json, read_rows, write_first
 from senet.rundir.lease import Lease
@@ -53,10 +55,12 @@ def choose_amp(
     wanted = config.train.amp
     if wanted == "fp16" and ranks.device.type == "cpu":
         log.warning("train.amp=fp16 on a CPU is slow; bf16 or off is faster")
+    narrow = narrow_convolution(network, config) if ranks.device.type == "cpu" and wanted in ("auto", "bf16") else ""
     if wanted != "auto":
+        _refuse_wrong(wanted, narrow)
         return wanted, {}
     kept = _of_rank_0(_facts_of(begun, config, processor) if begun else {}, ranks, group)
-    have = gather(native_amp(ranks.device) == "bf16", group)
+    have = gather(native_amp(ranks.device) == "bf16" and not narrow, group)
     rates: Rates = {}
     if all(have) and ranks.device.type == "cpu" and not kept.get("same"):
         images, size, channels_last = images_at_once(config, ranks), config.data.image_size, config.train.channels_last
@@ -65,9 +69,50 @@ def choose_amp(
     if not kept:
         first = _first_of_sweep(config, fastest, processor) if ranks.is_main else {}
         kept = _of_rank_0(_facts_of(first, config, processor) if first else {}, ranks, group)
-    _say(kept, fastest, rates, ranks.roster.name(rank for rank, has_bf16 in enumerate(have) if not has_bf16))
+    if narrow and kept.get("cell"):  # of another network, perhaps
+        kept = {}
+    _refuse_wrong(kept.get("amp", fastest), narrow)
+    without = ranks.roster.name(rank for rank, has_bf16 in enumerate(have) if not has_bf16)
+    no_bf16 = f"in bf16 the gradients of {narrow} are wrong on a CPU" if narrow else f"no bf16 on {without}"
+    _say(kept, fastest, rates, "" if all(have) else no_bf16)
     found = {"amp_rates": rates, "options": {key: now for key, _, now in changed_options({}, config)}}
     return kept.get("amp", fastest), found
+
+
+def narrow_convolution(network: nn.Module, config: Config) -> str:
+    """The name of a convolution of which torch computes wrong gradients in bf16 on a CPU; empty if there is none, or
+    the network cannot be copied. Costs a copy, and a forward pass of one image.
+
+    Seen with torch 2.14 (oneDNN) where the images are one pixel wide there, and the kernel is wider and has a stride or
+    is no 3x3: the gradient of what only meets the padding, which is 0, is what lay in that memory.
+    """
+    sizes, found = {config.data.image_size}, list[str]()
+    sizes |= {config.augment.small_size} if config.augment.small_epochs else set()
+
+    def look(name: str, convolution: nn.Conv2d, given: tuple[Tensor, ...]) -> None:
+        kernel, stride = convolution.kernel_size[1], convolution.stride[1]
+        if given and given[0].shape[-1] == 1 and kernel > 1 and (stride > 1 or kernel > 3):
+            found.append(name)
+
+    try:
+        trial = copy.deepcopy(network).eval()
+        for name, module in trial.named_modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_pre_hook(partial(look, name))
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for size in sizes:
+                trial(torch.zeros(1, 3, size, size))
+    except Exception as error:  # what is wrong shows when the network trains
+        log.info("train.amp: not tried on a copy: %s: %s", type(error).__name__, str(error).split("\n")[0])
+    return found[0] if found else ""
+
+
+def _refuse_wrong(amp: str, narrow: str) -> None:
+    if amp == "bf16" and narrow:
+        raise ConfigError(
+            f"train.amp=bf16: on a CPU torch computes wrong gradients of {narrow} in bf16, where images are one pixel "
+            f"wide; train.amp=off, or a larger data.image_size"
+        )
 
 
 def _of_rank_0(facts: Mapping[str, Any], ranks: Ranks, group: ProcessGroup) -> dict[str, Any]:
@@ -135,16 +180,16 @@ def faster(rates: Rates) -> str:
     return "off" if rates["off"] > CLOSE * rates["bf16"] else "bf16"
 
 
-def _say(kept: Mapping[str, Any], fastest: str, rates: Rates, without: str) -> None:
+def _say(kept: Mapping[str, Any], fastest: str, rates: Rates, no_bf16: str) -> None:
     """One line, on rank 0.
 
     Args:
-        without: names of the ranks that have no bf16.
+        no_bf16: why it is not to be had; empty if it is.
     """
     if rates:
         reason = f"{rates['bf16']:.3g} images/s per core in bf16, {rates['off']:.3g} in fp32"
     else:
-        reason = f"no bf16 on {without}" if without else "the hardware has bf16"
+        reason = no_bf16 or "the hardware has bf16"
     if not kept:
         log.info("train.amp=auto takes %s (%s)", fastest, reason)
         return

@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
+from tqdm import tqdm
+
 from senet.config.options import DataConfig
 from senet.data.sources.index import SPLITS, Files, Index, Tally, by_number
 from senet.data.sources.pictures import IMAGE_SUFFIXES
@@ -96,7 +98,7 @@ def _scan(root: Path, shards: list[str], columns: Mapping[str, str], others: lis
     index, faults = Index(str(root)), Tally()
     for other in others:
         index.left_out.add("split that is not read", other)
-    for number, shard in enumerate(shards):
+    for number, shard in enumerate(tqdm(shards, desc="reading shards", unit="shard", disable=None)):
         index.shards.append(shard)
         try:
             with (root / shard).open("rb") as file:

@@ -148,29 +148,55 @@ def test_a_test_split_without_labels_is_refused_with_the_one_that_has_them(folde
 def test_what_a_folder_holds_besides_is_left_out_and_counted(folder: Path) -> None:
     for name in (".DS_Store", "._0.png", "Thumbs.db"):
         write(folder / "train/ant" / name)
-    write(folder / "train/ant/notes.txt", "no image")
+    write(folder / "train/ant/notes.TXT", "no image")
     write(folder / "train/bee/list.csv", "no image")
     write(folder / "train/bee/no suffix", picture(5))
     write(folder / "train/bee/jpeg.dat", picture(6, "JPEG"))
     write(folder / "train/loose.png", picture(1))
-    (folder / "train/ant/gone.png").symlink_to("nowhere")
-    (folder / "train/ant/itself.png").symlink_to("itself.png")
-    (folder / "train/gone").symlink_to("nowhere")
-    (folder / "train/empty").mkdir()
-    write(folder / "train/texts/a.txt", "no image")
+    (folder / "test/cat").mkdir()
+    write(folder / "test/dog/a.txt")
     os.mkfifo(folder / "train/ant/pipe")
     config = options("imagefolder", folder)
     assert open_source(config, files_of(config)).classes == list(CLASSES)
-    assert len(files_of(config).index("train")) == 8  # what has another suffix is judged by its content
+    assert len(files_of(config).index("train")) == 8  # those of another suffix are judged by their content
     assert left_out(config).split("; ") == [
         "hidden: 3, the first train/ant/.DS_Store",
-        "broken link: 3, the first train/ant/gone.png",
+        "no image: 3, the first train/ant/notes.TXT",
         "no regular file: train/ant/pipe",
-        "class folder without files: train/empty",
         "outside of class folders: train/loose.png",
-        "no image: 3, the first train/ant/notes.txt",
-        "class folder without images: train/texts",
+        "class folder without images: 2, the first test/cat",
     ]
+
+
+@pytest.mark.parametrize(
+    ("odd", "expected"),
+    [
+        (("train/ant/a.png", "test/b.png", "test/c"), "broken link: train/ant/a.png; "),
+        (("test/b.png", "test/c"), "broken link: 2, the first test/b.png; "),  # a class whose disk is not mounted
+        (("train/ant/itself.png",), "broken link: train/ant/itself.png; "),
+        (("train/ant/0.heic", "train/bee/1.AVIF"), "image in a format that is not read: 2, the first train/ant/0.heic"),
+        (("train/cat/", "train/dog/"), "class folder without images: 2, the first train/cat; "),
+        (("train/cat/a.txt",), "class folder without images: train/cat; "),
+    ],
+)
+def test_what_may_be_an_image_or_a_class_is_not_left_out(folder: Path, odd: tuple[str, ...], expected: str) -> None:
+    for name in odd:
+        if name.endswith("/"):
+            (folder / name).mkdir()
+        elif name.endswith((".heic", ".AVIF", ".txt")):
+            write(folder / name, "content")
+        else:
+            (folder / name).symlink_to("itself.png")
+    said = refusal(options("imagefolder", folder))
+    assert said.startswith(f"{folder}: {expected}")
+    assert said.endswith("; mend or remove them, or list the others in a table (data.source=table)")
+
+
+def test_test_images_of_which_none_is_an_image_are_refused(folder: Path) -> None:
+    for path in folder.glob("test/*/*.png"):
+        path.rename(path.with_suffix(".txt"))
+    assert "test has no class folders with images; " in refusal(options("imagefolder", folder))
+    assert not (folder.parent / "data").exists()
 
 
 def test_links_to_folders_are_followed_and_never_in_a_circle(folder: Path) -> None:
@@ -299,7 +325,7 @@ def test_what_a_table_says_of_an_image_is_part_of_what_a_store_is_found_by(folde
     text = table.read_text()
     for old, new in (
         ("train/ant/0.png,ant", "train/ant/0.png,bee"),
-        ("test/ant/3.png,ant,test", "test/ant/3.png,ant,train"),
+        ("test/bee/4.png,bee,test", "test/bee/4.png,bee,train"),  # its order among all rows stays
         ("train/ant/0.png,ant,train\n", ""),
     ):
         table.write_text(text.replace(old, new))
@@ -356,6 +382,7 @@ def test_several_faults_of_a_table_are_one_line(folder: Path) -> None:
         (b"path,label,split\na,b,test\n", "no row of the split train; it has test; see data.splits"),
         ("path,label,split\na,b,train\n".encode("utf-16"), "its first line is no text; save it as CSV in UTF-8"),
         (picture(0), "its first line is no text"),
+        (b"a" * 2_000_000, "its first line is no text"),
         (b"", "no columns are named"),
         (b"path,label,split\n" + b"".join(b"a,b,%d\n" % each for each in range(200)), "more than 100 splits"),
     ],
@@ -486,7 +513,6 @@ def test_a_label_may_be_any_key_of_the_json(tmp_path: Path) -> None:
         ({"b.jpg": b"x", "b.json": b"[" * 100_000}, "sample without label"),
         ({"b.jpg": b"x", "b.json": b"3"}, "sample without label"),
         ({"b.jpg": b"x", "c.jpg": b"x", "b.cls": b"0"}, "sample without label: 2, the first train-000001.tar/b;"),
-        ({"b.txt": b"x"}, "left out"),
     ],
 )
 def test_samples_that_cannot_be_used_are_counted_with_the_first(
@@ -494,12 +520,7 @@ def test_samples_that_cannot_be_used_are_counted_with_the_first(
 ) -> None:
     write_shard(shards / "train-000001.tar", members)
     config = options("webdataset", shards)
-    if expected == "left out":
-        assert ".txt: train-000001.tar/b.txt; sample without image: train-000001.tar/b" in refusal(
-            options("webdataset", shards, splits={"train": "train-000001"})
-        )
-    else:
-        assert expected in refusal(config)
+    assert expected in refusal(config)
     assert not list(shards.parent.glob("b.*"))
 
 
@@ -539,28 +560,58 @@ def test_a_damaged_image_in_a_shard_is_named_when_it_is_decoded(shards: Path) ->
     assert "the decoded images are kept" in str(e.value)
 
 
-def test_shards_are_found_by_the_name_of_their_split(tmp_path: Path) -> None:
-    members = {"a.jpg": picture(0), "a.cls": b"0"}
-    names = ("a-train-0.tar", "a-train-1.tar", "train/00.tar", "restrained.tar", "b_validation3.tar", "._a-train-0.tar")
-    for name in names:
-        write_shard(tmp_path / name, members)
-    files = files_of(options("webdataset", tmp_path))
-    assert files.index("train").shards == ["a-train-0.tar", "a-train-1.tar", "train/00.tar"]
-    assert files.index("test").shards == ["b_validation3.tar"]
-    chosen = files_of(options("webdataset", tmp_path, splits={"test": "restrained"}))
-    assert chosen.index("test").shards == ["restrained.tar"]
-    write_shard(tmp_path / "train/validation.tar", members)
-    assert "train/validation.tar: its name has train and validation; rename it" in refusal(
-        options("webdataset", tmp_path)
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_a_link_in_a_shard_is_no_image_that_may_be_lost(shards: Path, kind: bytes) -> None:
+    with tarfile.open(shards / "train-000001.tar", "a") as tar:
+        link = tarfile.TarInfo("1/7.png")
+        link.type, link.linkname = kind, "1/000000.png"
+        tar.addfile(link)
+    assert "link, or no plain file: train-000001.tar/1/7.png; " in refusal(options("webdataset", shards))
+
+
+def test_a_shard_without_images_is_named_with_what_is_in_it(shards: Path) -> None:
+    for shard in shards.glob("test-*.tar"):
+        write_shard(shard, {"b.txt": b"x"})
+    assert "no images in test-000000.tar and the other shards of its split (.txt: 2, the first" in refusal(
+        options("webdataset", shards)
     )
 
 
-def test_missing_shards_are_named(tmp_path: Path) -> None:
-    write(tmp_path / "train-0.tar.gz")
+def test_the_members_of_a_shard_are_not_kept(tmp_path: Path) -> None:
+    members = {f"{number // 2}.{('cls', 'jpg')[number % 2]}": b"0" for number in range(6000)}
+    for split in ("train", "test"):
+        write_shard(tmp_path / f"{split}.tar", members)
+    files = files_of(options("webdataset", tmp_path))
+    tracemalloc.start()
+    try:
+        assert len(files.index("train")) == 3000
+        assert tracemalloc.get_traced_memory()[1] < 6000 * 300
+    finally:
+        tracemalloc.stop()
+
+
+def test_shards_are_found_by_the_name_of_their_split(tmp_path: Path) -> None:
+    members = {"a.jpg": picture(0), "a.cls": b"0"}
+    names = ("a-train-0.tar", "a-train-1.tar", "train/00.tar", "restrained.tar", "b_validation3.tar", "._a-train-0.tar")
+    for name in (*names, "train/part 1/sub/01.tar"):
+        write_shard(tmp_path / name, members)
+    (tmp_path / "train/round").symlink_to(tmp_path)
+    files = files_of(config := options("webdataset", tmp_path))
+    assert files.index("train").shards == ["a-train-0.tar", "a-train-1.tar", "train/00.tar", "train/part 1/sub/01.tar"]
+    assert files.index("test").shards == ["b_validation3.tar"]
+    assert left_out(config) == "shard of another split: restrained.tar"
+    chosen = files_of(options("webdataset", tmp_path, splits={"test": "restrained"}))
+    assert chosen.index("test").shards == ["restrained.tar"]
+    write_shard(tmp_path / "train/validation.tar", members)
+    assert "train/validation.tar: its name has train and validation; rename it" in refusal(config)
+
+
+def test_missing_and_compressed_shards_are_named(tmp_path: Path) -> None:
     config = options("webdataset", tmp_path)
-    assert "no shard (*.tar) has train in its name; train-0.tar.gz is compressed: " in refusal(config)
     write_shard(tmp_path / "train-0.tar", {})
     assert "no shard (*.tar) has test in its name; expected shards such as" in refusal(config)
+    write(tmp_path / "train-1.tar.gz")
+    assert "1 shards are compressed, the first train-1.tar.gz; decompress them" in refusal(config)
     assert "/nowhere: no such folder" in refusal(options("webdataset", Path("/nowhere")))
 
 

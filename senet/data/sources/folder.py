@@ -7,19 +7,24 @@ import hashlib
 import heapq
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
 
 from senet.config.options import DataConfig
 from senet.data.sources.index import SPLITS, Files, Index, Tally
-from senet.data.sources.pictures import IMAGE_SUFFIXES, looks_like_an_image
 from senet.data.sources.splits import TEST_NAMES, other_splits, split_names
 from senet.errors import ConfigError
 from senet.rundir.files import patiently
 
 # what Windows, macOS, Synology and file systems leave in folders
 _OF_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin", "lost+found")
+# What has another suffix, or none, is taken for an image: its content counts, and it is refused by name if it is none
+_NO_IMAGES = (
+    ".cfg", ".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".mat", ".md", ".md5", ".npy", ".pkl", ".py",
+    ".sha256", ".toml", ".tsv", ".txt", ".xml", ".yaml", ".yml",
+)  # fmt: skip
+_NOT_READ = (".arw", ".avif", ".cr2", ".dng", ".eps", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".psd", ".svg")
 _LAYOUT = "expected data.folder/train/<class>/<image> and data.folder/test/<class>/<image>"
 _NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # of a link that leads to nothing
 
@@ -39,40 +44,48 @@ def open_folder(config: DataConfig) -> Files:
     for split in SPLITS:
         if not (root / names[split]).is_dir():
             raise ConfigError(f"{root / names[split]}: no such folder; {_LAYOUT}")
-    others: dict[str, list[str]] = {"train": [], "test": other_splits(there, names)}
-    walked = cache(lambda split: _walk(root, names[split], others[split]))
+    index = cache(lambda split: _walk(root, names, split, other_splits(there, names)))
 
     def identity() -> str:
         digest = hashlib.sha256()
         for split in SPLITS:
-            index = walked(split)
-            for row in range(len(index)):
-                digest.update(index.facts(row).encode(errors="surrogateescape"))  # file names need not be UTF-8
+            of_split = index(split)
+            for row in range(len(of_split)):
+                digest.update(of_split.facts(row).encode(errors="surrogateescape"))  # file names need not be UTF-8
         return digest.hexdigest()
 
-    return Files(root, identity, cache(lambda split: _images(walked(split), names[split])))
+    return Files(root, identity, index)
 
 
-def _walk(root: Path, name: str, others: list[str]) -> Index:
-    """All files of a split, in the order of torchvision's ImageFolder: by class, then by folder, then by name."""
+def _walk(root: Path, names: Mapping[str, str], split: str, others: list[str]) -> Index:
+    """The images of a split, in the order of torchvision's ImageFolder: by class, then by folder, then by name.
+
+    Raises:
+        ConfigError: no images; or what looks like some, or like a class, and cannot be used.
+    """
     try:
-        index = patiently(partial(_read_classes, root, name))
+        index, faults, empty = patiently(partial(_read_classes, root, names[split]))
     except OSError as error:
         raise ConfigError(f"data.folder={root} cannot be read: {error}") from None
-    for other in others:
+    for folder in empty:  # of the test images none need be of each class
+        (faults if split == "train" else index.left_out).add("class folder without images", folder)
+    for other in others if split == "test" else ():
         index.left_out.add("split that is not read", other)
+    if faults:
+        raise ConfigError(f"{root}: {faults}; mend or remove them, or list the others in a table (data.source=table)")
     if not index.keys:
-        instead = "".join(f"; data.splits.test={other} reads {root / other}" for other in others)
-        raise ConfigError(f"{root / name} has no class folders with images{instead}; {_LAYOUT}")
+        instead = "".join(f"; data.splits.test={other} reads {root / other}" for other in others if split == "test")
+        raise ConfigError(f"{root / names[split]} has no class folders with images{instead}; {_LAYOUT}")
     return index
 
 
-def _read_classes(root: Path, name: str) -> Index:
-    index = Index(str(root))
+def _read_classes(root: Path, name: str) -> tuple[Index, Tally, list[str]]:
+    """The images of all classes, what cannot be used, the class folders without images."""
+    index, faults, empty = Index(str(root)), Tally(), list[str]()
     top = os.path.realpath(root / name)
     for entry, key, facts in _entries(root, name, index.left_out):
         if facts is None:
-            index.left_out.add("broken link", key)
+            faults.add("broken link", key)
         elif not stat.S_ISDIR(facts.st_mode):
             index.left_out.add("outside of class folders", key)
         elif "\udc80" <= max(entry) <= "\udcff":  # how Python represents bytes that are not UTF-8
@@ -81,23 +94,27 @@ def _read_classes(root: Path, name: str) -> Index:
             index.left_out.add("link to a folder that it lies in", key)
         else:
             before = len(index)
-            _read_class(root, key, (top, target), index)
-            if len(index) == before:
-                index.left_out.add("class folder without files", key)
-    return index
+            _read_class(root, key, (top, target), index, faults)
+            empty += [key] if len(index) == before else []
+    return index, faults, empty
 
 
-def _read_class(root: Path, top: str, chain: tuple[str, ...], index: Index) -> None:
-    """Add the files of a class. ``chain``: the folder itself, and those in which links were that have led there."""
+def _read_class(root: Path, top: str, chain: tuple[str, ...], index: Index, faults: Tally) -> None:
+    """Add the images of a class. ``chain``: the folder itself, and those in which links were that have led there."""
     name = top.rpartition("/")[2]
     waiting = [(top, chain)]
     while waiting:  # the least of them first: no folder that is found later comes before it
         folder, chain = heapq.heappop(waiting)
         for entry, key, facts in _entries(root, folder, index.left_out):
             if facts is None:
-                index.left_out.add("broken link", key)
+                faults.add("broken link", key)
             elif stat.S_ISREG(facts.st_mode):
-                index.add(key, name, facts.st_size, facts.st_mtime_ns)
+                if (suffix := os.path.splitext(entry)[1].lower()) in _NO_IMAGES:  # noqa: PTH122
+                    index.left_out.add("no image", key)
+                elif suffix in _NOT_READ:
+                    faults.add("image in a format that is not read", key)
+                else:
+                    index.add(key, name, facts.st_size, facts.st_mtime_ns)
             elif not stat.S_ISDIR(facts.st_mode):
                 index.left_out.add("no regular file", key)
             elif not (root / key).is_symlink():
@@ -131,16 +148,3 @@ def _facts(path: str) -> os.stat_result | None:
         if error.errno in _NOWHERE and os.path.islink(path):  # noqa: PTH114
             return None
         raise
-
-
-def _images(files: Index, name: str) -> Index:
-    """The files that are images: by their suffix, or where it is another one by how they begin."""
-    root, rows = Path(files.root), []
-    for row, key in enumerate(files.keys):
-        if not key.lower().endswith(IMAGE_SUFFIXES) and not looks_like_an_image(root / key):
-            rows.append(row)
-            files.left_out.add("no image", key)
-    images = files.without(rows) if rows else files
-    for each in sorted(set(files.classes) - set(images.classes)):
-        files.left_out.add("class folder without images", f"{name}/{each}")
-    return images

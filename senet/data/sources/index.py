@@ -93,14 +93,6 @@ class Index:
         self.sizes.append(size)
         self.times.append(time_ns)
 
-    def without(self, rows: Sequence[int]) -> Index:
-        """The same without some of its images, which have files of their own."""
-        left, kept = set(rows), Index(self.root, left_out=self.left_out)
-        for row, key in enumerate(self.keys):
-            if row not in left:
-                kept.add(key, self.classes[self.labels[row]], self.sizes[row], self.times[row])
-        return kept
-
     def place(self, row: int) -> Place:
         """Where the bytes of an image are."""
         in_shard = bool(self.shards)

@@ -31,18 +31,6 @@ def decode(index: Index, row: int) -> Image.Image:
         raise Unreadable(f"{index.keys[row]} ({reason or type(error).__name__})") from None
 
 
-def looks_like_an_image(path: Path) -> bool:
-    """Whether a file begins as images do, whatever its name is. OSError: it cannot be opened."""
-    with path.open("rb") as file:
-        try:
-            Image.open(file, formats=IMAGE_FORMATS).close()
-        except UnidentifiedImageError:
-            return False
-        except Exception:  # each decoder raises its own, at a damaged file of its format
-            return True
-    return True
-
-
 def read_image(file: Path | BinaryIO, *, max_pixels: int | None = None) -> Image.Image:
     """Read a file of ``IMAGE_FORMATS``, in any mode, as RGB: the first frame, without transparency; orientation tags
     are ignored.

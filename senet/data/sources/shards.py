@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from senet.config.options import DataConfig
 from senet.data.sources.index import SPLITS, Files, Index, Tally, by_number
 from senet.data.sources.pictures import IMAGE_SUFFIXES
-from senet.data.sources.splits import TEST_NAMES, other_splits, split_names
+from senet.data.sources.splits import TEST_NAMES, split_names
 from senet.data.sources.table import NAMES, NO_TEXT
 from senet.errors import ConfigError
 from senet.rundir.files import patiently
@@ -51,22 +52,38 @@ def open_shards(config: DataConfig) -> Files:
     if not root.is_dir():
         here = "" if root.is_absolute() else f" in {Path.cwd()}"
         raise ConfigError(f"data.folder={root}: no such folder{here}; {_LAYOUT}")
-    found = [each for pattern in ("*.tar", "*/*.tar") for each in root.glob(pattern) if not each.name.startswith(".")]
-    shards = sorted(str(each.relative_to(root)) for each in found)
+    files = _listed(root)
+    shards = [file for file in files if file.endswith(".tar")]
     there = [name for name in ("train", *TEST_NAMES) if _of_split(shards, name)]
     names = split_names(there, config.splits, root)
     of = {split: _of_split(shards, names[split]) for split in SPLITS}
     for split in SPLITS:
+        if packed := _of_split([file for file in files if file.endswith(_COMPRESSED)], names[split]):
+            raise ConfigError(
+                f"{root}: {len(packed):,} shards are compressed, the first {packed[0]}; decompress them (gunzip), "
+                f"images hardly shrink"
+            )
         if not of[split]:
-            packed = _of_split([each.name for each in root.iterdir() if each.name.endswith(_COMPRESSED)], names[split])
-            hint = f"{min(packed)} is compressed: decompress it, images hardly shrink" if packed else _LAYOUT
-            raise ConfigError(f"{root}: no shard (*.tar) has {names[split]} in its name; {hint}")
+            raise ConfigError(f"{root}: no shard (*.tar) has {names[split]} in its name; {_LAYOUT}")
     if both := sorted(set(of["train"]) & set(of["test"])):
         raise ConfigError(f"{root / both[0]}: its name has {names['train']} and {names['test']}; rename it")
-    others = other_splits(there, names)
+    others = sorted(set(shards) - set(of["train"]) - set(of["test"]))
     scanned = cache(lambda split: _scan(root, of[split], config.columns, others if split == "test" else []))
 
     return Files(root, lambda: _identity(root, of, config.columns), scanned, by_number)
+
+
+def _listed(root: Path) -> list[str]:
+    """All files below a folder, but for hidden ones. A folder to which several links lead is read once."""
+    found, seen = [], {os.path.realpath(root)}
+    for folder, below, names in os.walk(root, followlinks=True):
+        here, below[:] = sorted(name for name in below if name[0] != "."), []
+        for name in here:
+            if (real := os.path.realpath(f"{folder}/{name}")) not in seen:
+                seen.add(real)
+                below.append(name)
+        found += [os.path.relpath(f"{folder}/{name}", root) for name in names if name[0] != "."]
+    return sorted(found)
 
 
 def _identity(root: Path, shards: Mapping[str, list[str]], columns: Mapping[str, str]) -> str:
@@ -97,7 +114,7 @@ def _scan(root: Path, shards: list[str], columns: Mapping[str, str], others: lis
     """
     index, faults = Index(str(root)), Tally()
     for other in others:
-        index.left_out.add("split that is not read", other)
+        index.left_out.add("shard of another split", other)
     for number, shard in enumerate(tqdm(shards, desc="reading shards", unit="shard", disable=None)):
         index.shards.append(shard)
         try:
@@ -136,7 +153,7 @@ def _samples(file: BinaryIO, shard: str, left_out: Tally, faults: Tally) -> Iter
         elif member.isdir():
             continue
         elif not member.isreg() or member.issparse():
-            left_out.add("no regular file", place)
+            faults.add("link, or no plain file", place)
         elif not stem or not dot or re.match("__[^/]*__(/|$)", member.name):  # the last is webdataset's for facts
             left_out.add("hidden or without suffix", place)
         else:

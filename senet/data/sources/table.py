@@ -28,6 +28,7 @@ NAMES = {
 }
 """What a column may be called, in any case of letters, unless ``data.columns`` names it."""
 _MOST_SPLITS = 100
+_MOST_OF_A_LINE = 2**20
 _NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 NO_TEXT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8
 
@@ -79,15 +80,15 @@ def _opened(path: Path) -> TextIO:
 def _header(path: Path, file: TextIO, named: Mapping[str, str]) -> tuple[Any, int, dict[str, int]]:
     """Read the first line. Returns csv's reader of the rows, how many columns there are, and which ones are needed."""
     try:
-        first = file.readline()
+        first = file.readline(_MOST_OF_A_LINE)
+        if NO_TEXT.search(first.rstrip().replace("\t", "")) or len(first) == _MOST_OF_A_LINE:
+            raise ConfigError(f"data.table={path}: its first line is no text; save it as CSV in UTF-8")
         file.seek(0)
         delimiter = max(",;\t", key=first.count)
         reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
         header = [name.strip() for name in next(reader, [])]
     except (OSError, csv.Error) as error:
         raise ConfigError(f"data.table={path} cannot be read: {error}") from None
-    if NO_TEXT.search("".join(header)):
-        raise ConfigError(f"data.table={path}: its first line is no text; save it as CSV in UTF-8")
     return reader, len(header), {what: _column(path, header, what, named) for what in NAMES}
 
 
@@ -168,14 +169,14 @@ def _index(root: str, rows: _Rows, taken: set[str], faults: Tally) -> Index:
     """``taken``: the paths of other rows; those of this split are added."""
     index = Index(root)
     for key, label, line in zip(rows.keys, rows.labels, rows.lines, strict=True):
-        path = os.path.normpath(os.path.join(root, key))  # noqa: PTH118 # a Path takes ten times as long
-        facts = _facts(path)
+        path = os.path.join(root, key)  # noqa: PTH118 # a Path takes ten times as long
+        facts, same = _facts(path), os.path.normpath(path)
         if facts is None or not stat.S_ISREG(facts.st_mode):
             faults.add("missing file" if facts is None else "no file", f"{key}, line {line}")
-        elif path in taken:
+        elif same in taken:
             faults.add("file that is named twice", f"{key}, line {line}")
         else:
-            taken.add(path)
+            taken.add(same)
             index.add(key, label, facts.st_size, facts.st_mtime_ns)
     return index
 

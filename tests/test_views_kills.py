@@ -21,7 +21,9 @@ from senet.rundir.files import write_json
 from senet.training.run import run
 from senet.training.writer import Writer
 from senet.views.csv_file import CsvFile
+from senet.views.identity import identify
 from senet.views.mlflow_run import MlflowRun
+from senet.views.services import catch_up, make_view
 from senet.views.wandb_run import WandbRun
 from tests.harness import (
     differing,
@@ -31,6 +33,7 @@ from tests.harness import (
     started,
     tiny,
     tiny_config,
+    train_command,
     wait_until,
     without_clock,
 )
@@ -165,6 +168,16 @@ def _sync(run_dir: str, requests: int, environment: dict[str, str]) -> None:
     os._exit(sync.main([run_dir]))
 
 
+def _write_offline(run_dir: str, through: int, environment: dict[str, str]) -> None:
+    """As a start of a training that reaches this step."""
+    _become(environment)
+    folder = Path(run_dir)
+    view = make_view("wandb", folder, identify(folder, trains=True), trains=True)
+    catch_up(view, folder, through)
+    view.close(finished=False)
+    os._exit(0)
+
+
 def _in_a_process(function: Callable[..., None], *args: Any) -> int | None:
     process = fork_server().Process(target=function, args=args)
     process.start()
@@ -213,3 +226,47 @@ def test_an_upload_to_wandb_that_is_cut_is_completed_by_the_same_command(
         for _ in range(2):
             assert _in_a_process(_upload, str(run_dir), 0, there) == 0
             assert server.history() == in_metrics(run_dir)
+
+
+def test_what_several_starts_have_written_offline_is_uploaded_by_wandb_itself_and_nothing_is_left_to_send(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    run_dir = _long_run(tmp_path / "run", "wandb")
+    for through in (700, 2000):
+        assert _in_a_process(_write_offline, str(run_dir), through, environment) == 0
+    [folder] = (run_dir / "wandb").glob("offline-run-*")
+    with wandb_server() as server:
+        there = environment | {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": "0" * 40}
+        there |= {"WANDB_DIR": str(tmp_path)}  # for what wandb's command writes
+        with started([sys.executable, "-m", "wandb", "sync", str(folder)], tmp_path / "log", **there) as process:
+            assert process.wait(240) == 0, (tmp_path / "log").read_text()
+        assert server.history() == in_metrics(run_dir)
+        assert _in_a_process(_upload, str(run_dir), 0, there) == 0
+        assert server.history() == in_metrics(run_dir)
+
+
+def test_a_training_sends_to_the_servers_and_no_key_is_in_a_file_of_the_run_or_in_what_it_prints(
+    data_root: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    keys = {
+        "WANDB_API_KEY": "b5" * 20,
+        "MLFLOW_TRACKING_PASSWORD": "hush-hush-1",
+        "MLFLOW_TRACKING_TOKEN": "hush-hush-2",
+    }
+    nobody = f"http://me:hush-hush-3@127.0.0.1:{free_port()}"
+    with wandb_server() as server:
+        there = {
+            "WANDB_BASE_URL": server.address,
+            "MLFLOW_TRACKING_URI": nobody,
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        }
+        options = tiny(f"data.root={data_root}", f"run_dir={tmp_path}/run", "log.to=[wandb,mlflow,csv]")
+        with started(train_command(0, options), tmp_path / "log", **environment, **keys, **there) as process:
+            assert process.wait(240) == 0, (tmp_path / "log").read_text()
+        assert server.history() == in_csv(tmp_path / "run") == in_metrics(tmp_path / "run")
+    printed = (tmp_path / "log").read_text()
+    assert printed.count("WARNING: mlflow: ") == 1, printed
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    for path in files:
+        assert not [key for key in (*keys.values(), "hush-hush-3") if key.encode() in path.read_bytes()], path

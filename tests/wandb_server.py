@@ -76,7 +76,7 @@ def wandb_server() -> Iterator[Server]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            body = json.loads(self._body() or b"{}")
+            body = self._json()
             with state.lock:
                 if self.path.endswith("/graphql"):
                     words = body["query"].replace("(", " ").replace("{", " ").split()
@@ -92,6 +92,12 @@ def wandb_server() -> Iterator[Server]:
 
         def _body(self) -> bytes:
             return self.rfile.read(int(self.headers.get("Content-Length", "0")))
+
+        def _json(self) -> dict[str, Any]:
+            """Of what is sent to GraphQL and the file stream; wandb tells of itself elsewhere, in other formats."""
+            body = self._body()
+            is_known = self.path.endswith(("/graphql", "/file_stream"))
+            return dict(json.loads(body)) if is_known else {}
 
         def _reply(self, content: bytes) -> None:
             self.send_response(200)

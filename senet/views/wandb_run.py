@@ -28,8 +28,8 @@ class WandbRun:
 
     Without one, each start writes all steps into a folder of its own, and removes those of the starts before. wandb
     writes in a process of its own, which may outlive a start that is killed: what it still does to a folder that is
-    removed changes nothing. And ``wandb sync`` uploads each folder from the first line on, over what it had uploaded of
-    this id: line by line the same, if the folder holds them all.
+    removed changes nothing. So there is one folder with all steps for ``wandb sync``, which adds whatever a folder
+    holds to the run of its id.
     """
 
     def __init__(self, run_dir: Path, identity: Identity, *, trains: bool) -> None:
@@ -43,6 +43,7 @@ class WandbRun:
         self._end(exit_code=STOPPED_EXIT_CODE)
         settings, who = wandb.setup().settings, self._identity
         self._folder = self._run_dir if self._trains else Path(mkdtemp(prefix="wandb-"))
+        mode = self._mode(settings)
         self._run = wandb.init(
             id=who.id,
             project=settings.project or "senet",  # else wandb takes the name of the folder that one stands in
@@ -50,8 +51,8 @@ class WandbRun:
             group=None if os.environ.get("WANDB_RUN_GROUP") else who.group or None,
             config=who.options,
             dir=self._folder,
-            mode=self._mode(settings),
-            resume="allow",
+            mode=mode,
+            resume=None if mode == "offline" else "allow",  # from such a folder wandb sync would count its steps anew
             reinit="create_new",  # leaves a run alone that somebody's own functions have
             settings=wandb.Settings(**{k: each for k, each in _QUIET.items() if k in wandb.Settings.model_fields}),
         )

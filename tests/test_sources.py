@@ -140,9 +140,9 @@ def test_of_several_test_splits_without_test_one_must_be_named(folder: Path) -> 
 def test_a_test_split_without_labels_is_refused_with_the_one_that_has_them(folder: Path) -> None:
     (folder / "test").rename(folder / "val")
     write(folder / "test/0001.jpg", picture(1))
-    assert f"test has no class folders with images; data.splits.test=val reads {folder}/val; " in refusal(
-        options("imagefolder", folder)
-    )
+    said = refusal(options("imagefolder", folder))
+    assert said.startswith(f"{folder}/test has no class folders with images (outside of class folders: test/0001.jpg)")
+    assert f"; data.splits.test=val reads {folder}/val; " in said
 
 
 def test_what_a_folder_holds_besides_is_left_out_and_counted(folder: Path) -> None:
@@ -152,7 +152,7 @@ def test_what_a_folder_holds_besides_is_left_out_and_counted(folder: Path) -> No
     write(folder / "train/bee/list.csv", "no image")
     write(folder / "train/bee/no suffix", picture(5))
     write(folder / "train/bee/jpeg.dat", picture(6, "JPEG"))
-    write(folder / "train/loose.png", picture(1))
+    write(folder / "train/loose.md", "no image")
     (folder / "test/cat").mkdir()
     write(folder / "test/dog/a.txt")
     os.mkfifo(folder / "train/ant/pipe")
@@ -163,7 +163,7 @@ def test_what_a_folder_holds_besides_is_left_out_and_counted(folder: Path) -> No
         "hidden: 3, the first train/ant/.DS_Store",
         "no image: 3, the first train/ant/notes.TXT",
         "no regular file: train/ant/pipe",
-        "outside of class folders: train/loose.png",
+        "outside of class folders: train/loose.md",
         "class folder without images: 2, the first test/cat",
     ]
 
@@ -174,6 +174,7 @@ def test_what_a_folder_holds_besides_is_left_out_and_counted(folder: Path) -> No
         (("train/ant/a.png", "test/b.png", "test/c"), "broken link: train/ant/a.png; "),
         (("test/b.png", "test/c"), "broken link: 2, the first test/b.png; "),  # a class whose disk is not mounted
         (("train/ant/itself.png",), "broken link: train/ant/itself.png; "),
+        (("train/0.heic", "train/1.txt"), "outside of class folders: train/0.heic; "),
         (("train/ant/0.heic", "train/bee/1.AVIF"), "image in a format that is not read: 2, the first train/ant/0.heic"),
         (("train/cat/", "train/dog/"), "class folder without images: 2, the first train/cat; "),
         (("train/cat/a.txt",), "class folder without images: train/cat; "),
@@ -506,6 +507,8 @@ def test_a_label_may_be_any_key_of_the_json(tmp_path: Path) -> None:
         ({"/b.jpg": b""}, "path that leads out of the shard: train-000001.tar//b.jpg"),
         ({"b.jpg": b"x", "b.png": b"x", "b.cls": b"0"}, "sample of two images: train-000001.tar/b;"),
         ({"b.jpg": b"x"}, "sample without label: train-000001.tar/b;"),
+        ({"b.HEIC": b"x", "b.cls": b"0"}, "image in a format that is not read: train-000001.tar/b.HEIC; label without"),
+        ({"b.left.jpg": b"x", "b.cls": b"0"}, "label without image: train-000001.tar/b;"),
         ({"b.jpg": b"x", "b.cls": b" "}, "sample without label"),
         ({"b.jpg": b"x", "b.cls": b"\xff"}, "sample without label"),
         ({"b.jpg": b"x", "b.json": b'{"label": [1]}'}, "sample without label"),

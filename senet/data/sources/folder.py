@@ -13,6 +13,7 @@ from pathlib import Path
 
 from senet.config.options import DataConfig
 from senet.data.sources.index import SPLITS, Files, Index, Tally
+from senet.data.sources.pictures import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from senet.data.sources.splits import TEST_NAMES, other_splits, split_names
 from senet.errors import ConfigError
 from senet.rundir.files import patiently
@@ -24,7 +25,6 @@ _NO_IMAGES = (
     ".cfg", ".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".mat", ".md", ".md5", ".npy", ".pkl", ".py",
     ".sha256", ".toml", ".tsv", ".txt", ".xml", ".yaml", ".yml",
 )  # fmt: skip
-_NOT_READ = (".arw", ".avif", ".cr2", ".dng", ".eps", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".psd", ".svg")
 _LAYOUT = "expected data.folder/train/<class>/<image> and data.folder/test/<class>/<image>"
 _NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # of a link that leads to nothing
 
@@ -71,11 +71,12 @@ def _walk(root: Path, names: Mapping[str, str], split: str, others: list[str]) -
         (faults if split == "train" else index.left_out).add("class folder without images", folder)
     for other in others if split == "test" else ():
         index.left_out.add("split that is not read", other)
+    if not index.keys:
+        found = f" ({faults})" if faults else ""
+        instead = "".join(f"; data.splits.test={other} reads {root / other}" for other in others if split == "test")
+        raise ConfigError(f"{root / names[split]} has no class folders with images{found}{instead}; {_LAYOUT}")
     if faults:
         raise ConfigError(f"{root}: {faults}; mend or remove them, or list the others in a table (data.source=table)")
-    if not index.keys:
-        instead = "".join(f"; data.splits.test={other} reads {root / other}" for other in others if split == "test")
-        raise ConfigError(f"{root / names[split]} has no class folders with images{instead}; {_LAYOUT}")
     return index
 
 
@@ -87,7 +88,8 @@ def _read_classes(root: Path, name: str) -> tuple[Index, Tally, list[str]]:
         if facts is None:
             faults.add("broken link", key)
         elif not stat.S_ISDIR(facts.st_mode):
-            index.left_out.add("outside of class folders", key)
+            is_image = entry.lower().endswith((*IMAGE_SUFFIXES, *OTHER_SUFFIXES))
+            (faults if is_image else index.left_out).add("outside of class folders", key)
         elif "\udc80" <= max(entry) <= "\udcff":  # how Python represents bytes that are not UTF-8
             raise ConfigError(f"{root / key}: the name of a class must be UTF-8; rename the folder")
         elif _leads_back(target := os.path.realpath(root / key), (top,)):
@@ -111,7 +113,7 @@ def _read_class(root: Path, top: str, chain: tuple[str, ...], index: Index, faul
             elif stat.S_ISREG(facts.st_mode):
                 if (suffix := os.path.splitext(entry)[1].lower()) in _NO_IMAGES:  # noqa: PTH122
                     index.left_out.add("no image", key)
-                elif suffix in _NOT_READ:
+                elif suffix in OTHER_SUFFIXES:
                     faults.add("image in a format that is not read", key)
                 else:
                     index.add(key, name, facts.st_size, facts.st_mtime_ns)

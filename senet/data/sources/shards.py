@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from senet.config.options import DataConfig
 from senet.data.sources.index import SPLITS, Files, Index, Tally, by_number
-from senet.data.sources.pictures import IMAGE_SUFFIXES
+from senet.data.sources.pictures import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from senet.data.sources.splits import TEST_NAMES, split_names
 from senet.data.sources.table import NAMES, NO_TEXT
 from senet.errors import ConfigError
@@ -122,7 +122,9 @@ def _scan(root: Path, shards: list[str], columns: Mapping[str, str], others: lis
                 time_ns = (root / shard).stat().st_mtime_ns
                 for sample in _samples(file, shard, index.left_out, faults):
                     label = _label(sample, columns.get("label"))
-                    if not sample.images:
+                    if not sample.images and "cls" in sample.label:
+                        faults.add("label without image", sample.key)
+                    elif not sample.images:
                         index.left_out.add("sample without image", sample.key)
                     elif len(sample.images) > 1 or label is None:
                         faults.add("sample without label" if label is None else "sample of two images", sample.key)
@@ -156,6 +158,8 @@ def _samples(file: BinaryIO, shard: str, left_out: Tally, faults: Tally) -> Iter
             faults.add("link, or no plain file", place)
         elif not stem or not dot or re.match("__[^/]*__(/|$)", member.name):  # the last is webdataset's for facts
             left_out.add("hidden or without suffix", place)
+        elif f".{suffix.lower()}" in OTHER_SUFFIXES:
+            faults.add("image in a format that is not read", place)
         else:
             key = f"{shard}/{folder}/{stem}" if folder else f"{shard}/{stem}"
             if sample is None or key != sample.key:

@@ -56,7 +56,7 @@ def main() -> None:
         shared = [
             "configs/quickstart.yaml", f"data.root={root / 'data'}", f"model.name={args.model}", "train.device=cpu",
             "train.epochs=1", "train.global_batch_size=16", "train.amp=off", "train.threads_per_rank=1",
-            "checkpoint.every_steps=1000", "log.tensorboard=false",
+            "checkpoint.every_steps=1000", "log.to=[]",
         ]  # fmt: skip
         for pair in range(args.pairs):
             found["without a profile"].append(ratio(cpu_s(root / f"without-{pair}", *shared), PARTS["after"]))

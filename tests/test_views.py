@@ -12,14 +12,17 @@ from typing import Any
 
 import pytest
 
+from senet import sync
 from senet.config.load import load_config, to_yaml
 from senet.errors import ConfigError
+from senet.extras import must_be_installed
 from senet.rundir.files import write_json
 from senet.rundir.history import read_options
+from senet.rundir.lease import Lease
 from senet.training.writer import Writer
 from senet.views import services
 from senet.views.csv_file import CsvFile
-from senet.views.identity import identify
+from senet.views.identity import Identity, identify
 from senet.views.mlflow_run import MlflowRun
 from senet.views.points import Point, complete_through, points
 from senet.views.services import catch_up, in_words, make_view
@@ -116,6 +119,21 @@ def test_a_run_keeps_its_id_where_it_is_moved_or_mounted_elsewhere_and_a_copy_th
     assert other != number
     assert identify(copy, trains=False).id == other
     assert identify(moved, trains=True).id == number
+
+
+def test_all_views_of_a_run_have_one_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+
+    def note(*_: object, identity: Identity, **__: object) -> Fails:
+        given.append(identity.id)
+        return Fails()
+
+    monkeypatch.setattr("senet.training.writer.make_view", note)
+    written = Writer(tmp_path, resumed_step=0, epochs_done=0, to=ALL)
+    written.covered(0)
+    written.end_views(finished=False, within_s=60)
+    written.close()
+    assert given == [identify(tmp_path, trains=True).id] * 3
 
 
 def test_a_cell_of_a_sweep_has_its_name_and_that_of_the_sweep(tmp_path: Path) -> None:
@@ -350,6 +368,35 @@ def test_a_view_whose_library_is_missing_is_refused_before_anything_is_trained(
     with pytest.raises(ConfigError, match=rf"^{name} is not installed; run ./launch.sh setup {name}$"):
         train_here(tmp_path / "run", f"log.to=[{name}]")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_has_the_name_of_a_library_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notlib").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="notlib is not installed"):
+        must_be_installed("notlib", "wandb")
+
+
+def test_a_run_that_sends_to_wandb_itself_is_left_alone_and_one_that_has_ended_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(to_yaml(load_config(tiny("log.to=[wandb]"))))
+    with Lease.acquire(tmp_path):
+        assert not sync.send(tmp_path, "wandb")
+        assert "the training sends its steps itself" in capsys.readouterr().err
+        (tmp_path / "wandb" / "offline-run-1").mkdir(parents=True)
+        assert not sync.sends_itself(tmp_path, "wandb")  # into a folder
+    assert not sync.sends_itself(tmp_path, "wandb")
+
+
+def test_sync_without_a_server_or_a_service_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "owner.json").write_text("{}")
+    for options, why in (("log.to=[mlflow]", "MLFLOW_TRACKING_URI is not set"), ("log.to=[csv]", "--to wandb$")):
+        (tmp_path / "config.yaml").write_text(to_yaml(load_config(tiny(options))))
+        with pytest.raises(ConfigError, match=why):
+            sync.main([str(tmp_path)])
 
 
 def test_a_library_is_imported_by_no_check_of_the_options(monkeypatch: pytest.MonkeyPatch) -> None:

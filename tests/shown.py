@@ -31,11 +31,10 @@ def in_csv(run_dir: Path) -> Shown:
     return _each_once((int(line.pop("step")), _numbers(line)) for line in lines)
 
 
-def in_mlflow(database: Path, run: str = "") -> Shown:
-    """``run``: its name; else there is only one. The metric ``step`` is its own step, and left out."""
+def in_mlflow(database: Path) -> Shown:
+    """Of the only run there. The metric ``step`` is its own step, and left out."""
     with closing(sqlite3.connect(database)) as connection:
-        runs = dict(connection.execute("select name, run_uuid from runs where name = ? or ? = ''", (run, run)))
-        [number] = runs.values()
+        [(number,)] = connection.execute("select run_uuid from runs")
         metrics = list(connection.execute("select step, key, value from metrics where run_uuid = ?", (number,)))
     found: Shown = {}
     for step, key, value in metrics:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -222,6 +223,23 @@ def test_wandb_offline_has_one_folder_with_options_name_and_group(tmp_path: Path
         time.sleep(1.1)  # folders are told apart by the second
     [folder] = (run_dir / "wandb").glob("*run-*")
     assert folder.name.startswith("offline-run-")
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "mode"),
+    [
+        ("online", "", "offline"),
+        ("online", SECRET, "online"),
+        ("offline", SECRET, "offline"),  # a node without network
+        ("dryrun", SECRET, "offline"),
+        ("disabled", "", "disabled"),
+    ],
+)
+def test_wandb_is_online_with_a_key_unless_its_user_says_other(given: str, key: str, mode: str, tmp_path: Path) -> None:
+    settings = SimpleNamespace(mode=given, api_key=key, base_url="https://api.wandb.ai")
+    identity = identify(tmp_path, trains=True)
+    assert WandbRun(tmp_path, identity, trains=True)._mode(settings) == mode
+    assert WandbRun(tmp_path, identity, trains=False)._mode(settings) == "online"
 
 
 # while a network is trained

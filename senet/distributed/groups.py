@@ -171,6 +171,6 @@ def wait_for_all(group: dist.ProcessGroup) -> None:
 def leave_together(group: dist.ProcessGroup, timeout_s: float = 30.0) -> None:
     """Wait until every rank is here: the first to exit makes torchrun signal the others.
 
-    Rank 0 waits at most ``timeout_s``, the others at most the group's time limit.
+    Rank 0 waits at most ``timeout_s``, the others at most the time limit with which the group was made.
     """
     dist.monitored_barrier(group, timeout=timedelta(seconds=timeout_s))

@@ -95,7 +95,7 @@ class Record:
         self.progress.say(line)
         if not stopped:
             self.writer.covered(summary.step)
-        # the other ranks wait meanwhile, up to one of these limits
+        # the other ranks wait meanwhile, up to the limit with which their group was made, start_timeout_s
         most_s = min(_END_S, config.distributed.start_timeout_s / 2, config.distributed.eval_timeout_s / 2)
         self.writer.end_views(finished=not stopped, within_s=min(_STOP_S, most_s) if stopped else most_s)
 

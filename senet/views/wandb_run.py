@@ -81,11 +81,13 @@ class WandbRun:
                 run.mark_preempting()  # with the exit code W&B shows it as "preempted", which may be resumed
             run.finish(exit_code)
 
-    def _mode(self, settings: Any) -> str | None:
-        """None: as WANDB_MODE or ``wandb offline`` says, or online. Without a key wandb would ask for one."""
+    def _mode(self, settings: Any) -> str:
+        """As WANDB_MODE or ``wandb offline`` says; without a key, for which wandb would ask, offline."""
         if not self._trains:
             return "online"
-        return None if settings.mode == "disabled" or _has_key(settings) else "offline"
+        if settings.mode == "disabled":
+            return "disabled"
+        return "online" if settings.mode not in ("offline", "dryrun") and _has_key(settings) else "offline"
 
 
 def _has_key(settings: Any) -> bool:

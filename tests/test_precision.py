@@ -546,7 +546,8 @@ def test_a_convolution_of_which_bf16_has_wrong_gradients_is_found(name: str, siz
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride", "height", "width"), [(3, 1, 1, 1), (3, 1, 4, 1), (3, 2, 2, 2), (3, 2, 1, 4), (1, 2, 1, 1)]
+    ("kernel", "stride", "height", "width"),
+    [(3, 1, 1, 1), (3, 1, 4, 1), (3, 2, 2, 2), (3, 2, 1, 4), (1, 2, 1, 1), (3, 3, 1, 3), (5, 2, 1, 2), (3, 3, 4, 4)],
 )
 def test_convolutions_that_are_left_in_bf16_have_the_gradients_of_fp32(
     kernel: int, stride: int, height: int, width: int
@@ -564,6 +565,25 @@ def test_convolutions_that_are_left_in_bf16_have_the_gradients_of_fp32(
             assert layer.weight.grad is not None
             found.append(layer.weight.grad)
         torch.testing.assert_close(*found, rtol=0.1, atol=0.05 * float(found[1].abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("layer", "size", "is_found"),
+    [
+        (nn.Conv2d(3, 4, 3, 3, padding=1), 2, True),
+        (nn.Conv2d(3, 4, 3, 4, padding=1), 3, True),
+        (nn.Conv2d(3, 4, 5, padding=2), 1, True),
+        (nn.Conv2d(3, 4, 5, padding="same"), 1, True),
+        (nn.Conv2d(3, 4, 2, 3), 2, False),  # without padding
+        (nn.Conv2d(3, 4, 3, 3, padding=1), 3, False),
+        (nn.Conv2d(3, 4, 3, padding=1), 1, False),
+        (nn.Conv2d(3, 4, 1, 2, padding=1), 1, False),
+    ],
+)
+def test_it_is_one_whose_stride_is_larger_than_its_images_are_wide(layer: nn.Module, size: int, is_found: bool) -> None:
+    config = tiny_config()
+    config = replace(config, data=replace(config.data, image_size=size))
+    assert precision.narrow_convolution(nn.Sequential(layer), config) == ("0" if is_found else "")
 
 
 def test_auto_takes_fp32_and_bf16_is_refused_where_its_gradients_are_wrong(

@@ -210,7 +210,7 @@ class TrainConfig:
     """Automatic mixed precision. auto: on GPUs bf16 where all have it natively, else off; on CPUs that all have
     bf16 the faster of bf16 and off, measured at the first start of a run with 1 to 2 s of one core (more where a pass
     of two images takes as long), and kept when it is resumed; off where torch computes wrong gradients in bf16, for
-    images that become one pixel wide. fp16 uses a GradScaler. On a GPU what is left in fp32 uses TF32."""
+    images that become too small. fp16 uses a GradScaler. On a GPU what is left in fp32 uses TF32."""
     channels_last: bool = True
     """Keep weights and activations in NHWC memory order."""
     compile: bool = False

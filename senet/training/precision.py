@@ -83,15 +83,16 @@ def narrow_convolution(network: nn.Module, config: Config) -> str:
     """The name of a convolution of which torch computes wrong gradients in bf16 on a CPU; empty if there is none, or
     the network cannot be copied. Costs a copy, and a forward pass of one image.
 
-    Seen with torch 2.14 (oneDNN) where the images are one pixel wide there, and the kernel is wider and has a stride or
-    is no 3x3: the gradient of what only meets the padding, which is 0, is what lay in that memory.
+    Seen with torch 2.14 (oneDNN) where the stride is larger than the images there are wide, and once for a 5x5 kernel
+    on a single pixel: the gradient of what only meets the padding, which is 0, is what lay in that memory.
     """
     sizes, found = {config.data.image_size}, list[str]()
     sizes |= {config.augment.small_size} if config.augment.small_epochs else set()
 
     def look(name: str, convolution: nn.Conv2d, given: tuple[Tensor, ...]) -> None:
-        kernel, stride = convolution.kernel_size[1], convolution.stride[1]
-        if given and given[0].shape[-1] == 1 and kernel > 1 and (stride > 1 or kernel > 3):
+        kernel, stride, width = convolution.kernel_size[1], convolution.stride[1], given[0].shape[-1]
+        is_padded = convolution.padding not in ("valid", (0, 0))
+        if kernel > 1 and is_padded and (stride > width or (width == 1 and kernel > 3)):
             found.append(name)
 
     try:
@@ -110,8 +111,8 @@ def narrow_convolution(network: nn.Module, config: Config) -> str:
 def _refuse_wrong(amp: str, narrow: str) -> None:
     if amp == "bf16" and narrow:
         raise ConfigError(
-            f"train.amp=bf16: on a CPU torch computes wrong gradients of {narrow} in bf16, where images are one pixel "
-            f"wide; train.amp=off, or a larger data.image_size"
+            f"train.amp=bf16: on a CPU torch computes wrong gradients of {narrow} in bf16, where the stride is larger "
+            f"than the images; train.amp=off (resume.allow_changes=true if it has begun), or a larger data.image_size"
         )
 
 

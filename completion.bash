@@ -33,6 +33,10 @@ _launch_runs_for() { # run directories from here on, and those in runs/
     done
 }
 
+_launch_sweeps() { # the names of those in runs/
+    compgen -G "runs/*/sweep.json" | sed 's:^runs/::; s:/sweep.json$::'
+}
+
 _launch_list() { # the words of a list in launch.sh
     sed -n "s/^$1=\"\(.*\)\"\$/\1/p" "$_launch_here/launch.sh"
 }
@@ -47,12 +51,14 @@ _launch() {
     words=$(
         case $verb:${typed[${#typed[@]} - 1]} in
         train:*--help | slurm:*--help) _launch_options | sed -n 's/\..*//p' && echo all ;;
-        slurm:status | slurm:stop | slurm:clear) _launch_runs_for "$cur" ;;
-        sweep:status | sweep:stop) compgen -G "runs/*/sweep.json" | sed 's:^runs/::; s:/sweep.json$::' ;;
+        slurm:status | slurm:stop) _launch_runs_for "$cur"; _launch_sweeps ;;
+        slurm:clear) _launch_runs_for "$cur" ;;
+        sweep:status | sweep:stop) _launch_sweeps ;;
         train:* | drill:* | doctor:* | sweep:* | slurm:*) _launch_options_for "$cur" && _launch_files_for "$cur" ;;
         setup:*) printf '%s\n' $(_launch_list setup_extras) ;;
         help:*) ;;
-        predict:"$verb" | evaluate:"$verb" | export:"$verb" | report:* | compare:* | tensorboard:* | follow:* | why:* | profile:* | prune:* | sync:*) _launch_runs_for "$cur" ;;
+        predict:"$verb" | evaluate:"$verb" | export:"$verb" | report:* | tensorboard:* | profile:*) _launch_runs_for "$cur" ;;
+        compare:* | follow:* | why:* | prune:* | sync:*) _launch_runs_for "$cur"; _launch_sweeps ;;
         esac
         if [[ $cur == -* ]]; then echo --help; fi
         if [[ $verb:$cur == doctor:-* ]]; then printf '%s\n' --json --out --max-seconds; fi

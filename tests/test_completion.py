@@ -36,6 +36,8 @@ def checkout(tmp_path: Path) -> Path:
         (tmp_path / run).mkdir(parents=True)
         (tmp_path / run / "metrics.jsonl").touch()
     (tmp_path / "runs" / "no run").mkdir()
+    (tmp_path / "runs" / "rates").mkdir()
+    (tmp_path / "runs" / "rates" / "sweep.json").touch()
     (tmp_path / "own.yml").touch()
     return tmp_path
 
@@ -99,7 +101,8 @@ def test_tab_offers_what_launch_sh_and_its_options_are(checkout: Path) -> None:
         ("./launch.sh doctor --", "--help --json --max-seconds --out"),
         ("./launch.sh slurm --", "--dry-run --help"),
         ("./launch.sh slurm slurm.cluster=l", "local"),
-        ("./launch.sh slurm stop ", "runs/one"),
+        ("./launch.sh slurm stop ", "rates runs/one"),
+        ("./launch.sh why ra", "rates"),
         ("./launch.sh slurm clear ", "runs/one"),
         ("./launch.sh slurm d", "data. distributed. doctor drill"),
         ("./launch.sh evaluate ", "runs/one"),

@@ -97,6 +97,8 @@ def test_the_status_of_an_earlier_job_is_not_that_of_the_newest_whatever_its_clo
     before = {"job": "6", "heartbeat": 1010.0, "state": "failed", "reason": "why"}
     assert found(tmp_path, before, SENT) == ("submitted", "job 7")
     assert found(tmp_path, before, SENT, JobState("RUNNING")) == ("starting", "")
+    after = before | {"job": "8_3", "heartbeat": 1.0, "state": "finished", "reason": ""}  # that of an allocation
+    assert found(tmp_path, after, SENT) == found(tmp_path, after, SENT, JobState("TIMEOUT")) == ("finished", "")
     local = SENT | {"cluster": "local"}
     assert found(tmp_path, before, local) == ("failed", "why")  # that of the allocation in which it was started
 

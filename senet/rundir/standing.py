@@ -118,9 +118,11 @@ def _is_of_newest(status: Mapping[str, Any], sent: Mapping[str, Any]) -> bool:
     """Whether it is of the newest job, or younger than that."""
     if not sent or status.get("job") == sent["job"]:
         return True
-    has_other = bool(status.get("job")) and sent.get("cluster") != "local"
+    other, own = (str(of.get("job", "")).partition("_")[0] for of in (status, sent))
+    if other.isdecimal() and sent.get("cluster") != "local":
+        return int(other) > int(own)  # SLURM counts them up
     # clocks of two hosts, if it was trained elsewhere without a job
-    return not has_other and bool(status.get("heartbeat", 0.0) > sent.get("submitted", math.inf))
+    return bool(status.get("heartbeat", 0.0) > sent.get("submitted", math.inf))
 
 
 def _in_queue(run_dir: Path, told: Mapping[str, Any], job_id: str, job: Job) -> tuple[str, str]:

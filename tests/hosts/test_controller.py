@@ -23,7 +23,7 @@ def test_no_answer_is_neither_yes_nor_no(cluster: HostCluster, tmp_path: Path, d
         began = time.monotonic()
         said = runs[0].tool("status", *(str(run.run_dir) for run in runs))
         assert time.monotonic() - began < 20  # one question for all
-        assert [line.split()[2] for line in said.stdout.splitlines()[1:]] == ["training", "unknown", "unknown"]
+        assert [line.split()[2] for line in said.stdout.splitlines()[1:]] == ["training", "submitted", "submitted"]
         stop = runs[0].tool("stop", str(runs[0].run_dir))
         assert stop.returncode == FAILED_EXIT_CODE
         assert "was not stopped, try again: squeue does not answer" in stop.stderr

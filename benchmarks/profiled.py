@@ -69,7 +69,7 @@ def main() -> None:
             )
     note = f"{statistics.median(sizes) / 1e6:.2f} MB a trace of 5 updates" + (f"; {args.note}" if args.note else "")
     for part, ratios in found.items():
-        what = f"processor time of an update {part}, of that before, {args.model}"
+        what = f"CPU time of an update of {args.model} {part}, over before"
         more = {"target": "<= 102"} if part == "after" else {}
         record("profiled.py", what, ratios, "%", digits=1, note=note, **more)
 

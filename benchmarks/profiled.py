@@ -67,9 +67,11 @@ def main() -> None:
             print(
                 f"{pair + 1}: " + ", ".join(f"{part} {ratios[-1]:.1f} %" for part, ratios in found.items()), flush=True
             )
-    note = f"{statistics.median(sizes) / 1e6:.2f} MB a trace of 5 updates" + (f"; {args.note}" if args.note else "")
+    note = f"{args.model}; {statistics.median(sizes) / 1e6:.2f} MB a trace of 5 updates" + (
+        f"; {args.note}" if args.note else ""
+    )
     for part, ratios in found.items():
-        what = f"CPU time of an update of {args.model} {part}, over before"
+        what = f"CPU time of an update over before, {part}"
         more = {"target": "<= 102"} if part == "after" else {}
         record("profiled.py", what, ratios, "%", digits=1, note=note, **more)
 

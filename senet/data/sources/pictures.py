@@ -14,8 +14,8 @@ from senet.data.sources.index import Index
 # Others are refused: Pillow hands EPS files to Ghostscript, which runs them as programs
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-OTHER_SUFFIXES = (".avif", ".eps", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg")
-"""Of images in formats that are not read."""
+OTHER_SUFFIXES = (".arw", ".avif", ".cr2", ".dng", ".eps", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".psd", ".svg")
+"""Of images in formats that are not read. Of raw photographs, TIFF files inside, Pillow would read the thumbnail."""
 
 
 class Unreadable(Exception):

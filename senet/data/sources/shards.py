@@ -9,7 +9,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,7 +52,10 @@ def open_shards(config: DataConfig) -> Files:
     if not root.is_dir():
         here = "" if root.is_absolute() else f" in {Path.cwd()}"
         raise ConfigError(f"data.folder={root}: no such folder{here}; {_LAYOUT}")
-    files = _listed(root)
+    try:
+        files = patiently(partial(_listed, root))
+    except OSError as error:
+        raise ConfigError(f"data.folder={root} cannot be read: {error}") from None
     shards = [file for file in files if file.endswith(".tar")]
     there = [name for name in ("train", *TEST_NAMES) if _of_split(shards, name)]
     names = split_names(there, config.splits, root)
@@ -73,10 +76,14 @@ def open_shards(config: DataConfig) -> Files:
     return Files(root, lambda: _identity(root, of, config.columns), scanned, by_number)
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def _listed(root: Path) -> list[str]:
     """All files below a folder, but for hidden ones. A folder to which several links lead is read once."""
     found, seen = [], {os.path.realpath(root)}
-    for folder, below, names in os.walk(root, followlinks=True):
+    for folder, below, names in os.walk(root, followlinks=True, onerror=_raise):
         here, below[:] = sorted(name for name in below if name[0] != "."), []
         for name in here:
             if (real := os.path.realpath(f"{folder}/{name}")) not in seen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -538,6 +539,30 @@ def test_a_shard_that_is_cut_off_anywhere_is_refused_by_name(shards: Path) -> No
         assert refusal(config).startswith(f"{victim}: ")
     victim.write_bytes(whole[: end + 512])
     assert files_of(config).index("train").keys == expected
+
+
+def test_a_copy_of_a_shard_is_not_read_too_and_shards_of_one_name_may_differ(shards: Path) -> None:
+    config = options("webdataset", shards)
+    members = {"9.png": picture(3), "9.cls": b"1"}  # of one size and name with the others
+    write_shard(shards / "part/train-000001.tar", members)
+    assert len(files_of(config).index("train")) == 7
+    write(shards / "old/train-000001.tar").write_bytes((shards / "train-000001.tar").read_bytes())
+    assert "train-000001.tar: a copy of old/train-000001.tar, whose images would count twice; move it" in refusal(
+        config
+    )
+
+
+def test_a_folder_of_shards_that_cannot_be_listed_is_refused(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shards / "part").mkdir()
+    listed = os.scandir
+
+    def scandir(path: str) -> Any:
+        if str(path).endswith("part"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert "cannot be read: [Errno 13] Permission denied" in refusal(options("webdataset", shards))
 
 
 def test_a_damaged_header_in_a_shard_is_no_end(shards: Path) -> None:

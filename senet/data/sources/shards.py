@@ -30,7 +30,7 @@ _MOST_BYTES = 1_000_000  # of a label
 
 
 class _Damaged(Exception):
-    """A shard that cannot be read to its end."""
+    """A shard that cannot be used."""
 
 
 @dataclass
@@ -64,7 +64,7 @@ def open_shards(config: DataConfig) -> Files:
         if packed := _of_split([file for file in files if file.endswith(_COMPRESSED)], names[split]):
             raise ConfigError(
                 f"{root}: {len(packed):,} shards are compressed, the first {packed[0]}; decompress them (gunzip), "
-                f"images hardly shrink"
+                f"images hardly shrink, or move them away"
             )
         if not of[split]:
             raise ConfigError(f"{root}: no shard (*.tar) has {names[split]} in its name; {_LAYOUT}")
@@ -120,13 +120,18 @@ def _scan(root: Path, shards: list[str], columns: Mapping[str, str], others: lis
         ConfigError: a damaged shard, or samples that cannot be used.
     """
     index, faults = Index(str(root)), Tally()
+    first_with: dict[tuple[str, int, bytes], str] = {}
     for other in others:
         index.left_out.add("shard of another split", other)
     for number, shard in enumerate(tqdm(shards, desc="reading shards", unit="shard", disable=None)):
         index.shards.append(shard)
         try:
             with (root / shard).open("rb") as file:
-                time_ns = (root / shard).stat().st_mtime_ns
+                facts = os.fstat(file.fileno())
+                copy_of = first_with.setdefault((Path(shard).name, facts.st_size, file.read(tarfile.BLOCKSIZE)), shard)
+                if copy_of != shard:  # of one name and size, and they begin alike
+                    raise _Damaged(f"a copy of {copy_of}, whose images would count twice")
+                file.seek(0)
                 for sample in _samples(file, shard, index.left_out, faults):
                     label = _label(sample, columns.get("label"))
                     if not sample.images and "cls" in sample.label:
@@ -137,12 +142,12 @@ def _scan(root: Path, shards: list[str], columns: Mapping[str, str], others: lis
                         faults.add("sample without label" if label is None else "sample of two images", sample.key)
                     else:
                         [image] = sample.images
-                        index.add(f"{shard}/{image.name}", label, image.size, time_ns)
+                        index.add(f"{shard}/{image.name}", label, image.size, facts.st_mtime_ns)
                         index.shard_of.append(number)
                         index.offsets.append(image.offset_data)
         except (OSError, _Damaged, tarfile.TarError, ValueError, OverflowError) as error:
             reason = " ".join(str(error).split())[:100]
-            raise ConfigError(f"{root / shard}: {reason}; copy this shard again, or write it anew") from None
+            raise ConfigError(f"{root / shard}: {reason}; move it away, or write it anew") from None
     if faults:
         raise ConfigError(f"{root}: {faults}; repair the shards (data.columns.label names the label in *.json)")
     if not index.keys:

@@ -44,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
         withdraw(run_dir, request)
     found = stem(run_dir, told["first"])
     print(printable(f"updates {told['first']} to {told['last']}: {found}.*; open the traces at ui.perfetto.dev"))
+    if (count := told["last"] - told["first"] + 1) < arguments.steps:
+        print(f"{count} updates instead of {arguments.steps}: an epoch has no more, and a profile ends with its epoch")
     print(table_file(found).read_text(), end="")
     return 0
 

@@ -24,6 +24,7 @@ from senet.verbs import typed
 from senet.views.identity import identify
 from senet.views.points import complete_through
 from senet.views.services import SERVICES, catch_up, check_installed, in_words, make_view
+from senet.views.wandb_run import check_key
 
 _PATIENCE_S = 60.0
 
@@ -37,17 +38,39 @@ def main(argv: Sequence[str]) -> int:
         "--to", action="append", choices=SERVICES, help="this service; else those in log.to of each run"
     )
     arguments = parser.parse_args(argv)
-    runs = [run for word in arguments.runs for run in runs_in(folder_of(word))]
+    runs = _without_copies([run for word in arguments.runs for run in runs_in(folder_of(word))])
     wanted = [(run, name) for run in runs for name in SERVICES if name in (arguments.to or _named_by(run))]
     if not wanted:
         raise ConfigError(f"log.to has neither {' nor '.join(SERVICES)} in {runs[0]}; name the service: --to wandb")
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        wanted = _without_mlflow(wanted, is_asked_for="mlflow" in (arguments.to or ()))
     check_installed({name for _, name in wanted})
-    if any(name == "mlflow" for _, name in wanted) and not os.environ.get("MLFLOW_TRACKING_URI"):
-        raise ConfigError(
-            "MLFLOW_TRACKING_URI is not set, so there is no server to send to; export it, e.g. http://HOST:5000"
-        )
+    if any(name == "wandb" for _, name in wanted):
+        check_key()
     sent = [send(run, name) for run, name in wanted]
     return 0 if all(sent) else FAILED_EXIT_CODE
+
+
+def _without_copies(runs: Sequence[Path]) -> list[Path]:
+    """Of runs with one id, which are one run in the services, the one for which it was made, else the first."""
+    kept: dict[str, Path] = {}
+    views = {run: read_json(run / "views.json") for run in runs}
+    for run in sorted(runs, key=lambda run: views[run].get("folder") != str(run.resolve())):
+        first = kept.setdefault(str(views[run].get("id", run)), run)
+        if first != run:
+            print(f"{run}: left out, since it is a copy of {first}", file=sys.stderr)
+    return [run for run in runs if run in kept.values()]
+
+
+def _without_mlflow(wanted: Sequence[tuple[Path, str]], *, is_asked_for: bool) -> list[tuple[Path, str]]:
+    """Where no server is named: what has been written into the run directories stays there."""
+    others = [(run, name) for run, name in wanted if name != "mlflow"]
+    missing = "MLFLOW_TRACKING_URI is not set, so there is no server to send to; export it, e.g. http://HOST:5000"
+    if len(others) < len(wanted):
+        if is_asked_for or not others:
+            raise ConfigError(missing)
+        print(f"not to mlflow: {missing}", file=sys.stderr)
+    return others
 
 
 def _named_by(run: Path) -> Sequence[str]:

@@ -48,7 +48,7 @@ def meant(word: str) -> list[str]:
 
 def test_a_word_is_a_path_or_a_name_in_runs(here: Path) -> None:
     cells = ["runs/rates/9", "runs/rates/10"]
-    for word in ("rates", "runs/rates", "runs/rates/"):
+    for word in ("rates", "rates/", "runs/rates", "runs/rates/"):
         assert meant(word) == cells  # in the order of the sweep
     assert meant(f"{here}/runs/rates")[0] == f"{here}/runs/rates/9"
     assert meant("one") == meant("runs/one") == ["runs/one"]

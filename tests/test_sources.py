@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 import tracemalloc
 from collections.abc import Mapping
@@ -231,6 +232,14 @@ def test_a_class_without_test_images_is_mentioned_and_one_without_training_image
     assert "no training images and cannot be learned: dog; add training images" in refusal(config)
 
 
+def test_images_of_one_class_are_refused(folder: Path) -> None:
+    table = table_of(folder)
+    table.write_text(re.sub(",bee", ",ant", table.read_text()))
+    assert refusal(options("table", table)).endswith(
+        "all training images are of one class, ant; nothing can be learned"
+    )
+
+
 def test_empty_files_are_all_named_before_anything_is_decoded(folder: Path) -> None:
     write(folder / "train/ant/1.png")
     write(folder / "test/bee/9.jpg")
@@ -352,7 +361,7 @@ def test_what_a_table_says_of_an_image_is_part_of_what_a_store_is_found_by(folde
         (",ant,train", "row without path: line 12; "),
         ("train/ant/0.png,ant, ", "row without split: line 12; "),
         ("train/ant/0.png,ant", "row that has not 3 columns: line 12; "),
-        ('train/ant/0.png,"a\nb",train', "label that is no text: line 13; "),
+        ('train/ant/0.png,"a\nb",train', "label that is no text in UTF-8: line 13; "),
         ("train/ant/0.png,ant,hold", "row of an unknown split (data.splits names the two to read): hold, line 12; "),
         ('train/ant/0.png,"ant,train', "line 12: unexpected end of data"),
     ],
@@ -370,7 +379,7 @@ def test_several_faults_of_a_table_are_one_line(folder: Path) -> None:
     table.write_text(table.read_text() + "a.png,ant,train\nb.png,ant,train\ntrain/ant/0.png,,train\n")
     assert refusal(options("table", table)) == (
         f"data.table={table}: row without label: line 14; missing file: 2, the first a.png, line 12; "
-        f"repair or remove these rows"
+        f"repair or remove these rows (files are looked for in {table.parent}: data.folder)"
     )
 
 
@@ -489,12 +498,13 @@ def test_members_are_samples_as_webdataset_has_them(tmp_path: Path) -> None:
 
 def test_a_label_may_be_any_key_of_the_json(tmp_path: Path) -> None:
     members = {"a.jpg": picture(0), "a.cls": b"0", "a.json": json.dumps({"label": 0, "name": "cat"}).encode()}
+    members |= {"b.jpg": picture(1), "b.cls": b"1", "b.json": json.dumps({"label": 1, "name": "ant"}).encode()}
     for split in ("train", "test"):
         write_shard(tmp_path / f"{split}.tar", members)
     named = options("webdataset", tmp_path, columns={"label": "name"})
-    assert open_source(named, files_of(named)).classes == ["cat"]
+    assert open_source(named, files_of(named)).classes == ["ant", "cat"]
     plain = options("webdataset", tmp_path)
-    assert open_source(plain, files_of(plain)).classes == ["0"]
+    assert open_source(plain, files_of(plain)).classes == ["0", "1"]
     assert files_of(plain).identity() != files_of(named).identity()
 
 
@@ -619,7 +629,7 @@ def test_the_members_of_a_shard_are_not_kept(tmp_path: Path) -> None:
 
 
 def test_shards_are_found_by_the_name_of_their_split(tmp_path: Path) -> None:
-    members = {"a.jpg": picture(0), "a.cls": b"0"}
+    members = {"a.jpg": picture(0), "a.cls": b"0", "b.jpg": picture(1), "b.cls": b"1"}
     names = ("a-train-0.tar", "a-train-1.tar", "train/00.tar", "restrained.tar", "b_validation3.tar", "._a-train-0.tar")
     for name in (*names, "train/part 1/sub/01.tar"):
         write_shard(tmp_path / name, members)

@@ -417,6 +417,35 @@ def test_sync_without_a_server_or_a_service_is_refused(tmp_path: Path) -> None:
             sync.main([str(tmp_path)])
 
 
+def test_sync_sends_a_run_once_leaves_its_copies_out_and_does_without_a_server_that_nobody_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, copy = tmp_path / "runs/views", tmp_path / "runs/a copy"
+    run.mkdir(parents=True)
+    (run / "owner.json").write_text("{}")
+    (run / "config.yaml").write_text(to_yaml(load_config(tiny("log.to=[wandb,mlflow]"))))
+    identify(run, trains=True)
+    shutil.copytree(run, copy)
+    sent: list[tuple[Path, str]] = []
+    monkeypatch.setattr(sync, "send", lambda run, name: not sent.append((run, name)))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    with pytest.raises(
+        ConfigError, match=r"^W&B has no key for https://.*; export WANDB_API_KEY=..., or run wandb login$"
+    ):
+        sync.main([str(tmp_path / "runs")])
+    monkeypatch.setattr(sync, "check_key", lambda: None)
+    assert sync.main([str(tmp_path / "runs")]) == 0
+    assert sent == [(run, "wandb")]
+    said = capsys.readouterr().err
+    assert f"{copy}: left out, since it is a copy of {run}\n" in said
+    assert "not to mlflow: MLFLOW_TRACKING_URI is not set" in said
+    with pytest.raises(ConfigError, match=r"^MLFLOW_TRACKING_URI is not set"):
+        sync.main([str(run), "--to", "mlflow"])
+    assert sync.main([str(copy)]) == 0  # from another machine, say
+    assert sent[1:] == [(copy, "wandb")]
+
+
 def test_a_library_is_imported_by_no_check_of_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.import_module", pytest.fail)
     services.check_installed(ALL)

@@ -6,6 +6,7 @@ seeds, and which differences are more than chance. RUN is a run directory, a swe
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -57,6 +58,8 @@ def _page_writer(path: Path) -> Callable[[Comparison], None]:
         raise ConfigError(f"--page {path}: it is a page for a browser; name a file that ends in .html")
     if not path.absolute().parent.is_dir():
         raise ConfigError(f"--page {path}: no such folder")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise ConfigError(f"--page {path}: nothing can be written into that folder")
     for name in ("matplotlib", "jinja2"):
         library(name, "report")
     from senet.compare.page import render  # matplotlib takes seconds

@@ -66,7 +66,7 @@ def in_runs(word: str) -> Path:
 
 
 def _is_name(word: str) -> bool:
-    return word == Path(word).name and word != ".."
+    return word.rstrip("/") == Path(word).name and word != ".."  # Tab leaves a slash behind a folder
 
 
 def runs_in(folder: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from senet import compat
 from senet.rundir.files import replace_file
 from senet.rundir.profiles import memory_file, table_file, trace_file
 
+_BAR = "update "  # in a trace, over each
 _MOST_ROWS = 10
 
 
@@ -44,7 +45,7 @@ class Recording:
     def update(self, step: int) -> None:
         """A bar in the trace, from here to the next update."""
         self._end_label()
-        self._label = record_function(f"update {step}")
+        self._label = record_function(f"{_BAR}{step}")
         self._label.__enter__()
         self._updates += 1
 
@@ -84,15 +85,18 @@ class Recording:
 
 
 def table_of(events: Iterable[Any], updates: int, *, on_gpu: bool) -> str:
-    """The most expensive operations, each without those that it calls: on a GPU by the time of their kernels."""
-    key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    """The most expensive operations, each without those that it calls: on a GPU by the time of their kernels. Then how
+    much of an update they all take: the rest is Python, waits, and what is no operation."""
+    key, known = "self_device_time_total" if on_gpu else "self_cpu_time_total", list(events)
     spent = {
         event.key: (getattr(event, key), event.count)
-        for event in events
+        for event in known
         if event.device_type.name == "CPU" and not event.is_user_annotation and getattr(event, key) > 0
     }
     whole = sum(time_us for time_us, _ in spent.values()) or 1
     lines = [f"{'ms/update':>10} {'share':>6} {'calls/update':>13}  operation ({'GPU' if on_gpu else 'CPU'} time)"]
     for name, (time_us, count) in sorted(spent.items(), key=lambda each: -each[1][0])[:_MOST_ROWS]:
         lines.append(f"{time_us / updates / 1000:10.3f} {time_us / whole:6.1%} {count / updates:13.1f}  {name}")
+    bars_us = sum(e.cpu_time_total for e in known if e.is_user_annotation and e.key.startswith(_BAR))
+    lines.append(f"{whole / updates / 1000:10.3f} of {bars_us / updates / 1000:.3f} ms an update are in operations")
     return "\n".join(lines) + "\n"

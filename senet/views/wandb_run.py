@@ -11,7 +11,7 @@ from tempfile import mkdtemp
 from typing import Any
 from urllib.parse import urlsplit
 
-from senet.errors import STOPPED_EXIT_CODE
+from senet.errors import STOPPED_EXIT_CODE, ConfigError
 from senet.extras import library
 from senet.views.identity import Identity
 from senet.views.points import Point
@@ -88,6 +88,13 @@ class WandbRun:
         if settings.mode == "disabled":
             return "disabled"
         return "online" if settings.mode not in ("offline", "dryrun") and _has_key(settings) else "offline"
+
+
+def check_key() -> None:
+    """ConfigError where wandb has no key for its server. Imports wandb."""
+    settings = library("wandb", "wandb").setup().settings
+    if not _has_key(settings):
+        raise ConfigError(f"W&B has no key for {settings.base_url}; export WANDB_API_KEY=..., or run wandb login")
 
 
 def _has_key(settings: Any) -> bool:

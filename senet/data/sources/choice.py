@@ -51,6 +51,8 @@ def _of_files(files: Files) -> Source:
             f"{files.where}: test images of classes that have no training images and cannot be learned: "
             f"{some(unknown)}; add training images, or remove these test images"
         )
+    if len(classes) == 1:
+        raise ConfigError(f"{files.where}: all training images are of one class, {classes[0]}; nothing can be learned")
     if empty := [index.keys[row] for index in indexes.values() for row, size in enumerate(index.sizes) if not size]:
         raise ConfigError(f"{files.where}: {len(empty):,} files are empty: {some(empty)}; replace or remove them")
     left_out = Tally()

@@ -149,7 +149,10 @@ def _scan(root: Path, shards: list[str], columns: Mapping[str, str], others: lis
             reason = " ".join(str(error).split())[:100]
             raise ConfigError(f"{root / shard}: {reason}; move it away, or write it anew") from None
     if faults:
-        raise ConfigError(f"{root}: {faults}; repair the shards (data.columns.label names the label in *.json)")
+        raise ConfigError(
+            f"{root}: {faults}; repair the shards: the files of a sample stand together (tar --sort=name), "
+            f"its label is NAME.cls, or in NAME.json (data.columns.label)"
+        )
     if not index.keys:
         raise ConfigError(f"{root}: no images in {shards[0]} and the other shards of its split ({index.left_out})")
     return index

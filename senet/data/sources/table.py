@@ -116,17 +116,19 @@ def _indexes(path: Path, config: DataConfig) -> dict[str, Index]:
         first = f"{name}, line {rows[name].lines[0]}"
         (left_out if known else faults).add(f"row of {kind}", first, len(rows[name].keys))
     indexes = {}
+    root = config.folder or str(path.parent)
     for split in SPLITS:
         if names[split] not in rows:
             has = f"it has {some(list(rows))}" if rows else f"it has none at all{faults and f' ({faults})'}"
             raise ConfigError(f"data.table={path}: no row of the split {names[split]}; {has}; see data.splits")
-        root = config.folder or str(path.parent)
         try:
             indexes[split] = _index(root, rows[names[split]], taken, faults)
         except OSError as error:
             raise ConfigError(f"data.table={path}: {error}") from None
     if faults:
-        raise ConfigError(f"data.table={path}: {faults}; repair or remove these rows")
+        raise ConfigError(
+            f"data.table={path}: {faults}; repair or remove these rows (files are looked for in {root}: data.folder)"
+        )
     indexes["test"].left_out.merge(left_out)
     return indexes
 
@@ -162,7 +164,7 @@ def _fault(fields: Mapping[str, str], columns: int) -> str:
     if not fields:
         return f"row that has not {columns} columns"
     empty = next((what for what, text in fields.items() if not text), "")
-    return f"row without {empty}" if empty else "label that is no text" * bool(NO_TEXT.search(fields["label"]))
+    return f"row without {empty}" if empty else "label that is no text in UTF-8" * bool(NO_TEXT.search(fields["label"]))
 
 
 def _index(root: str, rows: _Rows, taken: set[str], faults: Tally) -> Index:

@@ -86,7 +86,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def expand(name: str) -> list[str]:
-    """All files below a folder in the order of their names, hidden ones left out; anything else as it is.
+    """All files below a folder in the order of their names, but hidden ones and those with ``NO_IMAGE_SUFFIXES``;
+    anything else as it is.
 
     Links are followed, as in training, but each folder is entered once. A folder that cannot be read is returned, and
     fails as an input.
@@ -94,6 +95,8 @@ def expand(name: str) -> list[str]:
     name = os.path.expanduser(name)  # noqa: PTH111 # Path.expanduser raises where there is no such user
     if _URL.match(name) or not os.path.isdir(name):  # noqa: PTH112 # Path.is_dir raises on what is not accessible
         return [name]
+    from senet.data.sources.pictures import NO_IMAGE_SUFFIXES  # imports Pillow
+
     found: list[str] = []
     entered = set()
 
@@ -106,7 +109,8 @@ def expand(name: str) -> list[str]:
             continue
         entered.add(real)
         folders[:] = sorted(each for each in folders if not each.startswith("."))
-        found += [str(Path(folder, each)) for each in sorted(files) if not each.startswith(".")]
+        images = [each for each in sorted(files) if Path(each).suffix.lower() not in NO_IMAGE_SUFFIXES]
+        found += [str(Path(folder, each)) for each in images if not each.startswith(".")]
     return found or [name]
 
 

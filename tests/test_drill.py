@@ -28,6 +28,7 @@ from senet.drill.plan import Plan, Size, choose_kills, first_plan, save_every, t
 from senet.drill.starts import carry_out
 from senet.drill.trials import Trials, drill
 from senet.errors import ConfigError, RunError
+from senet.training.flops import Utilisation
 from senet.training.learner import Learner
 from senet.training.optim import build_average
 from tests.harness import tiny, tiny_config
@@ -238,7 +239,17 @@ def test_a_sum_is_the_same_in_every_process_and_draws_no_random_number() -> None
 def _learner(network: nn.Module) -> Learner:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, fused=True)
     average = build_average(network, 0.9)
-    return Learner(network, network, None, average, optimizer, torch.amp.GradScaler("cpu"), torch.no_grad, [])  # type: ignore[arg-type]
+    return Learner(
+        network,
+        network,
+        None,
+        average,
+        optimizer,
+        torch.amp.GradScaler("cpu"),
+        torch.no_grad,
+        [],
+        Utilisation(0.0, 0.0),
+    )  # type: ignore[arg-type]
 
 
 def test_all_that_is_trained_has_a_name_and_the_rest_that_can_be_looked_at_too() -> None:

@@ -200,7 +200,8 @@ def test_a_drill_that_finds_a_difference_keeps_what_it_has_seen(data_root: Path,
 @pytest.mark.parametrize(
     ("network", "option", "code", "expected"),
     [
-        ("tests.networks:fails_inside", "seed=1", 1, "a start failed: AttributeError: 'Linear' object has no"),
+        ("tests.networks:fails_at_step_40", "drill.steps=44", 1, "a start failed: ValueError: "),
+        ("tests.networks:fails_inside", "seed=1", 2, "model.name=tests.networks:fails_inside failed: AttributeError: "),
         ("tests.networks:of_16_pixels", "data.image_size=32", 2, "takes no images of shape (N, 3, 32, 32)"),
         ("tests.networks:tiny_senet", "drill.steps=45", 2, "drill.steps=45 is more than the 44 updates of"),
     ],

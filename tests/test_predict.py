@@ -80,6 +80,8 @@ def bomb(path: Path, side: int = 20_000) -> None:
 def test_pixels_of_any_kind_of_file_are_those_that_training_stores(tmp_path: Path) -> None:
     odd_images(tmp_path / "images/test/a")
     odd_images(tmp_path / "images/train/a")
+    (tmp_path / "images/train/b").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "images/train/b/1.png")
     config = DataConfig(source="imagefolder", folder=str(tmp_path / "images"), root=str(tmp_path), image_size=16)
     stored = open_data(config).test.images
     names = expand(str(tmp_path / "images/test"))
@@ -147,7 +149,7 @@ def test_what_fails_costs_one_line_and_the_rest_goes_on(
 
 
 def test_each_file_below_a_folder_is_an_input_once(tmp_path: Path) -> None:
-    for name in ("b/2.png", "b/1.png", "a/3.png", "4.png", ".hidden/5.png", "elsewhere/6.png"):
+    for name in ("b/2.png", "b/1.png", "a/3.png", "4.png", ".hidden/5.png", "elsewhere/6.png", "a/labels.CSV"):
         (tmp_path / "top" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "top" / name).touch()
     (tmp_path / "top/elsewhere").rename(tmp_path / "elsewhere")

@@ -321,7 +321,7 @@ def test_a_broken_cell_stops_no_other_and_the_same_command_again_trains_what_is_
         assert differing(without_clock(payload(sweep.path / name)), expected) == []
         assert f"sweep: {name} finished: " in done.stderr
     for name in bad:
-        assert f"sweep: {name} failed: AttributeError: 'Linear' object has no attribute 'nothing'" in done.stderr
+        assert f"sweep: {name} failed: model.name=tests.networks:fails_inside failed: AttributeError: " in done.stderr
     assert "4 cells: 2 failed, 2 finished" in done.stdout
 
     again = sweep.train(network, "seed=0..2", "sweep.parallel=2")

@@ -55,9 +55,9 @@ def folder_of(word: str) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise ConfigError(f"{word} is a file; {remedy}")
+        raise ConfigError(f"{path} is a file; {remedy}")
     more = f", and no run or sweep of this name in {ROOT.absolute()}" if _is_name(word) else ""
-    raise ConfigError(f"{word}: no such folder{more}; {remedy}")
+    raise ConfigError(f"{path}: no such folder{more}; {remedy}")
 
 
 def in_runs(word: str) -> Path:

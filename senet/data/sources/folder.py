@@ -13,18 +13,13 @@ from pathlib import Path
 
 from senet.config.options import DataConfig
 from senet.data.sources.index import SPLITS, Files, Index, Tally
-from senet.data.sources.pictures import IMAGE_SUFFIXES, OTHER_SUFFIXES
+from senet.data.sources.pictures import IMAGE_SUFFIXES, NO_IMAGE_SUFFIXES, OTHER_SUFFIXES
 from senet.data.sources.splits import TEST_NAMES, other_splits, split_names
 from senet.errors import ConfigError
 from senet.rundir.files import patiently
 
 # what Windows, macOS, Synology and file systems leave in folders
 _OF_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin", "lost+found")
-# What has another suffix, or none, is taken for an image: its content counts, and it is refused by name if it is none
-_NO_IMAGES = (
-    ".cfg", ".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".mat", ".md", ".md5", ".npy", ".pkl", ".py",
-    ".sha256", ".toml", ".tsv", ".txt", ".xml", ".yaml", ".yml",
-)  # fmt: skip
 _LAYOUT = "expected data.folder/train/<class>/<image> and data.folder/test/<class>/<image>"
 _NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # of a link that leads to nothing
 
@@ -111,7 +106,7 @@ def _read_class(root: Path, top: str, chain: tuple[str, ...], index: Index, faul
             if facts is None:
                 faults.add("broken link", key)
             elif stat.S_ISREG(facts.st_mode):
-                if (suffix := os.path.splitext(entry)[1].lower()) in _NO_IMAGES:  # noqa: PTH122
+                if (suffix := os.path.splitext(entry)[1].lower()) in NO_IMAGE_SUFFIXES:  # noqa: PTH122
                     index.left_out.add("no image", key)
                 elif suffix in OTHER_SUFFIXES:
                     faults.add("image in a format that is not read", key)

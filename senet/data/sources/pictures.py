@@ -17,6 +17,13 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif
 OTHER_SUFFIXES = (".arw", ".avif", ".cr2", ".dng", ".eps", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".psd", ".svg")
 """Of images in formats that are not read. Of raw photographs, TIFF files inside, Pillow would read the thumbnail."""
 
+# What has another suffix, or none, is taken for an image: its content counts, and it is refused by name if it is none
+NO_IMAGE_SUFFIXES = (
+    ".cfg", ".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".mat", ".md", ".md5", ".npy", ".pkl", ".py",
+    ".sha256", ".toml", ".tsv", ".txt", ".xml", ".yaml", ".yml",
+)  # fmt: skip
+"""Of what lies beside images."""
+
 
 class Unreadable(Exception):
     """A file that is no image, or a damaged one: names it and says why."""

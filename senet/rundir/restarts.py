@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -80,7 +81,7 @@ def note_end(run_dir: Path, outcome: Mapping[str, Any], launcher: str, why: str)
     said = why or (outcome.get("reason", "") if state in (*_NO_FAILURE, "failed") else launcher)
     facts = {"time": time.time(), "state": state if state in _NO_FAILURE else "failed", "reason": said}
     facts |= {"launcher": launcher} | {key: outcome[key] for key in ("step", "failure", "kind") if key in outcome}
-    if (run_dir / "owner.json").exists():
+    if os.path.exists(run_dir / "owner.json"):  # noqa: PTH110 # Path.exists raises where it may not be read
         try:
             write_json(run_dir / LAUNCH_FILE, facts, limit_s=_NOTE_S)
         except OSError as error:  # the terminal has said it

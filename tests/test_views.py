@@ -129,7 +129,7 @@ def test_all_views_of_a_run_have_one_id(tmp_path: Path, monkeypatch: pytest.Monk
         given.append(identity.id)
         return Fails()
 
-    monkeypatch.setattr("senet.training.writer.make_view", note)
+    monkeypatch.setattr("senet.views.services.make_view", note)
     written = Writer(tmp_path, resumed_step=0, epochs_done=0, to=ALL)
     written.covered(0)
     written.end_views(finished=False, within_s=60)
@@ -269,7 +269,7 @@ class Fails:
 @pytest.fixture
 def writer_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[object], Writer]:
     def make(view: object) -> Writer:
-        monkeypatch.setattr("senet.training.writer.make_view", lambda *_, **__: view)
+        monkeypatch.setattr("senet.views.services.make_view", lambda *_, **__: view)
         return Writer(tmp_path, resumed_step=0, epochs_done=0, to=["csv"])
 
     return make
@@ -332,7 +332,9 @@ def test_a_service_that_does_not_answer_delays_no_row_and_the_end_not_for_long(
         written.write(**train_row(step + 1))
         written.sync()
         written.covered(step)
+    caplog.set_level(logging.INFO)
     written.end_views(finished=True, within_s=0.2)
+    assert "csv: the end of the run waits for it, 0 s at the most" in caplog.text
     written.close()
     assert time.monotonic() - began < 20
     assert "csv: not all was sent when the time for it was over" in caplog.text

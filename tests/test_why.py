@@ -227,6 +227,20 @@ def test_a_launch_that_fails_again_while_its_job_runs_is_a_start() -> None:
     assert judge(of_job(replace(job, restarts=1), state="stopped")).cause == "starting"
 
 
+def test_a_launch_that_was_refused_since_its_run_directory_may_not_be_read_leaves_no_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(tmp_path / "owner.json", {})
+
+    def stat(path: object, **_: object) -> os.stat_result:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "stat", stat)
+    note_end(tmp_path, {"state": "refused"}, "", "")
+    monkeypatch.undo()
+    assert not (tmp_path / LAUNCH_FILE).exists()
+
+
 def test_a_kill_of_which_only_the_launcher_knows_is_read_from_its_file(tmp_path: Path) -> None:
     write_json(tmp_path / "status.json", STATUS | {"state": "running"})
     note_end(tmp_path, {"state": "running", "step": 120}, "rank 0 on n1 ended by SIGKILL, without a word", "")

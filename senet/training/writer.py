@@ -14,16 +14,16 @@ from functools import partial
 from io import FileIO
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from senet.rundir.files import PATIENCE_S, patiently, read_rows, replace_file
 from senet.rundir.lease import LeaseLost
 from senet.training.boards import Boards
-from senet.views.identity import identify
-from senet.views.sender import Sender
-from senet.views.services import make_view
+
+if TYPE_CHECKING:
+    from senet.views.sender import Sender
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,10 @@ class Writer:
         if "tensorboard" in to:
             self._boards = Boards(run_dir / "tensorboard", resumed_step)
         if others := sorted({*to} - {"tensorboard"}):
+            from senet.views.identity import identify  # eight modules that few runs need
+            from senet.views.sender import Sender
+            from senet.views.services import make_view
+
             make = partial(make_view, run_dir=run_dir, identity=identify(run_dir, trains=True), trains=True)
             self._senders = [Sender(name, run_dir, partial(make, name)) for name in others]
         self._thread = threading.Thread(target=self._work, name="metrics", daemon=True)

@@ -14,6 +14,7 @@ from senet.views.points import points
 from senet.views.services import SERVICES, View, catch_up, in_words
 
 log = logging.getLogger(__name__)
+_QUIET_S = 3.0  # before a person is told what the end of a run waits for
 
 
 class Sender:
@@ -52,7 +53,10 @@ class Sender:
 
     def join(self, timeout_s: float) -> None:
         """After ``close``: wait until all that is covered is there, or warn."""
-        self._thread.join(timeout_s)
+        self._thread.join(min(_QUIET_S, timeout_s))
+        if self._thread.is_alive():
+            log.info("%s: the end of the run waits for it, %.0f s at the most", self._name, timeout_s)
+            self._thread.join(max(0.0, timeout_s - _QUIET_S))
         if self._thread.is_alive():
             self._warn(f"not all was sent when the time for it was over, {timeout_s:.0f} s")
 

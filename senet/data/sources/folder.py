@@ -14,7 +14,7 @@ from pathlib import Path
 from senet.config.options import DataConfig
 from senet.data.sources.index import SPLITS, Files, Index, Tally
 from senet.data.sources.pictures import IMAGE_SUFFIXES, NO_IMAGE_SUFFIXES, OTHER_SUFFIXES
-from senet.data.sources.splits import TEST_NAMES, other_splits, split_names
+from senet.data.sources.splits import TEST_NAMES, data_folder, other_splits, split_names
 from senet.errors import ConfigError
 from senet.rundir.files import patiently
 
@@ -30,10 +30,7 @@ def open_folder(config: DataConfig) -> Files:
     Raises:
         ConfigError: no such folder, or no folder of a split.
     """
-    root = Path(config.folder)
-    if not root.is_dir():
-        here = "" if root.is_absolute() else f" in {Path.cwd()}"
-        raise ConfigError(f"data.folder={root}: no such folder{here}; {_LAYOUT}")
+    root = data_folder(config, _LAYOUT)
     there = [name for name in ("train", *TEST_NAMES) if (root / name).is_dir()]
     names = split_names(there, config.splits, root)
     for split in SPLITS:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from senet.config.options import DataConfig
 from senet.data.sources.index import SPLITS, Files, Index, Tally, by_number
 from senet.data.sources.pictures import IMAGE_SUFFIXES, OTHER_SUFFIXES
-from senet.data.sources.splits import TEST_NAMES, split_names
+from senet.data.sources.splits import TEST_NAMES, data_folder, split_names
 from senet.data.sources.table import NAMES, NO_TEXT
 from senet.errors import ConfigError
 from senet.rundir.files import patiently
@@ -48,10 +48,7 @@ def open_shards(config: DataConfig) -> Files:
     Raises:
         ConfigError: no such folder, or no shards of a split.
     """
-    root = Path(config.folder)
-    if not root.is_dir():
-        here = "" if root.is_absolute() else f" in {Path.cwd()}"
-        raise ConfigError(f"data.folder={root}: no such folder{here}; {_LAYOUT}")
+    root = data_folder(config, _LAYOUT)
     try:
         files = patiently(partial(_listed, root))
     except OSError as error:

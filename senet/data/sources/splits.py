@@ -1,13 +1,23 @@
-"""The names of the two splits: of folders, in a column, of shards."""
+"""The folder of the images, and the names of the two splits: of folders, in a column, of shards."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from senet.config.options import DataConfig
 from senet.errors import ConfigError
 
 TEST_NAMES = ("test", "val", "valid", "validation")
+
+
+def data_folder(config: DataConfig, layout: str) -> Path:
+    """``data.folder``. ConfigError with the ``layout`` that is expected there: there is no such folder."""
+    root = Path(config.folder)
+    if not root.is_dir():
+        here = "" if root.is_absolute() else f" in {Path.cwd()}"
+        raise ConfigError(f"data.folder={root}: no such folder{here}; {layout}")
+    return root
 
 
 def split_names(there: Collection[str], named: Mapping[str, str], where: Path) -> dict[str, str]:

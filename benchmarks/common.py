@@ -136,7 +136,7 @@ def torchrun(script: str, *options: str, ranks: int) -> Any:
 
 def lay_store(data_root: Path, train_images: int, test_images: int = 64) -> list[str]:
     """Random uint8 images at 32x32 where ``senet.data`` keeps CIFAR-10; the options that have them used."""
-    from senet.data.store import write_meta  # imports more than --help needs
+    from senet.data.stores.pixels import write_meta  # imports more than --help needs
 
     store = data_root / "stores" / "cifar10-32"
     store.mkdir(parents=True)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from senet.config.options import AugmentConfig
-from senet.data.augment import Preprocess, _random, draw_below
+from senet.data.augment import Preprocess
 from senet.data.draws import mix
+from senet.data.keys import draw_below, random_bits
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 CPU = torch.device("cpu")
@@ -85,7 +86,7 @@ def test_switched_off_it_only_normalises(images: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("limit", [2, 9, 32])
 def test_draws_are_uniform_and_independent(limit: int) -> None:
-    keys = _random(mix(3, 4), torch.arange(200_000))
+    keys = random_bits(mix(3, 4), torch.arange(200_000))
     one, other = draw_below(limit, keys, 0), draw_below(limit, keys, 1)
     assert (int(one.min()), int(one.max())) == (0, limit - 1)
     expected = 200_000 / limit

@@ -18,7 +18,7 @@ from submitit.core.utils import DelayedSubmission
 from senet import predict
 from senet.config.load import load_config
 from senet.config.options import DataConfig
-from senet.data.store import open_store
+from senet.data.stores.pixels import open_pixels
 from senet.errors import ConfigError
 from senet.inference.formats import open_network
 from senet.rundir.checkpoint import read_checkpoint
@@ -66,7 +66,7 @@ def test_a_run_that_was_stopped_in_mid_epoch_goes_on_from_there_to_its_end(befor
 
 
 def test_a_store_is_opened_and_not_built_anew(before: Path) -> None:
-    store = open_store(_data(before), build=False)
+    store = open_pixels(_data(before), build=False)
     assert store.classes == ("blue", "green", "red")
     for split, (images, labels) in (("train", store.train), ("test", store.test)):
         paths = sorted((before / "images" / split).glob("*/*.png"))
@@ -136,7 +136,7 @@ def _newer_export(before: Path) -> None:
                 before / "run" / "checkpoints", keep=1, generation=2, resumed_from={}
             ).newest(),
         ),
-        (_newer_store, lambda before: open_store(_data(before))),
+        (_newer_store, lambda before: open_pixels(_data(before))),
         (_newer_export, lambda before: open_network(before / "network.safetensors", model_name=NARROW)),
     ],
     ids=["a network is asked for", "a run is resumed", "a store is opened", "an exported file is opened"],

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from senet.config.options import DataConfig
-from senet.data import store as module
 from senet.data.samplers import open_data
 from senet.data.sources import choice
 from senet.data.sources.index import Index
 from senet.data.sources.pictures import decode
+from senet.data.stores import pixels as module
 from senet.errors import ConfigError
 from senet.rundir.locks import this_process
 from tests.harness import run_ranks

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from senet.config.options import DataConfig
 from senet.errors import ConfigError
 
@@ -12,11 +14,23 @@ _NEEDED = {
     "webdataset": ("folder", "folder with train-*.tar and test-*.tar"),
     "table": ("table", "CSV file with columns path, label, split"),
 }
+_LARGEST_DECODED = 64  # pixels: twelve kilobytes an image, about what its file has
 _ENTRIES = {"columns": ("path", "label", "split"), "splits": ("train", "test")}
+
+
+def stored_as(data: DataConfig) -> Literal["pixels", "encoded"]:
+    """What ``data.store`` stands for."""
+    if data.store != "auto":
+        return data.store
+    return "encoded" if data.source in _FILES and data.image_size > _LARGEST_DECODED else "pixels"
 
 
 def check_source(data: DataConfig) -> None:
     """ConfigError where the files of ``data.source`` are not named, or columns and splits are that there cannot be."""
+    if data.store == "encoded" and data.source not in _FILES:
+        raise ConfigError(
+            f"data.store=encoded packs files, and data.source={data.source} has none; use data.store=pixels"
+        )
     option, what = _NEEDED.get(data.source, ("", ""))
     if option and not getattr(data, option):
         raise ConfigError(f"data.source={data.source} needs data.{option}=<{what}>")

@@ -95,6 +95,15 @@ class DataConfig:
     valid or validation."""
     image_size: int = option(32, low=16, high=1024)
     """Height and width in pixels; other sizes are scaled and cropped to the centre when decoded."""
+    center_crop: float = option(1.0, above=0, high=1)
+    """Share of the shorter side that the central square of an image has, of which all pixels come where no random crop
+    is drawn, and in evaluation. 0.875 is usual for photographs."""
+    store: Literal["auto", "pixels", "encoded"] = "auto"
+    """How images are kept below data.root. pixels: decoded once, to image_size. encoded: their files as they are,
+    packed into one and decoded for each batch: photographs. auto: encoded where the images are files and image_size is
+    above 64, else pixels."""
+    stage: str = option("", free=True, path=True)
+    """Folder on each node's own disk to which what is kept below data.root is copied once and checked; empty: none."""
     mean: tuple[float, float, float] = option((0.4914, 0.4822, 0.4465), low=0, high=1)
     """Per RGB channel, of pixels scaled to 0..1; subtracted."""
     std: tuple[float, float, float] = option((0.2470, 0.2435, 0.2616), above=0, high=1)
@@ -126,6 +135,24 @@ class AugmentConfig:
     each image both ways (Jordan 2024, arXiv:2404.00498, sec. 3.6)."""
     cutout: int = option(8, low=0, high=1024)
     """Side in pixels of a square set to the mean, its centre anywhere in the image; 0: off."""
+    crop_area: tuple[float, float] = option((1.0, 1.0), above=0, high=1)
+    """Random resized crop: a rectangle anywhere in the image, whose area is a share of the image's between these two
+    and its ratio between 3/4 and 4/3, scaled to image_size (Szegedy et al. 2014, arXiv:1409.4842, sec. 6). [0.08, 1] is
+    usual for photographs; data.store=encoded only. [1, 1]: off."""
+    color_jitter: tuple[float, float, float, float] = option((0.0, 0.0, 0.0, 0.0), low=0, high=1)
+    """Largest random changes of brightness, contrast, saturation and hue (that at most 0.5), in an order drawn for each
+    image, as torchvision's ColorJitter."""
+    trivial: bool = False
+    """One random change of random strength for each image, of colours or of shape (TrivialAugment: Mueller & Hutter
+    2021, arXiv:2103.10158, wide)."""
+    erase: float = option(0.0, low=0, high=1)
+    """Probability that a random rectangle is set to the mean (random erasing: Zhong et al. 2017, arXiv:1708.04896)."""
+    mixup: float = option(0.0, low=0, high=100)
+    """Mix each image and its target with another one's, in shares drawn from Beta(mixup, mixup) (Zhang et al. 2017,
+    arXiv:1710.09412); 0: off."""
+    cutmix: float = option(0.0, low=0, high=100)
+    """The same, but by a rectangle of the other image (Yun et al. 2019, arXiv:1905.04899); with mixup too, each pair of
+    images has one of the two; 0: off."""
     extra: str = ""
     """``package.module:function``, called as ``function(images=, keys=)`` at last, before images are made smaller:
     float32 [N, 3, size, size], normalised, on the device, and 64 random bits of each image in this epoch, int64 [N];

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from senet.config.options import AugmentConfig
-from senet.data.draws import GAMMA, MIX_1, MIX_2, mix
+from senet.data.draws import mix
+from senet.data.keys import draw_below, random_bits
 from senet.errors import ConfigError
 
 
@@ -82,7 +83,7 @@ class Preprocess:
 
     def keys(self, indices_N: Tensor, epoch: int) -> Tensor:
         """64 random bits for each image in this epoch, int64."""
-        return _random(mix(self._seed, epoch), indices_N)
+        return random_bits(mix(self._seed, epoch), indices_N)
 
     def _changed(self, images_NCHW: Tensor, keys_N: Tensor) -> Tensor:
         """By ``augment.extra``; in the same memory layout."""
@@ -101,7 +102,7 @@ class Preprocess:
 
     def _flips(self, indices_N: Tensor, epoch: int, keys_N: Tensor) -> Tensor:
         if self._config.alternate_flip:
-            return self._config.flip * ((draw_below(2, _random(mix(self._seed, 0), indices_N), 2) + epoch) & 1)
+            return self._config.flip * ((draw_below(2, random_bits(mix(self._seed, 0), indices_N), 2) + epoch) & 1)
         return self._config.flip * draw_below(2, keys_N, 2)
 
 
@@ -123,26 +124,3 @@ def _square(y_N: Tensor, x_N: Tensor, side: int, size: int) -> Tensor:
         for centre_N in (y_N, x_N)
     )
     return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
-
-
-def _random(key: int, indices: Tensor) -> Tensor:
-    """64 random bits per index: element ``index`` of the SplitMix64 sequence that starts at ``key``."""
-    z = (indices + 1) * _signed(GAMMA) + _signed(key)
-    z = (z ^ _shift_right(z, 30)) * _signed(MIX_1)
-    z = (z ^ _shift_right(z, 27)) * _signed(MIX_2)
-    return z ^ _shift_right(z, 31)
-
-
-def draw_below(limit: int, keys: Tensor, draw: int) -> Tensor:
-    """The draw-th integer of each key in [0, limit), by multiply and shift; uneven by at most limit / 2**32."""
-    return (_shift_right(_random(0, keys + draw), 32) * limit) >> 32
-
-
-def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical, not arithmetic."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(x: int) -> int:
-    """The int64 with the same bits."""
-    return x - (1 << 64) if x >> 63 else x

@@ -15,7 +15,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from senet.config.options import DataConfig
 from senet.data.draws import mix
-from senet.data.store import open_store
+from senet.data.stores.pixels import open_pixels
 from senet.errors import ConfigError
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images uint8 [N, H, W, 3], labels int64 [N], sample indices int64 [N]
@@ -182,12 +182,12 @@ def load_batches(
 
 
 def open_data(config: DataConfig, *, local_rank: int = 0, build: bool = True) -> ImageData:
-    """Map the store, building it first where it is missing; see ``open_store``.
+    """Map the store, building it first where it is missing; see ``open_pixels``.
 
     Raises:
-        ConfigError: what ``open_store`` and ``hold_out`` refuse.
+        ConfigError: what ``open_pixels`` and ``hold_out`` refuse.
     """
-    store = open_store(config, build=build, verify=local_rank == 0)
+    store = open_pixels(config, build=build, verify=local_rank == 0)
     data = ImageData(Split(*store.train), Split(*store.test), store.classes, store.fingerprint)
     return hold_out(data, config.holdout) if config.holdout else data
 

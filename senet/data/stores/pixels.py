@@ -38,7 +38,7 @@ _PATIENCE_S = 60.0  # for another process that holds the lock and no longer rene
 log = logging.getLogger(__name__)
 
 
-class Store(NamedTuple):
+class PixelStore(NamedTuple):
     """Images uint8 [N, H, W, 3] and labels int64 [N] of each split, class names, a fingerprint of the content."""
 
     train: tuple[np.ndarray, np.ndarray]
@@ -47,7 +47,7 @@ class Store(NamedTuple):
     fingerprint: str
 
 
-def open_store(config: DataConfig, *, build: bool = True, verify: bool = True) -> Store:
+def open_pixels(config: DataConfig, *, build: bool = True, verify: bool = True) -> PixelStore:
     """Map the store, building it first where it is missing: one process of the node builds, the others wait for it.
 
     No collective.
@@ -79,7 +79,7 @@ def _key(config: DataConfig, files: Files | None) -> str:
     return name if files is None else f"{name}-{files.identity()[:16]}"
 
 
-def _map(store: Path, *, verify: bool) -> Store:
+def _map(store: Path, *, verify: bool) -> PixelStore:
     meta = read_json(store / "meta.json")
     if not {"sha256", "classes"} <= meta.keys():
         raise ConfigError(f"{store / 'meta.json'} is damaged; delete {store} to have it built again")
@@ -111,7 +111,7 @@ def _map(store: Path, *, verify: bool) -> Store:
             )
         splits[split] = (images, labels)
     fingerprint = hashlib.sha256("".join(sorted(meta["sha256"].values())).encode()).hexdigest()
-    return Store(splits["train"], splits["test"], tuple(meta["classes"]), fingerprint)
+    return PixelStore(splits["train"], splits["test"], tuple(meta["classes"]), fingerprint)
 
 
 def _build_once(config: DataConfig, files: Files | None, store: Path) -> None:

@@ -1,0 +1,1 @@
+"""Images as they are kept below data.root."""

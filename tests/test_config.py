@@ -443,8 +443,9 @@ def test_what_may_change_on_resume_what_makes_groups_and_what_is_in_the_card_are
     alone = {key.rpartition(".")[0] for key in every} - {key.rpartition(".")[0] for key in compared | in_card}
     assert alone == {"resume", "checkpoint", "log", "distributed", "slurm"}
     assert {key for key in free if key.partition(".")[0] not in alone} == {
-        *("run_dir", "notify", "data.root", "data.folder", "data.table", "data.resident", "data.decode_threads"),
-        *("train.eval_batch_size", "train.desync_check_every", "train.device", "train.threads_per_rank"),
+        *("run_dir", "notify", "data.root", "data.folder", "data.table", "data.stage", "data.resident"),
+        *("data.decode_threads", "train.threads_per_rank"),
+        *("train.eval_batch_size", "train.desync_check_every", "train.device"),
     }
     assert those("free", are=False) == every - free
 

@@ -260,9 +260,25 @@ def test_the_path_of_a_file_may_hold_an_equals_sign(tmp_path: Path, monkeypatch:
         load_config(["/exp=3/missing.yaml"])
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda p: p.name)
-def test_every_shipped_file_loads(path: Path) -> None:
-    assert load_config([str(path)]).run_dir == f"runs/{path.stem}"
+SHIPPED = sorted((REPOSITORY / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
+def test_every_shipped_file_loads_as_its_header_says(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    header = re.match(r"(#.*\n)+", path.read_text())
+    assert header is not None
+    text = re.sub(r"\\\n# +", "", header[0])  # a command may go on in the next line
+    commands = re.findall(r"^#   ((?:\./launch\.sh|torchrun|python)\b.*?)(?:  +\(.*)?$", text, re.MULTILINE)
+    assert commands
+    for command in commands:
+        given = [word for word in shlex.split(command) if "=" in word.lstrip("-") or word.endswith(".yaml")]
+        config = load_config([word for word in given if not word.startswith("-")], _ranks(command))
+        assert config.run_dir.startswith(f"runs/{path.stem}" if given else "runs/cifar10")
+
+
+def _ranks(command: str) -> int:
+    return int((re.search(r"nproc_per_node=(\d+)", command) or ["", "1"])[1])
 
 
 def test_the_resolved_configuration_reads_back_the_same(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ from torch import nn
 def function(num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, num_classes))
 """
-RECIPES = ("baseline", "cifar10", "fast", "quickstart")
+RECIPES = ("baseline", "cifar10", "fast", "imagenet", "photos", "quickstart")
 BEGIN_UNTRAINED = ("README.md", "docs/index.md")  # the others find runs/cifar10 and runs/other finished
 RUN = ("./launch.sh", "NPROC=", "MLFLOW_TRACKING_URI=", "torchrun ", "python train_ddp.py")
 """How a command may begin."""

@@ -1,0 +1,204 @@
+"""Files of images as they are, packed into few: opened.
+
+A store is a folder ``<data.root>/stores/<source>-<digest>.encoded``. The digest is of where the images are, not of what
+is there: a start lists no folder, and adding images makes no other store. In it:
+
+- ``*.pack``: the bytes of images, one after the other. Each is written by one process, and never changed afterwards.
+- ``*.rows.npy``, ``*.keys.npy``: the index, an element of ``ROW`` for each image, of training first, and their keys.
+- ``meta.json``, replaced in one step: which of these files count, their sizes or sha256; class names, counts, a
+  fingerprint of the content, what was left out, where the images are, when the store was built.
+
+Files that do not count any more may still be read by trainings that were started before; see ``packing``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from senet.config.options import DataConfig
+from senet.data.sources.index import SPLITS
+from senet.errors import ConfigError
+from senet.rundir.files import fsync_directory, read_json, write_json
+
+FORMAT = 1  # all formats up to this one can be read
+ROW = np.dtype(
+    [
+        ("label", "<i4"),
+        ("pack", "<i4"),  # its number in meta.json
+        ("offset", "<i8"),
+        ("size", "<i8"),
+        ("mtime_ns", "<i8"),  # of the file from which it was read
+        ("key_end", "<i8"),  # in the file of the keys; it begins where the one before ends
+        ("digest", "u1", 16),  # blake2b of the bytes
+    ]
+)
+ANEW = "./launch.sh data prepare CONFIG packs what is missing"
+_META = {"counts", "classes", "fingerprint", "sha256", "packs", "built"}
+log = logging.getLogger(__name__)
+
+
+class Pictures:
+    """The images of one split, as the bytes of their files. Any number of threads may read at once."""
+
+    def __init__(self, rows: np.ndarray, keys: np.ndarray, first_key: int, packs: Sequence[Pack]) -> None:
+        """``keys``: the bytes of the keys of all splits, of which this one's begin at ``first_key``."""
+        self.labels = rows["label"].astype(np.int64)
+        """int64 [N]."""
+        self._rows, self._keys, self._first_key, self._packs = rows, keys, first_key, packs
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, row: int) -> bytes:
+        """Raises OSError: they cannot be read, or are not all there."""
+        found = self._rows[row]
+        return self._packs[int(found["pack"])].read(int(found["offset"]), int(found["size"]))
+
+    def name(self, row: int) -> str:
+        """The path of the image in its source, for messages."""
+        start = self._rows[row - 1]["key_end"] if row else self._first_key
+        return os.fsdecode(self._keys[start : self._rows[row]["key_end"]].tobytes())
+
+    def digest(self, row: int) -> bytes:
+        """``digest_of`` the bytes that were packed."""
+        return bytes(self._rows[row]["digest"])
+
+
+class EncodedStore(NamedTuple):
+    """Both splits, class names, a fingerprint of the content."""
+
+    train: Pictures
+    test: Pictures
+    classes: tuple[str, ...]
+    fingerprint: str
+
+
+class Pack:
+    """A file of images, open as long as this object is."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        """ConfigError: it is not there, or has less than ``size`` bytes."""
+        self._path, self._file = path, -1
+        try:
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            found = os.fstat(self._file).st_size
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read ({error.strerror}); {ANEW}") from None
+        if found < size:
+            raise ConfigError(f"{path} is damaged ({found:,} of {size:,} bytes are there); {ANEW}")
+
+    def read(self, offset: int, size: int) -> bytes:
+        content = os.pread(self._file, size, offset)
+        if len(content) < size:
+            raise OSError(f"{self._path}: {len(content):,} of {size:,} bytes are there from {offset:,} on")
+        return content
+
+    def __del__(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+
+
+def encoded_folder(config: DataConfig) -> Path:
+    """Where the store of these images is, or would be."""
+    places = [str(Path(name).resolve()) if name else "" for name in (config.folder, config.table)]
+    facts = json.dumps([config.source, *places, config.splits, config.columns], sort_keys=True)
+    return Path(config.root) / "stores" / f"{config.source}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.encoded"
+
+
+def open_encoded(store: Path, *, verify: bool = True) -> EncodedStore:
+    """Open a store that was built. It costs the same for any number of bytes in the packs.
+
+    Args:
+        verify: check the index against its sha256, and say when the store was built; for one process of a node.
+
+    Raises:
+        ConfigError: it is damaged, or of a newer version; names the file and the remedy.
+    """
+    meta = read_meta(store)
+    rows, keys = read_index(store, meta, verify=verify)
+    packs = [Pack(store / name, size) for name, size in meta["packs"].items()]
+    count = meta["counts"]["train"]
+    first_key = int(rows[count - 1]["key_end"])
+    if verify:
+        left_out = f", without some of what was there: {meta['left_out']}" if meta.get("left_out") else ""
+        log.info("%s images, packed %s%s", f"{len(rows):,}", meta["built"], left_out)
+    return EncodedStore(
+        Pictures(rows[:count], keys, 0, packs),
+        Pictures(rows[count:], keys, first_key, packs),
+        tuple(meta["classes"]),
+        meta["fingerprint"],
+    )
+
+
+def read_meta(store: Path) -> dict[str, Any]:
+    """ConfigError: damaged, or of a newer version."""
+    meta = read_json(store / "meta.json")
+    if (found := meta.get("format", FORMAT)) not in range(1, FORMAT + 1):
+        raise ConfigError(
+            f"{store} has format {found}, this version reads 1 to {FORMAT}; use the version that wrote it, or name "
+            f"another data.root"
+        )
+    if not meta.keys() >= _META:
+        raise ConfigError(f"{store / 'meta.json'} is damaged; delete {store} to have it built again")
+    return meta
+
+
+def read_index(store: Path, meta: Mapping[str, Any], *, verify: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Elements of ``ROW`` for all images, and the bytes of their keys; both mapped. ConfigError: damaged."""
+    arrays = []
+    for name, expected in meta["sha256"].items():
+        path = store / name
+        try:
+            if verify:
+                with path.open("rb") as file:
+                    if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                        raise ValueError("its hash is not the one in meta.json")
+            arrays.append(np.load(path, mmap_mode="r", allow_pickle=False))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} is damaged ({error}); delete {store} to have it built again") from None
+    rows, keys = arrays
+    counts, classes, packs = meta["counts"], meta["classes"], meta["packs"]
+    whole = rows.dtype == ROW and len(rows) == sum(counts[split] for split in SPLITS) and all(counts.values())
+    for name, many in (("label", len(classes)), ("pack", len(packs))):
+        if not (whole and 0 <= rows[name].min() <= rows[name].max() < many):
+            found = f"{name}s from {rows[name].min()} to {rows[name].max()}" if whole else f"{len(rows)} {rows.dtype}"
+            raise ConfigError(
+                f"{store}: {found} for {counts} images of {len(classes)} classes in {len(packs)} packs; delete it to "
+                f"have it built again"
+            )
+    return np.asarray(rows), np.asarray(keys)
+
+
+def write_encoded(store: Path, facts: Mapping[str, Any], rows: np.ndarray, keys: np.ndarray) -> None:
+    """Make a store of packs. ``facts``: classes, counts, packs and what else ``meta.json`` is to hold."""
+    content = hashlib.sha256(json.dumps([facts["classes"], facts["counts"]]).encode())
+    content.update(rows["label"].astype("<i8").tobytes())
+    content.update(rows["digest"].tobytes())
+    token, hashes = secrets.token_hex(8), {}
+    for name, values in (("rows", rows), ("keys", keys)):
+        path = store / f"{token}.{name}.npy"
+        with path.open("xb") as file:
+            np.save(file, values)
+            file.flush()
+            os.fsync(file.fileno())
+        with path.open("rb") as file:
+            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    fsync_directory(store)
+    meta = {"format": FORMAT, **facts, "fingerprint": content.hexdigest(), "sha256": hashes}
+    meta["built"] = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    write_json(store / "meta.json", meta, durable=True)
+
+
+def digest_of(content: bytes) -> bytes:
+    """Of 128 bits."""
+    return hashlib.blake2b(content, digest_size=16).digest()

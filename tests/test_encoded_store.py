@@ -1,0 +1,295 @@
+"""Stores of files as they are: what is in them, how they are built by any number of processes, what they refuse."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from senet.config.options import DataConfig
+from senet.data.sources.choice import open_files
+from senet.data.sources.index import SPLITS, Place
+from senet.data.stores import packing
+from senet.data.stores.choice import open_store, prepare
+from senet.data.stores.encoded import EncodedStore, encoded_folder
+from senet.errors import ConfigError
+
+KINDS = {".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".gif": "GIF", ".bmp": "BMP"}
+
+
+def picture(number: int, kind: str = "JPEG") -> bytes:
+    """One of its own for each number, of a size of its own."""
+    pixels = np.random.default_rng(number).integers(0, 256, (20 + number % 7, 30 + number % 5, 3), dtype=np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, kind)
+    return content.getvalue()
+
+
+def write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Ten training and five test images of each of two classes, in five formats."""
+    for label, name in enumerate(("ant", "bee")):
+        for number, (suffix, kind) in enumerate(3 * list(KINDS.items())):
+            split = "train" if number < 10 else "test"
+            write(tmp_path / "photos" / split / name / f"{number:02}{suffix}", picture(100 * label + number, kind))
+    return tmp_path / "photos"
+
+
+def options(folder: Path, **more: Any) -> DataConfig:
+    return DataConfig(
+        **{"source": "imagefolder", "folder": str(folder), "root": str(folder.parent / "data"), "store": "encoded"}
+        | more
+    )
+
+
+def opened(config: DataConfig, **how: Any) -> EncodedStore:
+    store = open_store(config, **how)
+    assert isinstance(store, EncodedStore)
+    return store
+
+
+def refusal(config: DataConfig) -> str:
+    with pytest.raises(ConfigError) as caught:
+        open_store(config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def contents(store: EncodedStore) -> list[tuple[str, int, bytes]]:
+    return [
+        (split.name(row), int(split.labels[row]), split.read(row))
+        for split in (store.train, store.test)
+        for row in range(len(split))
+    ]
+
+
+def in_source(config: DataConfig) -> list[tuple[str, int, bytes]]:
+    """The same, from the files."""
+    files = open_files(config)
+    assert files is not None
+    found = [files.index(split) for split in SPLITS]
+    names = files.in_order(found[0].classes)
+    return [
+        (index.keys[row], names.index(index.classes[index.labels[row]]), index.place(row).read())
+        for index in found
+        for row in range(len(index))
+    ]
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that are read from the source."""
+    found: list[str] = []
+    original = Place.read
+
+    def recorded(place: Place) -> bytes:
+        found.append("/".join(place.file.parts[-3:]))
+        return original(place)
+
+    monkeypatch.setattr(Place, "read", recorded)
+    return found
+
+
+def packs(config: DataConfig) -> list[Path]:
+    return sorted(encoded_folder(config).glob("*.pack"))
+
+
+# ---------------------------------------------------------------- what is in a store
+
+
+def shards_of(folder: Path) -> Path:
+    """The same images in tar archives, several in each."""
+    for split in SPLITS:
+        for number, path in enumerate(sorted((folder / split).rglob("*.*"))):
+            with tarfile.open(folder.parent / "shards" / f"{split}-{number // 7}.tar", "a") as tar:
+                tar.add(path, f"{number}{path.suffix}")
+                label = tarfile.TarInfo(f"{number}.cls")
+                label.size = 3
+                tar.addfile(label, io.BytesIO(path.parent.name.encode()))
+    return folder.parent / "shards"
+
+
+@pytest.mark.parametrize("source", ["imagefolder", "table", "webdataset"])
+def test_a_store_has_the_bytes_of_the_files_in_the_order_of_the_source(folder: Path, source: str) -> None:
+    config = options(folder, source=source)
+    if source == "webdataset":
+        (folder.parent / "shards").mkdir()
+        config = options(shards_of(folder), source=source)
+    elif source == "table":
+        rows = [f"{path},{path.parent.name},{path.parts[-3]}" for path in sorted(folder.rglob("*.*"), reverse=True)]
+        (folder / "labels.csv").write_text("\n".join(["path,label,split", *rows]))
+        config = options(folder, source=source, table=str(folder / "labels.csv"))
+    store = opened(config)
+    assert contents(store) == in_source(config)
+    assert store.classes == ("ant", "bee")
+    assert store.train.labels.dtype == np.int64
+    assert (len(store.train), len(store.test)) == (20, 10)
+    images = sum(len(content) for *_, content in contents(store))
+    assert sum(path.stat().st_size for path in packs(config)) == images
+
+
+def test_nothing_is_decoded_to_be_packed_but_what_has_no_mark_at_its_end(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    load = ImageFile.ImageFile.load
+
+    def recorded(image: ImageFile.ImageFile) -> Any:
+        decoded.append(image.format or "")
+        return load(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", recorded)
+    opened(options(folder))
+    assert set(decoded) == {"BMP"}
+
+
+def test_an_open_store_needs_its_source_no_more(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = options(folder)
+    expected = contents(opened(config))
+    shutil.rmtree(folder)
+    for path in encoded_folder(config).iterdir():
+        path.chmod(0o444)
+    encoded_folder(config).chmod(0o555)
+    monkeypatch.setattr(packing, "pack", None)
+    assert contents(opened(config, build=False)) == expected
+
+
+def test_a_start_says_when_the_store_was_built(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    write(folder / "train/ant/.hidden", b"")
+    opened(options(folder))
+    caplog.clear()
+    opened(options(folder))
+    built = json.loads((encoded_folder(options(folder)) / "meta.json").read_text())["built"]
+    assert [record.message for record in caplog.records] == [
+        f"30 images, packed {built}, without some of what was there: hidden: train/ant/.hidden"
+    ]
+    caplog.clear()
+    opened(options(folder), verify=False)
+    assert not caplog.records
+
+
+def test_a_store_that_is_not_there_is_named(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no packed images in .*/imagefolder-\w{16}\.encoded; name the data\.root="):
+        open_store(options(folder), build=False)
+
+
+# ---------------------------------------------------------------- adding
+
+
+def test_adding_reads_what_is_new_alone_and_a_store_built_at_once_has_the_same_fingerprint(
+    folder: Path, read: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    config = options(folder)
+    before = opened(config)
+    was = contents(before)
+    read.clear()
+    write(folder / "train/ant/03b.jpg", picture(1000))
+    write(folder / "train/cat/1.jpg", picture(1001))
+    write(folder / "train/bee/02.webp", picture(1002))
+    (folder / "test/bee/10.jpg").unlink()
+    os.utime(folder / "train/bee/00.jpg")
+    assert opened(config).fingerprint == before.fingerprint  # a start looks at no folder
+    assert read == []
+    packed = prepare(config)
+    assert packed == (2, 1, 1, 28)
+    assert str(packed) == "2 images added, 1 changed, 1 removed, 28 kept"
+    assert str(packed) in caplog.text
+    assert sorted(read) == ["train/ant/03b.jpg", "train/bee/00.jpg", "train/bee/02.webp", "train/cat/1.jpg"]
+    store = opened(config)
+    assert contents(store) == in_source(config)
+    [first, _] = sorted(path.stat().st_size for path in packs(config))
+    assert first == sum(len(picture(number)) for number in (1000, 1001, 1002))  # not what was touched
+    assert contents(before) == was  # of a training that is running
+    anew = opened(options(folder, root=str(folder.parent / "other")))
+    assert anew.fingerprint == store.fingerprint != before.fingerprint
+
+
+def test_what_has_not_changed_leaves_the_store_as_it_is(folder: Path, read: list[str]) -> None:
+    config = options(folder)
+    opened(config)
+    was = {path.name: path.read_bytes() for path in encoded_folder(config).iterdir()}
+    assert prepare(config) == (0, 0, 0, 30)
+    assert {path.name: path.read_bytes() for path in encoded_folder(config).iterdir()} == was
+    assert len(read) == 30
+
+
+def test_a_label_that_has_changed_is_another_content(folder: Path, read: list[str]) -> None:
+    table = folder / "labels.csv"
+    rows = [f"{path},{path.parent.name},{path.parts[-3]}" for path in sorted(folder.rglob("*.*"))]
+    table.write_text("\n".join(["path,label,split", *rows]))
+    config = options(folder, source="table", table=str(table))
+    before = opened(config)
+    table.write_text(table.read_text().replace("ant,train", "bee,train", 1))
+    prepare(config)
+    after = opened(config)
+    assert after.train.labels.sum() == before.train.labels.sum() + 1
+    assert after.fingerprint != before.fingerprint
+    assert len(read) == 30
+
+
+# ---------------------------------------------------------------- kills, several builders
+
+
+KILLED = """
+import os, signal, sys
+from senet.data.sources.index import Place
+from senet.data.stores import journal
+from senet.data.stores.choice import open_store
+from senet.config.options import DataConfig
+original, count = Place.read, iter(range(1000))
+def read(place):
+    if next(count) == 17:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(place)
+Place.read = read
+journal._CHUNK = 5000
+open_store(DataConfig(source="imagefolder", folder=sys.argv[1], root=sys.argv[2], store="encoded", decode_threads=1))
+"""
+
+
+def test_a_killed_builder_is_gone_on_from_and_what_it_wrote_is_not_read_again(folder: Path, read: list[str]) -> None:
+    config = options(folder)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(folder), config.root], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    store = encoded_folder(config)
+    assert not (store / "meta.json").exists()
+    [killed] = store.glob("*.journal")
+    sure = [json.loads(line)["key"] for line in killed.read_text().splitlines()[1:]]
+    assert 5 < len(sure) < 17
+    with killed.open("a") as file:
+        file.write('{"key": "train/bee/0')  # cut off
+    expected = [name for name, *_ in in_source(config)]
+    read.clear()
+    assert contents(opened(config)) == in_source(config)
+    assert sorted(read[: 30 - len(sure)]) == sorted(set(expected) - set(sure))
+    written = sum(path.stat().st_size for path in packs(config))
+    assert written == sum(len(content) for *_, content in in_source(config))
+    assert not list(store.glob("*.journal"))
+    anew = opened(options(folder, root=str(folder.parent / "other")))
+    assert anew.fingerprint == opened(config).fingerprint
+
+
+def test_lines_of_a_journal_whose_bytes_are_gone_are_not_believed(folder: Path) -> None:
+    config = options(folder)
+    subprocess.run([sys.executable, "-c", KILLED, str(folder), config.root], capture_output=True, check=False)
+    [pack] = packs(config)
+    os.truncate(pack, pack.stat().st_size // 2)
+    assert contents(opened(config)) == in_source(config)

@@ -121,7 +121,9 @@ def predict(
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(inputs), batch_size):
             names = inputs[start : start + batch_size]
-            loaded = list(pool.map(partial(load, size=network.image_size, limits=limits), names))
+            loaded = list(
+                pool.map(partial(load, size=network.image_size, center_crop=network.center_crop, limits=limits), names)
+            )
             best = iter(_best(network, [image for image in loaded if not isinstance(image, str)], top))
             for name, image in zip(names, loaded, strict=True):
                 yield Failure(name, image) if isinstance(image, str) else Prediction(name, next(best))
@@ -141,8 +143,8 @@ def _best(network: Network, images: Sequence[np.ndarray], top: int) -> list[tupl
     ]
 
 
-def load(name: str, *, size: int, limits: Limits) -> np.ndarray | str:
-    """The pixels of a file or URL as training would store them, uint8 [size, size, 3]; or why there are none."""
+def load(name: str, *, size: int, limits: Limits, center_crop: float = 1.0) -> np.ndarray | str:
+    """The pixels of a file or URL as a training evaluates them, uint8 [size, size, 3]; or why there are none."""
     import PIL
 
     from senet.data.sources.pictures import fit_image, read_image
@@ -150,12 +152,13 @@ def load(name: str, *, size: int, limits: Limits) -> np.ndarray | str:
 
     try:
         if _URL.match(name):
-            return fit_image(read_image(io.BytesIO(fetch(name, limits)), max_pixels=_LARGEST_PIXELS), size)
+            content = io.BytesIO(fetch(name, limits))
+            return fit_image(read_image(content, max_pixels=_LARGEST_PIXELS), size, center_crop)
         if os.path.isdir(name):  # noqa: PTH112 # as in expand
             return "no files in this folder" if os.access(name, os.R_OK | os.X_OK) else "no permission to read it"
         if not Path(name).is_file():
             return "no such file"
-        return fit_image(read_image(Path(name), max_pixels=_LARGEST_PIXELS), size)
+        return fit_image(read_image(Path(name), max_pixels=_LARGEST_PIXELS), size, center_crop)
     except FetchError as error:
         return str(error)
     except PIL.UnidentifiedImageError:

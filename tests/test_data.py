@@ -342,3 +342,13 @@ def test_pixels_of_more_than_8_bits_are_scaled_or_refused(tmp_path: Path) -> Non
     Image.fromarray(grey).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"16 bits, but none is above 255; store 8 bits"):
         read_image(tmp_path / "a.png")
+
+
+def test_a_central_share_makes_a_store_of_its_own(folder: Path, tmp_path: Path) -> None:
+    Image.effect_noise((60, 40), 90).save(folder / "train/ant/noise.png")
+    whole = folder_config(folder, tmp_path)
+    before = open_data(whole)
+    part = open_data(replace(whole, center_crop=0.5))
+    assert part.fingerprint != before.fingerprint
+    assert len(list((tmp_path / "data/stores").glob("*/meta.json"))) == 2
+    assert open_data(whole).fingerprint == before.fingerprint

@@ -164,7 +164,7 @@ class _Undecided(nn.Module):
 
 
 def test_a_network_that_is_no_graph_is_refused_in_one_line(trained: Trained, tmp_path: Path) -> None:
-    undecided = Trained(trained.checkpoint, trained.manifest, _Undecided(), trained.preprocess, trained.device)
+    undecided = Trained(trained.manifest, trained.checkpoint, _Undecided(), trained.preprocess, trained.device)
     with pytest.raises(RunError, match="torch cannot export this network") as refused:
         export(undecided, "torch_export", tmp_path / "a.pt2", with_preprocessing=False)
     assert "\n" not in str(refused.value)

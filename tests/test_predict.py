@@ -63,7 +63,11 @@ def odd_images(folder: Path) -> None:
     Image.new("L", (400, 1), 7).save(folder / "thin.png")
     turned = Image.Exif()
     turned[0x0112] = 6  # orientation
-    colour.save(folder / "turned.jpg", exif=turned)
+    for suffix in ("jpg", "png", "webp", "tif"):
+        colour.save(folder / f"turned.{suffix}", exif=turned)
+    colour.save(folder / "odd tags.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff no tags")
+    for suffix in ("webp", "png"):
+        colour.save(folder / f"moving.{suffix}", save_all=True, append_images=frames, duration=100)
 
 
 def bomb(path: Path, side: int = 20_000) -> None:
@@ -76,18 +80,21 @@ def bomb(path: Path, side: int = 20_000) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b""))
 
 
-@pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")
-def test_pixels_of_any_kind_of_file_are_those_that_training_stores(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
+@pytest.mark.parametrize("share", [1.0, 0.875])
+def test_pixels_of_any_kind_of_file_are_those_that_training_stores(tmp_path: Path, share: float) -> None:
     odd_images(tmp_path / "images/test/a")
     odd_images(tmp_path / "images/train/a")
     (tmp_path / "images/train/b").mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "images/train/b/1.png")
-    config = DataConfig(source="imagefolder", folder=str(tmp_path / "images"), root=str(tmp_path), image_size=16)
+    config = DataConfig(
+        source="imagefolder", folder=str(tmp_path / "images"), root=str(tmp_path), image_size=16, center_crop=share
+    )
     stored = open_data(config).test.images
     names = expand(str(tmp_path / "images/test"))
-    assert len(names) == len(stored) == 15
+    assert len(names) == len(stored) == 21
     for name, pixels in zip(names, stored, strict=True):
-        found = load(name, size=16, limits=Limits())
+        found = load(name, size=16, limits=Limits(), center_crop=share)
         assert not isinstance(found, str), found
         np.testing.assert_array_equal(found, pixels, err_msg=name)
 

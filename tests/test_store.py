@@ -59,11 +59,11 @@ def test_of_two_builds_at_once_the_first_to_finish_wins(
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)  # a lock that excludes no process
     fit_image, others = module.fit_image, []
 
-    def and_meanwhile(picture: Image.Image, size: int) -> np.ndarray:
+    def and_meanwhile(picture: Image.Image, size: int, center_crop: float) -> np.ndarray:
         if not others:
             others.append("")
             others[0] = open_data(digits_config(tmp_path)).fingerprint
-        return fit_image(picture, size)
+        return fit_image(picture, size, center_crop)
 
     monkeypatch.setattr(module, "fit_image", and_meanwhile)
     monkeypatch.setattr(module, "cores", lambda: 1)
@@ -77,13 +77,13 @@ def _build_unlocked(root: str, folder: str) -> tuple[int, str]:
     fcntl.flock = lambda *_: None  # type: ignore[assignment]
     fit_image, seen = module.fit_image, []
 
-    def slow(picture: Image.Image, size: int) -> np.ndarray:
+    def slow(picture: Image.Image, size: int, center_crop: float) -> np.ndarray:
         seen.append(size)
         if len(seen) == 100:
             Path(folder, os.environ["RANK"]).touch()
             while len(list(Path(folder).iterdir())) < 2:
                 time.sleep(0.01)
-        return fit_image(picture, size)
+        return fit_image(picture, size, center_crop)
 
     module.fit_image = slow
     data = open_data(digits_config(Path(root)))
@@ -193,10 +193,10 @@ def test_a_small_folder_gives_work_to_all_threads_and_moves_the_bar(
 ) -> None:
     fit_image, meeting, calls = module.fit_image, threading.Barrier(4, timeout=30), iter(range(1000))
 
-    def meet(picture: Image.Image, size: int) -> np.ndarray:
+    def meet(picture: Image.Image, size: int, center_crop: float) -> np.ndarray:
         if next(calls) < 4:
             meeting.wait()
-        return fit_image(picture, size)
+        return fit_image(picture, size, center_crop)
 
     moves: list[int] = []
 

@@ -15,8 +15,17 @@ def mix(*keys: int) -> int:
     """
     z = 0
     for key in keys:
-        z = (z + key + GAMMA) & _MASK
-        z = ((z ^ (z >> 30)) * MIX_1) & _MASK
-        z = ((z ^ (z >> 27)) * MIX_2) & _MASK
-        z ^= z >> 31
+        z = _finalise(z + key + GAMMA)
     return z
+
+
+def draw_32(key: int, draw: int) -> int:
+    """32 random bits: the draw-th of a key, of which ``keys.draw_below`` makes an integer."""
+    return _finalise((key + draw + 1) * GAMMA) >> 32
+
+
+def _finalise(z: int) -> int:
+    z &= _MASK
+    z = ((z ^ (z >> 30)) * MIX_1) & _MASK
+    z = ((z ^ (z >> 27)) * MIX_2) & _MASK
+    return z ^ (z >> 31)

@@ -52,7 +52,7 @@ def export_folder(trained: Trained, output: Path) -> float:
 
 
 def _save_for_timm(trained: Trained, folder: Path) -> None:
-    """config.json as timm writes it. Its preprocessing is that of this program: the whole image, scaled bilinearly."""
+    """config.json as timm writes it. Its preprocessing is that of this program: a central square, bilinear."""
     config = trained.manifest["config"]
     model: Any = copy.deepcopy(trained.model).to(memory_format=torch.contiguous_format)
     known = {key: model.pretrained_cfg.get(key) for key in ("architecture", "first_conv", "classifier")}
@@ -61,7 +61,7 @@ def _save_for_timm(trained: Trained, folder: Path) -> None:
     model.pretrained_cfg = known | {
         "input_size": (3, trained.image_size, trained.image_size),
         "interpolation": "bilinear",
-        "crop_pct": 1.0,
+        "crop_pct": trained.center_crop,
         "crop_mode": "center",
         "mean": config["data.mean"],
         "std": config["data.std"],

@@ -22,7 +22,16 @@ from torch import Tensor, nn
 from senet.data.augment import Preprocess
 from senet.errors import ConfigError, RunError
 from senet.extras import library
-from senet.inference.network import Network, Trained, assemble, check_facts, check_logits, load_trained, preprocess_of
+from senet.inference.network import (
+    Described,
+    Network,
+    Trained,
+    assemble,
+    check_facts,
+    check_logits,
+    load_trained,
+    preprocess_of,
+)
 from senet.rundir.files import fsync_directory
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch_export": ".pt2"}
@@ -33,28 +42,17 @@ CHECKED_IMAGES = 64
 
 
 @dataclass(frozen=True)
-class Graph:
+class Graph(Described):
     """A network from a file that holds its operations as well as its weights."""
 
-    facts: Mapping[str, Any]
     run: Callable[[Tensor], Tensor]
     """uint8 NHWC if the file includes the preprocessing, else normalised float32 NCHW -> logits; on the CPU."""
     preprocess: Preprocess
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names in label order."""
-        return tuple(self.facts["classes"])
-
-    @property
-    def image_size(self) -> int:
-        """Height and width in pixels."""
-        return int(self.facts["config"]["data.image_size"])
-
     @torch.inference_mode()
     def logits(self, images_NHWC: Tensor) -> Tensor:
         """uint8 [N, image_size, image_size, 3] -> float32 [N, classes], on the CPU."""
-        return self.run(images_NHWC if self.facts["with_preprocessing"] else self.preprocess.test(images_NHWC))
+        return self.run(images_NHWC if self.manifest["with_preprocessing"] else self.preprocess.test(images_NHWC))
 
 
 def open_network(path: Path, *, model_name: str = "", device: str = "auto", trust: bool = False) -> Network:
@@ -178,6 +176,7 @@ def facts_of(trained: Trained, *, with_preprocessing: bool) -> dict[str, Any]:
     config = trained.manifest["config"]
     kept = {key for key in config if key.startswith("model.")} - {"model.init_from"}  # a path on this machine
     kept |= {"data.image_size", "data.mean", "data.std", "seed", "train.channels_last"}
+    kept |= {"data.center_crop"} & config.keys()
     return {
         "format": FORMAT,
         "classes": trained.classes,

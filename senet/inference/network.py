@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from senet.compat import module_versions, with_module_versions
 from senet.config.load import restore_data
-from senet.config.options import NETWORKS, AugmentConfig, Config, ModelConfig
+from senet.config.options import NETWORKS, AugmentConfig, Config, DataConfig, ModelConfig
 from senet.data.augment import Preprocess
 from senet.distributed.devices import choose_device
 from senet.errors import ConfigError
@@ -36,22 +36,21 @@ class Network(Protocol):
     def image_size(self) -> int:
         """Height and width in pixels."""
 
+    @property
+    def center_crop(self) -> float:
+        """Share of a picture's shorter side that its central square has, which is scaled to that."""
+
     def logits(self, images_NHWC: Tensor) -> Tensor:
         """uint8 [N, image_size, image_size, 3] -> float32 [N, classes]."""
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A network in evaluation mode, in fp32, on one device, with the manifest of its checkpoint."""
+class Described:
+    """What is said of a network: by the manifest of a checkpoint, or the facts in an exported file."""
 
-    checkpoint: Path
     manifest: Mapping[str, Any]
-    """``classes`` in label order, ``config`` (flat: "data.mean"), ``step``, ``sha256``: see ``resume.identity``; from a
-    checkpoint also ``weights``, which ones ``model`` has: "averaged" or "raw"."""
-    model: nn.Module
-    """No gradients."""
-    preprocess: Preprocess
-    device: torch.device
+    """``classes`` in label order, ``config`` (flat: "data.mean"), ``step``; from a checkpoint all of
+    ``resume.identity``, ``sha256`` and ``weights``, which ones ``model`` has: "averaged" or "raw"."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -60,8 +59,25 @@ class Trained:
 
     @property
     def image_size(self) -> int:
-        """Height and width in pixels that the images were scaled to."""
+        """Height and width in pixels that the images are scaled to."""
         return int(self.manifest["config"]["data.image_size"])
+
+    @property
+    def center_crop(self) -> float:
+        """Share of a picture's shorter side that its central square has, which is scaled to that. Older files do not
+        have it."""
+        return float(self.manifest["config"].get("data.center_crop", DataConfig.center_crop))
+
+
+@dataclass(frozen=True)
+class Trained(Described):
+    """A network in evaluation mode, in fp32, on one device."""
+
+    checkpoint: Path
+    model: nn.Module
+    """No gradients."""
+    preprocess: Preprocess
+    device: torch.device
 
     @torch.inference_mode()
     def logits(self, images_NHWC: Tensor) -> Tensor:
@@ -143,7 +159,7 @@ def assemble(
     model.eval()
     model.float().requires_grad_(False).to(chosen)
     lay_out(model, channels_last=config["train.channels_last"])
-    trained = Trained(origin, manifest, model, preprocess_of(config, chosen), chosen)
+    trained = Trained(manifest, origin, model, preprocess_of(config, chosen), chosen)
     check_logits(trained, origin)
     return trained
 
@@ -177,7 +193,8 @@ def check_facts(facts: Mapping[str, Any], origin: Path) -> None:
     if (weights := facts.get("weights", "raw")) not in ("raw", "averaged"):
         raise ConfigError(f"{origin}: weights={weights!r} must be raw or averaged; it is a damaged file")
     try:
-        restore_data({key: config[key] for key in _NEEDED if key.startswith("data.")})
+        geometry = {"data.center_crop"} & config.keys()
+        restore_data({key: config[key] for key in _NEEDED | geometry if key.startswith("data.")})
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from None
 

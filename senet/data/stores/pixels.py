@@ -19,7 +19,6 @@ from shutil import rmtree
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from senet.config.options import DataConfig
@@ -75,7 +74,7 @@ def open_pixels(config: DataConfig, *, build: bool = True, verify: bool = True) 
 
 
 def _key(config: DataConfig, files: Files | None) -> str:
-    name = f"{config.source}-{config.image_size}"
+    name = f"{config.source}-{_scaled_to(config)}"
     return name if files is None else f"{name}-{files.identity()[:16]}"
 
 
@@ -146,7 +145,7 @@ def _build(config: DataConfig, files: Files | None, own: Path) -> None:
             _kept(config, files, own.parent).rename(before)
     unreadable = {}
     for split, labels in source.labels.items():
-        image = _reuse(before, split, source)
+        image = _reuse(before, split, source, config)
         np.save(new / f"{split}.labels.npy", np.asarray(labels, dtype=np.int64))
         unreadable[split] = _decode(new / f"{split}.images.npy", len(labels), image, config, split)
     for path in new.glob("*.npy"):
@@ -173,7 +172,12 @@ def write_meta(store: Path, classes: Sequence[str], left_out: str = "") -> None:
 def _kept(config: DataConfig, files: Files, stores: Path) -> Path:
     """Where the pixels of files are kept until those that are unreadable are repaired."""
     digest = hashlib.sha256(os.fsencode(files.where.resolve())).hexdigest()[:16]
-    return stores / f"{config.source}-{config.image_size}-{digest}.decoded"
+    return stores / f"{config.source}-{_scaled_to(config)}-{digest}.decoded"
+
+
+def _scaled_to(config: DataConfig) -> str:
+    """``224``, or ``224-0.875`` where not the whole central square is shown."""
+    return f"{config.image_size}" + (f"-{config.center_crop:g}" if config.center_crop != 1 else "")
 
 
 def _keep(new: Path, kept: Path, source: Source, unreadable: Mapping[str, Collection[int]]) -> None:
@@ -185,23 +189,21 @@ def _keep(new: Path, kept: Path, source: Source, unreadable: Mapping[str, Collec
     new.rename(kept)
 
 
-def _reuse(before: Path, split: str, source: Source) -> Callable[[int], Image.Image]:
-    """Read the images of a split from ``before`` if it holds them, else from the source."""
-    image = source.image[split]
+def _reuse(before: Path, split: str, source: Source, config: DataConfig) -> Callable[[int], np.ndarray]:
+    """The pixels of an image of a split: from ``before`` if it holds them, else decoded."""
     rows = {fact: row for row, fact in enumerate(read_json(before / f"{split}.json").get("decoded", [])) if fact}
-    if not rows:
-        return image
-    pixels = np.load(before / f"{split}.images.npy", mmap_mode="r", allow_pickle=False)
+    pixels = np.load(before / f"{split}.images.npy", mmap_mode="r", allow_pickle=False) if rows else None
 
-    def reused(index: int) -> Image.Image:
-        row = rows.get(source.facts[split](index))
-        return image(index) if row is None else Image.fromarray(pixels[row])
+    def image(index: int) -> np.ndarray:
+        if pixels is not None and (row := rows.get(source.facts[split](index))) is not None:
+            return np.asarray(pixels[row])
+        return fit_image(source.image[split](index), config.image_size, config.center_crop)
 
-    return reused
+    return image
 
 
 def _decode(
-    path: Path, count: int, image: Callable[[int], Image.Image], config: DataConfig, split: str
+    path: Path, count: int, image: Callable[[int], np.ndarray], config: DataConfig, split: str
 ) -> dict[int, str]:
     """Decode a split into the file ``path``. Returns index -> error of the images that cannot be read."""
     shape = (count, config.image_size, config.image_size, 3)
@@ -213,7 +215,7 @@ def _decode(
     def decode(block: range) -> int:
         for index in block:
             try:
-                out[index] = fit_image(image(index), config.image_size)
+                out[index] = image(index)
             except Unreadable as error:
                 unreadable[index] = str(error)
         return len(block)

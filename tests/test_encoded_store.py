@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,8 @@ from PIL import Image, ImageFile
 from senet.config.options import DataConfig
 from senet.data.sources.choice import open_files
 from senet.data.sources.index import SPLITS, Place
-from senet.data.stores import packing
-from senet.data.stores.choice import open_store, prepare
+from senet.data.stores import packing, staging
+from senet.data.stores.choice import damaged, open_store, prepare
 from senet.data.stores.encoded import EncodedStore, encoded_folder
 from senet.errors import ConfigError
 
@@ -293,3 +295,86 @@ def test_lines_of_a_journal_whose_bytes_are_gone_are_not_believed(folder: Path) 
     [pack] = packs(config)
     os.truncate(pack, pack.stat().st_size // 2)
     assert contents(opened(config)) == in_source(config)
+
+
+# ---------------------------------------------------------------- copies on the disks of nodes
+
+
+def staged(config: DataConfig) -> Path:
+    return Path(config.stage) / encoded_folder(config).name
+
+
+def test_a_store_is_copied_to_the_disk_of_a_node_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = options(folder, stage=str(folder.parent / "scratch"))
+    expected = in_source(config)
+    assert contents(opened(config)) == expected
+    for pack in packs(config):
+        pack.write_bytes(bytes(pack.stat().st_size))  # the copy is what is read
+    monkeypatch.setattr(staging, "_replace", None)
+    assert contents(opened(config)) == expected
+    assert [path.name for path in Path(config.stage).iterdir() if path.suffix != ".lock"] == [staged(config).name]
+
+
+@pytest.mark.parametrize("kind", ["encoded", "pixels"])
+def test_a_copy_of_other_images_is_replaced_and_what_it_has_is_not_copied_again(folder: Path, kind: str) -> None:
+    config = options(folder, stage=str(folder.parent / "scratch"), store=kind)
+    open_store(config)
+    if kind == "pixels":
+        [copy] = [path for path in Path(config.stage).iterdir() if path.is_dir()]
+        (copy / "meta.json").write_text("{}")
+        (copy / "train.labels.npy").unlink()
+    before = {path.stat().st_ino for path in Path(config.stage).rglob("*.pack")}
+    write(folder / "train/ant/new.jpg", picture(1000))
+    prepare(config)
+    found = open_store(config)
+    assert found.fingerprint == open_store(options(folder, store=kind)).fingerprint
+    if isinstance(found, EncodedStore):
+        assert contents(found) == in_source(config)
+        assert len(list(staged(config).glob("*.npy"))) == 2
+        assert before < {path.stat().st_ino for path in staged(config).glob("*.pack")}
+
+
+@pytest.mark.parametrize("broken", ["pack", "npy"])
+def test_a_short_copy_is_replaced(folder: Path, broken: str) -> None:
+    config = options(folder, stage=str(folder.parent / "scratch"))
+    open_store(config)
+    for path in staged(config).glob(f"*.{broken}"):
+        os.truncate(path, path.stat().st_size - 1)
+    assert contents(opened(config)) == in_source(config)
+
+
+def test_a_copy_is_verified_against_what_was_packed(folder: Path) -> None:
+    config = options(folder)
+    opened(config)
+    [pack] = packs(config)
+    content = bytearray(pack.read_bytes())
+    content[100] ^= 1
+    pack.write_bytes(content)
+    assert damaged(encoded_folder(config)) == ["train/ant/00.jpg"]
+    told = refusal(options(folder, stage=str(folder.parent / "scratch")))
+    assert re.search(r"data\.stage=.*scratch: the copy of .* is damaged: train/ant/00\.jpg; ", told)
+    assert [path.suffix for path in (folder.parent / "scratch").iterdir()] == [".lock"]
+
+
+def test_pixels_are_copied_too(folder: Path) -> None:
+    config = options(folder, stage=str(folder.parent / "scratch"), store="pixels", image_size=16)
+    store = open_store(config)
+    assert not isinstance(store, EncodedStore)
+    assert str(store.train[0].filename).startswith(config.stage)  # type: ignore[attr-defined]
+    [copy] = [path for path in Path(config.stage).iterdir() if path.is_dir()]
+    images = bytearray((copy / "train.images.npy").read_bytes())
+    images[-1] ^= 1
+    (copy / "train.images.npy").write_bytes(images)
+    assert f"{copy}/train.images.npy is damaged" in refusal(config)
+    with pytest.raises(ConfigError, match="is damaged"):
+        damaged(copy)
+
+
+def test_a_disk_without_room_for_a_copy_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = options(folder, stage=str(folder.parent / "scratch"))
+    opened(options(folder))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    assert re.search(r"data\.stage=.*scratch: .* takes 0\.0 GB, 0\.0 GB are free; free some space", refusal(config))
+    (folder.parent / "file").touch()
+    told = refusal(options(folder, stage=str(folder.parent / "file/scratch")))
+    assert re.search(r"data\.stage=.*file/scratch: .*Not a directory.*; choose another folder", told)

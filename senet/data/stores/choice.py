@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Collection
+from pathlib import Path
+
 from senet.config.images import stored_as
 from senet.config.options import DataConfig
-from senet.data.stores.encoded import EncodedStore, encoded_folder, open_encoded
+from senet.data.stores.encoded import EncodedStore, encoded_folder, open_encoded, read_meta
 from senet.data.stores.packing import Packed, pack
-from senet.data.stores.pixels import PixelStore, open_pixels
+from senet.data.stores.pixels import PixelStore, map_pixels, pixel_folder
+from senet.data.stores.reading import damaged_images
+from senet.data.stores.staging import stage
+from senet.distributed.devices import cores
 from senet.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 def open_store(config: DataConfig, *, build: bool = True, verify: bool = True) -> PixelStore | EncodedStore:
-    """Open the images, building what is missing first. An encoded store that is there is opened as it is: no folder is
-    listed, and the images may be gone.
+    """Open the images, building what is missing first, and copying it to the folder ``data.stage``.
 
-    No collective.
+    An encoded store that is there is opened as it is: no folder is listed, and the images may be gone. No collective.
 
     Args:
-        build: False: nothing is downloaded or written, and a missing store is an error.
-        verify: check what ``open_pixels`` or ``open_encoded`` does; for one process of a node.
+        build: False: nothing is downloaded, written or copied, and a missing store is an error.
+        verify: check what ``map_pixels`` or ``open_encoded`` does; for one process of a node.
 
     Raises:
-        ConfigError: what ``open_pixels``, ``pack`` and ``open_encoded`` refuse.
+        ConfigError: what ``pixel_folder``, ``pack``, ``stage``, ``map_pixels`` and ``open_encoded`` refuse.
     """
-    if stored_as(config) == "pixels":
-        return open_pixels(config, build=build, verify=verify)
+    pixels = stored_as(config) == "pixels"
+    store = pixel_folder(config, build=build) if pixels else _packed(config, build=build)
+    if config.stage and build:
+        store = stage(store, config.stage, damaged)
+    if pixels:
+        return map_pixels(store, verify=verify)
+    if verify:
+        meta = read_meta(store)
+        left_out = f", without some of what was there: {meta['left_out']}" if meta.get("left_out") else ""
+        log.info("%s images, packed %s%s", f"{sum(meta['counts'].values()):,}", meta["built"], left_out)
+    return open_encoded(store, verify=verify)
+
+
+def _packed(config: DataConfig, *, build: bool) -> Path:
     store = encoded_folder(config)
     if not (store / "meta.json").exists():  # checked before the lock, so that a complete store may be read-only
         if not build:
@@ -33,12 +53,31 @@ def open_store(config: DataConfig, *, build: bool = True, verify: bool = True) -
                 f"training had (data.root={config.root}, seen from another folder), or any to have them packed there"
             )
         pack(config, store, add=False)
-    return open_encoded(store, verify=verify)
+    return store
 
 
 def prepare(config: DataConfig) -> Packed | None:
-    """Look at the images, and build what is missing or add what is new. None: they are decoded; see ``open_pixels``."""
+    """Look at the images, and build what is missing or add what is new.
+
+    Returns:
+        What has become of an encoded store; None: the images are decoded.
+
+    Raises:
+        ConfigError: what ``pixel_folder`` and ``pack`` refuse.
+    """
     if stored_as(config) == "encoded":
         return pack(config, encoded_folder(config), add=True)
-    open_pixels(config)
+    pixel_folder(config, build=True)
     return None
+
+
+def damaged(store: Path, files: Collection[str] | None = None) -> list[str]:
+    """Read a store of either kind whole, or these of its files. Returns the names of images that are damaged.
+
+    Raises:
+        ConfigError: its index is, or a file of pixels.
+    """
+    if list(store.glob("*.images.npy")):
+        map_pixels(store, verify=True)
+        return []
+    return damaged_images(open_encoded(store), cores(), files)

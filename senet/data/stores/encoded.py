@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import secrets
 import time
@@ -44,7 +43,6 @@ ROW = np.dtype(
 )
 ANEW = "./launch.sh data prepare CONFIG packs what is missing"
 _META = {"counts", "classes", "fingerprint", "sha256", "packs", "built"}
-log = logging.getLogger(__name__)
 
 
 class Pictures:
@@ -69,6 +67,10 @@ class Pictures:
         start = self._rows[row - 1]["key_end"] if row else self._first_key
         return os.fsdecode(self._keys[start : self._rows[row]["key_end"]].tobytes())
 
+    def pack(self, row: int) -> str:
+        """The name of the file that its bytes are in."""
+        return self._packs[int(self._rows[row]["pack"])].path.name
+
     def digest(self, row: int) -> bytes:
         """``digest_of`` the bytes that were packed."""
         return bytes(self._rows[row]["digest"])
@@ -84,11 +86,11 @@ class EncodedStore(NamedTuple):
 
 
 class Pack:
-    """A file of images, open as long as this object is."""
+    """The file ``path`` of images, open as long as this object is."""
 
     def __init__(self, path: Path, size: int) -> None:
         """ConfigError: it is not there, or has less than ``size`` bytes."""
-        self._path, self._file = path, -1
+        self.path, self._file = path, -1
         try:
             self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             found = os.fstat(self._file).st_size
@@ -100,7 +102,7 @@ class Pack:
     def read(self, offset: int, size: int) -> bytes:
         content = os.pread(self._file, size, offset)
         if len(content) < size:
-            raise OSError(f"{self._path}: {len(content):,} of {size:,} bytes are there from {offset:,} on")
+            raise OSError(f"{self.path}: {len(content):,} of {size:,} bytes are there from {offset:,} on")
         return content
 
     def __del__(self) -> None:
@@ -119,7 +121,7 @@ def open_encoded(store: Path, *, verify: bool = True) -> EncodedStore:
     """Open a store that was built. It costs the same for any number of bytes in the packs.
 
     Args:
-        verify: check the index against its sha256, and say when the store was built; for one process of a node.
+        verify: check the index against its sha256; for one process of a node.
 
     Raises:
         ConfigError: it is damaged, or of a newer version; names the file and the remedy.
@@ -129,9 +131,6 @@ def open_encoded(store: Path, *, verify: bool = True) -> EncodedStore:
     packs = [Pack(store / name, size) for name, size in meta["packs"].items()]
     count = meta["counts"]["train"]
     first_key = int(rows[count - 1]["key_end"])
-    if verify:
-        left_out = f", without some of what was there: {meta['left_out']}" if meta.get("left_out") else ""
-        log.info("%s images, packed %s%s", f"{len(rows):,}", meta["built"], left_out)
     return EncodedStore(
         Pictures(rows[:count], keys, 0, packs),
         Pictures(rows[count:], keys, first_key, packs),

@@ -11,12 +11,11 @@ import logging
 import os
 import shutil
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from PIL import UnidentifiedImageError
@@ -30,6 +29,7 @@ from senet.data.sources.intact import refuse_damaged
 from senet.data.stores.encoded import digest_of, read_meta, write_encoded
 from senet.data.stores.journal import PackWriter, forget_journals
 from senet.data.stores.matching import WHERE, Known, Listed, match
+from senet.data.stores.reading import ahead
 from senet.distributed.devices import cores
 from senet.errors import ConfigError
 from senet.rundir.files import patiently
@@ -37,8 +37,6 @@ from senet.rundir.locks import StillHeld, lock
 
 _PATIENCE_S = 60.0  # for another process that holds the lock and no longer renews it
 _UNUSED_S = 30 * 24 * 3600.0  # longer than a training runs without a new start
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 
@@ -141,7 +139,7 @@ def _fill(
         ThreadPoolExecutor(threads) as pool,
         tqdm(total=len(todo), desc="packing", unit="image", disable=None) as bar,
     ):
-        for number, content, digest, error in _ahead(pool, read, todo.tolist(), 4 * threads):
+        for number, content, digest, error in ahead(pool, read, todo.tolist(), 4 * threads):
             row = listed.rows[number]
             if error:
                 unreadable.append(error)
@@ -157,19 +155,6 @@ def _fill(
                 row["pack"], row["digest"] = len(known.packs), np.frombuffer(digest, np.uint8)
             bar.update()
     return unreadable
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], most: int
-) -> Iterator[Result]:
-    """As ``pool.map``, but no more than ``most`` results wait in memory."""
-    waiting = deque[Future[Result]]()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) >= most:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def _publish(store: Path, files: Files, source: Source, listed: Listed, known: Known, names: Sequence[str]) -> None:

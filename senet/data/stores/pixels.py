@@ -58,6 +58,11 @@ def open_pixels(config: DataConfig, *, build: bool = True, verify: bool = True) 
     Raises:
         ConfigError: no data, no network, an unreadable image, a damaged store; names the file and the remedy.
     """
+    return map_pixels(pixel_folder(config, build=build), verify=verify)
+
+
+def pixel_folder(config: DataConfig, *, build: bool) -> Path:
+    """The store, complete; see ``open_pixels``."""
     files = open_files(config)
     store = Path(config.root) / "stores" / _key(config, files)
     if not (store / "meta.json").exists():  # checked before the lock, so that a complete store may be read-only
@@ -70,7 +75,7 @@ def open_pixels(config: DataConfig, *, build: bool = True, verify: bool = True) 
             _build_once(config, files, store)
         except OSError as error:
             raise ConfigError(f"data.root={config.root}: {error}; free some space, or choose another folder") from None
-    return _map(store, verify=verify)
+    return store
 
 
 def _key(config: DataConfig, files: Files | None) -> str:
@@ -78,7 +83,8 @@ def _key(config: DataConfig, files: Files | None) -> str:
     return name if files is None else f"{name}-{files.identity()[:16]}"
 
 
-def _map(store: Path, *, verify: bool) -> PixelStore:
+def map_pixels(store: Path, *, verify: bool) -> PixelStore:
+    """ConfigError: it is damaged."""
     meta = read_json(store / "meta.json")
     if not {"sha256", "classes"} <= meta.keys():
         raise ConfigError(f"{store / 'meta.json'} is damaged; delete {store} to have it built again")

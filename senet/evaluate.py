@@ -23,7 +23,7 @@ from senet.errors import FAILED_EXIT_CODE, ConfigError
 from senet.rundir.files import replace_file
 from senet.verbs import typed
 
-_MOST_CLASSES, _LOWEST_CLASSES = 20, 10  # up to 20 classes are all listed; of more, the 10 of the lowest accuracy
+_MOST_CLASSES = 20  # so many are all listed; of more, those of the lowest accuracy
 
 if TYPE_CHECKING:
     from senet.data.samplers import ImageData
@@ -132,7 +132,7 @@ def _report(result: Evaluation, trained: Trained, data: ImageData) -> dict[str, 
 def _text(report: Mapping[str, Any]) -> str:
     rows = report["classes"]
     if len(rows) > _MOST_CLASSES:
-        rows = sorted((row for row in rows if row["images"]), key=lambda row: row["top1"])[:_LOWEST_CLASSES]
+        rows = sorted((row for row in rows if row["images"]), key=lambda row: row["top1"])[:_MOST_CLASSES]
     left_out = len(report["classes"]) - len(rows)
     width = max(len("class"), *(len(row["class"]) for row in rows))
     loss = "not finite" if report["loss"] is None else f"{report['loss']:.4f}"

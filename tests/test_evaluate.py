@@ -156,12 +156,13 @@ def test_of_many_classes_the_lowest_have_a_line() -> None:
     report["best"] = False
     lines = _text(report | {"flip_average": False}).splitlines()
     assert lines[0] == "a (step 1, raw weights), 999 test images"
-    lowest = sorted(rows[1:], key=lambda row: row["top1"])[:10]
+    lowest = sorted(rows[1:], key=lambda row: row["top1"])[:20]
     assert [line.split()[0] for line in lines[4:-1]] == [row["class"] for row in lowest]
-    assert lines[-1] == "these are the lowest; --json has the other 990 classes too"
+    assert lines[-1] == "these are the lowest; --json has the other 980 classes too"
+    assert lines[1] == "top-1 1.00 %   top-5 1.00 %   loss 1.0000"
     for count in (20, 21):
         lines = _text(report | {"flip_average": False, "classes": rows[1 : count + 1]}).splitlines()
-        assert len(lines) == (4 + 20 if count == 20 else 4 + 10 + 1)
+        assert len(lines) == (4 + 20 if count == 20 else 4 + 20 + 1)
 
 
 def test_the_file_of_a_prediction_need_not_have_text_for_a_name(tmp_path: Path) -> None:

@@ -20,11 +20,13 @@ from senet.errors import ConfigError
 from senet.inference.network import load_trained
 from senet.report import examine, figures
 from senet.report.__main__ import main, to_tensorboard, write_report
-from senet.report.analysis import GateTally, Predictions, calibration
+from senet.report.analysis import GateTally, Predictions, calibration, most_probable
+from senet.report.classes import Confusions
 from senet.report.curves import curves, images
-from senet.report.drawings import confusion_counts, draw
+from senet.report.drawings import draw
 from senet.report.figures import class_accuracy, to_svg
 from senet.report.page import render
+from senet.report.seen import seen
 from senet.rundir.history import Run, names, read_run
 from tests.browser import browser, needs_browser, open_page
 from tests.conftest import Once, Train
@@ -143,8 +145,9 @@ def test_damaged_predictions_are_none_wherever_the_damage_is(tmp_path: Path) -> 
     rows = np.tile(np.random.default_rng(0).random((20, 3), np.float32), (5, 1))  # compressible, as real ones
     pixels = np.zeros((1, 4, 4, 3), np.uint8)
     one, gates = np.zeros(1, np.int64), {"se": rows[:3]}
+    top = most_probable(rows)
     Predictions(
-        "0", "a.pt", False, ("a", "b", "c"), rows, np.arange(100) % 3, one, pixels, one, pixels, gates, rows[0, :1]
+        "0", "a.pt", False, ("a", "b", "c"), *top, np.arange(100) % 3, one, pixels, one, pixels, gates, rows[0, :1]
     ).save(tmp_path / "whole.npz")
     assert [path.name for path in tmp_path.iterdir()] == ["whole.npz"]
     whole = (tmp_path / "whole.npz").read_bytes()
@@ -193,7 +196,10 @@ def test_a_run_directory_may_have_an_equals_sign_in_its_name_and_other_options_a
 
 
 def test_the_accuracy_is_the_one_that_training_wrote_down(run_dir: Path) -> None:
-    assert predictions_in(run_dir).accuracy == pytest.approx(rows(run_dir, "epoch")[-1]["best_top1"])
+    predictions, best = predictions_in(run_dir), rows(run_dir, "epoch")[-1]
+    assert best["best_epoch"] == best["epoch"]
+    assert predictions.accuracy == pytest.approx(best["best_top1"])
+    assert predictions.top5 == pytest.approx(best["test_top5"])
 
 
 def test_calibration_error_is_that_of_hand_arithmetic() -> None:
@@ -207,9 +213,9 @@ def test_calibration_error_is_that_of_hand_arithmetic() -> None:
 
 def test_calibration_error_is_torchmetrics(run_dir: Path) -> None:
     predictions = predictions_in(run_dir)
-    right_N = predictions.predicted_N == predictions.labels_N
+    right_N, top_NT = predictions.predicted_N == predictions.labels_N, predictions.top_NT.astype(np.int64)
     expected = multiclass_calibration_error(
-        torch.from_numpy(predictions.probabilities_NK),
+        torch.zeros(360, 10).scatter(1, *map(torch.from_numpy, (top_NT, predictions.probabilities_NT))),
         torch.from_numpy(predictions.labels_N),
         num_classes=len(predictions.classes),
         n_bins=15,
@@ -220,9 +226,16 @@ def test_calibration_error_is_torchmetrics(run_dir: Path) -> None:
 def test_confusion_counts_are_those_of_a_loop(run_dir: Path) -> None:
     predictions = predictions_in(run_dir)
     expected = np.zeros((10, 10), int)
-    for label, row in zip(predictions.labels_N, predictions.probabilities_NK, strict=True):
-        expected[label, int(row.argmax())] += 1
-    np.testing.assert_array_equal(confusion_counts(predictions), expected)
+    for label, guess in zip(predictions.labels_N, predictions.predicted_N, strict=True):
+        expected[label, guess] += 1
+    found = Confusions.of(predictions)
+    np.testing.assert_array_equal(found.matrix_KK(), expected)
+    np.testing.assert_allclose(found.accuracies_K, 100 * expected.diagonal() / expected.sum(1))
+    np.testing.assert_allclose(found.precisions_K, 100 * expected.diagonal() / expected.sum(0))
+    wrong = expected - np.diag(expected.diagonal())
+    pairs = sorted((-wrong[pair], *pair) for pair in zip(*wrong.nonzero(), strict=True))
+    assert list(zip(-found.counts_P, found.true_P, found.predicted_P, strict=True)) == pairs
+    assert found.mistakes() == {k: (int(row.argmax()), row.max()) for k, row in enumerate(wrong) if row.any()}
     assert expected.sum() == 360
 
 
@@ -355,16 +368,16 @@ def test_what_comes_from_files_is_escaped_and_the_jobs_environment_left_out(run_
 
 @pytest.fixture
 def made_up() -> Predictions:
-    """Of 1,000 classes, 2 images of each, a third of them wrong."""
+    """Of 1,000 classes, 2 images of each, a third of them wrong; a block of 600 gates."""
     labels = np.arange(2000) % 1000
     probabilities = np.full((2000, 1000), 1e-4, np.float32)
     probabilities[np.arange(2000), np.where(labels % 3, labels, labels - 1)] = 0.9
     names = tuple(f"class {number}" for number in range(1000))
     some, pixels = np.arange(0, 30, 3), np.zeros((10, 8, 8, 3), np.uint8)
     files = tuple(f"test/class {number}/<{number}>.png" for number in some)
-    return Predictions(
-        "0", "a.pt", False, names, probabilities, labels, some, pixels, some, pixels, {}, np.zeros(0), "raw", files
-    )
+    top, gates = most_probable(probabilities), {"layer.se": np.random.default_rng(0).random((1000, 600))}
+    seen = (names, *top, labels, some, pixels, some, pixels, gates, np.zeros(1), "raw", files)
+    return Predictions("0", "a.pt", False, *seen)
 
 
 def test_a_thousand_classes_show_the_worst_twenty_and_fold_the_rest(run_dir: Path, made_up: Predictions) -> None:
@@ -372,11 +385,61 @@ def test_a_thousand_classes_show_the_worst_twenty_and_fold_the_rest(run_dir: Pat
     page = render(runs, {}, {}, made_up, "").decode()
     section = page[page.index('id="classes"') : page.index('id="calibration"')]
     open_part, folded = section.split("<details>")
+    folded, pairs = folded.split("</details>")
     assert re.findall(r'<th scope="row">(.*?)</th>', open_part) == [f"class {number}" for number in range(0, 60, 3)]
     assert folded.count('<th scope="row">') == 1000
-    assert draw(runs, made_up)["classes"].figure.get_figheight() < 8  # inches
+    named = re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>', pairs)
+    assert named[:2] == [("class 0", "class 999", "2", "100.00"), ("class 3", "class 2", "2", "100.00")]
+    assert len(named) == 20
+    drawings = draw(runs, made_up)
+    assert drawings["classes"].figure.get_figheight() < 8  # inches
+    assert "confusion" not in drawings
+    assert drawings["gates"].figure.axes[1].images[0].get_size() == (50, 512)
     few = render(runs, {}, {}, predictions_in(run_dir), "").decode()
     assert "<details>" not in few[few.index('id="classes"') : few.index('id="calibration"')]
+    assert ("<script" in page, "<script" in few, "script-src" in few) == (True, False, False)
+
+
+@pytest.mark.slow
+@needs_browser
+def test_among_a_thousand_classes_one_is_found_by_its_name(run_dir: Path, made_up: Predictions, tmp_path: Path) -> None:
+    runs = [read_run(run_dir)]
+    drawings = draw(runs, made_up)
+    svgs = {name: to_svg(drawing.figure) for name, drawing in drawings.items()}
+    (tmp_path / "page.html").write_bytes(render(runs, drawings, svgs, made_up, ""))
+    rows_seen = "[...document.querySelectorAll('#classes details tbody th')].filter(cell => cell.checkVisibility())"
+    shown = f"return {rows_seen}.map(cell => cell.innerText)"
+    with browser(tmp_path / "profile") as driver:
+        for width in (1280, 390):
+            open_page(driver, tmp_path / "page.html", width)
+            assert driver.execute_script(shown) == []
+            driver.execute_script("document.querySelector('#classes details').open = true")
+            assert len(driver.execute_script(shown)) == 1000
+            for text, found in (("CLASS 99", [99, *range(990, 1000)]), ("none", []), ("class 7 ", [7, *range(70, 80)])):
+                driver.find_element("id", "search").clear()
+                driver.find_element("id", "search").send_keys(text)
+                numbers = [number for number in range(1000) if text.strip().lower() in f"class {number}"]
+                assert numbers[: len(found)] == found
+                assert driver.execute_script(shown) == [f"class {number}" for number in numbers]
+                assert driver.find_element("css selector", "output").text == f"{len(numbers)} of 1000"
+
+
+def test_the_most_probable_classes_are_those_of_a_stable_sort() -> None:
+    for count in (3, 5, 40):
+        probabilities = np.random.default_rng(count).integers(0, 8, (200, count)).astype(np.float32) / 8
+        top, values = most_probable(probabilities)
+        expected = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
+        np.testing.assert_array_equal(top, expected)
+        np.testing.assert_array_equal(values, np.take_along_axis(probabilities, expected, 1))
+
+
+def test_a_class_without_images_is_not_called_the_worst(made_up: Predictions) -> None:
+    some = made_up.labels_N < 990
+    fewer = {name: getattr(made_up, name)[some] for name in ("labels_N", "top_NT", "probabilities_NT")}
+    found = seen(dataclasses.replace(made_up, **fewer))
+    assert found["classes"].rows[990] == ["class 990", "0", "\N{EN DASH}", "\N{EN DASH}", "\N{EN DASH}"]
+    assert [row[0] for row in found["worst"].rows] == [f"class {number}" for number in range(0, 60, 3)]
+    assert max(int(row[1]) for row in found["worst"].rows) == 2
 
 
 def test_mistakes_are_named_by_their_files_and_the_network_by_its_weights(
@@ -392,10 +455,14 @@ def test_mistakes_are_named_by_their_files_and_the_network_by_its_weights(
     assert '<th scope="row">2</th><td>test/class 3/&lt;3&gt;.png</td><td>class 2</td><td>90.0</td>' in page
     assert predictions_in(run_dir).mistake_files == ()  # digits come from no files
     with np.load(tmp_path / "new.npz") as file:  # as an older version wrote it
-        older = {name: file[name] for name in file.files if name not in ("mistake_files", "weights")}
-    np.savez(tmp_path / "old.npz", **older)
+        newer = ("mistake_files", "weights", "top_NT", "probabilities_NT")
+        older = {name: file[name] for name in file.files if name not in newer}
+    probabilities = np.zeros((2000, 1000), np.float32)
+    np.put_along_axis(probabilities, made_up.top_NT, made_up.probabilities_NT, 1)
+    np.savez(tmp_path / "old.npz", probabilities_NK=probabilities, **older)
     old = Predictions.load(tmp_path / "old.npz")
     assert old is not None
+    np.testing.assert_array_equal(old.top_NT, made_up.top_NT)
     page = render([read_run(run_dir)], {}, {}, old, "").decode()
     assert "</code> in fp32" in page
     assert "The files of these" not in page
@@ -443,7 +510,7 @@ def test_without_the_packages_that_draw_one_line_says_what_to_install(
 ) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
-    for name in ("drawings", "figures", "curves", "page"):
+    for name in ("drawings", "figures", "curves", "page", "seen"):
         monkeypatch.delitem(sys.modules, f"senet.report.{name}")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ConfigError, match=r"matplotlib is not installed; run \./launch\.sh setup report"):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from senet.training.rows import epoch_line, result_line
 from senet.training.scores import Scores, Tally
 
 CPU = torch.device("cpu")
@@ -55,3 +56,16 @@ def test_five_classes_have_no_top5() -> None:
     scores = Scores.from_sums(tally.take().tolist(), 5)
     assert scores.top5 is None
     assert "test_top5" not in scores.row("test")
+
+
+def test_with_many_classes_the_lines_of_a_training_have_the_top5_accuracy_where_a_row_has_it() -> None:
+    row = {"epoch": 2, "train_loss": 1.0, "train_top1": 50.0, "train_top5": 75.0, "test_loss": 2.0, "test_top1": 60.0}
+    row |= {"test_top5": 80.0, "ema_loss": 1.5, "ema_top1": 70.0, "ema_top5": 90.0, "lr": 0.1, "images_per_s": 10.0}
+    row |= {"epoch_s": 5.0, "train_s": 9.0, "weights": "averaged", "best_top1": 70.0, "best_epoch": 2}
+    few = "epoch 2/3  train 1.0000 50.00 %  test 2.0000 60.00 %, ema 1.5000 70.00 %  lr 0.1  10 images/s  5 s"
+    many = few.replace("60.00 %", "60.00 %, 80.00 % top-5").replace("70.00 %", "70.00 %, 90.00 % top-5")
+    assert (epoch_line(row, 3, 20), epoch_line(row, 3, 21)) == (few, many)
+    assert result_line(row, "9 test images", 21).startswith("70.00 % top-1, 90.00 % top-5 (averaged weights 70.00 %, ")
+    assert result_line(row, "9 test images", 20).startswith("70.00 % top-1 (averaged weights 70.00 %, raw")
+    older = {key: value for key, value in row.items() if "top5" not in key}
+    assert epoch_line(older, 3, 1000) == few

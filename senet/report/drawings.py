@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from senet.report import curves, figures
-from senet.report.analysis import Integers, Predictions, calibration
+from senet.report.analysis import Predictions, calibration
+from senet.report.classes import Confusions
 from senet.report.hours import bar
 from senet.rundir.history import Run, names
 from senet.rundir.hours import in_words
@@ -42,18 +43,6 @@ def draw(runs: Sequence[Run], predictions: Predictions | None) -> dict[str, Draw
     return drawings
 
 
-def confusion_counts(predictions: Predictions) -> Integers:
-    """[K, K]: rows are the true class, columns the predicted one."""
-    number = len(predictions.classes)
-    pairs_N = number * predictions.labels_N + predictions.predicted_N
-    return np.bincount(pairs_N, minlength=number**2).reshape(number, number)
-
-
-def class_accuracies(counts_KK: Integers) -> np.ndarray:
-    """Percent of each class's images that are predicted as this class (its recall)."""
-    return np.asarray(100 * counts_KK.diagonal() / np.maximum(counts_KK.sum(1), 1))
-
-
 def _curves(run: Run) -> dict[str, Drawing]:
     last = run.epochs[-1] if run.epochs else {}
     epochs = f"{last.get('epoch', 0)} epoch(s)"
@@ -74,29 +63,34 @@ def _curves(run: Run) -> dict[str, Drawing]:
 
 
 def _accuracy(predictions: Predictions) -> dict[str, Drawing]:
-    classes, counts_KK = predictions.classes, confusion_counts(predictions)
-    accuracies_K = class_accuracies(counts_KK)
-    low, high = int(accuracies_K.argmin()), int(accuracies_K.argmax())
-    off = counts_KK - np.diag(counts_KK.diagonal())
-    true, guess = np.unravel_index(off.argmax(), off.shape)
+    classes, found = predictions.classes, Confusions.of(predictions)
+    accuracies_K = found.accuracies_K
+    low, high = int(np.nanargmin(accuracies_K)), int(np.nanargmax(accuracies_K))
     bins = calibration(predictions.confidences_N, predictions.predicted_N == predictions.labels_N)
+    confusion = {"confusion": _confusion(found, classes)} if len(classes) <= figures.MOST_BARS else {}
     return {
         "classes": Drawing(
             figures.class_accuracy(accuracies_K, classes, predictions.accuracy),
             f"Bar chart: accuracy of each class, from {classes[low]} ({accuracies_K[low]:.1f} %) to {classes[high]} "
             f"({accuracies_K[high]:.1f} %).",
         ),
-        "confusion": Drawing(
-            figures.confusion(counts_KK, classes),
-            f"Confusion matrix of {len(classes)} classes. The most frequent mistake: {off.max()} images of "
-            f"{classes[int(true)]} predicted as {classes[int(guess)]}.",
-        ),
+        **confusion,
         "reliability": Drawing(
             figures.reliability(bins),
             f"Reliability diagram: accuracy against confidence in {len(bins.counts)} bins. Expected calibration error "
             f"{bins.error:.4f}.",
         ),
     }
+
+
+def _confusion(found: Confusions, classes: Sequence[str]) -> Drawing:
+    mistake = "none is wrong"
+    if len(found.counts_P):
+        true, guess = classes[int(found.true_P[0])], classes[int(found.predicted_P[0])]
+        mistake = f"The most frequent mistake: {found.counts_P[0]} images of {true} predicted as {guess}"
+    return Drawing(
+        figures.confusion(found.matrix_KK(), classes), f"Confusion matrix of {len(classes)} classes. {mistake}."
+    )
 
 
 def _images(predictions: Predictions) -> dict[str, Drawing]:

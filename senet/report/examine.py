@@ -19,7 +19,7 @@ from senet.errors import ConfigError
 from senet.inference.network import Trained, load_trained, open_checkpoint
 from senet.inference.scoring import open_test_data
 from senet.models.senet import SqueezeExcite
-from senet.report.analysis import GRID, GateTally, Integers, Predictions, confident_mistakes
+from senet.report.analysis import GRID, GateTally, Integers, Predictions, confident_mistakes, most_probable
 
 _BATCH = 256
 _LARGEST_PICTURE = 96  # pixels; larger images are scaled down for the grids
@@ -73,23 +73,25 @@ def predict(trained: Trained, split: Split, other_images: bool = False, files: S
         return lambda module, inputs: batch_gates.update({name: module.gate(*inputs).flatten(1)})
 
     hooks = [module.register_forward_pre_hook(record(name)) for name, module in gates.items()]
-    probabilities = []
+    found = []
     for start in tqdm(range(0, len(split), _BATCH), desc="test images", unit="batch", disable=None):
         images_NHWC, batch_labels, _ = split[torch.arange(start, min(start + _BATCH, len(split)))]
-        probabilities.append(trained.logits(images_NHWC).softmax(1).cpu().numpy())
+        found.append(most_probable(trained.logits(images_NHWC).softmax(1).cpu().numpy()))
         for name, gate_NC in batch_gates.items():
             tallies[name].add(gate_NC.cpu().double().numpy(), batch_labels.numpy())
     for hook in hooks:
         hook.remove()
-    probabilities_NK, labels_N = np.concatenate(probabilities), split.labels.numpy()
+    top_NT, probabilities_NT = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    labels_N = split.labels.numpy()
     samples = np.linspace(0, len(split) - 1, min(GRID, len(split))).astype(np.int64)
-    mistakes = confident_mistakes(probabilities_NK, labels_N)
+    mistakes = confident_mistakes(top_NT[:, 0], probabilities_NT[:, 0], labels_N)
     return Predictions(
         sha256=trained.manifest["sha256"],
         checkpoint=trained.checkpoint.name,
         other_images=other_images,
         classes=trained.classes,
-        probabilities_NK=probabilities_NK,
+        top_NT=top_NT,
+        probabilities_NT=probabilities_NT,
         labels_N=labels_N,
         samples=samples,
         sample_images=_pictures(split, samples),

@@ -42,6 +42,7 @@ _RIGHT, _WRONG = "#1b7837", "#b2182b"
 MOST_BARS = 50
 WORST = 20  # classes that are shown where there are more
 COLUMNS = 8  # of a grid of images
+_MOST_CHANNELS = 512
 
 
 @contextmanager
@@ -97,13 +98,13 @@ def _at_an_axis(name: str, length: int = 16) -> str:
 
 @styled()
 def class_accuracy(accuracies_K: Floats, classes: Sequence[str], overall: float) -> Figure:
-    """Accuracy of each class as bars, the lowest at the top; of more than 50 classes the 20 lowest."""
+    """Accuracy of each class as bars, the lowest at the top, NaN last; of more than 50 classes the 20 lowest."""
     order = np.argsort(accuracies_K, kind="stable")[: WORST if len(classes) > MOST_BARS else None]
     figure = Figure((5.4, 1.1 + 0.24 * len(order)), layout="constrained")
     axes = figure.subplots()
     axes.barh(range(len(order)), accuracies_K[order], color=SKY, height=0.72)
     axes.set_yticks(range(len(order)), [_at_an_axis(classes[index]) for index in order])
-    _at_the_right(axes, [f"{accuracies_K[index]:.1f}" for index in order])
+    _at_the_right(axes, [f"{share:.1f}" if np.isfinite(share) else "no images" for share in accuracies_K[order]])
     axes.axvline(overall, color=BLACK, linewidth=1, linestyle="--", label=f"all classes: {overall:.2f} %")
     axes.invert_yaxis()
     axes.set(xlim=(0, 100), xlabel="accuracy (%)", xticks=range(0, 101, 20))
@@ -115,7 +116,7 @@ def class_accuracy(accuracies_K: Floats, classes: Sequence[str], overall: float)
 
 @styled()
 def confusion(counts_KK: Integers, classes: Sequence[str]) -> Figure:
-    """Rows: true class, columns: predicted, in percent of the row; numbers and names if they fit."""
+    """Rows: true class, columns: predicted, in percent of the row, of up to 50 classes; numbers if they fit."""
     count = len(classes)
     shares = 100 * counts_KK / np.maximum(counts_KK.sum(1, keepdims=True), 1)
     side = min(9.0, max(4.6, 1.6 + 0.36 * count))
@@ -129,10 +130,9 @@ def confusion(counts_KK: Integers, classes: Sequence[str]) -> Figure:
                 text = f"{share:.0f}" if share >= 0.5 else "<1"
                 colour = "white" if share > 55 else "black"
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
-    if count <= 50:
-        names = [_at_an_axis(name, 12) for name in classes]
-        axes.set_xticks(range(count), names, rotation=45 if count <= 20 else 90, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(count), names)
+    names = [_at_an_axis(name, 12) for name in classes]
+    axes.set_xticks(range(count), names, rotation=45 if count <= 20 else 90, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(count), names)
     axes.tick_params(length=0, labelsize=8 if count <= 20 else 6)
     axes.spines[:].set_visible(False)
     axes.set(xlabel="predicted", ylabel="true")
@@ -190,22 +190,24 @@ def pictures(images_NHWC: Integers, predicted: Sequence[str], true: Sequence[str
 @styled()
 def gates(means: Mapping[str, Floats], classes: Sequence[str]) -> Figure:
     """A row for each block, its channels in the order of their mean gate. Left: that mean, and the range of the class
-    means; right: each class mean minus that mean, positive in red, negative in blue.
+    means; right: each class mean minus that mean, positive in red, negative in blue. Of more than 50 classes there, and
+    of more than 512 channels, some, evenly spaced: a page has no more room, and each pixel is in the file.
     """
     height = min(3.6, max(1.4, 0.4 + 0.125 * len(classes)))
     figure = Figure((10.4, height * len(means) + 0.7), layout="constrained")
     rows = figure.subplots(len(means), 2, squeeze=False, width_ratios=(1, 1.25))
     largest = max(float(np.abs(means_KC - means_KC.mean(0)).max()) for means_KC in means.values()) or 1.0
     for (left, right), (name, means_KC) in zip(rows, means.items(), strict=True):
-        means_KC = means_KC[:, np.argsort(means_KC.mean(0), kind="stable")]
-        mean_C, channels = means_KC.mean(0), np.arange(means_KC.shape[1])
+        count = means_KC.shape[1]
+        means_KC = means_KC[:, _spread(np.argsort(means_KC.mean(0), kind="stable"), _MOST_CHANNELS)]
+        some_KC, mean_C, channels = _spread(means_KC, MOST_BARS), means_KC.mean(0), np.arange(means_KC.shape[1])
         left.fill_between(channels, means_KC.min(0), means_KC.max(0), color=SKY, alpha=0.6, linewidth=0)
         left.plot(channels, mean_C, color=BLUE, linewidth=1)
         left.set(ylim=(0, 1), xlim=(0, max(1, len(channels) - 1)), yticks=(0, 0.5, 1))
         left.grid(axis="y")
-        left.set_title(f"{name}: mean gate of {len(channels)} channels", loc="left", fontsize=9)
+        left.set_title(f"{name}: mean gate of {count} channels", loc="left", fontsize=9)
         image = right.imshow(
-            means_KC - mean_C, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto", interpolation="none"
+            some_KC - mean_C, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto", interpolation="none"
         )
         right.set_title("class mean minus overall mean", loc="left", fontsize=9)
         right.set_xticks([])
@@ -218,6 +220,11 @@ def gates(means: Mapping[str, Floats], classes: Sequence[str]) -> Figure:
     title = "class mean minus overall mean"
     figure.colorbar(image, ax=rows[:, 1].tolist(), location="bottom", shrink=0.6, aspect=40, label=title)
     return figure
+
+
+def _spread(values: np.ndarray, most: int) -> np.ndarray:
+    """All of them, or ``most``, evenly spaced."""
+    return values if len(values) <= most else values[np.linspace(0, len(values) - 1, most).astype(np.int64)]
 
 
 @styled()

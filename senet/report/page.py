@@ -8,17 +8,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-
-from senet.report.analysis import SMALL_RANGE, SMALL_SHARE, Predictions, calibration
-from senet.report.drawings import Drawing, class_accuracies, confusion_counts
-from senet.report.figures import MOST_BARS, WORST
+from senet.report.analysis import Predictions
+from senet.report.drawings import Drawing
 from senet.report.markup import Table, fill
+from senet.report.seen import NONE, seen
 from senet.rundir.history import Run, cause, changed, judged, names
 from senet.rundir.hours import PARTS, duration
 
 _WEIGHTS = {"ema": "averaged", "test": "raw"}
-_NONE = "\N{EN DASH}"
 _ENDINGS = {
     "interrupted": "interrupted by the user, after a save",
     "preempted": "stopped by a signal, after a save",
@@ -37,17 +34,18 @@ def render(
     why: str,
 ) -> bytes:
     """The page of the first run. ``why``: the reason why there are no predictions."""
-    run = runs[0]
+    run, of_images = runs[0], seen(predictions) if predictions else None
     return fill(
         Path(__file__).with_name("page.html"),
         drawings,
         svgs,
+        script="search.js" if of_images and of_images["worst"] else "",
         run=run,
         tiles=_tiles(run, predictions),
         comparison=_comparison(runs) if len(runs) > 1 else None,
         differences=_differences(runs),
         why=why,
-        seen=_seen(predictions) if predictions else None,
+        seen=of_images,
         facts=_facts(run),
         hours=_hours(run),
         starts=_starts(run),
@@ -60,6 +58,8 @@ def _tiles(run: Run, predictions: Predictions | None) -> list[tuple[str, str]]:
     tiles = []
     if predictions:
         tiles.append((f"{predictions.accuracy:.2f} %", f"of {len(predictions.labels_N):,} test images right"))
+        if predictions.top5 is not None:
+            tiles.append((f"{predictions.top5:.2f} %", "have their class among the five most probable"))
     elif run.epochs:
         tiles.append((f"{run.epochs[-1]['best_top1']:.2f} %", f"best {run.images} accuracy"))
     if run.epochs:
@@ -87,7 +87,8 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         for kind, title in titles.items():
             if f"{kind}_loss" in last:
                 loss, top1 = last[f"{kind}_loss"], last[f"{kind}_top1"]
-                facts.append((f"Last epoch, {title}", f"loss {loss:.4f}, accuracy {top1:.2f} %"))
+                top5 = f", top-5 {last[f'{kind}_top5']:.2f} %" if f"{kind}_top5" in last else ""
+                facts.append((f"Last epoch, {title}", f"loss {loss:.4f}, accuracy {top1:.2f} %{top5}"))
         facts.append(("Time", f"{duration(last['train_s'])} of training, without tests"))
         facts.append(("Speed", f"{_images_per_s(run):,.0f} images/s (median of the epochs)"))
     causes = [interruption.cause for interruption in run.interruptions]
@@ -138,7 +139,7 @@ def _comparison(runs: Sequence[Run]) -> Table:
     header = ("run", "epochs", "best %", "at epoch", "last %", "last loss", "training", "images/s", "interruptions")
     rows = []
     for name, run in zip(names(runs), runs, strict=True):
-        row = [name, *[_NONE] * 7, str(len(run.interruptions))]
+        row = [name, *[NONE] * 7, str(len(run.interruptions))]
         if run.epochs:
             last = run.epochs[-1]
             row[1:5] = [str(last["epoch"]), f"{last['best_top1']:.2f}", str(last["best_epoch"]), ""]
@@ -151,54 +152,8 @@ def _comparison(runs: Sequence[Run]) -> Table:
 def _differences(runs: Sequence[Run]) -> Table:
     """The options that are not the same in all runs."""
     keys = dict.fromkeys(key for run in runs for key in run.options)
-    rows = [[key, *(str(run.options.get(key, _NONE)) for run in runs)] for key in keys]
+    rows = [[key, *(str(run.options.get(key, NONE)) for run in runs)] for key in keys]
     return Table(("option", *names(runs)), [row for row in rows if len(set(row[1:])) > 1])
-
-
-def _seen(predictions: Predictions) -> dict[str, Any]:
-    """Numbers and tables of the sections on the test images."""
-    counts_KK, classes = confusion_counts(predictions), predictions.classes
-    recalls_K, precisions_K = class_accuracies(counts_KK), class_accuracies(counts_KK.T)
-    rows = []
-    for index, name in enumerate(classes):
-        others = counts_KK[index].copy()
-        others[index] = 0
-        mistake = f"{classes[int(others.argmax())]} ({others.max()})" if others.max() else _NONE
-        images = f"{counts_KK[index].sum():,}"
-        rows.append([name, images, f"{recalls_K[index]:.2f}", f"{precisions_K[index]:.2f}", mistake])
-    worst = [rows[index] for index in np.argsort(recalls_K, kind="stable")[:WORST]]
-    header = ("class", "images", "accuracy %", "precision %", "most frequent mistake")
-    gates = [
-        [name, str(means_KC.shape[1]), f"{means_KC.mean():.3f}", f"{share:.3f}", f"{predictions.gate_ranges[name]:.3f}"]
-        for (name, means_KC), share in zip(predictions.gates.items(), predictions.gate_shares, strict=True)
-    ]
-    right_N = predictions.predicted_N == predictions.labels_N
-    return {
-        "checkpoint": f"{predictions.checkpoint}, sha256 {predictions.sha256[:12]}",
-        "other_images": predictions.other_images,
-        "accuracy": f"{predictions.accuracy:.2f} %",
-        "confidence": f"{100 * predictions.confidences_N.mean():.2f} %",
-        "error": f"{calibration(predictions.confidences_N, right_N).error:.4f}",
-        "classes": Table(header, rows),
-        "worst": Table(header, worst) if len(rows) > MOST_BARS else None,
-        "files": _mistake_files(predictions),
-        "weights": predictions.weights,
-        "gates": Table(("block", "channels", "mean gate", "share of the class", "range of class means"), gates),
-        "blind": predictions.blind_blocks,
-        "small_share": SMALL_SHARE,
-        "small_range": SMALL_RANGE,
-        "chance": f"{(len(classes) - 1) / max(1, len(predictions.labels_N) - 1):.4f}",
-        "mistakes": f"{np.count_nonzero(~right_N):,}",
-    }
-
-
-def _mistake_files(predictions: Predictions) -> Table:
-    """The file of each picture in the figure of mistakes, row by row."""
-    rows = []
-    for number, (index, file) in enumerate(zip(predictions.mistakes, predictions.mistake_files, strict=False), start=1):
-        guess, sure = predictions.classes[predictions.predicted_N[index]], predictions.confidences_N[index]
-        rows.append([str(number), file, guess, f"{100 * sure:.1f}"])
-    return Table(("picture", "file", "predicted", "confidence %"), rows)
 
 
 def _command(argv: Sequence[str]) -> str:

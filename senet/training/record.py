@@ -89,7 +89,8 @@ class Record:
         else:
             images = f"{tested:,} {'held-out' if config.data.holdout else 'test'} images"
             early = f" early, {summary.reason}" if summary.reason else ""
-            line = f"finished{early}: {result_line(summary.result, images)}; see {Path(config.run_dir)}"
+            result = result_line(summary.result, images, len(self.manifest["classes"]))
+            line = f"finished{early}: {result}; see {Path(config.run_dir)}"
         if self.lease is not None:
             self.progress.say(f"time: {in_words(self.lease.measure()['hours'])}")
         self.progress.say(line)

@@ -11,6 +11,7 @@ from senet.training.scores import Scores
 from senet.training.state import TrainState
 
 Row = dict[str, Any]
+_FEW_CLASSES = 20  # up to here, five guesses are so many that a person learns little from how often one is right
 
 
 def interval_row(
@@ -48,27 +49,36 @@ def interval_line(row: Row, step: int, total_steps: int) -> str:
     )
 
 
-def epoch_line(row: Row, epochs: int) -> str:
-    """Of ``epoch_row``."""
-    ema = f", ema {row['ema_loss']:.4f} {row['ema_top1']:.2f} %" if "ema_loss" in row else ""
+def epoch_line(row: Row, epochs: int, num_classes: int) -> str:
+    """Of ``epoch_row``; with more than 20 classes, top-5 of the test images too."""
+
+    def scored(name: str) -> str:
+        return f"{row[f'{name}_loss']:.4f} {row[f'{name}_top1']:.2f} %{_top5(row, name, num_classes)}"
+
+    ema = f", ema {scored('ema')}" if "ema_loss" in row else ""
     return (
         f"epoch {row['epoch']}/{epochs}  train {row['train_loss']:.4f} {row['train_top1']:.2f} %  "
-        f"test {row['test_loss']:.4f} {row['test_top1']:.2f} %{ema}  lr {row['lr']:.4g}  "
+        f"test {scored('test')}{ema}  lr {row['lr']:.4g}  "
         f"{row['images_per_s']:.0f} images/s{_mfu(row)}  {row['epoch_s']:.0f} s"
     )
 
 
-def result_line(row: Row, images: str) -> str:
-    """Of the last ``epoch_row`` of a run; ``images``: how many of which it was evaluated on."""
+def result_line(row: Row, images: str, num_classes: int) -> str:
+    """Of the last ``epoch_row`` of a run; ``images``: how many of which it was evaluated on. Top-5 as there."""
     which = judged(row)
     weights = ""
     if "ema_top1" in row:
         both = {"ema": f"averaged weights {row['ema_top1']:.2f} %", "test": f"raw weights {row['test_top1']:.2f} %"}
         weights = f"{both.pop(which)}, {both.popitem()[1]}; "
     return (
-        f"{row[f'{which}_top1']:.2f} % top-1 ({weights}{images}), best {row['best_top1']:.2f} % after epoch "
-        f"{row['best_epoch']}; {row['train_s']:.0f} s of training"
+        f"{row[f'{which}_top1']:.2f} % top-1{_top5(row, which, num_classes)} ({weights}{images}), best "
+        f"{row['best_top1']:.2f} % after epoch {row['best_epoch']}; {row['train_s']:.0f} s of training"
     )
+
+
+def _top5(row: Row, name: str, num_classes: int) -> str:
+    """Of a row that has it: an older version's may not."""
+    return f", {row[f'{name}_top5']:.2f} % top-5" if num_classes > _FEW_CLASSES and f"{name}_top5" in row else ""
 
 
 def _mfu(row: Row) -> str:

@@ -191,7 +191,7 @@ class Trainer:
         row = epoch_row(state, train, results, lr, weights) | mfu
         state.begin_epoch(row)
         self.record.writer.write("epoch", state.step, **row)
-        self.record.progress.say(epoch_line(row, config.train.epochs))
+        self.record.progress.say(epoch_line(row, config.train.epochs, self.feed.num_classes))
         self.record.tell(step=state.step, epoch=state.epochs_done, top1=top1, weights=weights)
         self.save(best=is_best, wait=state.is_over(config.train))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import hashlib
 import io
 import json
 import os
@@ -11,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,10 +26,14 @@ from PIL import Image, ImageFile
 from senet.config.options import DataConfig
 from senet.data.sources.choice import open_files
 from senet.data.sources.index import SPLITS, Place
-from senet.data.stores import packing, staging
+from senet.data.sources.intact import refuse_damaged
+from senet.data.sources.pictures import read_image
+from senet.data.stores import journal, packing, staging
 from senet.data.stores.choice import damaged, open_store, prepare
 from senet.data.stores.encoded import EncodedStore, encoded_folder
 from senet.errors import ConfigError
+from tests.harness import run_ranks, wait_until
+from tests.test_locks import failing
 
 KINDS = {".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".gif": "GIF", ".bmp": "BMP"}
 
@@ -295,6 +303,204 @@ def test_lines_of_a_journal_whose_bytes_are_gone_are_not_believed(folder: Path) 
     [pack] = packs(config)
     os.truncate(pack, pack.stat().st_size // 2)
     assert contents(opened(config)) == in_source(config)
+
+
+@pytest.mark.parametrize("locks", [True, False])
+@pytest.mark.ranks
+def test_two_processes_build_at_once_with_and_without_locks(folder: Path, locks: bool) -> None:
+    meet = folder.parent / "meet"
+    meet.mkdir()
+    config = options(folder)
+    found = run_ranks(2, _build, config, None if locks else str(meet), tmp_path=folder.parent)
+    assert found == [opened(config).fingerprint] * 2
+    assert contents(opened(config)) == in_source(config)
+    assert prepare(config) == (0, 0, 0, 30)
+    assert not list(encoded_folder(config).glob("*.journal"))
+    assert len(list(encoded_folder(config).glob("*.pack"))) == (1 if locks else 2)
+
+
+def _build(config: DataConfig, meet: str | None) -> str:
+    """``meet``: there are no locks, and both processes are in the middle of packing at once."""
+    original, count = Place.read, iter(range(1000))
+
+    def meeting(place: Place) -> bytes:
+        if next(count) == 10:
+            Path(str(meet), os.environ["RANK"]).touch()
+            wait_until(lambda: len(list(Path(str(meet)).iterdir())) == 2)
+        return original(place)
+
+    if meet:
+        fcntl.flock = failing(errno.ENOLCK)
+        Place.read = meeting  # type: ignore[method-assign]
+    store = open_store(config)
+    assert isinstance(store, EncodedStore)
+    assert damaged(encoded_folder(config)) == []
+    return store.fingerprint
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def with_thumbnail(content: bytes) -> bytes:
+    """A JPEG that has another before its pixels, as cameras write it."""
+    return content[:2] + b"\xff\xe1" + (len(picture(1)) + 2).to_bytes(2, "big") + picture(1) + content[2:]
+
+
+def accepts(look: Callable[[bytes], object], content: bytes) -> bool:
+    try:
+        look(content)
+    except Exception:
+        return False
+    return True
+
+
+def test_all_that_are_no_images_are_named_and_the_others_are_packed_once(folder: Path, read: list[str]) -> None:
+    wide = io.BytesIO()
+    Image.new("1", (20000, 10000)).save(wide, "PNG")
+    bad = {
+        "00.jpg": cut(picture(0)),
+        "01.png": cut(picture(0, "PNG")),
+        "02.webp": picture(0, "WEBP")[:-1],
+        "03.gif": cut(picture(0, "GIF")),
+        "04.bmp": cut(picture(0, "BMP")),
+        "05.jpg": cut(with_thumbnail(picture(0))),
+        "06.png": b"no image",
+        "07.webp": wide.getvalue(),
+    }
+    good = {name: (folder / "train/bee" / name).read_bytes() for name in bad}
+    for name, content in bad.items():
+        write(folder / "train/bee" / name, content)
+    config = options(folder)
+    told = refusal(config)
+    assert "8 of 30 files cannot be read as images: train/bee/00.jpg (" in told
+    assert all(f"train/bee/{name} (" in told for name in bad)
+    assert "train/bee/06.png (no image)" in told
+    assert "200000000 pixels" in told
+    as_pixels = refusal(options(folder, store="pixels"))
+    assert as_pixels.partition("; repair")[0] == told.partition("; repair")[0]
+    for name, content in good.items():
+        write(folder / "train/bee" / name, content)
+    read.clear()
+    assert prepare(config) == (30, 0, 0, 0)
+    assert sorted(read) == [f"train/bee/{name}" for name in bad]
+    assert contents(opened(config)) == in_source(config)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF"])
+def test_what_is_cut_off_is_refused_where_decoding_refuses_it(kind: str) -> None:
+    content = picture(3, kind)
+    forms = [content[:length] for length in (*range(0, len(content), 101), *range(len(content) - 12, len(content)))]
+    forms += [content, content + b"\0" * 20, content + b"trailer"]
+    if kind == "JPEG":
+        forms += [with_thumbnail(form) for form in forms]
+    whole = [accepts(lambda content: read_image(io.BytesIO(content)), form) for form in forms]
+    assert [accepts(refuse_damaged, form) for form in forms] == whole
+    assert {True, False} == set(whole)
+
+
+def test_pixels_of_an_unknown_range_are_refused(folder: Path) -> None:
+    Image.fromarray(np.full((8, 8), 70000, dtype=np.int32)).save(folder / "test/ant/deep.tif")
+    assert "test/ant/deep.tif (its pixels are numbers from 70000 to 70000" in refusal(options(folder))
+
+
+def test_what_pixels_refuse_before_they_decode_is_refused_here_too(folder: Path) -> None:
+    (folder / "train/ant/empty.jpg").touch()
+    assert "1 files are empty: train/ant/empty.jpg" in refusal(options(folder))
+    table = folder / "labels.csv"
+    table.write_text("path,label,split\nnone.jpg,ant,train\ntrain/bee/00.jpg,bee,train\ntest/bee/10.jpg,bee,test\n")
+    assert "missing file: none.jpg, line 2" in refusal(options(folder, source="table", table=str(table)))
+    table.write_text("path,label,split\ntrain/bee/00.jpg,bee,train\ntest/bee/10.jpg,bee,test\n")
+    assert "all training images are of one class, bee" in refusal(options(folder, source="table", table=str(table)))
+    assert packs(options(folder)) == []
+
+
+def rehashed(store: Path, name: str) -> None:
+    meta = json.loads((store / "meta.json").read_text())
+    meta["sha256"][name] = hashlib.sha256((store / name).read_bytes()).hexdigest()
+    (store / "meta.json").write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize("broken", ["bit", "hash", "label", "pickle", "meta", "newer"])
+def test_a_damaged_index_is_refused_in_one_line(folder: Path, broken: str) -> None:
+    config = options(folder)
+    opened(config)
+    store = encoded_folder(config)
+    [index] = store.glob("*.rows.npy")
+    rows = np.load(index)
+    if broken == "bit":
+        content = bytearray(index.read_bytes())
+        content[-1] ^= 1
+        index.write_bytes(content)
+        assert f"{index} is damaged (its hash is not the one in meta.json); delete {store}" in refusal(config)
+    elif broken == "hash":
+        index.unlink()
+        assert f"{index} is damaged ([Errno 2] No such file" in refusal(config)
+    elif broken == "label":
+        rows["label"][3] = 2
+        np.save(index, rows)
+        rehashed(store, index.name)
+        assert f"{store}: labels from 0 to 2 for " in refusal(config)
+    elif broken == "pickle":
+        np.save(index, np.array([{}], dtype=object), allow_pickle=True)
+        rehashed(store, index.name)
+        assert f"{index} is damaged" in refusal(config)
+    elif broken == "meta":
+        (store / "meta.json").write_text('{"format": 1, "cla')
+        assert f"{store}/meta.json is damaged; delete {store}" in refusal(config)
+    else:
+        meta = json.loads((store / "meta.json").read_text())
+        (store / "meta.json").write_text(json.dumps(meta | {"format": 2}))
+        assert f"{store} has format 2, this version reads 1 to 1; use the version that wrote it" in refusal(config)
+        with pytest.raises(ConfigError, match="has format 2"):
+            prepare(config)
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_short_pack_is_refused_and_packed_again_where_that_is_asked_for(
+    folder: Path, missing: bool, read: list[str]
+) -> None:
+    config = options(folder)
+    opened(config)
+    write(folder / "train/ant/new.jpg", picture(1000))
+    prepare(config)
+    pack = max(packs(config), key=lambda path: path.stat().st_size)
+    if missing:
+        pack.unlink()
+        assert f"{pack} cannot be read (No such file or directory); ./launch.sh data prepare" in refusal(config)
+    else:
+        os.truncate(pack, pack.stat().st_size - 1)
+        assert re.search(r"\.pack is damaged \([\d,]+ of [\d,]+ bytes are there\); ./launch.sh", refusal(config))
+    read.clear()
+    assert prepare(config) == (0, 0, 0, 31)
+    assert len(read) == 30
+    assert contents(opened(config)) == in_source(config)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system: run as root")
+def test_a_full_disk_is_one_line_and_costs_nothing_that_was_packed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, read: list[str]
+) -> None:
+    images = sum(path.stat().st_size for path in folder.rglob("*.*"))
+    config = options(folder, root=str(folder.parent / "disk"))
+    Path(config.root).mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={images // 2}", "tmpfs", config.root], check=True)
+    try:
+        assert f"data.root={config.root}: the images take 0.0 GB, 0.0 GB are free" in refusal(config)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))  # a quota is not seen
+        monkeypatch.setattr(journal, "_CHUNK", 5000)
+        told = refusal(config)
+        assert f"data.root={config.root}: [Errno 28] No space left on device; free some space" in told
+        assert len(read) > 10
+        subprocess.run(["mount", "-o", "remount,size=10m", config.root], check=True)
+        before = len(read)
+        assert contents(opened(config)) == in_source(config)
+        assert len(read) - before < 30 + 30 - 5
+    finally:
+        subprocess.run(["umount", "--lazy", config.root], check=True)
 
 
 # ---------------------------------------------------------------- copies on the disks of nodes

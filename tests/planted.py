@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from senet.data.samplers import Batch, Split
+from senet.data.splits import Batch, Split
 from senet.training import learner
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from senet.data.balance import BalancedSampler, shares
-from senet.data.samplers import ImageData, ResumableSampler, Split, load_batches
+from senet.data.samplers import ImageData, ResumableSampler, load_batches
+from senet.data.splits import Split
 
 SIZES = (50, 20, 9, 1)
 

@@ -22,6 +22,8 @@ from senet.config.manual import help_text
 from senet.config.options import Config, DataConfig, SlurmConfig, groups, options, those
 from senet.errors import ConfigError
 
+PHOTOS = ("data.source=imagefolder", "data.folder=photos", "data.image_size=224")
+
 
 def test_later_files_and_overrides_win(tmp_path: Path) -> None:
     first, second = tmp_path / "first.yaml", tmp_path / "second.yml"
@@ -337,6 +339,9 @@ def test_the_resolved_configuration_reads_back_the_same(tmp_path: Path) -> None:
         ("data.splits.val=a", "data.splits.val='a': names are given to train, test alone"),
         ("data.splits.test=", "data.splits.test=''"),
         ("data.image_size=100000", "data.image_size=100000"),
+        ("augment.crop_area=[0.08,1]", "set data.store=encoded, or augment.crop_area=[1,1]"),
+        ("augment.crop_area=[1,0.08]", "augment.crop_area=[1.0, 0.08] must rise, e.g. augment.crop_area=[0.08,1.0]"),
+        ("augment.crop_area=[0,1]", "augment.crop_area"),
         ("train.amp=fp8", "train.amp"),
         ("model.name=resnet", "package.module:function"),
         ("model.name=se_resent18", "did you mean 'se_resnet18'"),
@@ -418,6 +423,16 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str | bytes, expected: str) -
     [
         (("model.whiten=true", "model.init_from=a.pt"), "would replace the first layer of model.init_from=a.pt"),
         (("optim.bias_lr=1", "optim.decay_norms_and_biases=true"), "norms and biases that do not decay"),
+        (
+            (*PHOTOS, "data.resident=on"),
+            "data.resident=on keeps decoded images on the GPU, and data.store=encoded",
+        ),
+        ((*PHOTOS, "data.store=encoded", "data.resident=on"), "and data.store=encoded decodes them"),
+        (
+            (*PHOTOS, "augment.crop_area=[0.08,1]"),
+            "augment.crop_padding=4 both move the image; set augment.crop_padding=0",
+        ),
+        ((*PHOTOS, "augment.crop_area=[0.08,1]", "data.store=pixels"), "and data.store=pixels has them scaled already"),
         (("augment.small_size=24", "augment.small_epochs=30"), "must be below train.epochs=30"),
         (("augment.small_size=24", "augment.small_epochs=1", "train.compile=true"), "would not resume bit for bit"),
         (

@@ -17,8 +17,9 @@ import torchvision
 from PIL import Image
 
 from senet.config.options import DataConfig
-from senet.data.samplers import ImageData, ResumableSampler, ShardSampler, Split, load_batches, open_data
+from senet.data.samplers import ImageData, ResumableSampler, ShardSampler, load_batches, open_data
 from senet.data.sources.pictures import read_image
+from senet.data.splits import Split
 from senet.errors import ConfigError
 from senet.rundir.files import read_json, write_json
 from tests.harness import run_ranks

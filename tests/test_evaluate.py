@@ -19,7 +19,8 @@ from PIL import Image
 
 from senet import REPOSITORY, evaluate, predict
 from senet.config.options import DataConfig
-from senet.data.samplers import ImageData, Split
+from senet.data.samplers import ImageData
+from senet.data.splits import Split
 from senet.errors import ConfigError
 from senet.evaluate import _predictions, _text, main
 from senet.inference.network import load_trained

@@ -15,7 +15,8 @@ from senet import REPOSITORY
 from senet.config.options import TrainConfig
 from senet.data.augment import Preprocess
 from senet.data.balance import class_weights
-from senet.data.samplers import ImageData, Split
+from senet.data.samplers import ImageData
+from senet.data.splits import Split
 from senet.errors import ConfigError
 from senet.training.losses import build_loss
 from senet.training.run import run

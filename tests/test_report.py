@@ -15,7 +15,8 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from senet.data.samplers import ImageData, Split
+from senet.data.samplers import ImageData
+from senet.data.splits import Split
 from senet.errors import ConfigError
 from senet.inference.network import load_trained
 from senet.report import examine, figures

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from senet.config.images import check_source
+from senet.config.images import check_crops, check_source
 from senet.config.options import (
     KEYS,
     NETWORKS,
@@ -101,6 +101,7 @@ def check_together(config: Config) -> None:
             f"set model.whiten=false"
         )
     check_source(config.data)
+    check_crops(config.data, config.augment)
     if not config.data.root:
         raise ConfigError("data.root= is empty; name a folder, e.g. data.root=data")
     if config.train.sync_bn and config.train.device == "cpu":

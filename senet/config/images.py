@@ -1,10 +1,10 @@
-"""Which options say where the images are, and which sources read them."""
+"""Which options say where the images are, which sources read them, and how they are kept and cut."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from senet.config.options import DataConfig
+from senet.config.options import AugmentConfig, DataConfig
 from senet.errors import ConfigError
 
 _FILES = ("imagefolder", "table", "webdataset")
@@ -42,6 +42,31 @@ def check_source(data: DataConfig) -> None:
                 )
     if data.source == "webdataset" and (odd := [key for key in data.columns if key != "label"]):
         raise ConfigError(f"data.columns.{odd[0]} is read of tables alone; of shards data.columns.label is")
+
+
+def check_crops(data: DataConfig, augment: AugmentConfig) -> None:
+    """ConfigError for what only decoded images have, or only those that are decoded for each batch."""
+    kept, (low, high) = stored_as(data), augment.crop_area
+    why = "" if data.store == kept else f" (data.store=auto is that for data.source={data.source} of this image_size)"
+    if kept == "encoded" and data.resident == "on":
+        raise ConfigError(
+            f"data.resident=on keeps decoded images on the GPU, and data.store=encoded{why} decodes them for each "
+            f"batch; set data.resident=auto, or data.store=pixels"
+        )
+    if low > high:
+        raise ConfigError(f"augment.crop_area=[{low}, {high}] must rise, e.g. augment.crop_area=[{high},{low}]")
+    if (low, high) == (1, 1):
+        return
+    given = f"augment.crop_area=[{low}, {high}]"
+    if kept == "pixels":
+        raise ConfigError(
+            f"{given} cuts pictures before they are scaled, and data.store=pixels{why} has them scaled already; set "
+            f"data.store=encoded, or augment.crop_area=[1,1]"
+        )
+    if augment.crop_padding:
+        raise ConfigError(
+            f"{given} and augment.crop_padding={augment.crop_padding} both move the image; set augment.crop_padding=0"
+        )
 
 
 def refuse_ignored_files(data: DataConfig) -> None:

@@ -117,9 +117,10 @@ class DataConfig:
     epoch has other random changes the second time."""
     resident: Literal["auto", "on", "off"] = option("auto", free=True)
     """Keep all decoded images on the GPU, where batches are gathered too: no copy in any step. auto: where they take at
-    most a quarter of its memory. On a CPU the mapped files are in memory as it is."""
+    most a quarter of its memory; never of an encoded store. On a CPU the mapped files are in memory as it is."""
     decode_threads: int = option(0, low=0, high=256, free=True)
-    """Threads that decode images; 0: one per core that the process may use."""
+    """Threads that decode images; 0: one per core that the process may use, of which the ranks on a node have equal
+    shares where images are decoded for each batch."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,8 @@ class AugmentConfig:
     float32 [N, 3, size, size], normalised, on the device, and 64 random bits of each image in this epoch, int64 [N];
     returns such images. Draws are ``senet.data.augment.draw_below``. Empty: none."""
     small_size: int = option(32, low=16, high=1024)
-    """Height and width to which training images are scaled at last, in the first small_epochs epochs."""
+    """Height and width to which training images are scaled at last, in the first small_epochs epochs; of an encoded
+    store they are decoded to it, and then changed."""
     small_epochs: int = option(0, low=0, high=1_000_000)
     """Epochs that begin a training with smaller images, for a fraction of the work; 0: none."""
 

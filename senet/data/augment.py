@@ -77,7 +77,7 @@ class Preprocess:
             images_NCHW.masked_fill_(_square(y_N, x_N, config.cutout, size), 0.0)  # 0 is the mean
         if self._extra is not None:
             images_NCHW = self._changed(images_NCHW, keys_N)
-        if epoch < config.small_epochs:
+        if epoch < config.small_epochs and size != config.small_size:  # pictures are decoded to that
             images_NCHW = F.interpolate(images_NCHW, config.small_size, mode="bilinear", antialias=True)
         return images_NCHW
 

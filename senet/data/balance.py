@@ -9,7 +9,8 @@ from torch import Tensor
 
 from senet.config.options import TrainConfig
 from senet.data.draws import mix
-from senet.data.samplers import ImageData, ResumableSampler, Split
+from senet.data.samplers import ImageData, ResumableSampler
+from senet.data.splits import Split
 from senet.errors import ConfigError, did_you_mean
 
 

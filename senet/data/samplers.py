@@ -1,61 +1,26 @@
-"""Splits that are read in whole batches; a resumable sampler for training, an exact one for tests; held-out images."""
+"""A resumable sampler for training, an exact one for tests; both splits opened, read by a sampler; held-out images."""
 
 from __future__ import annotations
 
 import hashlib
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from senet.config.options import DataConfig
+from senet.data.decoding import Crops
 from senet.data.draws import mix
-from senet.data.stores.pixels import open_pixels
+from senet.data.splits import Batch, PictureSplit, ResidentSplit, Split, upload_ahead
+from senet.data.stores.choice import open_store
+from senet.data.stores.encoded import Pictures
+from senet.distributed.devices import own_cores
+from senet.distributed.environment import read_place
 from senet.errors import ConfigError
-
-Batch = tuple[Tensor, Tensor, Tensor]  # images uint8 [N, H, W, 3], labels int64 [N], sample indices int64 [N]
-_BLOCK = 512  # images copied to a device at once
-
-
-class Split(Dataset[Batch]):
-    """One split of a store, read in whole batches by index."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray | None = None) -> None:
-        """``rows``: indices of its images and labels; None: all of them."""
-        self.images, self.rows = np.asarray(images), rows  # indexing an np.memmap, a subclass, takes four times as long
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
-            self._pixels = torch.from_numpy(self.images)
-        self.labels = torch.from_numpy(np.array(labels if rows is None else labels[rows]))
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, indices: Tensor) -> Batch:
-        rows = indices if self.rows is None else torch.from_numpy(self.rows[indices.numpy()])
-        return self._pixels.index_select(0, rows), self.labels[indices], indices
-
-
-class ResidentSplit(Split):
-    """A split whose images and labels are on a device, indexed by tensors on that device.
-
-    Only the indices of a batch are copied to it, and without blocking the host: the driver buffers up to 64 KiB.
-    """
-
-    def __init__(self, split: Split, device: torch.device) -> None:
-        self.images, self.rows, self.labels = split.images, split.rows, split.labels
-        self._images = torch.empty((len(split), *split.images.shape[1:]), dtype=torch.uint8, device=device)
-        for block in torch.arange(len(split)).split(_BLOCK):  # no second copy on the host
-            self._images[block[0] : block[-1] + 1] = split[block][0].to(device)
-        self._labels = split.labels.to(device)
-
-    def __getitem__(self, indices: Tensor) -> Batch:
-        return self._images[indices], self._labels[indices], indices
 
 
 @dataclass(frozen=True)
@@ -153,7 +118,10 @@ class ChunkSampler(torch.utils.data.Sampler[Tensor]):
 
 
 def keep_on_device(data: ImageData, wanted: str, device: torch.device) -> ImageData:
-    """Move both splits to the device if ``wanted`` (``data.resident``) is ``on``, or ``auto`` and a GPU has room."""
+    """Move both splits to the device if ``wanted`` (``data.resident``) is ``on``, or ``auto`` and a GPU has room; never
+    what is decoded when it is read."""
+    if isinstance(data.train, PictureSplit):
+        return data
     if wanted == "auto" and device.type == "cuda":
         size = sum(len(split) * split.images[0].nbytes for split in (data.train, data.test))
         fits = size <= torch.cuda.get_device_properties(device).total_memory / 4
@@ -164,32 +132,51 @@ def keep_on_device(data: ImageData, wanted: str, device: torch.device) -> ImageD
 
 
 def load_batches(
-    split: Split, sampler: Iterable[Tensor], device: torch.device, *, repeats: bool = False
-) -> Iterator[Batch]:
-    """Yield whole batches, pinned for a GPU. No worker processes: gathering uint8 images in memory is fast.
+    split: Split,
+    sampler: Iterable[Tensor],
+    device: torch.device,
+    *,
+    repeats: bool = False,
+    crops: Crops | None = None,
+) -> Generator[Batch]:
+    """Yield whole batches, pinned for a GPU. No worker processes: gathering uint8 images in memory is fast, and
+    pictures are decoded in threads. Close it where it is not used up.
 
     Args:
         repeats: a sampler's index i stands for image i modulo their number.
+        crops: what is shown of pictures, where they are trained on.
     """
-    resident = isinstance(split, ResidentSplit)
+    on_gpu, resident = device.type == "cuda", isinstance(split, ResidentSplit)
+    if isinstance(split, PictureSplit):
+        with closing(split.batches(sampler, crops, pin=on_gpu)) as batches:
+            yield from upload_ahead(batches, device) if on_gpu else batches
+        return
     for indices in sampler:
         if resident:
             indices = indices.to(device, non_blocking=True)
         images, labels, _ = split[indices % len(split) if repeats else indices]
-        if device.type == "cuda" and not resident:
+        if on_gpu and not resident:
             images, labels, indices = images.pin_memory(), labels.pin_memory(), indices.pin_memory()
         yield images, labels, indices
 
 
 def open_data(config: DataConfig, *, local_rank: int = 0, build: bool = True) -> ImageData:
-    """Map the store, building it first where it is missing; see ``open_pixels``.
+    """Open the store, building it first where it is missing; see ``open_store``.
 
     Raises:
-        ConfigError: what ``open_pixels`` and ``hold_out`` refuse.
+        ConfigError: what ``open_store`` and ``hold_out`` refuse.
     """
-    store = open_pixels(config, build=build, verify=local_rank == 0)
-    data = ImageData(Split(*store.train), Split(*store.test), store.classes, store.fingerprint)
+    store = open_store(config, build=build, verify=local_rank == 0)
+    train, test = _split(store.train, config), _split(store.test, config)
+    data = ImageData(train, test, store.classes, store.fingerprint)
     return hold_out(data, config.holdout) if config.holdout else data
+
+
+def _split(stored: Pictures | tuple[np.ndarray, np.ndarray], config: DataConfig) -> Split:
+    if not isinstance(stored, Pictures):
+        return Split(*stored)
+    threads = config.decode_threads or own_cores(read_place().local_world_size)
+    return PictureSplit(stored, size=config.image_size, center_crop=config.center_crop, threads=threads)
 
 
 def hold_out(data: ImageData, count: int) -> ImageData:
@@ -205,7 +192,6 @@ def hold_out(data: ImageData, count: int) -> ImageData:
         trained, held = train_test_split(rows, test_size=count, random_state=0, stratify=split.labels.numpy())
     except ValueError as error:
         raise ConfigError(f"data.holdout={count} of {len(rows)} training images: {error}") from None
-    labels = split.labels.numpy()
-    parts = [Split(split.images, labels, np.sort(part)) for part in (trained, held)]
     chosen = hashlib.sha256(np.sort(held).astype("<i8").tobytes()).hexdigest()  # another scikit-learn may choose others
-    return ImageData(parts[0], parts[1], data.classes, f"{data.fingerprint}+{chosen}")
+    train, test = (split.part(np.sort(part)) for part in (trained, held))
+    return ImageData(train, test, data.classes, f"{data.fingerprint}+{chosen}")

@@ -159,14 +159,18 @@ def processor(device: torch.device) -> str:
 
 
 def set_threads(wanted: int, local_world_size: int) -> int:
-    """Set torch's CPU threads; 0: the cores that the launcher has asked for, or else those of this process, shared by
-    the ranks on the node. Returns the number set."""
+    """Set torch's CPU threads; 0: ``own_cores``. Returns the number set."""
     import torch
 
-    # where a batch system does not confine its tasks, each sees all cores of the node
-    threads = wanted or int(os.environ.get(CORES_VARIABLE, "0")) or max(1, cores() // local_world_size)
+    threads = wanted or own_cores(local_world_size)
     torch.set_num_threads(threads)
     return threads
+
+
+def own_cores(local_world_size: int) -> int:
+    """The cores that the launcher has asked for, or else those of this process, shared by the ranks on the node."""
+    # where a batch system does not confine its tasks, each sees all cores of the node
+    return int(os.environ.get(CORES_VARIABLE, "0")) or max(1, cores() // local_world_size)
 
 
 def memory_gb(device: torch.device) -> dict[str, float]:

@@ -92,7 +92,9 @@ def unsaved(learner: Learner, data: object) -> dict[str, str]:
     if learner.average is not None:
         for name, module in learner.average.named_modules():
             found |= _attributes(f"the average{name and f'.{name}'}", module, _OF_EVERY_MODULE)
-    return found | _attributes("the training images", data, {"images", "labels", "rows", "_images", "_labels"})
+    return found | _attributes(
+        "the training images", data, {"images", "labels", "rows", "_images", "_labels", "pictures"}
+    )
 
 
 def _attributes(owner: str, thing: object, known: Iterable[str]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import signal
@@ -16,7 +15,8 @@ import numpy as np
 import torch
 
 from senet.config.options import Config, DataConfig
-from senet.data.samplers import ImageData, Split, open_data
+from senet.data.samplers import ImageData, open_data
+from senet.data.splits import Split
 from senet.distributed.agreement import StopRequested
 from senet.distributed.groups import broadcast_bytes, wait_for_all
 from senet.drill.digests import sums, trained, unsaved
@@ -54,11 +54,7 @@ def open_some(config: Config, plan: Plan, data: DataConfig, *, local_rank: int) 
 def _some_of(split: Split, count: int) -> Split:
     if count >= len(split):
         return split
-    chosen = np.linspace(0, len(split) - 1, count).astype(np.int64)
-    some = copy.copy(split)  # of a class of its own, with what that holds
-    some.rows = chosen if split.rows is None else split.rows[chosen]
-    some.labels = split.labels[chosen]
-    return some
+    return split.part(np.linspace(0, len(split) - 1, count).astype(np.int64))
 
 
 class Probe:

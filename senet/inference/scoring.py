@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,18 +96,18 @@ def evaluate(
     # each image is filled in by one rank and is 0 on the others, so that integer sums merge them exactly
     predicted_N, probability_bits_N = torch.zeros(2, count, dtype=torch.int64, device=ranks.device)
     sampler = ShardSampler(count, batch_size=batch_size, rank=ranks.rank, world_size=ranks.world_size)
-    batches = load_batches(data.test, sampler, ranks.device)
-    for images_NHWC, labels_N, indices_N in Progress(ranks.is_main).over(batches, title="test", total=len(sampler)):
-        if not len(labels_N):
-            continue
-        logits_NK = trained.logits(images_NHWC)
-        if flip_average:
-            logits_NK = (logits_NK + trained.logits(images_NHWC.flip(2))) / 2
-        labels_N, indices_N = labels_N.to(ranks.device), indices_N.to(ranks.device)
-        tally.add(F.cross_entropy(logits_NK, labels_N), logits_NK, labels_N)
-        best = logits_NK.softmax(1).max(1)
-        predicted_N[indices_N] = best.indices
-        probability_bits_N[indices_N] = best.values.view(torch.int32).long()
+    with closing(load_batches(data.test, sampler, ranks.device)) as batches:
+        for images_NHWC, labels_N, indices_N in Progress(ranks.is_main).over(batches, title="test", total=len(sampler)):
+            if not len(labels_N):
+                continue
+            logits_NK = trained.logits(images_NHWC)
+            if flip_average:
+                logits_NK = (logits_NK + trained.logits(images_NHWC.flip(2))) / 2
+            labels_N, indices_N = labels_N.to(ranks.device), indices_N.to(ranks.device)
+            tally.add(F.cross_entropy(logits_NK, labels_N), logits_NK, labels_N)
+            best = logits_NK.softmax(1).max(1)
+            predicted_N[indices_N] = best.indices
+            probability_bits_N[indices_N] = best.values.view(torch.int32).long()
     sums = sum_over_ranks(torch.cat((tally.take(), predicted_N, probability_bits_N)))  # sync point: once
     scores = Scores.from_sums(sums[:4], len(data.classes))
     if scores.num_images != count:

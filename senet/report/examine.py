@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from senet.data.samplers import Split
 from senet.data.sources.choice import open_files
+from senet.data.splits import Split
 from senet.distributed.devices import set_threads
 from senet.errors import ConfigError
 from senet.inference.network import Trained, load_trained, open_checkpoint

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import torch
 import torch.nn.functional as F
 
@@ -36,22 +38,23 @@ def evaluate(
         broadcast_tensors(network.buffers())
         network.eval()
     kept = [Buffers(network) for network in networks.values()] if config.train.shards else []
-    batches, total = feed.test(config.train)
-    for turn, (images_NHWC, labels_N, _) in enumerate(progress.over(batches, title="test", total=total)):
-        if len(labels_N):
-            if config.train.shards:
-                seed_everything(config.seed, step, turn * peers.ranks.world_size + peers.ranks.rank)
-            images_NHWC, labels_N = feed.to_device(images_NHWC, labels_N)
-            images_NCHW = feed.preprocess.test(images_NHWC)
-            for name, network in networks.items():
-                with learner.autocast():
-                    logits_NK = network(images_NCHW)
-                tallies[name].add(F.cross_entropy(logits_NK.float(), labels_N), logits_NK, labels_N)
-            for buffers in kept:
-                buffers.restore()
-        peers.vote()
-        if peers.agreement.stop_agreed:
-            raise StopRequested
+    images, total = feed.test(config.train)
+    with closing(images) as batches:  # no thread decodes on, however this ends
+        for turn, (images_NHWC, labels_N, _) in enumerate(progress.over(batches, title="test", total=total)):
+            if len(labels_N):
+                if config.train.shards:
+                    seed_everything(config.seed, step, turn * peers.ranks.world_size + peers.ranks.rank)
+                images_NHWC, labels_N = feed.to_device(images_NHWC, labels_N)
+                images_NCHW = feed.preprocess.test(images_NHWC)
+                for name, network in networks.items():
+                    with learner.autocast():
+                        logits_NK = network(images_NCHW)
+                    tallies[name].add(F.cross_entropy(logits_NK.float(), labels_N), logits_NK, labels_N)
+                for buffers in kept:
+                    buffers.restore()
+            peers.vote()
+            if peers.agreement.stop_agreed:
+                raise StopRequested
     peers.agreement.conclude()
     # sync point: once per evaluation and network
     scores = {n: Scores.from_sums(sum_over_ranks(t.take()), feed.num_classes) for n, t in tallies.items()}

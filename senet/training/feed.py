@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,8 +12,8 @@ from torch import Tensor
 from senet.config.options import Config, TrainConfig
 from senet.data.augment import Preprocess
 from senet.data.balance import BalancedSampler, class_weights
+from senet.data.decoding import Crops
 from senet.data.samplers import (
-    Batch,
     ChunkSampler,
     ImageData,
     ResumableSampler,
@@ -20,6 +21,7 @@ from senet.data.samplers import (
     keep_on_device,
     load_batches,
 )
+from senet.data.splits import Batch
 from senet.distributed.ranks import Ranks
 from senet.own import load_function
 
@@ -28,6 +30,7 @@ from senet.own import load_function
 class Feed:
     """Images and labels for this rank."""
 
+    config: Config
     data: ImageData
     sampler: ResumableSampler
     preprocess: Preprocess
@@ -37,7 +40,7 @@ class Feed:
     def build(cls, config: Config, ranks: Ranks, data: ImageData, sampler: ResumableSampler) -> Feed:
         """With both splits on the device, if ``data.resident`` says so."""
         data = keep_on_device(data, config.data.resident, ranks.device)
-        return cls(data, sampler, build_preprocess(config, ranks.device), ranks)
+        return cls(config, data, sampler, build_preprocess(config, ranks.device), ranks)
 
     @property
     def num_classes(self) -> int:
@@ -48,13 +51,18 @@ class Feed:
         weights_K = class_weights(config.train, self.data, config.data.balance)
         return None if weights_K is None else weights_K.to(self.ranks.device)
 
-    def train(self, epoch: int, first_batch: int) -> Iterator[Batch]:
-        """This rank's share of the training batches, from one of them to the end of the epoch."""
+    def train(self, epoch: int, first_batch: int) -> Generator[Batch]:
+        """This rank's share of the training batches, from one of them to the end of the epoch. Close it where it is not
+        used up."""
         self.sampler.start_at(epoch, first_batch)
-        return load_batches(self.data.train, self.sampler, self.ranks.device, repeats=self.sampler.repeats)
+        augment = self.config.augment
+        size = augment.small_size if epoch < augment.small_epochs else self.config.data.image_size
+        crops = Crops(size, augment.crop_area, partial(self.preprocess.keys, epoch=epoch))
+        return load_batches(self.data.train, self.sampler, self.ranks.device, repeats=self.sampler.repeats, crops=crops)
 
-    def test(self, config: TrainConfig) -> tuple[Iterator[Batch], int]:
-        """This rank's share of the test images, each once, and the number of batches. The last may be empty."""
+    def test(self, config: TrainConfig) -> tuple[Generator[Batch], int]:
+        """This rank's share of the test images, each once, and the number of batches. The last may be empty. Close it
+        where it is not used up."""
         deal, batch_size = ChunkSampler if config.shards else ShardSampler, config.eval_batch_size
         sampler = deal(
             len(self.data.test), batch_size=batch_size, rank=self.ranks.rank, world_size=self.ranks.world_size

@@ -15,10 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import PIL
 import torch
+from PIL import features
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from senet.config.images import stored_as
 from senet.config.options import Config
 from senet.data.samplers import open_data
 from senet.distributed.agreement import Agreement
@@ -105,6 +108,8 @@ def _facts(config: Config, ranks: Ranks) -> dict[str, Any]:
     threads = set_threads(config.train.threads_per_rank, ranks.local_world_size)
     facts = {"world_size": ranks.world_size, "threads_per_rank": threads, "device": ranks.device.type}
     facts |= {"processor": processor(ranks.device), "torch": torch.__version__}
+    if stored_as(config.data) == "encoded":
+        facts["pillow"] = f"{PIL.__version__} with libjpeg-turbo {features.version('libjpeg_turbo')}"
     if ranks.device.type == "cuda" and ranks.world_size > 1 and not config.train.shards:
         facts["nccl_algo"] = os.environ.get("NCCL_ALGO", "")
         log.info("NCCL_ALGO=%s: the order in which gradients are added up", facts["nccl_algo"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,29 +97,30 @@ class Trainer:
         """Train on the batches of this epoch that are left: all, or none if the run was stopped in the evaluation."""
         config, epoch, first = self.config, self.state.epochs_done, self.state.step
         done, end = first - epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch
-        batches = self.own_time.fetch(self.phases.waiting(self.feed.train(epoch, done)))
-        batches = self.profiling.over(batches, first, end)
         title = f"epoch {epoch + 1}/{config.train.epochs}"
         self.learner.train()
         self.own_time.lap_s()
-        for batch in self.record.progress.over(batches, title=title, total=self.steps_per_epoch, done=done):
-            images_NHWC, labels_N, indices_N = self.feed.to_device(*batch)
-            self.train_step(images_NHWC, labels_N, indices_N, epoch)
-            step = self.state.step
-            if step == first + 1:  # that one may compile, and has the time of a start
-                self.peers.set_time_limit(config.distributed.step_timeout_s)
-            if step % config.log.every_steps == 0:
-                self.log()
-            if self._check_every and step % self._check_every == 0:
-                self.peers.agreement.conclude()
-                # sync point: once per train.desync_check_every
-                check_in_sync(self.learner.network, self.peers.ranks, self.peers.group)
-            for observer in self.observers:
-                observer()
-            if self.peers.agreement.stop_agreed:
-                raise StopRequested
-            if step % config.checkpoint.every_steps == 0 and step < end:  # the last is saved after the evaluation
-                self.save()
+        with closing(self.feed.train(epoch, done)) as images:  # no thread decodes on, however this ends
+            batches = self.own_time.fetch(self.phases.waiting(images))
+            batches = self.profiling.over(batches, first, end)
+            for batch in self.record.progress.over(batches, title=title, total=self.steps_per_epoch, done=done):
+                images_NHWC, labels_N, indices_N = self.feed.to_device(*batch)
+                self.train_step(images_NHWC, labels_N, indices_N, epoch)
+                step = self.state.step
+                if step == first + 1:  # that one may compile, and has the time of a start
+                    self.peers.set_time_limit(config.distributed.step_timeout_s)
+                if step % config.log.every_steps == 0:
+                    self.log()
+                if self._check_every and step % self._check_every == 0:
+                    self.peers.agreement.conclude()
+                    # sync point: once per train.desync_check_every
+                    check_in_sync(self.learner.network, self.peers.ranks, self.peers.group)
+                for observer in self.observers:
+                    observer()
+                if self.peers.agreement.stop_agreed:
+                    raise StopRequested
+                if step % config.checkpoint.every_steps == 0 and step < end:  # the last is saved after the evaluation
+                    self.save()
 
     def train_step(self, images_NHWC: Tensor, labels_N: Tensor, indices_N: Tensor, epoch: int) -> None:
         """One update from this rank's share of the global batch: uint8 images, labels, and sample indices."""

@@ -42,11 +42,15 @@ def decode(index: Index, row: int) -> Image.Image:
     """An image of a split. Unreadable: it cannot be decoded."""
     try:
         return read_image(BytesIO(index.place(row).read()))
-    except UnidentifiedImageError:
-        raise Unreadable(f"{index.keys[row]} (no image)") from None
     except Exception as error:  # each decoder raises its own
-        reason = " ".join(str(error).split())[:100]
-        raise Unreadable(f"{index.keys[row]} ({reason or type(error).__name__})") from None
+        raise Unreadable(f"{index.keys[row]} ({reason_of(error)})") from None
+
+
+def reason_of(error: Exception) -> str:
+    """In a few words, why ``read_image`` has raised this."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no image"
+    return " ".join(str(error).split())[:100] or type(error).__name__
 
 
 def read_image(file: Path | BinaryIO, *, max_pixels: int | None = None) -> Image.Image:

@@ -1,0 +1,140 @@
+"""Pictures decoded in threads, some batches ahead of the one that is used.
+
+At most ``AHEAD`` batches are decoded, or being decoded, while one is used; until the next one has taken its place there
+is one more. Beside them each thread holds one picture, as large as it is decoded.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from io import BytesIO
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from senet.data.crops import Box, center_box, random_box
+from senet.data.sources.pictures import as_shown, fit_image, open_picture, orientation, read_image, reason_of, scale
+from senet.data.stores.encoded import Pictures
+from senet.errors import RunError
+
+AHEAD = 2  # batches
+_LARGEST_SHRINK = 8  # of what libjpeg's inverse transform gives less of
+T = TypeVar("T")
+Task = Callable[[], np.ndarray]
+"""Returns the pixels of one image, uint8 [size, size, 3]."""
+
+
+class Crops(NamedTuple):
+    """What is shown of each training image, in one epoch."""
+
+    size: int
+    area: tuple[float, float]
+    """``augment.crop_area``; (1, 1): the central square."""
+    keys: Callable[[Tensor], Tensor]
+    """64 random bits for each of a sampler's indices, int64."""
+
+
+def decode_whole(pictures: Pictures, row: int, size: int, center_crop: float) -> np.ndarray:
+    """As it is evaluated, through any store and by predict. Raises RunError: it cannot be decoded."""
+    try:
+        return fit_image(read_image(BytesIO(pictures.read(row))), size, center_crop)
+    except Exception as error:  # each decoder raises its own
+        raise _refused(pictures, row, error) from None
+
+
+def decode_part(pictures: Pictures, row: int, size: int, box_of: Callable[[int, int], Box]) -> np.ndarray:
+    """As it is trained on: what a box shows, of a JPEG from no more pixels than that needs.
+
+    Args:
+        box_of: from width and height of the picture, upright.
+
+    Raises:
+        RunError: it cannot be decoded.
+    """
+    try:
+        return _part(pictures.read(row), size, box_of)
+    except Exception as error:  # each decoder raises its own
+        raise _refused(pictures, row, error) from None
+
+
+def _part(content: bytes, size: int, box_of: Callable[[int, int], Box]) -> np.ndarray:
+    with open_picture(BytesIO(content)) as picture:
+        if picture.format not in ("JPEG", "MPO"):
+            shown = as_shown(picture)  # its tags may come after its pixels
+            return scale(shown, size, box_of(*shown.size))
+        width, height = picture.size
+        left, top, right, bottom = box_of(*((height, width) if orientation(picture) > 4 else (width, height)))
+        shrink = max(1, min(_LARGEST_SHRINK, int(min(right - left, bottom - top) / size)))
+        drafted = picture.draft("RGB", (width // shrink, height // shrink))
+        shrunk = width / drafted[1][2] if drafted else 1.0  # 1, 2, 4 or 8
+        return scale(as_shown(picture), size, (left / shrunk, top / shrunk, right / shrunk, bottom / shrunk))
+
+
+def _refused(pictures: Pictures, row: int, error: Exception) -> RunError:
+    return RunError(
+        f"{pictures.name(row)} cannot be decoded ({reason_of(error)}); repair or remove it and have the images packed "
+        f"again: ./launch.sh data prepare CONFIG (data verify tells whether only its copy is damaged)"
+    )
+
+
+def whole_tasks(pictures: Pictures, rows: Sequence[int], size: int, center_crop: float) -> list[Task]:
+    """For ``decode_ahead``."""
+    return [partial(decode_whole, pictures, row, size, center_crop) for row in rows]
+
+
+def part_tasks(
+    pictures: Pictures, rows: Sequence[int], numbers: Tensor, crops: Crops, center_crop: float
+) -> list[Task]:
+    """For ``decode_ahead``. ``numbers``: the sampler's indices of the rows, of which ``crops`` makes keys."""
+    if crops.area == (1.0, 1.0):
+        box = partial(center_box, share=center_crop)
+        return [partial(decode_part, pictures, row, crops.size, box) for row in rows]
+    return [
+        partial(decode_part, pictures, row, crops.size, partial(random_box, key=key, area=crops.area))
+        for row, key in zip(rows, crops.keys(numbers).tolist(), strict=True)
+    ]
+
+
+def decode_ahead(
+    batches: Iterable[tuple[T, Sequence[Task]]], size: int, threads: int, *, pin: bool = False
+) -> Generator[tuple[T, Tensor]]:
+    """Yield what came with each batch, and its images, uint8 [N, size, size, 3], in their order.
+
+    No thread is left when this ends, by whatever way; close it where it is not used up.
+
+    Args:
+        pin: in memory from which a GPU copies by itself.
+
+    Raises:
+        RunError: of the first image, in the order of the batches, that cannot be decoded.
+    """
+    begun: deque[tuple[T, Tensor, list[Future[None]]]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    try:
+        for what, tasks in batches:
+            images = torch.empty((len(tasks), size, size, 3), dtype=torch.uint8, pin_memory=pin)
+            places = images.numpy()
+            begun.append((what, images, [pool.submit(_fill, places[n], task) for n, task in enumerate(tasks)]))
+            del images, places  # this frame keeps no batch alive
+            if len(begun) > AHEAD:
+                yield _finished(begun.popleft())
+        while begun:
+            yield _finished(begun.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _fill(place: np.ndarray, task: Task) -> None:
+    place[:] = task()
+
+
+def _finished(batch: tuple[T, Tensor, list[Future[None]]]) -> tuple[T, Tensor]:
+    what, images, futures = batch
+    for future in futures:
+        future.result()
+    return what, images

@@ -15,6 +15,7 @@ from senet.command import Parser, end, printable
 from senet.errors import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, STOPPED_EXIT_CODE, ConfigError
 from senet.follow import Rows, Tail
 from senet.rundir.files import patiently, read_json
+from senet.rundir.named import cells_not_begun, is_run, is_sweep
 from senet.verbs import typed
 from senet.why.evidence import gather
 from senet.why.judge import judge
@@ -116,7 +117,7 @@ def follow(word: str, first: int, *, colours: bool) -> int:
             _show(run, colours)
         if not all(run.is_over for run in runs):
             over = math.inf
-        elif now - (over := min(over, now)) >= (_GONE_S if runs[0].label else 0.0):  # another cell may begin
+        elif now - (over := min(over, now)) >= (_GONE_S if _more_may_begin(word) else 0.0):
             break
         time.sleep(max(_POLL_S, sum(run.files for run in runs) / _FILES_PER_S))
     codes = []
@@ -135,6 +136,14 @@ def _find(word: str, runs: list[Followed], first: int) -> None:
         if run_dir not in [run.run_dir for run in runs]:
             is_alone = job == word or run_dir == folder
             runs.append(Followed(run_dir, job, first, "" if is_alone else run_dir.name))
+
+
+def _more_may_begin(word: str) -> bool:
+    """Whether a run may come that is not there yet. The cells of a sweep are known."""
+    folder = meant(word)
+    if folder is None or is_run(folder):
+        return False
+    return not is_sweep(folder) or bool(cells_not_begun(folder))
 
 
 def _ask(runs: Sequence[Followed]) -> Iterator[tuple[Followed, str]]:

@@ -204,3 +204,18 @@ def test_a_run_without_a_job_is_over_once_nothing_has_lived_for_a_while(
     run.ask({})
     assert run.is_over
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_that_has_finished_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sleep(_seconds: float) -> None:
+        raise TimeoutError("it waits")
+
+    monkeypatch.setattr("slurm.follow.time.sleep", sleep)
+    write_json(tmp_path / "sweep.json", {"cells": {"a": {}, "b": {}}})
+    for cell in ("a", "b"):
+        (tmp_path / cell).mkdir()
+        write_json(tmp_path / cell / "status.json", {"state": "finished", "step": 4})
+        if cell == "a":  # the other may still begin
+            with pytest.raises(TimeoutError):
+                follow.follow(str(tmp_path), 10, colours=False)
+    assert follow.follow(str(tmp_path), 10, colours=False) == 0

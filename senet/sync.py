@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from senet.command import Parser, end
@@ -23,10 +25,11 @@ from senet.rundir.owner import holder
 from senet.verbs import typed
 from senet.views.identity import identify
 from senet.views.points import complete_through
-from senet.views.services import SERVICES, catch_up, check_installed, in_words, make_view
+from senet.views.services import SERVICES, catch_up, check_installed, in_words, make_view, without_secrets
 from senet.views.wandb_run import check_key
 
 _PATIENCE_S = 60.0
+_QUIET_S = 10.0  # longer than a library is imported, and than it takes to send as a rule
 
 
 def main(argv: Sequence[str]) -> int:
@@ -88,13 +91,31 @@ def send(run: Path, name: str) -> bool:
                 print(f"{run}: no checkpoint is there yet", flush=True)
                 return True
             view = make_view(name, run, identify(run, trains=False), trains=False)
-            count, last = catch_up(view, run, through)
-            view.close(finished=finished)
+            with _told_if_slow(f"{run}: {name}: {_server(name)} has not taken all yet; Ctrl-C loses nothing"):
+                count, last = catch_up(view, run, through)
+                view.close(finished=finished)
     except Exception as error:  # whatever a library raises: the other runs have their turn
         print(f"{run}: {name}: {in_words(error)}; the same command again sends what is missing", file=sys.stderr)
         return False
     print(f"{run}: {name}: {count} steps sent, up to step {max(last, 0)}", flush=True)
     return True
+
+
+@contextmanager
+def _told_if_slow(what: str) -> Iterator[None]:
+    """Libraries try again for many minutes, and say nothing of it."""
+    timer = threading.Timer(_QUIET_S, print, (what,), {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _server(name: str) -> str:
+    address = os.environ.get({"wandb": "WANDB_BASE_URL", "mlflow": "MLFLOW_TRACKING_URI"}[name], "")
+    return without_secrets(f"the server {address}" if address else "its server")
 
 
 def sends_itself(run: Path, name: str) -> bool:

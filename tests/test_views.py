@@ -29,7 +29,7 @@ from senet.views.points import Point, complete_through, points
 from senet.views.services import catch_up, in_words, make_view
 from senet.views.wandb_run import WandbRun
 from tests.conftest import Train
-from tests.harness import StopAt, differing, payload, tiny, without_clock
+from tests.harness import StopAt, differing, payload, tiny, wait_until, without_clock
 from tests.shown import Shown, in_csv, in_metrics, in_mlflow, in_wandb
 
 # of SQLAlchemy 2.1 to MLflow, of which the user learns nothing
@@ -446,6 +446,26 @@ def test_sync_sends_a_run_once_leaves_its_copies_out_and_does_without_a_server_t
         sync.main([str(run), "--to", "mlflow"])
     assert sync.main([str(copy)]) == 0  # from another machine, say
     assert sent[1:] == [(copy, "wandb")]
+
+
+def test_sync_says_what_it_waits_for_where_a_server_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Slow(Fails):
+        def open(self) -> int:
+            wait_until(lambda: not any(isinstance(each, threading.Timer) for each in threading.enumerate()), 30)
+            return -1
+
+    write_json(tmp_path / "status.json", {"state": "finished", "step": 3})
+    monkeypatch.setattr(sync, "make_view", lambda *_args, **_more: Slow())
+    monkeypatch.setattr(sync, "_QUIET_S", 0.1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@host:5000")
+    assert sync.send(tmp_path, "mlflow")
+    wait = f"{tmp_path}: mlflow: the server http://***@host:5000 has not taken all yet; Ctrl-C loses nothing\n"
+    assert capsys.readouterr().err == wait
+    monkeypatch.setattr(sync, "make_view", lambda *_args, **_more: Fails())
+    assert sync.send(tmp_path, "mlflow")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_library_is_imported_by_no_check_of_the_options(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,8 +63,12 @@ def catch_up(view: View, run_dir: Path, through: int, newer: Iterable[Mapping[st
 
 def in_words(error: Exception) -> str:
     """One line without the keys and passwords that a library may have put into it."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+
+
+def without_secrets(text: str) -> str:
+    """A text for a terminal or a log, less the keys and passwords in it."""
     for secret in filter(None, map(os.environ.get, KEYS)):
         text = text.replace(secret, "***")
     text = re.sub(r"://[^/\s@]*@", "://***@", text)
-    return re.sub(r"(?i)(token|key|secret|password)=[^&\s]+", r"\1=***", text)[:300]
+    return re.sub(r"(?i)(token|key|secret|password)=[^&\s]+", r"\1=***", text)

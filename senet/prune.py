@@ -8,6 +8,7 @@ killed processes left half written. Nothing is removed without --delete, nor fro
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,7 @@ def delete(run: Path, *, unfinished: bool) -> str:
     """Remove what can go, as the owner of the run directory; what was done.
 
     Raises:
-        ConfigError: the run has not finished, or it is alive.
+        ConfigError: the run has not finished, or it is alive; or its files cannot be removed here.
         RunError: what is to be kept is damaged.
     """
     from senet.rundir.checkpoint import read_checkpoint  # imports torch
@@ -104,6 +105,8 @@ def delete(run: Path, *, unfinished: bool) -> str:
         raise ConfigError(f"it has not finished ({state}); add --unfinished")
     if not look(run).unneeded:
         return "nothing to remove"
+    if not all(os.access(folder, os.W_OK) for folder in (run, run / "checkpoints")):
+        raise ConfigError("you cannot write this folder, or it is mounted read-only; run it where you can")
     with Lease.acquire(run):  # from here on no training can begin
         content = look(run)
         if not content.kept:

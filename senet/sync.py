@@ -7,6 +7,7 @@ WANDB_ENTITY, WANDB_BASE_URL; MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -30,6 +31,8 @@ from senet.views.wandb_run import check_key
 
 _PATIENCE_S = 60.0
 _QUIET_S = 10.0  # longer than a library is imported, and than it takes to send as a rule
+
+_NOT_WRITTEN = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -95,7 +98,9 @@ def send(run: Path, name: str) -> bool:
                 count, last = catch_up(view, run, through)
                 view.close(finished=finished)
     except Exception as error:  # whatever a library raises: the other runs have their turn
-        print(f"{run}: {name}: {in_words(error)}; the same command again sends what is missing", file=sys.stderr)
+        refused = isinstance(error, OSError) and error.errno in _NOT_WRITTEN
+        remedy = "run it where you can write that folder" if refused else "the same command again sends what is missing"
+        print(f"{run}: {name}: {in_words(error)}; {remedy}", file=sys.stderr)
         return False
     print(f"{run}: {name}: {count} steps sent, up to step {max(last, 0)}", flush=True)
     return True

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from senet import REPOSITORY
 from senet.inference.network import load_trained
 from senet.prune import main
 from senet.rundir.lease import Lease
@@ -124,3 +128,22 @@ def test_what_does_not_belong_to_the_run_is_not_taken_for_its_best(run: Path) ->
         lease.update(state="finished", step=61)
     assert main([str(run), "--delete"]) == 0
     assert steps(run) == [22, 61]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_of_a_folder_that_is_mounted_read_only_prune_and_sync_name_that_and_its_remedy(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/step_000000001.g0001.pt.damaged").touch()
+    (tmp_path / "status.json").write_text('{"state": "finished", "step": 3}')
+    mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && "$@"'
+    command = ("unshare", "--mount", "sh", "-c", mount, str(tmp_path), sys.executable, "-m")
+    for words, out, err in (
+        (("prune", "--delete"), "left alone: you cannot write this folder, or it is mounted read-only; run it wh", ""),
+        (("sync", "--to=mlflow"), "", ".sync.lock'; run it where you can write that folder\n"),
+    ):
+        given = (*command, f"senet.{words[0]}", words[1], str(tmp_path))
+        env = os.environ | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+        done = subprocess.run(given, cwd=REPOSITORY, env=env, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert out in done.stdout
+        assert err in done.stderr

@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -191,6 +191,19 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 120, what: str |
 
 def survivors(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
     return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def told(processes: Sequence[psutil.Process]) -> str:
+    """For a failure: each of them, how it stands, and where in the kernel its threads are."""
+    lines = []
+    for process in processes:
+        with suppress(psutil.Error, OSError):
+            lines.append(f"{process.pid} {process.name()} {process.status()}, child of {process.ppid()}")
+            for task in sorted(Path(f"/proc/{process.pid}/task").iterdir()):
+                calls = [line.split()[1] for line in (task / "stack").read_text().splitlines()]
+                state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+                lines.append(f"  {task.name} {state} {(task / 'comm').read_text().strip()}: {' '.join(calls[:8])}")
+    return "\n".join(lines)
 
 
 def rows(run_dir: Path, kind: str = "train") -> list[dict[str, Any]]:

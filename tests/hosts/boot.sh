@@ -28,4 +28,4 @@ for controller in $controllers; do
     mount -t cgroup -o "$controller" cgroup "/sys/fs/cgroup/$controller"
 done
 touch /run/ready
-exec sleep infinity
+exec env --ignore-signal=CHLD sleep infinity # which has the kernel reap orphans: none stays a zombie for good

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
+import psutil
 import pytest
 
-from tests.harness import wait_until
+from tests.harness import told, wait_until
 from tests.hosts.cluster import HostCluster, cluster_of_hosts, missing
 from tests.hosts.glusterfs import MOUNT
 from tests.submitted import Run
@@ -77,10 +78,10 @@ def no_orphans(cluster: HostCluster) -> Iterator[None]:
     for job in cluster.run("squeue", "--noheader", "--format=%i").split():  # of a test that failed
         cluster.cancel(job)
 
-    def left() -> list[object]:
+    def left() -> list[psutil.Process]:
         return [*cluster.processes(), *cluster.strays()]
 
-    wait_until(lambda: not left(), 20, f"the end of {left()}")
+    wait_until(lambda: not left(), 20, lambda: told(left()))
     cluster.wait_idle(timeout_s=60)  # a node that was cut off tells of its job's end a little later
 
 

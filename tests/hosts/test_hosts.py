@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.harness import differing, payload, rows, status, without_clock
+from tests.harness import differing, payload, rows, status, told, wait_until, without_clock
 from tests.hosts.cluster import HostCluster
 from tests.submitted import SLOW, Run
 
@@ -27,6 +27,12 @@ def test_they_share_neither_names_nor_processes_nor_folders(cluster: HostCluster
     said = [cluster.run("srun", "--nodelist", node, "sh", "-c", script).split() for node in ("n1", "n2")]
     assert [words[0] for words in said] == ["n1", "n2"]
     assert [words[-1] for words in said] == ["n1", "n2"]
+
+
+def test_what_ends_on_a_machine_without_a_parent_is_gone(cluster: HostCluster) -> None:
+    node = cluster.machines["n1"]
+    assert cluster.on("n1", "sh", "-c", "(sleep 0.5 >/dev/null 2>&1 &)").returncode == 0
+    wait_until(lambda: not node.processes("sleep"), 30, lambda: told(node.processes("sleep")))
 
 
 def test_a_job_on_two_hosts_ends_with_the_bits_of_torchrun_on_one(run: Run, undisturbed: Undisturbed) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
-from tests.harness import wait_until
+from tests.harness import told, wait_until
 from tests.hosts.cluster import HostCluster
 from tests.hosts.test_hosts import Undisturbed, ends_with
 from tests.submitted import SLOW, Run
@@ -24,7 +25,8 @@ def test_a_host_that_comes_back_leaves_the_younger_start_alone(
     finally:
         cluster.machines[old].mend()
     # by itself, or because SLURM, which knows it again, ends it
-    wait_until(lambda: not cluster.machines[old].processes("slurm_script"), 300, "the end of the old start")
+    scripts = partial(cluster.machines[old].processes, "slurm_script")
+    wait_until(lambda: not scripts(), 300, lambda: told(scripts()))
     time.sleep(3)  # for what it may have set going
     now = run.read("status.json")
     assert now["state"] in ("running", "finished")

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from senet import REPOSITORY
-from tests.harness import descendants, differing, payload, rows, started, status, tiny, wait_until, without_clock
+from tests.harness import descendants, differing, payload, rows, started, status, tiny, told, wait_until, without_clock
 from tests.hosts.cluster import HostCluster
 from tests.hosts.test_hosts import LONG, Undisturbed
 from tests.submitted import SLOW, Run
@@ -86,7 +86,7 @@ def test_when_the_link_is_cut_for_good_no_process_is_left_on_either_host(
         cluster.machines["n2"].cut()
         try:
             cut = time.monotonic()
-            wait_until(lambda: not cluster.strays(), LIMIT_S, f"the end of {cluster.strays()}")
+            wait_until(lambda: not cluster.strays(), LIMIT_S, lambda: told(cluster.strays()))
             took("from the cut to the end of all processes", time.monotonic() - cut)
         finally:
             cluster.machines["n2"].mend()

@@ -29,6 +29,7 @@ from tests.harness import (
     started,
     status,
     tiny,
+    told,
     train,
     wait_until,
     without_clock,
@@ -53,7 +54,7 @@ def no_orphans(cluster: Cluster) -> Iterator[None]:
     jobs = cluster.run("squeue", "--noheader", "--format=%i").split()
     for job in jobs:  # of a test that failed
         cluster.cancel(job)
-    wait_until(lambda: not cluster.processes(), 10, f"the end of {cluster.processes()}")
+    wait_until(lambda: not cluster.processes(), 10, lambda: told(cluster.processes()))
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from senet.rundir.files import read_json, write_json
 from senet.sweep.record import state_of
 from tests.cluster import Cluster, missing_packages
 from tests.conftest import Train
-from tests.harness import checkpoints, differing, payload, rows, tiny, wait_until, without_clock
+from tests.harness import checkpoints, differing, payload, rows, tiny, told, wait_until, without_clock
 from tests.submitted import SLOW, Run
 
 MISSING = missing_packages()
@@ -88,7 +88,7 @@ def sweep(cluster: Cluster, tmp_path: Path, data_root: Path, monkeypatch: pytest
     yield Sweep(cluster, tmp_path, data_root)
     for job in cluster.run("squeue", "--noheader", "--format=%A").split():  # of a test that failed
         cluster.cancel(job)
-    wait_until(lambda: not cluster.processes(), 20, f"the end of {cluster.processes()}")
+    wait_until(lambda: not cluster.processes(), 20, lambda: told(cluster.processes()))
 
 
 def preempt_at_random(sweep: Sweep, most: int, parallel: int, meanwhile: Callable[[], None]) -> None:

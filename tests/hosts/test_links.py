@@ -17,7 +17,7 @@ from tests.submitted import SLOW, Run
 
 STEP_TIMEOUT_S = 20
 long = pytest.mark.skipif(not SOAK, reason="a long form: make hosts-soak")
-SLURMD_TIMEOUT_S = 60
+SLURMD_TIMEOUT_S = 120  # SLURM looks after a third of it, and a job is requeued some 40 s later
 
 
 @pytest.mark.parametrize(("node", "seconds"), [("n2", 10), ("n1", 60), pytest.param("n2", 60, marks=long)])

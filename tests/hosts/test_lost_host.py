@@ -10,7 +10,7 @@ from tests.hosts.conftest import SOAK
 from tests.hosts.test_hosts import LONG, Undisturbed, ends_with
 from tests.submitted import SLOW, Run
 
-SLURMD_TIMEOUT_S = 300 if SOAK else 60
+SLURMD_TIMEOUT_S = 300 if SOAK else 120  # SLURM looks after a third of it, and a job is requeued some 40 s later
 
 
 def test_the_step_ends_and_the_job_is_requeued_before_slurm_gives_the_host_up(

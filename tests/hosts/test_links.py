@@ -16,6 +16,7 @@ from tests.hosts.test_hosts import LONG, Undisturbed, ends_with
 from tests.submitted import SLOW, Run
 
 STEP_TIMEOUT_S = 20
+LIMIT_S = STEP_TIMEOUT_S + 45  # after it 9 s for the roll call, 5 to record collectives, and SLURM is asked
 long = pytest.mark.skipif(not SOAK, reason="a long form: make hosts-soak")
 SLURMD_TIMEOUT_S = 120  # SLURM looks after a third of it, and a job is requeued some 40 s later
 
@@ -58,7 +59,7 @@ def test_a_host_that_is_cut_off_for_good_ends_its_own_ranks(
         assert len(ranks()) == 1
         cluster.machines["n2"].cut()
         try:
-            wait_until(lambda: all_zombies(ranks()), STEP_TIMEOUT_S + 30, lambda: told(ranks()))
+            wait_until(lambda: all_zombies(ranks()), LIMIT_S, lambda: told(ranks()))
             # a call to GlusterFS, which no thread can leave: it gives up 42 s after the last one, or up to 84 s
             wait_until(lambda: not ranks(), 120, lambda: told(ranks()))
             wait_until(lambda: cluster.job(run.job)["Restarts"] == "1", SLURMD_TIMEOUT_S + 200, run.logs())

@@ -54,7 +54,8 @@ _launch() {
         slurm:status | slurm:stop) _launch_runs_for "$cur"; _launch_sweeps ;;
         slurm:clear) _launch_runs_for "$cur" ;;
         sweep:status | sweep:stop) _launch_sweeps ;;
-        train:* | drill:* | doctor:* | sweep:* | slurm:*) _launch_options_for "$cur" && _launch_files_for "$cur" ;;
+        data:data) printf '%s\n' prepare verify list prune ;;
+        data:* | train:* | drill:* | doctor:* | sweep:* | slurm:*) _launch_options_for "$cur" && _launch_files_for "$cur" ;;
         setup:*) printf '%s\n' $(_launch_list setup_extras) ;;
         help:*) ;;
         predict:"$verb" | evaluate:"$verb" | export:"$verb" | report:* | tensorboard:* | profile:*) _launch_runs_for "$cur" ;;
@@ -64,6 +65,8 @@ _launch() {
         if [[ $verb:$cur == doctor:-* ]]; then printf '%s\n' --json --out --max-seconds; fi
         if [[ $verb:$cur == compare:-* ]]; then printf '%s\n' --against --csv --json --page --score; fi
         if [[ $verb:$cur == prune:-* ]]; then printf '%s\n' --delete --unfinished; fi
+        if [[ $verb:${typed[2]-}:$cur == data:list:-* ]]; then echo --json; fi
+        if [[ $verb:${typed[2]-}:$cur == data:prune:-* ]]; then echo --delete; fi
         if [[ $verb:$cur == sync:-* ]]; then echo --to; fi
         if ((${#typed[@]} == 1)); then printf '%s\n' ${verbs}; fi
         if [[ " ${typed[*]} " == *" drill "* ]]; then printf '%s\n' drill.steps= drill.ranks=; fi

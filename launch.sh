@@ -19,21 +19,20 @@
 # profile      ./launch.sh profile runs/cifar10: what its updates spend time on
 # prune        ./launch.sh prune runs/cifar10: which checkpoints can go
 # sync         ./launch.sh sync runs/cifar10: to W&B or MLflow what is not there
+# data         ./launch.sh data prepare configs/cifar10.yaml; verify, list, prune
 # setup        [dev | report | export | timm | wandb | mlflow | benchmarks | gpu]
 # help         this page
 #
 # Without a YAML file: configs/quickstart.yaml. What a verb needs goes into .venv.
 # NPROC=4            ranks; else one per GPU, 2 on a CPU, and 1 of evaluate
 # RESTARTS=3         train starts again after up to 3 failures in a row (else 0)
-# PYTHON=python3.12  the Python of a new .venv
-# SYSTEM_TORCH=1     a new .venv uses the torch of that Python: docs/install.md
+# PYTHON=python3.12, SYSTEM_TORCH=1: for a new .venv, with that Python's torch
 # Exit code: 0 done, 2 bad input, 85 stopped and resumable, else failed.
 # Tab completion: source completion.bash. Read on: README.md, docs/
 set -eu
 
 setup_extras="dev report export timm wandb mlflow benchmarks gpu"
-verbs="train predict evaluate export report compare tensorboard drill doctor sweep slurm follow why profile prune sync setup help"
-not_yet="data"
+verbs="train predict evaluate export report compare tensorboard drill doctor sweep slurm follow why profile prune sync data setup help"
 
 # what is closed would be given to the next file that is opened
 for stream in 0 1 2; do
@@ -225,7 +224,6 @@ case ${1:-} in
 -h | --help) if [ $# -eq 1 ]; then verb=help; else verb=train; fi ;;
 -*) verb=train ;;
 *)
-    if is_one_of "$1" $not_yet; then refuse "$1 is not there yet; ./launch.sh help shows what is"; fi
     if ! is_one_of "$1" $verbs; then refuse_word "$1"; fi
     verb=$1
     shift
@@ -261,7 +259,7 @@ profile | prune | sync) run "" senet.$verb "$@" ;;
 export | report) run $verb senet.$verb "$@" ;;
 compare) case " $* " in *\ --page*) run report senet.compare "$@" ;; *) run "" senet.compare "$@" ;; esac ;;
 tensorboard) tensorboard "$@" ;;
-drill | sweep) run "" senet.$verb "$@" ;;
+data | drill | sweep) run "" senet.$verb "$@" ;;
 follow | why) run "" slurm.$verb "$@" ;;
 slurm)
     if [ -z "$wants_help" ]; then setup ""; fi

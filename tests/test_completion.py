@@ -15,7 +15,7 @@ from senet.config.manual import completions
 from senet.config.options import groups
 
 VERBS = ["train", "predict", "evaluate", "export", "report", "compare", "tensorboard", "drill", "doctor", "slurm"]
-VERBS += ["sweep", "follow", "why", "profile", "prune", "sync", "setup", "help"]
+VERBS += ["sweep", "follow", "why", "profile", "prune", "sync", "data", "setup", "help"]
 RECIPES = sorted(str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "configs").rglob("*.yaml"))
 
 
@@ -104,6 +104,12 @@ def test_tab_offers_what_launch_sh_and_its_options_are(checkout: Path) -> None:
         ("./launch.sh slurm stop ", "rates runs/one"),
         ("./launch.sh why ra", "rates"),
         ("./launch.sh slurm clear ", "runs/one"),
+        ("./launch.sh data ", "list prepare prune verify"),
+        ("./launch.sh data prepare own", "own.yml"),
+        ("./launch.sh data prepare data.source=di", "digits"),
+        ("./launch.sh data list data.roo", "data.root="),
+        ("./launch.sh data prune --", "--delete --help"),
+        ("./launch.sh data list --", "--help --json"),
         ("./launch.sh slurm d", "data. distributed. doctor drill"),
         ("./launch.sh evaluate ", "runs/one"),
         ("./launch.sh predict elsewhere/", "elsewhere/two"),

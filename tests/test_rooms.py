@@ -15,6 +15,7 @@ from senet import REPOSITORY
 ENTRIES = "train_ddp senet.config.__main__ senet.predict senet.evaluate senet.export senet.report.__main__ senet.launch"
 ENTRIES += " senet.drill.__main__ senet.doctor.__main__ slurm.submit slurm.batch slurm.check slurm.check_rank slurm.job"
 ENTRIES += " senet.prune senet.profile senet.sync senet.compare.__main__ senet.sweep.__main__ slurm.why slurm.follow"
+ENTRIES += " senet.data.__main__"
 """What is started with ``--help``, before a launch or on a login node; importing torch takes seconds."""
 
 

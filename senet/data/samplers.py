@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ class ImageData:
     test: Split
     classes: tuple[str, ...]
     fingerprint: str
+    store: Path | None = None
+    """Where they are kept; None where they are not."""
 
     def same_images(self, fingerprint: str) -> bool:
         """Whether these are the images of that fingerprint; which of them are held out does not matter."""
@@ -168,7 +171,7 @@ def open_data(config: DataConfig, *, local_rank: int = 0, build: bool = True) ->
     """
     store = open_store(config, build=build, verify=local_rank == 0)
     train, test = _split(store.train, config), _split(store.test, config)
-    data = ImageData(train, test, store.classes, store.fingerprint)
+    data = ImageData(train, test, store.classes, store.fingerprint, store.folder)
     return hold_out(data, config.holdout) if config.holdout else data
 
 
@@ -194,4 +197,4 @@ def hold_out(data: ImageData, count: int) -> ImageData:
         raise ConfigError(f"data.holdout={count} of {len(rows)} training images: {error}") from None
     chosen = hashlib.sha256(np.sort(held).astype("<i8").tobytes()).hexdigest()  # another scikit-learn may choose others
     train, test = (split.part(np.sort(part)) for part in (trained, held))
-    return ImageData(train, test, data.classes, f"{data.fingerprint}+{chosen}")
+    return replace(data, train=train, test=test, fingerprint=f"{data.fingerprint}+{chosen}")

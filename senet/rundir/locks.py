@@ -138,6 +138,16 @@ def started_at(pid: int) -> int:
     return 0 if fields[0] in "ZX" else int(fields[19])
 
 
+def seen_holder(path: Path) -> str:
+    """Which other process holds the lock on a file, or has made a folder by ``own_folder``, as far as can be seen
+    without a lock; empty where that one is known to have ended, or is silent."""
+    file = path / _BUILDER if path.is_dir() else path
+    process = read_json(file)
+    if process in ({}, this_process()) or has_ended(process) or time.time() - path.stat().st_mtime > _ABANDONED_S:
+        return ""
+    return _holder(file)
+
+
 def _wait(descriptor: int, path: Path, patience_s: float) -> bool:
     """Wait for the lock. True: it is held now. False: the file system has no locks."""
     seen, told = 0, False

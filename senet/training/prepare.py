@@ -14,6 +14,7 @@ from torch import nn
 from senet.config.options import NETWORKS, Config, DataConfig
 from senet.data.balance import class_weights
 from senet.data.samplers import ImageData, ResumableSampler
+from senet.data.stores.uses import note_run
 from senet.distributed.preemption import StopFlag
 from senet.distributed.ranks import Ranks
 from senet.distributed.watchdog import Watchdog
@@ -82,6 +83,8 @@ def prepare(
     if ranks.is_main:
         check_installed(config.log.to)
     data = open_images(config.data, local_rank=ranks.local_rank)
+    if ranks.is_main and data.store is not None:
+        note_run(data.store, Path(config.run_dir))
     sampler = build_sampler(config, data, ranks)
     class_weights(config.train, data)  # names of classes
     if config.train.loss or config.augment.extra:

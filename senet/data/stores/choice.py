@@ -32,16 +32,21 @@ def open_store(config: DataConfig, *, build: bool = True, verify: bool = True) -
         ConfigError: what ``pixel_folder``, ``pack``, ``stage``, ``map_pixels`` and ``open_encoded`` refuse.
     """
     pixels = stored_as(config) == "pixels"
-    store = pixel_folder(config, build=build) if pixels else _packed(config, build=build)
+    folder = store = pixel_folder(config, build=build) if pixels else _packed(config, build=build)
     if config.stage and build:
         store = stage(store, config.stage, damaged)
     if pixels:
-        return map_pixels(store, verify=verify)
+        return map_pixels(store, verify=verify)._replace(folder=folder)
     if verify:
         meta = read_meta(store)
         left_out = f", without some of what was there: {meta['left_out']}" if meta.get("left_out") else ""
         log.info("%s images, packed %s%s", f"{sum(meta['counts'].values()):,}", meta["built"], left_out)
-    return open_encoded(store, verify=verify)
+    return open_encoded(store, verify=verify)._replace(folder=folder)
+
+
+def store_folder(config: DataConfig) -> Path:
+    """Where the images are kept. ConfigError: they are not."""
+    return pixel_folder(config, build=False) if stored_as(config) == "pixels" else _packed(config, build=False)
 
 
 def _packed(config: DataConfig, *, build: bool) -> Path:
@@ -56,19 +61,21 @@ def _packed(config: DataConfig, *, build: bool) -> Path:
     return store
 
 
-def prepare(config: DataConfig) -> Packed | None:
-    """Look at the images, and build what is missing or add what is new.
-
-    Returns:
-        What has become of an encoded store; None: the images are decoded.
+def prepare(config: DataConfig) -> tuple[Path, Packed]:
+    """Look at all images, and build what is missing or add what is new. Returns where they are kept, and what has
+    become of that.
 
     Raises:
         ConfigError: what ``pixel_folder`` and ``pack`` refuse.
     """
     if stored_as(config) == "encoded":
-        return pack(config, encoded_folder(config), add=True)
-    pixel_folder(config, build=True)
-    return None
+        packed = pack(config, encoded_folder(config), add=True)
+        assert packed is not None  # nothing is left as it is
+        return encoded_folder(config), packed
+    before = {path.name for path in Path(config.root, "stores").glob("*")}
+    store = map_pixels(pixel_folder(config, build=True), verify=False)
+    count = len(store.train[1]) + len(store.test[1])
+    return store.folder, Packed(0, 0, 0, count) if store.folder.name in before else Packed(count, 0, 0, 0)
 
 
 def damaged(store: Path, files: Collection[str] | None = None) -> list[str]:

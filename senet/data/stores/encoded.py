@@ -77,12 +77,13 @@ class Pictures:
 
 
 class EncodedStore(NamedTuple):
-    """Both splits, class names, a fingerprint of the content."""
+    """Both splits, class names, a fingerprint of the content, and where they lie."""
 
     train: Pictures
     test: Pictures
     classes: tuple[str, ...]
     fingerprint: str
+    folder: Path
 
 
 class Pack:
@@ -136,6 +137,7 @@ def open_encoded(store: Path, *, verify: bool = True) -> EncodedStore:
         Pictures(rows[count:], keys, first_key, packs),
         tuple(meta["classes"]),
         meta["fingerprint"],
+        store,
     )
 
 

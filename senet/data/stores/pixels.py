@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from shutil import rmtree
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -38,12 +38,14 @@ log = logging.getLogger(__name__)
 
 
 class PixelStore(NamedTuple):
-    """Images uint8 [N, H, W, 3] and labels int64 [N] of each split, class names, a fingerprint of the content."""
+    """Images uint8 [N, H, W, 3] and labels int64 [N] of each split, class names, a fingerprint of the content, and
+    where they lie."""
 
     train: tuple[np.ndarray, np.ndarray]
     test: tuple[np.ndarray, np.ndarray]
     classes: tuple[str, ...]
     fingerprint: str
+    folder: Path
 
 
 def open_pixels(config: DataConfig, *, build: bool = True, verify: bool = True) -> PixelStore:
@@ -115,8 +117,12 @@ def map_pixels(store: Path, *, verify: bool) -> PixelStore:
                 f"{len(meta['classes'])} classes; delete {store} to have it built again"
             )
         splits[split] = (images, labels)
-    fingerprint = hashlib.sha256("".join(sorted(meta["sha256"].values())).encode()).hexdigest()
-    return PixelStore(splits["train"], splits["test"], tuple(meta["classes"]), fingerprint)
+    return PixelStore(splits["train"], splits["test"], tuple(meta["classes"]), fingerprint_of(meta), store)
+
+
+def fingerprint_of(meta: Mapping[str, Any]) -> str:
+    """Of the content of a store, by its ``meta.json``."""
+    return hashlib.sha256("".join(sorted(meta["sha256"].values())).encode()).hexdigest()
 
 
 def _build_once(config: DataConfig, files: Files | None, store: Path) -> None:
@@ -165,13 +171,13 @@ def _build(config: DataConfig, files: Files | None, own: Path) -> None:
             f"images: {some(errors)}; repair or remove them (the decoded images are kept in "
             f"{_kept(config, files, own.parent)})"
         )
-    write_meta(new, source.classes, source.left_out)
+    write_meta(new, source.classes, source.left_out, str(files.where.resolve()) if files else "")
 
 
-def write_meta(store: Path, classes: Sequence[str], left_out: str = "") -> None:
-    """Make a store of a folder that holds its arrays."""
+def write_meta(store: Path, classes: Sequence[str], left_out: str = "", source: str = "") -> None:
+    """Make a store of a folder that holds its arrays. ``source``: the folder or table of the images."""
     hashes = {path.name: _sha256(path) for path in sorted(store.glob("*.npy"))}
-    meta = {"format": FORMAT, "classes": list(classes), "left_out": left_out, "sha256": hashes}
+    meta = {"format": FORMAT, "classes": list(classes), "left_out": left_out, "source": source, "sha256": hashes}
     write_json(store / "meta.json", meta, durable=True)
 
 

@@ -14,12 +14,15 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import photos_index
 import pytest
 from PIL import Image, ImageFile
 
@@ -32,6 +35,7 @@ from senet.data.stores import journal, packing, staging
 from senet.data.stores.choice import damaged, open_store, prepare
 from senet.data.stores.encoded import EncodedStore, encoded_folder
 from senet.errors import ConfigError
+from senet.rundir.locks import this_process
 from tests.harness import run_ranks, wait_until
 from tests.test_locks import failing
 
@@ -169,15 +173,55 @@ def test_nothing_is_decoded_to_be_packed_but_what_has_no_mark_at_its_end(
     assert set(decoded) == {"BMP"}
 
 
-def test_an_open_store_needs_its_source_no_more(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system: run as root")
+
+
+def test_an_open_store_needs_its_source_no_more(folder: Path) -> None:
     config = options(folder)
     expected = contents(opened(config))
     shutil.rmtree(folder)
-    for path in encoded_folder(config).iterdir():
-        path.chmod(0o444)
-    encoded_folder(config).chmod(0o555)
-    monkeypatch.setattr(packing, "pack", None)
-    assert contents(opened(config, build=False)) == expected
+    assert contents(opened(config)) == expected
+
+
+@ROOT
+def test_a_store_may_be_read_only(folder: Path) -> None:
+    config = options(folder)
+    expected = contents(opened(config))
+    subprocess.run(["mount", "--bind", config.root, config.root], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", config.root], check=True)
+        assert contents(opened(config)) == expected
+        assert "Read-only file system" in refusal(options(folder, root=f"{config.root}/stores"))
+    finally:
+        subprocess.run(["umount", "--lazy", config.root], check=True)
+
+
+TOUCHED = """
+import json, sys
+from senet.data.stores.choice import open_store
+from senet.config.options import DataConfig
+touched = []
+def hook(event, arguments):
+    if event in ("open", "os.listdir", "os.scandir"):
+        touched.append(str(arguments[0]))
+sys.addaudithook(hook)
+store = open_store(DataConfig(source="imagefolder", folder=sys.argv[1], root=sys.argv[2], store="encoded"))
+store.train.read(len(store.train) - 1)
+print(json.dumps(touched))
+"""
+
+
+def test_a_start_touches_the_files_of_the_store_alone(tmp_path: Path) -> None:
+    store, given = photos_index.lay(tmp_path, 20_000)
+    folder, root = (word.partition("=")[2] for word in given[1:3])
+    (Path(folder) / "train").mkdir()
+    done = subprocess.run([sys.executable, "-c", TOUCHED, folder, root], capture_output=True, text=True, check=True)
+    touched = json.loads(done.stdout)
+    assert {path for path in touched if path.startswith(str(tmp_path))} == {str(path) for path in store.iterdir()}
+    found = open_store(DataConfig(source="imagefolder", folder=folder, root=root, store="encoded"))
+    assert isinstance(found, EncodedStore)
+    assert (len(found.train), len(found.test)) == (19_800, 200)
+    assert found.test.name(199) == "train/n00000009/n00000009_19999.JPEG"
 
 
 def test_a_start_says_when_the_store_was_built(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -305,37 +349,75 @@ def test_lines_of_a_journal_whose_bytes_are_gone_are_not_believed(folder: Path) 
     assert contents(opened(config)) == in_source(config)
 
 
-@pytest.mark.parametrize("locks", [True, False])
+@pytest.mark.parametrize("kind", ["locks", "signs of life alone", "neither"])
 @pytest.mark.ranks
-def test_two_processes_build_at_once_with_and_without_locks(folder: Path, locks: bool) -> None:
-    meet = folder.parent / "meet"
-    meet.mkdir()
+def test_two_processes_build_at_once(folder: Path, kind: str) -> None:
+    (folder.parent / "meet").mkdir()
     config = options(folder)
-    found = run_ranks(2, _build, config, None if locks else str(meet), tmp_path=folder.parent)
+    found = run_ranks(2, _build, config, kind, str(folder.parent / "meet"), tmp_path=folder.parent)
     assert found == [opened(config).fingerprint] * 2
     assert contents(opened(config)) == in_source(config)
     assert prepare(config) == (0, 0, 0, 30)
     assert not list(encoded_folder(config).glob("*.journal"))
-    assert len(list(encoded_folder(config).glob("*.pack"))) == (1 if locks else 2)
+    assert len(packs(config)) == (2 if kind == "neither" else 1)
 
 
-def _build(config: DataConfig, meet: str | None) -> str:
-    """``meet``: there are no locks, and both processes are in the middle of packing at once."""
+def _build(config: DataConfig, kind: str, meet: str) -> str:
+    """``neither``: both processes are in the middle of packing at once."""
     original, count = Place.read, iter(range(1000))
+
+    def together() -> None:
+        Path(meet, os.environ["RANK"]).touch()
+        wait_until(lambda: len(list(Path(meet).iterdir())) == 2)
 
     def meeting(place: Place) -> bytes:
         if next(count) == 10:
-            Path(str(meet), os.environ["RANK"]).touch()
-            wait_until(lambda: len(list(Path(str(meet)).iterdir())) == 2)
+            together()
         return original(place)
 
-    if meet:
+    if kind != "locks":
         fcntl.flock = failing(errno.ENOLCK)
+    if kind == "neither":
+        packing._PATIENCE_S = 0.0
         Place.read = meeting  # type: ignore[method-assign]
+    else:
+        together()
     store = open_store(config)
     assert isinstance(store, EncodedStore)
     assert damaged(encoded_folder(config)) == []
     return store.fingerprint
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_builder_that_gives_no_sign_of_life_is_not_waited_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, lives: bool
+) -> None:
+    config = options(folder)
+    store = encoded_folder(config)
+    store.mkdir(parents=True)
+    other = store / "0.journal"
+    other.write_text(json.dumps({"builder": this_process() | {"host": "elsewhere", "pid": 77}}) + "\n")
+    monkeypatch.setattr(packing, "_PATIENCE_S", 1.0)
+    monkeypatch.setattr(journal, "_POLL_S", 0.01)
+    caplog.set_level("INFO")
+
+    def work_elsewhere() -> None:
+        for _ in range(30):  # three times as long as it would be waited for
+            time.sleep(0.1)
+            os.utime(other)
+        shutil.copytree(encoded_folder(elsewhere), store, dirs_exist_ok=True)
+        other.unlink()
+
+    elsewhere = options(folder, root=str(folder.parent / "elsewhere"))
+    expected = opened(elsewhere).fingerprint
+    thread = Thread(target=work_elsewhere)
+    if lives:
+        thread.start()
+    assert opened(config).fingerprint == expected
+    assert "waiting for process 77 on host elsewhere, which packs images" in caplog.text
+    if lives:
+        thread.join()
+    assert ([path.name for path in packs(config)] == [path.name for path in packs(elsewhere)]) == lives
 
 
 # ---------------------------------------------------------------- what is refused
@@ -480,7 +562,7 @@ def test_a_short_pack_is_refused_and_packed_again_where_that_is_asked_for(
     assert contents(opened(config)) == in_source(config)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system: run as root")
+@ROOT
 def test_a_full_disk_is_one_line_and_costs_nothing_that_was_packed(
     folder: Path, monkeypatch: pytest.MonkeyPatch, read: list[str]
 ) -> None:

@@ -7,8 +7,10 @@ on the disk. It is removed when an index that has these images was written.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,25 +19,30 @@ from typing import Any
 import numpy as np
 
 from senet.data.stores.encoded import ROW
-from senet.rundir.files import fsync_directory, read_rows
+from senet.rundir.files import fsync_directory, read_rows, replace_file
 from senet.rundir.locks import has_ended, this_process
 
 _CHUNK = 64 * 2**20  # bytes that a kill may lose, and that are made durable at once
+_LEFT = ".left"  # of a journal whose builder was refused, or ran out of room, and said so
+_POLL_S = 0.5
+log = logging.getLogger(__name__)
 
 
 class PackWriter:
-    """A new pack of this process. Its files are made with the first image, so that there is none without."""
+    """A new pack of this process. Its journal is there at once, the pack with the first image."""
 
     def __init__(self, store: Path) -> None:
-        self.name = secrets.token_hex(8) + ".pack"
-        self.size = 0
-        self._store, self._pack = store, -1
-        self._sure, self._lines = 0, list[str]()
+        self.path = store / f"{time.time_ns():016x}-{secrets.token_hex(4)}.pack"
+        self.journal = self.path.with_suffix(".journal")
+        self.size = self._sure = 0
+        self._pack, self._lines = -1, list[str]()
+        replace_file(self.journal, json.dumps({"builder": this_process()}).encode() + b"\n")
 
     def add(self, key: str, mtime_ns: int, content: bytes, digest: bytes) -> int:
         """Returns the offset. OSError: it cannot be written."""
         if self._pack < 0:
-            self._create()
+            self._pack = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            fsync_directory(self.path.parent)
         offset = self.size
         rest = memoryview(content)
         while rest:
@@ -51,7 +58,7 @@ class PackWriter:
         """First the bytes, then the lines that say that they are there."""
         if self._lines:
             os.fsync(self._pack)
-            with (self._store / self.name).with_suffix(".journal").open("a") as file:
+            with self.journal.open("a") as file:
                 file.write("\n".join(self._lines) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -62,18 +69,46 @@ class PackWriter:
         if self._pack >= 0:
             os.ftruncate(self._pack, self._sure)
             os.close(self._pack)
-            self._pack = -1
-            if not self._sure:
-                self._path(".pack").unlink()
-                self._path(".journal").unlink()
+        if not self._sure:
+            self.path.unlink(missing_ok=True)
+            self.journal.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # an index has it all
+            self.journal.rename(self.journal.with_suffix(_LEFT))
 
-    def _path(self, suffix: str) -> Path:
-        return (self._store / self.name).with_suffix(suffix)
 
-    def _create(self) -> None:
-        self._pack = os.open(self._store / self.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        self._path(".journal").write_text(json.dumps({"builder": this_process()}) + "\n")
-        fsync_directory(self._store)
+def wait_for_earlier(store: Path, own: Path, patience_s: float) -> None:
+    """Where locks exclude nobody: wait for those that have begun to build before ``own`` did, a journal.
+
+    Only until they give no sign of life for ``patience_s``. Two that see each other too late both build.
+    """
+    seen: dict[Path, tuple[int, float]] = {}
+    told = False
+    while True:
+        now, waits = time.monotonic(), False
+        for path in store.glob("*.journal"):
+            with suppress(FileNotFoundError, ValueError):
+                if path.name < own.name and not has_ended(builder := _builder(path)):
+                    if seen.get(path, (0, 0.0))[0] != (beat := path.stat().st_mtime_ns):
+                        seen[path] = beat, now
+                    if now - seen[path][1] < patience_s:
+                        waits = True
+        if not waits:
+            return
+        if not told:
+            log.info("waiting for process %s on host %s, which packs images", builder.get("pid"), builder.get("host"))
+            told = True
+        time.sleep(_POLL_S)
+
+
+def _journals(store: Path) -> list[Path]:
+    return sorted([*store.glob("*.journal"), *store.glob(f"*{_LEFT}")])
+
+
+def _builder(path: Path) -> dict[str, Any]:
+    """Which process writes a journal. ValueError: it does not say."""
+    with path.open() as file:
+        row = json.loads(file.readline())
+    return row["builder"] if isinstance(row, dict) and isinstance(row.get("builder"), dict) else {}
 
 
 def read_journals(store: Path) -> Iterator[tuple[str, list[str], np.ndarray]]:
@@ -81,13 +116,13 @@ def read_journals(store: Path) -> Iterator[tuple[str, list[str], np.ndarray]]:
 
     What a builder that has ended wrote after them is cut off.
     """
-    for path in sorted(store.glob("*.journal")):
+    for path in _journals(store):
         pack, keys, rows = path.with_suffix(".pack"), list[str](), list[tuple[Any, ...]]()
-        lines = list(read_rows(path))
-        ended = bool(lines) and has_ended(lines[0].get("builder", {}))
-        with suppress(FileNotFoundError):  # a pack without its journal is of no use, nor is one the other way round
-            size, end = pack.stat().st_size, 0
-            for line in lines[1:]:
+        with suppress(FileNotFoundError, ValueError):  # a journal without a pack is of no use
+            ended, size, end = path.suffix == _LEFT or has_ended(_builder(path)), pack.stat().st_size, 0
+            for line in read_rows(path):
+                if "key" not in line:
+                    continue
                 end = max(end, line["offset"] + line["size"])
                 if end <= size:
                     keys.append(line["key"])
@@ -99,9 +134,9 @@ def read_journals(store: Path) -> Iterator[tuple[str, list[str], np.ndarray]]:
             yield pack.name, keys, np.array(rows, dtype=ROW)
 
 
-def forget_journals(store: Path, own: str) -> None:
-    """Of this process, whose pack is ``own``, and of processes that have ended: an index has all that is of use."""
-    for path in store.glob("*.journal"):
-        with suppress(FileNotFoundError, StopIteration):
-            if path.stem == Path(own).stem or has_ended(next(read_rows(path)).get("builder", {})):
+def forget_journals(store: Path, own: Path) -> None:
+    """``own``, and those of processes that have ended: an index has all that is of use."""
+    for path in _journals(store):
+        with suppress(FileNotFoundError, ValueError):
+            if path.suffix == _LEFT or path == own or has_ended(_builder(path)):
                 path.unlink()

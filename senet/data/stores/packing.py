@@ -27,13 +27,13 @@ from senet.data.sources.choice import open_files, open_source
 from senet.data.sources.index import Files, some
 from senet.data.sources.intact import refuse_damaged
 from senet.data.stores.encoded import digest_of, read_meta, write_encoded
-from senet.data.stores.journal import PackWriter, forget_journals
+from senet.data.stores.journal import PackWriter, forget_journals, wait_for_earlier
 from senet.data.stores.matching import WHERE, Known, Listed, match
 from senet.data.stores.reading import ahead
 from senet.distributed.devices import cores
 from senet.errors import ConfigError
 from senet.rundir.files import patiently
-from senet.rundir.locks import StillHeld, lock
+from senet.rundir.locks import StillHeld, beating, lock
 
 _PATIENCE_S = 60.0  # for another process that holds the lock and no longer renews it
 _UNUSED_S = 30 * 24 * 3600.0  # longer than a training runs without a new start
@@ -70,34 +70,45 @@ def pack(config: DataConfig, store: Path, *, add: bool) -> Packed | None:
                 stack.enter_context(lock(Path(f"{store}.lock"), patience_s=_PATIENCE_S))
             except StillHeld as held:
                 log.warning("%s; packing here as well", held)
-            return None if not add and (store / "meta.json").exists() else _pack(config, store)
+            if not add and (store / "meta.json").exists():
+                return None
+            store.mkdir(exist_ok=True)
+            stack.callback(_remove_empty, store)
+            writer = stack.enter_context(closing(PackWriter(store)))
+            stack.enter_context(beating(writer.journal))
+            wait_for_earlier(store, writer.journal, _PATIENCE_S)
+            if not add and (store / "meta.json").exists():
+                return None
+            return _pack(config, store, writer)
     except OSError as error:
         raise ConfigError(f"data.root={config.root}: {error}; free some space, or choose another folder") from None
 
 
-def _pack(config: DataConfig, store: Path) -> Packed:
+def _remove_empty(store: Path) -> None:
+    with suppress(OSError):  # it is not empty
+        store.rmdir()
+
+
+def _pack(config: DataConfig, store: Path, writer: PackWriter) -> Packed:
     files = open_files(config)
     if files is None:
         raise ConfigError(f"data.source={config.source} has no files to pack; use data.store=pixels")
     source = open_source(config, files)
-    listed = Listed(files, source)
-    store.mkdir(exist_ok=True)
-    known = Known(store)
+    listed, known = Listed(files, source), Known(store)
     before, todo = match(listed, known)
     _refuse_too_large(config, store, listed, known, before, todo)
-    with closing(PackWriter(store)) as writer:
-        unreadable = _fill(listed, known, before, todo, writer, config.decode_threads or cores())
-        writer.sync()
-        if unreadable:
-            raise ConfigError(
-                f"{files.where}: {len(unreadable):,} of {len(listed.keys):,} files cannot be read as images: "
-                f"{some(unreadable)}; repair or remove them (the others are kept in {store})"
-            )
+    unreadable = _fill(listed, known, before, todo, writer, config.decode_threads or cores())
+    writer.sync()
+    if unreadable:
+        raise ConfigError(
+            f"{files.where}: {len(unreadable):,} of {len(listed.keys):,} files cannot be read as images: "
+            f"{some(unreadable)}; repair or remove them (the others are kept in {store})"
+        )
     had = before >= 0
     same = (listed.rows["digest"][had] == known.rows["digest"][before[had]]).all(1).sum()
     packed = Packed(int((~had).sum()), int(had.sum() - same), int(known.indexed - had.sum()), int(same))
-    _publish(store, files, source, listed, known, [*known.packs, writer.name])
-    forget_journals(store, writer.name)
+    _publish(store, files, source, listed, known, [*known.packs, writer.path.name])
+    forget_journals(store, writer.journal)
     log.info("%s", packed)
     return packed
 

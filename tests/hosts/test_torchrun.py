@@ -17,9 +17,8 @@ from tests.hosts.test_hosts import LONG, Undisturbed
 from tests.submitted import SLOW, Run
 
 STEP_TIMEOUT_S = 15
-LIMIT_S = (
-    STEP_TIMEOUT_S + 45
-)  # after it 9 s for the roll call, 5 to record collectives, 3 for the other host, 10 for torchrun
+# after it 9 s for the roll call, 5 to record collectives, 3 for the other host, 10 for torchrun
+LIMIT_S = STEP_TIMEOUT_S + 45
 WAITS = f"distributed.step_timeout_s={STEP_TIMEOUT_S}"
 Agents = list[subprocess.Popen[bytes]]
 Took = Callable[[str, float], None]

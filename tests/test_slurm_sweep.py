@@ -72,7 +72,7 @@ class Sweep:
         return [(words[0], words[1], words[2]) for words in map(str.split, lines) if words[3] == "x"]
 
     def wait(self, timeout_s: float = 600) -> None:
-        wait_until(lambda: not self.queue(), timeout_s, f"the end of the array: {self.logs()}")
+        wait_until(lambda: not self.queue(), timeout_s, lambda: f"the end of the array: {self.logs()}")
 
     def finish(self, names: list[str], timeout_s: float = 600) -> None:
         self.wait(timeout_s)
@@ -147,7 +147,7 @@ def test_cells_survive_preemptions_a_cancelled_and_a_broken_one(sweep: Sweep, tr
 def test_stop_saves_the_cells_that_run_and_starts_no_other(sweep: Sweep, train_here: Train) -> None:
     names = [f"seed={seed}" for seed in range(4)]
     sweep.submit("seed=0..3", "sweep.parallel=2")
-    wait_until(lambda: all(rows(sweep.folder / name) for name in names[:2]), 180, sweep.logs())
+    wait_until(lambda: all(rows(sweep.folder / name) for name in names[:2]), 180, sweep.logs)
     sweep.lose_jobs(names)
     twice = sweep.run.tool("sweep", *sweep.words, "seed=0..3")
     assert twice.returncode == 0
@@ -172,7 +172,7 @@ def test_stop_saves_the_cells_that_run_and_starts_no_other(sweep: Sweep, train_h
 def test_why_and_follow_take_the_id_of_a_cell_and_one_cell_is_a_job_like_any_other(sweep: Sweep) -> None:
     names = ["seed=0", "seed=1"]
     sweep.submit("seed=0,1", "train.epochs=1")
-    wait_until(lambda: all(rows(sweep.folder / name) for name in names), 180, sweep.logs())
+    wait_until(lambda: all(rows(sweep.folder / name) for name in names), 180, sweep.logs)
 
     def ask(verb: str, *words: str) -> str:
         command = [sys.executable, "-P", "-m", f"slurm.{verb}", *words]

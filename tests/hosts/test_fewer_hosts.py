@@ -45,7 +45,7 @@ def test_a_job_that_has_lost_its_batch_script_is_requeued_by_a_rank_that_is_left
     began = time.monotonic()
     cluster.power_off("n1")
     try:
-        wait_until(lambda: cluster.job(run.job)["Restarts"] == "1", 200, run.logs())
+        wait_until(lambda: cluster.job(run.job)["Restarts"] == "1", 200, run.logs)
         took("from the power cut to the requeue", time.monotonic() - began)
     finally:
         cluster.power_on("n1")

@@ -62,7 +62,7 @@ def test_a_host_that_is_cut_off_for_good_ends_its_own_ranks(
             wait_until(lambda: all_zombies(ranks()), LIMIT_S, lambda: told(ranks()))
             # a call to GlusterFS, which no thread can leave: it gives up 42 s after the last one, or up to 84 s
             wait_until(lambda: not ranks(), 120, lambda: told(ranks()))
-            wait_until(lambda: cluster.job(run.job)["Restarts"] == "1", SLURMD_TIMEOUT_S + 200, run.logs())
+            wait_until(lambda: cluster.job(run.job)["Restarts"] == "1", SLURMD_TIMEOUT_S + 200, run.logs)
             assert run.read("status.json")["reason"].startswith("no answer from n2; the job starts again when SLURM")
         finally:
             cluster.machines["n2"].mend()

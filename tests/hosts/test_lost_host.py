@@ -22,7 +22,7 @@ def test_the_step_ends_and_the_job_is_requeued_before_slurm_gives_the_host_up(
         began = time.monotonic()
         cluster.power_off("n2")
         try:
-            wait_until(lambda: cluster.job(run.job)["Restarts"] == "1", SLURMD_TIMEOUT_S + 200, run.logs())
+            wait_until(lambda: cluster.job(run.job)["Restarts"] == "1", SLURMD_TIMEOUT_S + 200, run.logs)
             requeued_s = time.monotonic() - began
             assert not is_down(cluster)
             assert run.read("status.json")["reason"].startswith("no answer from n2; the job starts again when SLURM")

@@ -190,7 +190,13 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 120, what: str |
 
 
 def survivors(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
-    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    return [process for process in processes if _lives(process)]
+
+
+def _lives(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):  # it may end between two questions
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def told(processes: Sequence[psutil.Process]) -> str:

@@ -23,11 +23,11 @@ from pathlib import Path
 
 from senet import REPOSITORY
 from senet.command import BUS_ERROR, end, leave
-from senet.config.checks import check_split, most_ranks
 from senet.config.load import load_config
 from senet.config.manual import asked, show_help
-from senet.config.options import TrainConfig
+from senet.config.options import Config
 from senet.config.recipes import with_recipe
+from senet.config.shares import check_split, most_ranks, unit_of
 from senet.distributed.devices import count_gpus
 from senet.distributed.preemption import LAUNCHER_VARIABLE
 from senet.distributed.roster import host_name
@@ -65,7 +65,7 @@ def train(argv: Sequence[str], stop: StopFlag) -> int:
     config = load_config(argv)
     target(config.notify)
     most = wanted_number("RESTARTS", "is not a number of restarts; use 0 or more") or 0
-    ranks = choose_ranks(config.train)
+    ranks = choose_ranks(config)
     words, run_dir = io.StringIO(), Path(config.run_dir)
     with _temporary_folder() as folder:
         status = Path(folder) / "status.json"
@@ -136,7 +136,7 @@ def doctor(argv: Sequence[str], stop: StopFlag) -> int:
     options = with_recipe("doctor", arguments.options, _say)
     flags = [each for each in argv if each not in arguments.options]
     config = load_config(options)
-    ranks = wanted_number("NPROC", _RANKS, 1) or choose_ranks(config.train)  # NPROC need not share the batch
+    ranks = wanted_number("NPROC", _RANKS, 1) or choose_ranks(config)  # NPROC need not share the batch
     return by_ranks(ranks, "doctor", [*options, *flags], stop)
 
 
@@ -175,18 +175,19 @@ def wanted_number(name: str, rule: str, least: int = 0) -> int | None:
     return int(text) if text else None
 
 
-def choose_ranks(train: TrainConfig) -> int:
+def choose_ranks(config: Config) -> int:
     """NPROC, or one rank for each GPU, 2 on a CPU, fewer where they could not share the batch equally, and said so.
 
     Raises:
         ConfigError: NPROC is no number, or the batch cannot be split over so many.
     """
     if wanted := wanted_number("NPROC", _RANKS, 1):
-        check_split(train, wanted)
+        check_split(config, wanted)
         return wanted
+    train = config.train
     gpus = count_gpus() if train.device != "cpu" else 0
     most = gpus or 2
-    ranks = most_ranks(train, most)
+    ranks = most_ranks(config, most)
     if ranks < most and train.shards:
         which = f"for {gpus} GPUs" if gpus else "instead of 2"
         _say(f"{ranks} rank(s) {which}, since train.shards={train.shards} cannot be dealt to more")
@@ -194,7 +195,7 @@ def choose_ranks(train: TrainConfig) -> int:
         _say(
             f"{ranks} rank(s) {f'for {gpus} GPUs' if gpus else 'instead of 2'}, since "
             f"train.global_batch_size={train.global_batch_size} (train.accumulate={train.accumulate}) cannot be split "
-            f"over more; a multiple of {most * train.accumulate} can"
+            f"over more; a multiple of {unit_of(config, most)} can"
         )
     return ranks
 

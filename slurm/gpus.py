@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from senet.config.checks import most_ranks
-from senet.config.options import SlurmConfig, TrainConfig
+from senet.config.options import Config, SlurmConfig
+from senet.config.shares import most_ranks
 from senet.errors import ConfigError
 
 
@@ -38,12 +38,13 @@ def ranks_per_node(slurm: SlurmConfig) -> int:
     return slurm.ranks_per_node or max(1, gpus_per_node(slurm))
 
 
-def fitting(slurm: SlurmConfig, train: TrainConfig) -> str:
+def fitting(config: Config) -> str:
     """For the end of a line that refuses ranks that do not divide train.shards: what would. Empty if they do."""
+    slurm, train = config.slurm, config.train
     each = ranks_per_node(slurm)
     if not train.shards or train.shards % (slurm.nodes * each) == 0:
         return ""
-    fewer = most_ranks(train, each)
+    fewer = most_ranks(config, each)
     nodes = max(n for n in range(1, slurm.nodes + 1) if train.shards % (n * fewer) == 0)
     by_gpus = not slurm.ranks_per_node and slurm.gpus_per_node == str(each)
     return f"; slurm.nodes={nodes} slurm.{'gpus' if by_gpus else 'ranks'}_per_node={fewer} fits"

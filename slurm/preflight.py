@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from senet.config.checks import check_split
 from senet.config.options import Config, DataConfig, SlurmConfig
+from senet.config.shares import check_split
 from senet.data.sources.choice import open_files
 from senet.distributed.preemption import steps_between_votes
 from senet.errors import ConfigError
@@ -58,9 +58,9 @@ def _tasks(config: Config) -> Iterator[Finding]:
     slurm = config.slurm
     ranks = ranks_per_node(slurm)
     try:
-        check_split(config.train, slurm.nodes * ranks)
+        check_split(config, slurm.nodes * ranks)
     except ConfigError as error:
-        yield Finding(True, f"{error}{fitting(slurm, config.train)}")
+        yield Finding(True, f"{error}{fitting(config)}")
     if slurm.cluster == "local" and slurm.nodes > 1:
         yield Finding(True, f"slurm.nodes={slurm.nodes} with slurm.cluster=local, which has one machine; use 1")
     if slurm.cluster == "local" and slurm.setup:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from senet import REPOSITORY, launch
-from senet.config.options import TrainConfig
+from senet.config.options import Config, TrainConfig
 from senet.config.recipes import with_recipe
 from senet.distributed.preemption import StopFlag
 from senet.errors import ConfigError
@@ -425,7 +425,7 @@ def test_without_nproc_it_takes_the_most_ranks_that_divide_the_batch_and_says_so
 ) -> None:
     monkeypatch.delenv("NPROC", raising=False)
     monkeypatch.setattr(launch, "count_gpus", lambda: gpus)
-    assert launch.choose_ranks(TrainConfig(global_batch_size=batch, accumulate=accumulate)) == expected
+    assert launch.choose_ranks(Config(train=TrainConfig(global_batch_size=batch, accumulate=accumulate))) == expected
     note = capsys.readouterr().err
     assert (note == "") == (expected == (gpus or 2))
     if note:
@@ -436,16 +436,16 @@ def test_without_nproc_it_takes_the_most_ranks_that_divide_the_batch_and_says_so
 def test_nproc_is_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "count_gpus", lambda: 8)
     monkeypatch.setenv("NPROC", "")
-    assert launch.choose_ranks(TrainConfig(device="cpu")) == 2
+    assert launch.choose_ranks(Config(train=TrainConfig(device="cpu"))) == 2
     monkeypatch.setenv("NPROC", "4")
-    assert launch.choose_ranks(TrainConfig()) == 4
+    assert launch.choose_ranks(Config()) == 4
     monkeypatch.setenv("NPROC", "3")
     with pytest.raises(ConfigError, match="use a multiple of 3"):
-        launch.choose_ranks(TrainConfig())
+        launch.choose_ranks(Config())
     for wrong in ("two", "0", "-1", "1.5"):
         monkeypatch.setenv("NPROC", wrong)
         with pytest.raises(ConfigError, match=f"NPROC={wrong} is not a number of ranks"):
-            launch.choose_ranks(TrainConfig())
+            launch.choose_ranks(Config())
 
 
 def test_an_option_that_ends_as_a_file_does_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

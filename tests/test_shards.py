@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from senet import launch
-from senet.config.checks import most_ranks
 from senet.config.options import Config, TrainConfig
+from senet.config.shares import most_ranks
 from senet.data.augment import Preprocess
 from senet.data.samplers import ChunkSampler, ImageData, ResumableSampler
 from senet.distributed.ranks import Ranks
@@ -236,13 +236,13 @@ def test_the_launcher_takes_the_most_ranks_that_divide_the_shards_and_says_so(
 ) -> None:
     monkeypatch.delenv("NPROC", raising=False)
     monkeypatch.setattr(launch, "count_gpus", lambda: gpus)
-    train = TrainConfig(shards=shards, global_batch_size=64)
-    assert launch.choose_ranks(train) == most_ranks(train, gpus or 2) == expected
+    config = Config(train=TrainConfig(shards=shards, global_batch_size=64))
+    assert launch.choose_ranks(config) == most_ranks(config, gpus or 2) == expected
     note = capsys.readouterr().err
     assert (f"{expected} rank(s)" in note and f"train.shards={shards}" in note) == (expected < (gpus or 2))
     monkeypatch.setenv("NPROC", "3")
     with pytest.raises(ConfigError, match=f"train.shards={shards} cannot be dealt to 3 ranks"):
-        launch.choose_ranks(train)
+        launch.choose_ranks(config)
 
 
 def _buffers(model: nn.Module) -> dict[str, Tensor]:

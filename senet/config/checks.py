@@ -22,39 +22,6 @@ from senet.config.options import (
 from senet.errors import ConfigError, did_you_mean
 
 
-def check_split(train: TrainConfig, world_size: int) -> None:
-    """Raise ConfigError unless the global batch can be shared equally by ranks or shards, and micro-batches."""
-    parts = _count(world_size, "rank")
-    if train.shards:
-        _check_shards(train, world_size)
-        parts = f"train.shards={train.shards}"
-    unit = (train.shards or world_size) * train.accumulate
-    if train.global_batch_size % unit:
-        nearest = max(unit, round(train.global_batch_size / unit) * unit)
-        raise ConfigError(
-            f"train.global_batch_size={train.global_batch_size} cannot be split over {parts} x "
-            f"{_count(train.accumulate, 'micro-batch')}; use a multiple of {unit}, e.g. {nearest}"
-        )
-
-
-def _check_shards(train: TrainConfig, world_size: int) -> None:
-    given = f"train.shards={train.shards}"
-    if train.shards & (train.shards - 1):
-        near = 2 ** round(math.log2(train.shards))
-        raise ConfigError(f"{given} is not a power of two; use e.g. {near}")
-    if train.shards % world_size:
-        most = 2 ** int(math.log2(min(world_size, train.shards)))
-        more = "" if world_size & (world_size - 1) else f", or train.shards={world_size} for a new run"
-        raise ConfigError(f"{given} cannot be dealt to {_count(world_size, 'rank')}; use {_count(most, 'rank')}{more}")
-
-
-def most_ranks(train: TrainConfig, most: int) -> int:
-    """The largest number of ranks, at most this, that can share the global batch."""
-    if train.shards:
-        return max(n for n in range(1, most + 1) if train.shards % n == 0)
-    return max(n for n in range(1, most + 1) if train.global_batch_size % (n * train.accumulate) == 0)
-
-
 def check_ranges(config: Config) -> None:
     flat = flat_values(config)
     for key, spec in options():
@@ -83,8 +50,7 @@ def check_together(config: Config) -> None:
         raise ConfigError(
             f"schedule.warmup_epochs={config.schedule.warmup_epochs} must be below train.epochs={config.train.epochs}"
         )
-    if config.augment.small_epochs:
-        _check_small(config)
+    _check_changes(config)
     if config.train.patience and not config.data.holdout:
         raise ConfigError(
             f"train.patience={config.train.patience} without data.holdout would choose the last epoch by the test "
@@ -178,6 +144,16 @@ def _check_with_shards(train: TrainConfig) -> None:
         raise ConfigError(f"{given} promises equal bits, which train.deterministic=false does not; leave one out")
 
 
+def _check_changes(config: Config) -> None:
+    if config.augment.small_epochs:
+        _check_small(config)
+    if (hue := config.augment.color_jitter[3]) > 0.5:
+        raise ConfigError(
+            f"augment.color_jitter={list(config.augment.color_jitter)}: a change of hue by {hue} is more than half a "
+            f"turn; use at most 0.5"
+        )
+
+
 def _check_small(config: Config) -> None:
     small, size = config.augment, config.data.image_size
     if small.small_size >= size:
@@ -239,8 +215,3 @@ def _check_mapping(name: str, values: Mapping[str, Any], key_rule: str, kinds: t
             raise ConfigError(
                 f"{name}.{key}={value!r}: a name that matches {key_rule}, and one line of text or a number"
             )
-
-
-def _count(number: int, noun: str) -> str:
-    plural = {"rank": "ranks", "micro-batch": "micro-batches"}[noun]
-    return f"{number} {noun if number == 1 else plural}"

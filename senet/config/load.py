@@ -12,12 +12,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from senet import REPOSITORY
-from senet.config.checks import check_ranges, check_split, check_together
+from senet.config.checks import check_ranges, check_together
 from senet.config.hints import near_option, what_was_meant
 from senet.config.images import refuse_ignored_files
 from senet.config.options import Config, DataConfig, entry_of, flat_values, groups, options, those, types
 from senet.config.reading import Quoted, as_path, as_type, as_yaml, parse, plain, shown, unquoted
 from senet.config.renamed import with_new_names
+from senet.config.shares import check_split
 from senet.errors import ConfigError, did_you_mean
 from senet.verbs import DEFAULT_RECIPE, typed
 
@@ -41,7 +42,7 @@ def load_config(argv: Sequence[str], world_size: int = 1) -> Config:
     check_ranges(config)
     check_together(config)
     refuse_ignored_files(config.data)
-    check_split(config.train, world_size)
+    check_split(config, world_size)
     return config
 
 

@@ -125,7 +125,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of training images, a pure function of (seed, epoch, sample index)."""
+    """Random changes of training images, a pure function of (seed, epoch, sample index): crops, flip, trivial,
+    color_jitter, cutout, erase, mixup or cutmix, extra, in this order."""
 
     crop_padding: int = option(4, low=0, high=256)
     """Pixels of zero padding around the image before a random crop of the old size; 0: off."""
@@ -142,22 +143,24 @@ class AugmentConfig:
     usual for photographs; data.store=encoded only. [1, 1]: off."""
     color_jitter: tuple[float, float, float, float] = option((0.0, 0.0, 0.0, 0.0), low=0, high=1)
     """Largest random changes of brightness, contrast, saturation and hue (that at most 0.5), in an order drawn for each
-    image, as torchvision's ColorJitter."""
+    image, as torchvision's ColorJitter. 0.4: by factors from 0.6 to 1.4; of hue: by up to 0.4 of a turn."""
     trivial: bool = False
     """One random change of random strength for each image, of colours or of shape (TrivialAugment: Mueller & Hutter
-    2021, arXiv:2103.10158, wide)."""
+    2021, arXiv:2103.10158, wide), as torchvision's TrivialAugmentWide."""
     erase: float = option(0.0, low=0, high=1)
-    """Probability that a random rectangle is set to the mean (random erasing: Zhong et al. 2017, arXiv:1708.04896)."""
+    """Probability that a random rectangle, 0.02 to 0.33 of the image, is set to the mean (random erasing: Zhong et al.
+    2017, arXiv:1708.04896), as torchvision's RandomErasing."""
     mixup: float = option(0.0, low=0, high=100)
-    """Mix each image and its target with another one's, in shares drawn from Beta(mixup, mixup) (Zhang et al. 2017,
-    arXiv:1710.09412); 0: off."""
+    """Mix each image and its target with those of its neighbour in the batch, in shares drawn from Beta(mixup, mixup)
+    for each pair (Zhang et al. 2017, arXiv:1710.09412). The own share is the larger one, and the training accuracy
+    counts the own label. Micro-batches must have an even number of images. 0: off."""
     cutmix: float = option(0.0, low=0, high=100)
     """The same, but by a rectangle of the other image (Yun et al. 2019, arXiv:1905.04899); with mixup too, each pair of
     images has one of the two; 0: off."""
     extra: str = ""
     """``package.module:function``, called as ``function(images=, keys=)`` at last, before images are made smaller:
     float32 [N, 3, size, size], normalised, on the device, and 64 random bits of each image in this epoch, int64 [N];
-    returns such images. Draws are ``senet.data.augment.draw_below``. Empty: none."""
+    returns such images. Draws are ``senet.data.augment.draw_below``, those from 100 on are free. Empty: none."""
     small_size: int = option(32, low=16, high=1024)
     """Height and width to which training images are scaled at last, in the first small_epochs epochs; of an encoded
     store they are decoded to it, and then changed."""
@@ -219,7 +222,8 @@ class TrainConfig:
     loss: str = ""
     """``package.module:function``, called as ``function(logits=, targets=, keys=)``: float32 [N, K], int64 [N], 64
     random bits of each image in this epoch (those of augment.extra) int64 [N]; returns the loss of each image [N], of
-    which the mean over the global batch is taken. Empty: cross entropy, by which test images are judged in any case."""
+    which the mean over the global batch is taken. With augment.mixup or cutmix it is called for the targets of the
+    images and those of their neighbours. Empty: cross entropy, by which test images are judged in any case."""
     class_weights: dict[str, float] = field(default_factory=dict, metadata=properties())
     """Weights of the losses of classes, by name, in proportion: {cat: 2}, or train.class_weights.cat=2; 1 for those
     that are not named. All are divided by their mean over the images of an epoch, so that the learning rate keeps its

@@ -13,6 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from senet.config.options import AugmentConfig
+from senet.data.changes.color import ColorJitter
+from senet.data.changes.erasing import Erasing, rectangles
+from senet.data.changes.mixing import Mixing
+from senet.data.changes.trivial import TrivialAugment
 from senet.data.draws import mix
 from senet.data.keys import draw_below, random_bits
 from senet.errors import ConfigError
@@ -44,6 +48,14 @@ class Preprocess:
         self._seed = seed
         self._channels_last = channels_last
         self._extra = extra
+        self._trivial = TrivialAugment(device) if config.trivial else None
+        self._jitter = ColorJitter(config.color_jitter, device) if any(config.color_jitter) else None
+        self._erasing = Erasing(config.erase, device) if config.erase else None
+        self._mixing = Mixing(config.mixup, config.cutmix, device) if config.mixup or config.cutmix else None
+        self._does_nothing = not (
+            any((config.crop_padding, config.flip, config.cutout, extra))
+            or any((self._trivial, self._jitter, self._erasing, self._mixing))
+        )
 
     def test(self, images_NHWC: Tensor) -> Tensor:
         """Normalise only."""
@@ -55,14 +67,17 @@ class Preprocess:
         return images_NCHW if self._channels_last else images_NCHW.contiguous()
 
     def train(self, images_NHWC: Tensor, indices_N: Tensor, epoch: int, keys_N: Tensor | None = None) -> Tensor:
-        """Crop and flip, normalise, cut out, change as ``augment.extra`` does, scale.
+        """Crop and flip, trivial, color_jitter, normalise, cutout, erase, mixup or cutmix, ``augment.extra``, make
+        smaller: what is switched on, in this order.
 
         Args:
+            images_NHWC: square; with mixup or cutmix an even number, see ``senet.data.changes.mixing``.
             indices_N: indices of the images in the training split, int64.
             keys_N: what ``keys`` returned for them, where it was called already.
         """
         config, size = self._config, images_NHWC.shape[1]
-        if not (config.crop_padding or config.flip or config.cutout or self._extra or epoch < config.small_epochs):
+        smaller = epoch < config.small_epochs and size != config.small_size  # some stores decode to that size
+        if self._does_nothing and not smaller:
             return self.test(images_NHWC)
         keys_N = self.keys(indices_N, epoch) if keys_N is None else keys_N
         if config.crop_padding or config.flip:
@@ -71,19 +86,37 @@ class Preprocess:
             left_N = draw_below(2 * padding + 1, keys_N, 1)
             flip_N = self._flips(indices_N, epoch, keys_N)
             images_NHWC = _crop_and_flip(images_NHWC, top_N, left_N, flip_N, padding)
-        images_NCHW = self.test(images_NHWC)
+        images_NCHW = self.test(self._other_values(images_NHWC, keys_N))
         if config.cutout:
             y_N, x_N = draw_below(size, keys_N, 3), draw_below(size, keys_N, 4)
             images_NCHW.masked_fill_(_square(y_N, x_N, config.cutout, size), 0.0)  # 0 is the mean
+        if self._erasing is not None:
+            images_NCHW = self._erasing(images_NCHW, keys_N)
+        if self._mixing is not None:
+            images_NCHW = self._mixing(images_NCHW, keys_N)
         if self._extra is not None:
             images_NCHW = self._changed(images_NCHW, keys_N)
-        if epoch < config.small_epochs and size != config.small_size:  # pictures are decoded to that
+        if smaller:
             images_NCHW = F.interpolate(images_NCHW, config.small_size, mode="bilinear", antialias=True)
         return images_NCHW
+
+    def shares(self, keys_N: Tensor, size: int) -> Tensor | None:
+        """The weights of the images' own labels, where ``train`` was given images of this height and width; None
+        without mixup and cutmix. See ``Mixing.shares``."""
+        return None if self._mixing is None else self._mixing.shares(keys_N, size)
 
     def keys(self, indices_N: Tensor, epoch: int) -> Tensor:
         """64 random bits for each image in this epoch, int64."""
         return random_bits(mix(self._seed, epoch), indices_N)
+
+    def _other_values(self, images_NHWC: Tensor, keys_N: Tensor) -> Tensor:
+        """By trivial and color_jitter; uint8 as they are."""
+        if self._trivial is None and self._jitter is None:
+            return images_NHWC
+        images_NCHW = images_NHWC.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
+        for change in (self._trivial, self._jitter):
+            images_NCHW = images_NCHW if change is None else change(images_NCHW, keys_N)
+        return images_NCHW.permute(0, 2, 3, 1).contiguous()
 
     def _changed(self, images_NCHW: Tensor, keys_N: Tensor) -> Tensor:
         """By ``augment.extra``; in the same memory layout."""
@@ -118,9 +151,5 @@ def _crop_and_flip(images_NHWC: Tensor, top_N: Tensor, left_N: Tensor, flip_N: T
 
 def _square(y_N: Tensor, x_N: Tensor, side: int, size: int) -> Tensor:
     """Mask [N, 1, size, size] of squares around centres, cut at the border (DeVries & Taylor, 2017, sec. 3.2)."""
-    pixels = torch.arange(size, device=y_N.device)
-    in_rows, in_columns = (
-        (pixels >= centre_N[:, None] - side // 2) & (pixels < centre_N[:, None] - side // 2 + side)
-        for centre_N in (y_N, x_N)
-    )
-    return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
+    sides_N = torch.full_like(y_N, side)
+    return rectangles(y_N - side // 2, x_N - side // 2, sides_N, sides_N, size)

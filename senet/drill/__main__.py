@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from senet.command import Parser, end
-from senet.config.checks import check_split
 from senet.config.load import load_config
 from senet.config.options import Config
 from senet.config.recipes import with_recipe
+from senet.config.shares import check_split
 from senet.distributed.devices import count_gpus
 from senet.drill.plan import take_options
 from senet.errors import FAILED_EXIT_CODE, ConfigError
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     gpus = count_gpus() if config.train.device != "cpu" else 0
     size = replace(size, ranks=size.ranks or _usual_ranks(config, gpus))
     for ranks in size.ranks:
-        check_split(config.train, ranks)
+        check_split(config, ranks)
         if gpus and ranks > gpus:
             given = f"{ranks} rank(s) (drill.ranks, or NPROC)"
             raise ConfigError(f"{given} need as many GPUs, and there are {gpus}; use fewer, or train.device=cpu")
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _usual_ranks(config: Config, gpus: int) -> tuple[int, ...]:
     """What a training would take, and with shards another number, if there are GPUs for it."""
-    ranks = choose_ranks(config.train)
+    ranks = choose_ranks(config)
     if config.train.shards < 2:
         return (ranks,)
     if gpus == 1 and ranks == 1:

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from senet.config.checks import check_split
 from senet.config.load import load_config, to_flat
 from senet.config.options import Config, entry_of, flat_values, short_name, types
+from senet.config.shares import check_split
 from senet.errors import ConfigError
 from senet.sweep.grid import Range, combinations, several
 from senet.sweep.request import Request
@@ -86,7 +86,7 @@ def check_ranks(cells: Sequence[Cell], ranks: int) -> None:
     """ConfigError unless so many ranks can share the batch of each."""
     for cell in cells:
         try:
-            check_split(cell.config.train, ranks)
+            check_split(cell.config, ranks)
         except ConfigError as error:
             raise ConfigError(f"{cell.name}: {error}") from None
 

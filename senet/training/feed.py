@@ -60,6 +60,17 @@ class Feed:
         crops = Crops(size, augment.crop_area, partial(self.preprocess.keys, epoch=epoch))
         return load_batches(self.data.train, self.sampler, self.ranks.device, repeats=self.sampler.repeats, crops=crops)
 
+    def changed(
+        self, images_NHWC: Tensor, labels_N: Tensor, indices_N: Tensor, epoch: int, *, parts: int
+    ) -> list[tuple[Tensor, ...]]:
+        """A batch, or a shard of it, with its random changes, in equal parts: the images for the network, and what its
+        loss takes beside logits."""
+        keys_N = self.preprocess.keys(indices_N, epoch)
+        shares_N = self.preprocess.shares(keys_N, images_NHWC.shape[1])
+        whole = [self.preprocess.train(images_NHWC, indices_N, epoch, keys_N), labels_N, keys_N]
+        whole += [] if shares_N is None else [shares_N]
+        return list(zip(*(tensor.chunk(parts) for tensor in whole), strict=True))
+
     def test(self, config: TrainConfig) -> tuple[Generator[Batch], int]:
         """This rank's share of the test images, each once, and the number of batches. The last may be empty. Close it
         where it is not used up."""

@@ -1,23 +1,36 @@
-"""The loss of a batch of logits."""
+"""The loss of a batch of logits, also of images that are mixed with their neighbours."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from senet.config.options import Config, TrainConfig
+from senet.data.changes.mixing import neighbours
 from senet.distributed.ranks import Ranks
 from senet.errors import ConfigError
 from senet.own import load_function, own_code
 from senet.training.feed import build_preprocess, images_at_once
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Logits float32 [N, K], class indices int64 [N], 64 random bits of each image and epoch int64 [N] -> a scalar."""
+
+class Loss(Protocol):
+    """The loss of a batch."""
+
+    def __call__(self, logits_NK: Tensor, targets_N: Tensor, keys_N: Tensor, shares_N: Tensor | None = None) -> Tensor:
+        """A scalar.
+
+        Args:
+            logits_NK: float32.
+            targets_N: class indices, int64.
+            keys_N: 64 random bits of each image and epoch, int64.
+            shares_N: what of each image is its own (``Preprocess.shares``), float32: the weight of its target, beside
+                that of its neighbour.
+        """
 
 
 def build_loss(config: TrainConfig, weights_K: Tensor | None, reduction: Literal["sum", "mean"]) -> Loss:
@@ -27,11 +40,10 @@ def build_loss(config: TrainConfig, weights_K: Tensor | None, reduction: Literal
     Args:
         weights_K: what the loss of an image is multiplied by, for each class; see ``senet.data.balance``.
     """
-    if not config.loss and weights_K is None:
-        return partial(cross_entropy, label_smoothing=config.label_smoothing, reduction=reduction)
     of_each = load_loss(config.loss) if config.loss else partial(_cross_entropies, config.label_smoothing)
+    is_plain = not config.loss and weights_K is None
 
-    def loss(logits_NK: Tensor, targets_N: Tensor, keys_N: Tensor) -> Tensor:
+    def losses(logits_NK: Tensor, targets_N: Tensor, keys_N: Tensor) -> Tensor:
         losses_N = of_each(logits=logits_NK, targets=targets_N, keys=keys_N)
         if not isinstance(losses_N, Tensor) or losses_N.shape != targets_N.shape:
             found = tuple(losses_N.shape) if isinstance(losses_N, Tensor) else type(losses_N).__name__
@@ -39,8 +51,16 @@ def build_loss(config: TrainConfig, weights_K: Tensor | None, reduction: Literal
                 f"train.loss={config.loss} returned {found} for {len(targets_N)} images; have it return the loss of "
                 f"each, a tensor of shape ({len(targets_N)},), e.g. with reduction='none'"
             )
-        if weights_K is not None:
-            losses_N = losses_N * weights_K[targets_N]
+        return losses_N if weights_K is None else losses_N * weights_K[targets_N]
+
+    def loss(logits_NK: Tensor, targets_N: Tensor, keys_N: Tensor, shares_N: Tensor | None = None) -> Tensor:
+        if is_plain and shares_N is None:
+            return cross_entropy(
+                logits_NK, targets_N, keys_N, label_smoothing=config.label_smoothing, reduction=reduction
+            )
+        losses_N = losses(logits_NK, targets_N, keys_N)
+        if shares_N is not None:
+            losses_N = shares_N * losses_N + (1 - shares_N) * losses(logits_NK, neighbours(targets_N), keys_N)
         return losses_N.float().sum() if reduction == "sum" else losses_N.float().mean()
 
     return loss

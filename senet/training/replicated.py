@@ -30,11 +30,9 @@ class Replicated:
         train, learner, ranks = self._config.train, self._learner, self._peers.ranks
         replicas = learner.replicas
         seed_everything(self._config.seed, step, ranks.rank)
-        keys_N = self._feed.preprocess.keys(indices_N, epoch)
-        whole = self._feed.preprocess.train(images_NHWC, indices_N, epoch, keys_N), labels_N, keys_N
-        micro_batches = list(zip(*(tensor.chunk(train.accumulate) for tensor in whole), strict=True))
+        micro_batches = self._feed.changed(images_NHWC, labels_N, indices_N, epoch, parts=train.accumulate)
         total = torch.zeros((), device=ranks.device)
-        for index, (images, labels, keys) in enumerate(micro_batches):
+        for index, (images, labels, *others) in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
             # gradients are averaged over the ranks in the last backward only; no_sync must cover the forward as well
             with nullcontext() if is_last or replicas is None else replicas.no_sync():
@@ -42,7 +40,7 @@ class Replicated:
                     logits_NK = (replicas or learner.running)(images)
                 if not self._checked:
                     refuse_other_outputs(logits_NK, (len(labels), self._feed.num_classes))
-                loss = self._loss(logits_NK.float(), labels, keys)
+                loss = self._loss(logits_NK.float(), labels, *others)
                 total += loss.detach()
                 if is_last:
                     self._peers.agreement.observe(step + 1, total)

@@ -59,17 +59,15 @@ class Sharded:
 
     def _shard(self, images_NHWC: Tensor, labels_N: Tensor, indices_N: Tensor, epoch: int, *, is_last: bool) -> Tensor:
         """Forward and backward of one shard, in micro-batches; the sum of its losses. ``is_last``: of this rank."""
-        train, learner, preprocess = self._config.train, self._learner, self._feed.preprocess
+        train, learner = self._config.train, self._learner
         total = torch.zeros((), device=labels_N.device)
-        keys_N = preprocess.keys(indices_N, epoch)
-        whole = preprocess.train(images_NHWC, indices_N, epoch, keys_N), labels_N, keys_N
-        micro_batches = list(zip(*(tensor.chunk(train.accumulate) for tensor in whole), strict=True))
-        for index, (images, labels, keys) in enumerate(micro_batches):
+        micro_batches = self._feed.changed(images_NHWC, labels_N, indices_N, epoch, parts=train.accumulate)
+        for index, (images, labels, *others) in enumerate(micro_batches):
             with learner.autocast():
                 logits_NK = learner.running(images)
             if not self._checked:
                 refuse_other_outputs(logits_NK, (len(labels), self._feed.num_classes))
-            loss = self._loss(logits_NK.float(), labels, keys)
+            loss = self._loss(logits_NK.float(), labels, *others)
             ends = is_last and index == len(micro_batches) - 1
             if ends:
                 self._sum.begin_last()

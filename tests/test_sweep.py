@@ -34,7 +34,7 @@ from senet.sweep.prepare import only_one, prepare
 from senet.sweep.request import read_request
 from senet.verbs import typed
 from slurm.preflight import preflight
-from tests.harness import checkpoints, differing, payload, rows, started, tiny, wait_until, without_clock
+from tests.harness import checkpoints, differing, payload, rows, started, survivors, tiny, wait_until, without_clock
 
 SLOW = "model.name=tests.networks:slow_senet"
 
@@ -375,7 +375,7 @@ def test_the_cells_of_a_sweep_that_is_killed_save_and_end(sweep: Sweep, monkeypa
         process.wait()
         wait_until(lambda: sweep.words("seed=0", "seed=1") == ["stopped", "stopped"])
         assert all(checkpoints(sweep.path / f"seed={seed}") for seed in (0, 1))
-        wait_until(lambda: not any(cell.is_running() and cell.status() != "zombie" for cell in cells))
+        wait_until(lambda: not survivors(cells))
 
 
 def test_the_options_that_all_cells_share_do_not_change(sweep: Sweep) -> None:

@@ -390,7 +390,7 @@ def test_a_thousand_classes_show_the_worst_twenty_and_fold_the_rest(run_dir: Pat
     assert re.findall(r'<th scope="row">(.*?)</th>', open_part) == [f"class {number}" for number in range(0, 60, 3)]
     assert folded.count('<th scope="row">') == 1000
     named = re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>', pairs)
-    assert named[:2] == [("class 0", "class 999", "2", "100.00"), ("class 3", "class 2", "2", "100.00")]
+    assert named[:2] == [("class 0", "2", "100.00", "class 999"), ("class 3", "2", "100.00", "class 2")]
     assert len(named) == 20
     drawings = draw(runs, made_up)
     assert drawings["classes"].figure.get_figheight() < 8  # inches

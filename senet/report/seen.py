@@ -55,7 +55,7 @@ def _classes(predictions: Predictions) -> dict[str, Table | None]:
         return {"classes": Table(header, rows), "worst": None, "pairs": None}
     worst = [rows[index] for index in np.argsort(found.accuracies_K, kind="stable")[:WORST]]
     pairs = [
-        [classes[true], classes[guess], f"{count:,}", _percent(100 * count / found.images_K[true])]
+        [classes[true], f"{count:,}", _percent(100 * count / found.images_K[true]), classes[guess]]
         for true, guess, count in zip(
             *(part[:WORST].tolist() for part in (found.true_P, found.predicted_P, found.counts_P)), strict=True
         )
@@ -63,7 +63,7 @@ def _classes(predictions: Predictions) -> dict[str, Table | None]:
     return {
         "classes": Table(header, rows),
         "worst": Table(header, worst),
-        "pairs": Table(("class", "predicted as", "images", "% of the class"), pairs),
+        "pairs": Table(("class", "images", "% of the class", "predicted as"), pairs),
     }
 
 

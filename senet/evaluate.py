@@ -14,6 +14,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from senet.command import Parser, end, leave, path_argument, printable
@@ -155,9 +156,10 @@ def _text(report: Mapping[str, Any]) -> str:
 
 def _predictions(result: Evaluation, data: ImageData, config: DataConfig) -> bytes:
     """A CSV row for each test image: its number, its file if it has one, label, prediction, probability."""
-    from senet.data.sources.choice import open_files
+    from senet.inference.scoring import names_of_test_images
 
-    paths = files.index("test").paths() if (files := open_files(config)) else None
+    root = Path(config.folder) if config.folder else Path(config.table).parent
+    paths = [f"{root / name}" for name in names_of_test_images(data, config)]
     labels = data.test.labels.tolist()
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")

@@ -18,6 +18,8 @@ from senet.command import printable
 from senet.config.load import restore_data
 from senet.config.options import DataConfig
 from senet.data.samplers import ImageData, ShardSampler, load_batches, open_data
+from senet.data.sources.choice import open_files
+from senet.data.splits import PictureSplit
 from senet.distributed.groups import sum_over_ranks
 from senet.distributed.ranks import Ranks
 from senet.errors import ConfigError
@@ -114,6 +116,15 @@ def evaluate(
         raise RuntimeError(f"evaluated {scores.num_images} of {count} images")
     predicted, bits = torch.tensor(sums[4:]).chunk(2)
     return Evaluation(scores, predicted.numpy(), bits.int().view(torch.float32).numpy())
+
+
+def names_of_test_images(data: ImageData, config: DataConfig) -> Sequence[str]:
+    """The path of each test image in its source; none where images have no files. An encoded store knows them by
+    itself: the images may be gone by now."""
+    if isinstance(data.test, PictureSplit):
+        return [data.test.name(number) for number in range(len(data.test))]
+    files = open_files(config)
+    return files.index("test").keys if files else ()
 
 
 def _shortened(names: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from senet.data.sources.choice import open_files
+from senet.data.samplers import load_batches
 from senet.data.splits import Split
 from senet.distributed.devices import set_threads
 from senet.errors import ConfigError
 from senet.inference.network import Trained, load_trained, open_checkpoint
-from senet.inference.scoring import open_test_data
+from senet.inference.scoring import names_of_test_images, open_test_data
 from senet.models.senet import SqueezeExcite
 from senet.report.analysis import GRID, GateTally, Integers, Predictions, confident_mistakes, most_probable
 
@@ -56,8 +57,7 @@ def predictions_of(
     other_images = not data.same_images(str(manifest.get("data")))
     set_threads(0, 1)
     trained = load_trained(run_dir, model_name=model_name, device=device)
-    files = open_files(options)
-    predictions = predict(trained, data.test, other_images, files.index("test").keys if files else ())
+    predictions = predict(trained, data.test, other_images, names_of_test_images(data, options))
     file.parent.mkdir(exist_ok=True)
     predictions.save(file)
     return predictions, ""
@@ -74,11 +74,12 @@ def predict(trained: Trained, split: Split, other_images: bool = False, files: S
 
     hooks = [module.register_forward_pre_hook(record(name)) for name, module in gates.items()]
     found = []
-    for start in tqdm(range(0, len(split), _BATCH), desc="test images", unit="batch", disable=None):
-        images_NHWC, batch_labels, _ = split[torch.arange(start, min(start + _BATCH, len(split)))]
-        found.append(most_probable(trained.logits(images_NHWC).softmax(1).cpu().numpy()))
-        for name, gate_NC in batch_gates.items():
-            tallies[name].add(gate_NC.cpu().double().numpy(), batch_labels.numpy())
+    numbers = torch.arange(len(split)).split(_BATCH)
+    with closing(load_batches(split, numbers, torch.device("cpu"))) as batches:
+        for images_NHWC, batch_labels, _ in tqdm(batches, total=len(numbers), desc="test images", disable=None):
+            found.append(most_probable(trained.logits(images_NHWC).softmax(1).cpu().numpy()))
+            for name, gate_NC in batch_gates.items():
+                tallies[name].add(gate_NC.cpu().double().numpy(), batch_labels.numpy())
     for hook in hooks:
         hook.remove()
     top_NT, probabilities_NT = (np.concatenate(parts) for parts in zip(*found, strict=True))

@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision.transforms import v2
 
 from senet.config.options import AugmentConfig, DataConfig
 from senet.data import decoding
@@ -194,17 +195,18 @@ def test_an_image_that_is_drawn_twice_has_a_crop_of_its_own_each_time(photos: Da
     assert not torch.equal(images[0], images[1])
 
 
-def test_a_crop_is_that_of_the_whole_picture_but_for_the_scaling_of_jpegs(photos: DataConfig) -> None:
+def test_a_crop_is_torchvisions_of_the_whole_picture_but_for_the_scaling_of_jpegs(photos: DataConfig) -> None:
     split = split_of(photos)
     crops = Crops(32, (0.08, 1.0), partial(random_bits, mix(0, 0)))
     [(images, _, _)] = split.batches([torch.arange(len(split))], crops)
     for index, key in enumerate(random_bits(mix(0, 0), torch.arange(len(split))).tolist()):
         picture = read_image(Path(photos.folder, split.name(index)))
         box = random_box(*picture.size, key, (0.08, 1.0))
-        expected = np.asarray(picture.resize((32, 32), Image.Resampling.BILINEAR, box=box)).astype(int)
-        difference = np.abs(images[index].numpy() - expected)
-        assert difference.mean() < 2
-        assert not difference.any() or split.name(index).endswith(".jpg")
+        left, top, right, bottom = map(int, box)
+        expected = v2.functional.resized_crop(picture, top, left, bottom - top, right - left, [32, 32])
+        difference = np.abs(images[index].numpy() - np.asarray(expected).astype(int))
+        assert difference.mean() < 5  # of a scaled JPEG a crop may be half a pixel aside
+        assert difference.max() <= 1 or split.name(index).endswith(".jpg")
 
 
 @pytest.mark.parametrize("tag", [1, 6])

@@ -15,10 +15,12 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from senet.data.crops import Box, center_box, random_box
-from senet.data.sources.pictures import as_shown, fit_image, open_picture, orientation, read_image, reason_of, scale
+from senet.data.sources.pictures import as_shown, fit_image, open_picture, orientation, read_image, reason_of
 from senet.data.stores.encoded import Pictures
 from senet.errors import RunError
 
@@ -63,16 +65,28 @@ def decode_part(pictures: Pictures, row: int, size: int, box_of: Callable[[int, 
 
 
 def _part(content: bytes, size: int, box_of: Callable[[int, int], Box]) -> np.ndarray:
+    picture, box = drafted(content, size, box_of)
+    left, top, right, bottom = (round(edge) for edge in box)
+    crop = np.array(picture.crop((left, top, right, bottom)))  # a copy, since torch wants memory that may be written
+    images_NCHW = torch.from_numpy(crop)[None].permute(0, 3, 1, 2)
+    # torchvision's crop and resize, in half of Pillow's time
+    scaled_NCHW = F.interpolate(images_NCHW, (size, size), mode="bilinear", antialias=True)
+    return scaled_NCHW[0].permute(1, 2, 0).numpy()
+
+
+def drafted(content: bytes, size: int, box_of: Callable[[int, int], Box]) -> tuple[Image.Image, Box]:
+    """A picture in RGB, upright, and the box in its pixels: of a JPEG a half, a quarter or an eighth of what the file
+    has each way, where the box is then still at least ``size``."""
     with open_picture(BytesIO(content)) as picture:
         if picture.format not in ("JPEG", "MPO"):
             shown = as_shown(picture)  # its tags may come after its pixels
-            return scale(shown, size, box_of(*shown.size))
+            return shown, box_of(*shown.size)
         width, height = picture.size
         left, top, right, bottom = box_of(*((height, width) if orientation(picture) > 4 else (width, height)))
         shrink = max(1, min(_LARGEST_SHRINK, int(min(right - left, bottom - top) / size)))
-        drafted = picture.draft("RGB", (width // shrink, height // shrink))
-        shrunk = width / drafted[1][2] if drafted else 1.0  # 1, 2, 4 or 8
-        return scale(as_shown(picture), size, (left / shrunk, top / shrunk, right / shrunk, bottom / shrunk))
+        found = picture.draft("RGB", (width // shrink, height // shrink))
+        shrunk = width / found[1][2] if found else 1.0
+        return as_shown(picture), (left / shrunk, top / shrunk, right / shrunk, bottom / shrunk)
 
 
 def _refused(pictures: Pictures, row: int, error: Exception) -> RunError:

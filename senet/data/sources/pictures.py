@@ -10,7 +10,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
-from senet.data.crops import Box, center_box
+from senet.data.crops import center_box
 from senet.data.sources.index import Index
 
 # Others are refused: Pillow hands EPS files to Ghostscript, which runs them as programs
@@ -114,10 +114,5 @@ def _on_white(picture: Image.Image) -> Image.Image:
 
 def fit_image(picture: Image.Image, size: int, center_crop: float = 1.0) -> np.ndarray:
     """uint8 [size, size, 3], RGB: the central square of a picture, scaled; see ``center_box``."""
-    return scale(picture.convert("RGB"), size, center_box(*picture.size, center_crop))
-
-
-def scale(picture: Image.Image, size: int, box: Box) -> np.ndarray:
-    """uint8 [size, size, 3]: what a picture in RGB has in a box, scaled bilinearly; each pixel counts where there are
-    fewer afterwards."""
-    return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    box = center_box(*picture.size, center_crop)
+    return np.asarray(picture.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=box))

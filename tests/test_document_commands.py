@@ -45,6 +45,7 @@ def function(num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, num_classes))
 """
 RECIPES = ("baseline", "cifar10", "fast", "imagenet", "photos", "quickstart")
+PACKED = ("imagenet", "photos")
 BEGIN_UNTRAINED = ("README.md", "docs/index.md")  # the others find runs/cifar10 and runs/other finished
 RUN = ("./launch.sh", "NPROC=", "MLFLOW_TRACKING_URI=", "torchrun ", "python train_ddp.py")
 """How a command may begin."""
@@ -127,6 +128,8 @@ def named_options(command: str) -> list[str] | None:
     words = [word for word in shlex.split(command) if not re.match("[A-Z_]+=", word) and word != "--dry-run"]
     if "train_ddp.py" in words:
         return words[words.index("train_ddp.py") + 1 :]
+    if words[1:3] in (["data", "prepare"], ["data", "verify"]):
+        return words[3:]
     verb = words[1] if words[1:2] in (["train"], ["drill"], ["slurm"]) else "train"
     given = [word for word in words[1:] if word != verb and not word.startswith("drill.")]
     is_of_options = not given or "=" in given[0] or given[0].endswith(".yaml")
@@ -168,7 +171,8 @@ def _clone(folder: Path) -> None:
         (folder / entry).symlink_to(REPOSITORY / entry)
     (folder / "configs").mkdir()
     for recipe in RECIPES:
-        (folder / "configs" / f"{recipe}.yaml").write_text(RECIPE)
+        text = RECIPE.replace("image_size: 16", "image_size: 16, store: encoded") if recipe in PACKED else RECIPE
+        (folder / "configs" / f"{recipe}.yaml").write_text(text)
     draw = np.random.default_rng(0)
     for split, count in (("train", 40), ("test", 10)):
         for label, animal in enumerate(("cat", "dog")):

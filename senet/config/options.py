@@ -81,7 +81,8 @@ class DataConfig:
     imagefolder reads ``<data.folder>/train/<class>/*`` and ``test/<class>/*``, table the files that data.table names,
     webdataset the shards ``<data.folder>/train-*.tar`` and ``test-*.tar``."""
     root: str = option("data", free=True, path=True)
-    """Folder for downloads and for decoded images (one file per split, mapped into memory by all ranks)."""
+    """Folder for downloads and for images, packed or decoded (one file per split, mapped into memory by all ranks).
+    ./launch.sh data list shows what is there."""
     folder: str = option("", free=True, compared=True, path=True)
     """The folder of data.source=imagefolder or webdataset. Of table: what the paths in it are relative to, where that
     is not its own folder."""

@@ -204,6 +204,12 @@ def test_verify_of_a_store_whose_pack_is_gone_is_one_line() -> None:
         main(["verify", str(store)])
 
 
+@BOTH
+def test_what_is_noted_and_prepared_is_the_store_and_not_its_copy_on_the_disk_of_a_node(kind: str) -> None:
+    assert build(kind, stage="disk") == build(kind)
+    assert len(list(Path("disk").glob("*/meta.json"))) == 1
+
+
 def test_list_of_an_empty_root(say: Say) -> None:
     assert say(0, "list") == ["data/stores: nothing is kept there"]
     assert say(0, "list", "--json") == ["[]"]

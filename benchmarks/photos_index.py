@@ -1,12 +1,13 @@
-"""Whether a start with a million photographs takes longer than one with a thousand: to open them, to the first step.
+"""Whether a start with a million photographs takes longer than one with a thousand, fresh and in mid-epoch.
 
     .venv/bin/python benchmarks/photos_index.py
 
 Stores of as many images (--many, and a thousand), which share the bytes of sixteen generated JPEGs: their index is as
-that of so many files, and their folder is empty. In each repetition, of both in turn: a store is opened and 256 images
-read in a new interpreter, of which the time after the imports counts; and with --train train_ddp.py is started on
-it, fresh and in mid-epoch, from exec to the next step (a linear network, batch 64, 96 pixels). Target: at most 2 s
-more than with a thousand. Appends rows to results.jsonl. Nothing else should run meanwhile.
+that of so many files, and their folder is empty. In each repetition, with both in turn, a new interpreter opens the
+data, reads and decodes a batch of 64, and then one in the middle of the epoch, as a resumed start does; of this the CPU
+time counts, all threads together, without the imports. With --train, train_ddp.py is started on both, fresh and in
+mid-epoch, from exec to the next step (resnet20, batch 16, 96 pixels). Target: at most 2 s more than with a thousand.
+Appends rows to results.jsonl.
 """
 
 from __future__ import annotations
@@ -25,18 +26,27 @@ from senet import REPOSITORY
 
 TARGET = "<= 2"  # seconds
 FEW = 1000
-OPENED, FRESH, RESUMED = "store opened, 256 images read", "fresh start, exec to first step", "start in mid-epoch"
+OPENED, BATCH, MIDDLE = "data opened", "data opened, first batch", "data opened, a batch in mid-epoch"
+FRESH, RESUMED = "fresh start, exec to first step", "start in mid-epoch, exec to next step"
 OPEN = """
 import json, sys, time
 from pathlib import Path
-from senet.data.stores.encoded import open_encoded
+import torch
+from senet.config.options import DataConfig
+from senet.data.samplers import ResumableSampler, load_batches, open_data
 def anonymous():
     return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) / 1e3
-began, before = time.perf_counter(), anonymous()
-store = open_encoded(Path(sys.argv[1]))
-count = len(store.train)
-read = [store.train.read(row * (count // 256)) for row in range(256)]
-print(json.dumps([time.perf_counter() - began, anonymous() - before]))
+def batch(number):
+    sampler = ResumableSampler(data.train, global_batch_size=64, rank=0, world_size=1, seed=0)
+    sampler.start_at(0, number)
+    next(load_batches(data.train, sampler, torch.device("cpu")))
+began, before = time.process_time(), anonymous()
+data = open_data(DataConfig(source="imagefolder", folder=sys.argv[1], root=sys.argv[2], store="encoded", image_size=96))
+opened, memory = time.process_time(), anonymous() - before
+batch(0)
+first = time.process_time()
+batch(len(data.train) // 128)
+print(json.dumps([opened - began, first - began, time.process_time() - first + opened - began, memory]))
 """
 
 
@@ -72,17 +82,20 @@ def lay(root: Path, count: int) -> tuple[Path, list[str]]:
     write_encoded(store, facts, rows, np.frombuffer("".join(keys).encode(), np.uint8))
     options = ["data.source=imagefolder", f"data.folder={config.folder}", f"data.root={config.root}"]
     return store, [
-        *options, "data.store=encoded", "data.image_size=96", "model.name=benchmarks.networks:linear",
-        "train.device=cpu", "train.global_batch_size=64", "train.epochs=2", "log.every_steps=1",
+        *options, "data.store=encoded", "data.image_size=96", "model.name=resnet20",
+        "train.device=cpu", "train.global_batch_size=16", "train.epochs=2", "log.every_steps=1",
         "checkpoint.every_steps=1",
     ]  # fmt: skip
 
 
-def opened(store: Path) -> tuple[float, float]:
-    """Seconds, and MB of anonymous memory."""
-    done = subprocess.run([sys.executable, "-c", OPEN, store], cwd=REPOSITORY, stdout=subprocess.PIPE, check=True)
-    seconds, megabytes = json.loads(done.stdout)
-    return seconds, megabytes
+def opened(options: list[str]) -> list[float]:
+    """CPU seconds of ``OPENED``, ``BATCH``, ``MIDDLE``; MB of anonymous memory of an open store."""
+    folder, root = (word.partition("=")[2] for word in options[1:3])
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN, folder, root], cwd=REPOSITORY, stdout=subprocess.PIPE, check=True
+    )
+    found: list[float] = json.loads(done.stdout)
+    return found
 
 
 def main() -> None:
@@ -96,9 +109,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         stores = {count: lay(Path(folder, str(count)), count) for count in (FEW, args.many)}
         for pair in range(args.pairs):
-            for count, (store, options) in stores.items():
-                seconds, megabytes = opened(store)
-                times.setdefault((OPENED, count), []).append(seconds)
+            for count, (_, options) in stores.items():
+                *seconds, megabytes = opened(options)
+                for what, value in zip((OPENED, BATCH, MIDDLE), seconds, strict=True):
+                    times.setdefault((what, count), []).append(value)
                 memory += [megabytes] if count == args.many else []
                 if args.train:
                     run_dir = Path(folder, f"run-{count}-{pair}")
@@ -107,11 +121,12 @@ def main() -> None:
                     times.setdefault((RESUMED, count), []).append(start_s(run_dir, options, last_step(run_dir)))
             print(f"{pair + 1}: " + ", ".join(f"{key} {values[-1]:.3f}" for key, values in times.items()), flush=True)
     for what in dict.fromkeys(what for what, _ in times):
+        unit = "s" if what in (FRESH, RESUMED) else "s of CPU"
         few, many = times[what, FEW], times[what, args.many]
         more = [a - b for a, b in zip(many, few, strict=True)]
-        record("photos_index.py", f"{what}, {FEW:,} images", few, "s", digits=3, note=args.note)
-        record("photos_index.py", f"{what}, {args.many:,} images", many, "s", digits=3, note=args.note)
-        record("photos_index.py", f"{what}, more by that", more, "s", digits=3, target=TARGET, note=args.note)
+        record("photos_index.py", f"{what}, {FEW:,} images", few, unit, digits=3, note=args.note)
+        record("photos_index.py", f"{what}, {args.many:,} images", many, unit, digits=3, note=args.note)
+        record("photos_index.py", f"{what}, more by that", more, unit, digits=3, target=TARGET, note=args.note)
     record(
         "photos_index.py", f"anonymous memory of an open store of {args.many:,} images", memory, "MB", note=args.note
     )

@@ -21,7 +21,7 @@ from senet.rundir.locks import seen_holder
 from senet.verbs import typed
 
 _UNFINISHED = {".decoded": "refused", ".encoded": "unfinished"}
-_OF_PACKS = (".pack", ".journal", ".npy", ".tmp")
+_OF_PACKS = (".pack", ".journal", ".left", ".npy", ".tmp")
 _STANDINGS: dict[Standing, str] = {
     "used": "used by",
     "other images": "opened before by what trains on other images now:",

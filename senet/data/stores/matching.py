@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,8 @@ class Known:
             if name not in self.packs:
                 self.packs.append(name)
             rows["pack"] = self.packs.index(name)
+            with suppress(OSError):  # of another user
+                os.utime(store / name)  # what is old and does not count is removed
             self.sure |= {key: len(self.rows) + number for number, key in enumerate(keys)}
             self.rows = np.concatenate([self.rows, rows])
 

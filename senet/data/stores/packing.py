@@ -197,4 +197,4 @@ def unused(store: Path) -> list[Path]:
     """Files of a store that no longer count, or not yet. Trainings and builders that run may use them."""
     meta = read_meta(store)
     counts = {"meta.json", *meta["packs"], *meta["sha256"]}
-    return sorted(path for path in store.iterdir() if path.name not in counts)
+    return sorted(path for path in store.iterdir() if path.is_file() and path.name not in counts)

@@ -126,7 +126,15 @@ def main() -> None:
         more = [a - b for a, b in zip(many, few, strict=True)]
         record("photos_index.py", f"{what}, {FEW:,} images", few, unit, digits=3, note=args.note)
         record("photos_index.py", f"{what}, {args.many:,} images", many, unit, digits=3, note=args.note)
-        record("photos_index.py", f"{what}, more by that", more, unit, digits=3, target=TARGET, note=args.note)
+        record(
+            "photos_index.py",
+            f"{what}, more with {args.many:,} images than with {FEW:,}",
+            more,
+            unit,
+            digits=3,
+            target=TARGET,
+            note=args.note,
+        )
     record(
         "photos_index.py", f"anonymous memory of an open store of {args.many:,} images", memory, "MB", note=args.note
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from senet.data.augment import Preprocess
 from senet.data.changes.color import HUE, ColorJitter
 from senet.data.changes.erasing import Erasing
 from senet.data.changes.mixing import Mixing, beta_quantiles
-from senet.data.changes.trivial import BINS, KINDS, TrivialAugment
+from senet.data.changes.trivial import BINS, KINDS, TrivialAugment, counts_by_adding, counts_by_sorting
 from senet.data.draws import mix
 from senet.data.keys import draw_uniform, random_bits
 
@@ -276,6 +276,27 @@ def test_any_split_into_even_parts_has_the_same_pixels_and_shares(images: Tensor
         assert torch.equal(torch.cat(parts), whole)
         of_parts = [pipeline.shares(pipeline.keys(rows, 1), 16) for rows in indices.split(size)]
         assert torch.equal(torch.cat([each for each in of_parts if each is not None]), shares)
+
+
+def test_what_a_gpu_does_gives_the_same_pixels(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It computes each change for all images, and leaves out those that are not meant."""
+    indices = torch.arange(256)
+    expected = preprocess(**EVERYTHING).train(images, indices, 1)
+
+    def for_all(images: Tensor, mask: Tensor, function: Callable[..., Tensor], *values: Tensor) -> Tensor:
+        return torch.where(mask[:, None, None, None], function(images, *values), images)
+
+    for module in ("color", "trivial"):
+        monkeypatch.setattr(f"senet.data.changes.{module}.change", for_all)
+    monkeypatch.setattr("senet.data.changes.trivial.counts_by_adding", counts_by_sorting)
+    assert torch.equal(preprocess(**EVERYTHING).train(images, indices, 1), expected)
+
+
+def test_values_are_counted_alike_by_adding_and_by_sorting() -> None:
+    values = pictures(33).flatten(2).flatten(0, 1)
+    counts = torch.stack([(values <= level).sum(1) for level in range(256)], dim=1)
+    assert torch.equal(counts_by_adding(values), counts)
+    assert torch.equal(counts_by_sorting(values), counts)
 
 
 def test_what_is_switched_on_comes_in_the_documented_order(images: Tensor) -> None:

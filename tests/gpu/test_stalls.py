@@ -95,6 +95,14 @@ WORK = {
     "fp16": ["train.amp=fp16", "train.clip_norm=1"],
     "adamw": ["train.amp=bf16", "optim.name=adamw", "optim.lr=0.001", "data.resident=off"],
     "muon": ["train.amp=bf16", "optim.name=muon", *SMALLER],
+    "changes": [
+        "train.amp=bf16",
+        "augment.trivial=true",
+        "augment.color_jitter=[0.4,0.4,0.4,0.1]",
+        "augment.erase=0.5",
+        "augment.mixup=0.2",
+        "augment.cutmix=1",
+    ],
     "shards": ["train.amp=bf16", "train.shards=4", "train.accumulate=2", "train.ema_decay=0"],
 }
 

@@ -35,7 +35,7 @@ class Mixing:
         """What of each image of this height and width is its own, float32 [N], at least 1/2: the weight of its label;
         that of its neighbour's is the rest."""
         share_P, _ = self._draw(keys_N[::2], size)
-        return share_P.repeat_interleave(2)
+        return torch.stack((share_P, share_P), dim=1).flatten()
 
     def _draw(self, keys_P: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """The own share of both images of each pair, float32 [P]; the same for each pixel, [P, 1, size, size], or for

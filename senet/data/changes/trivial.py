@@ -133,7 +133,7 @@ def _autocontrast(images_NCHW: Tensor, _: Tensor) -> Tensor:
 def _equalize(images_NCHW: Tensor, _: Tensor) -> Tensor:
     """Each channel by Pillow's rule, in whole numbers: as many pixels of each value as can be."""
     values_MP = images_NCHW.flatten(2).flatten(0, 1)
-    up_to_M256 = _counts_up_to(values_MP)
+    up_to_M256 = (counts_by_adding if values_MP.device.type == "cpu" else counts_by_sorting)(values_MP)
     below_M256 = torch.nn.functional.pad(up_to_M256[:, :-1], (1, 0))
     highest_M1 = values_MP.amax(1, keepdim=True).long()
     step_M1 = below_M256.gather(1, highest_M1) // 255  # without those of the highest value
@@ -142,13 +142,16 @@ def _equalize(images_NCHW: Tensor, _: Tensor) -> Tensor:
     return table_M256.gather(1, values_MP.long()).view_as(images_NCHW)
 
 
-def _counts_up_to(values_MP: Tensor) -> Tensor:
+def counts_by_adding(values_MP: Tensor) -> Tensor:
     """How many of each row are at most 0, 1, ... 255, int64 [M, 256]."""
-    if values_MP.device.type != "cpu":  # there, adding up with atomics is refused in deterministic mode
-        levels_M256 = torch.arange(256, dtype=torch.uint8, device=values_MP.device).repeat(len(values_MP), 1)
-        return torch.searchsorted(values_MP.sort(dim=1).values, levels_M256, right=True)
-    rows = torch.arange(len(values_MP))[:, None] * 256
+    rows = torch.arange(len(values_MP), device=values_MP.device)[:, None] * 256
     return torch.bincount((values_MP + rows).flatten(), minlength=256 * len(values_MP)).view(-1, 256).cumsum(1)
+
+
+def counts_by_sorting(values_MP: Tensor) -> Tensor:
+    """The same, for a GPU: there bincount waits for the device, and deterministic mode refuses it."""
+    levels_M256 = torch.arange(256, dtype=torch.uint8, device=values_MP.device).repeat(len(values_MP), 1)
+    return torch.searchsorted(values_MP.sort(dim=1).values, levels_M256, right=True)
 
 
 def _column(values_N: Tensor) -> Tensor:

@@ -115,8 +115,9 @@ def test_a_recipe_for_photographs_trains_with_all_that_it_asks_for(
 
 
 def test_what_is_asked_of_a_network_that_learned_from_photographs_agrees(
-    photos_run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photos_run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("senet.inference.scoring.open_files", lambda _: pytest.fail("the folder is not looked at"))
     arguments = [str(photos_run), "--model", TINY, "--device", "cpu"]
     assert evaluate.main([*arguments, "--predictions", str(tmp_path / "evaluated.csv")]) == 0
     capsys.readouterr()

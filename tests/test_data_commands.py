@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -224,14 +225,16 @@ def test_list_shows_both_kinds_and_who_uses_them(say: Say, here: Path) -> None:
     pixels, encoded = build("pixels"), build("encoded")
     a_run(pixels, "a"), a_run(encoded, "b"), a_run(encoded, "c")
     shutil.rmtree("runs/c")
-    lines = say(0, "list")
-    assert [line.partition(",")[0] for line in lines if line[0] != " "] == [f"{pixels}: pixels", f"{encoded}: encoded"]
-    assert lines[1] == f"  used by {here}/runs/a"
-    assert lines[3:] == [f"  used by {here}/runs/b", f"  opened by what was removed: {here}/runs/c"]
-    found = json.loads("\n".join(say(0, "list", "data.root=data", "--json")))
-    assert [each["images"] for each in found] == 2 * [{"train": 12, "test": 4}]
-    assert found[1]["uses"] == {f"{here}/runs/b": "used", f"{here}/runs/c": "removed"}
-    assert found[1]["bytes"] == sum(path.stat().st_size for path in encoded.iterdir() if path.is_file())
+    text = "\n".join(say(0, "list")) + "\n"
+    assert re.search(rf"^{pixels}: pixels, .*\n  used by {here}/runs/a\n", text, re.MULTILINE)
+    uses = f"  used by {here}/runs/b\n  opened by what was removed: {here}/runs/c\n"
+    assert re.search(rf"^{encoded}: encoded, .*\n{uses}", text, re.MULTILINE)
+    assert text.count("\n") == 5
+    found = {Path(each["path"]): each for each in json.loads("\n".join(say(0, "list", "data.root=data", "--json")))}
+    assert found.keys() == {pixels, encoded}
+    assert [each["images"] for each in found.values()] == 2 * [{"train": 12, "test": 4}]
+    assert found[encoded]["uses"] == {f"{here}/runs/b": "used", f"{here}/runs/c": "removed"}
+    assert found[encoded]["bytes"] == sum(path.stat().st_size for path in encoded.iterdir() if path.is_file())
 
 
 @BOTH

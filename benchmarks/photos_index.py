@@ -26,8 +26,8 @@ from senet import REPOSITORY
 
 TARGET = "<= 2"  # seconds
 FEW = 1000
-OPENED, BATCH, MIDDLE = "data opened", "data opened, first batch", "data opened, a batch in mid-epoch"
-FRESH, RESUMED = "fresh start, exec to first step", "start in mid-epoch, exec to next step"
+OPENED, BATCH, MIDDLE = "data opened", "data opened, first batch", "data opened, batch in mid-epoch"
+FRESH, RESUMED = "fresh start, exec to first step", "mid-epoch, exec to next step"
 OPEN = """
 import json, sys, time
 from pathlib import Path
@@ -126,15 +126,8 @@ def main() -> None:
         more = [a - b for a, b in zip(many, few, strict=True)]
         record("photos_index.py", f"{what}, {FEW:,} images", few, unit, digits=3, note=args.note)
         record("photos_index.py", f"{what}, {args.many:,} images", many, unit, digits=3, note=args.note)
-        record(
-            "photos_index.py",
-            f"{what}, more with {args.many:,} images than with {FEW:,}",
-            more,
-            unit,
-            digits=3,
-            target=TARGET,
-            note=args.note,
-        )
+        what += f": {args.many:,} less {FEW:,} images"
+        record("photos_index.py", what, more, unit, digits=3, target=TARGET, note=args.note)
     record(
         "photos_index.py", f"anonymous memory of an open store of {args.many:,} images", memory, "MB", note=args.note
     )

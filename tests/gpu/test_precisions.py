@@ -10,8 +10,11 @@ from shutil import which
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
+from senet.config.options import DataConfig
+from senet.data.samplers import load_batches, open_data
 from senet.models.zoo import build_model
 from senet.rundir.files import read_rows
 from senet.training import run as wiring
@@ -107,6 +110,23 @@ def test_resident_images_give_the_same_bits(train_here: Train, tmp_path: Path) -
         train_here(tmp_path / resident, *EPOCH, HERE, "train.amp=bf16", f"data.resident={resident}")
     on, off = (without_clock(payload(tmp_path / resident)) for resident in ("on", "off"))
     assert differing(on, off) == []
+
+
+@pytest.mark.gpu(only=True)
+def test_pictures_that_are_copied_ahead_arrive_whole(tmp_path: Path) -> None:
+    for number in range(40):
+        path = tmp_path / f"photos/{'test' if number % 4 == 0 else 'train'}/{'ab'[number % 2]}/{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((400, 300), 90).convert("RGB").save(path)
+    folder, root = str(tmp_path / "photos"), str(tmp_path / "data")
+    split = open_data(DataConfig("imagefolder", folder=folder, root=root, image_size=224, store="encoded")).train
+    sampler = [torch.arange(30).roll(turn) for turn in range(20)]
+    here = load_batches(split, sampler, torch.device(DEVICE))
+    for indices, (images, labels, numbers) in zip(sampler, here, strict=True):
+        torch.randn(4096, 4096, device=DEVICE).exp()  # so that a copy is begun while something is computed
+        assert torch.equal(images.cpu(), split[indices][0])
+        assert torch.equal(labels.cpu(), split.labels[indices])
+        assert torch.equal(numbers.cpu(), indices)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])

@@ -141,6 +141,8 @@ class Preprocess:
 
 def _crop_and_flip(images_NHWC: Tensor, top_N: Tensor, left_N: Tensor, flip_N: Tensor, padding: int) -> Tensor:
     count, size, _, _ = images_NHWC.shape
+    if not padding:  # in a third of the time of what follows
+        return torch.where(flip_N[:, None, None, None] == 1, images_NHWC.flip(2), images_NHWC)
     padded = F.pad(images_NHWC, (0, 0, padding, padding, padding, padding))
     pixels = torch.arange(size, device=images_NHWC.device)
     columns = torch.where(flip_N[:, None] == 1, size - 1 - pixels, pixels) + left_N[:, None]

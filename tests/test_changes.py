@@ -312,6 +312,15 @@ def test_what_is_switched_on_comes_in_the_documented_order(images: Tensor) -> No
     assert torch.equal(pipeline.train(images, indices, 5), expected)
 
 
-def test_images_that_have_the_small_size_already_are_not_scaled(images: Tensor) -> None:
+def test_images_that_have_the_small_size_already_are_not_scaled(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipeline = preprocess(**OFF, small_size=16, small_epochs=2)
+    monkeypatch.setattr(torch.nn.functional, "interpolate", None)
     assert torch.equal(pipeline.train(images, torch.arange(256), 1), pipeline.test(images))
+
+
+def test_images_in_another_order_of_memory_are_not_written_into(images: Tensor) -> None:
+    planes = images.permute(0, 3, 1, 2).contiguous()
+    preprocess(**OFF, trivial=True).train(planes.permute(0, 2, 3, 1), torch.arange(256), 1)
+    assert torch.equal(planes.permute(0, 2, 3, 1), images)

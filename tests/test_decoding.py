@@ -343,7 +343,10 @@ def test_a_damaged_picture_ends_the_training_with_its_name(
 ) -> None:
     named = r"train/ant/10\.png cannot be decoded \(broken data stream"
     damage(photos, "train/ant/10.png")
-    with pytest.raises(RunError, match=f"^{named} .*; repair or remove it and .* data prepare"):
+    with pytest.raises(
+        RunError,
+        match=f"^{named} .*; put one in its place .* data prepare CONFIG --anyway, .* resume.allow_changes=true",
+    ):
         list(split_of(photos).batches([torch.arange(20), torch.arange(6)], Crops(32, (1.0, 1.0), lambda n: n)))
     assert not decoding_threads()
     with pytest.raises(RunError, match=named):

@@ -184,6 +184,39 @@ def test_an_open_store_needs_its_source_no_more(folder: Path) -> None:
 
 
 @ROOT
+def test_each_image_that_is_read_is_compared_with_its_digest(folder: Path) -> None:
+    config = options(folder)
+    before = contents(opened(config))
+    [pack] = encoded_folder(config).glob("*.pack")
+    content = bytearray(pack.read_bytes())
+    content[len(before[0][2]) + 5] ^= 1  # a bit of the second one
+    pack.write_bytes(content)
+    train = opened(config).train
+    assert train.read(0) == before[0][2]
+    with pytest.raises(OSError, match=f"^in {pack}: its digest is not the one in the index$"):
+        train.read(1)
+
+
+def test_a_read_is_tried_again_while_the_file_system_does_not_answer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = opened(options(folder)).train
+    expected, plain, failures = train.read(3), os.pread, [errno.ESTALE, errno.ESTALE]  # also of a file opened anew
+
+    def pread(*place: int) -> bytes:
+        if failures:
+            raise OSError(failures.pop(), "away")
+        return plain(*place)
+
+    monkeypatch.setattr(os, "pread", pread)
+    assert train.read(3) == expected
+    assert not failures
+    assert "away" in caplog.text
+    failures.append(errno.EACCES)
+    with pytest.raises(PermissionError):
+        train.read(3)
+
+
 def test_a_store_may_be_read_only(folder: Path) -> None:
     config = options(folder)
     expected = contents(opened(config))

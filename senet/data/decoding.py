@@ -1,7 +1,8 @@
 """Pictures decoded in threads, some batches ahead of the one that is used.
 
 At most ``AHEAD`` batches are decoded, or being decoded, while one is used; until the next one has taken its place there
-is one more. Beside them each thread holds one picture, as large as it is decoded.
+is one more. Beside them each thread holds one picture, as large as it is decoded, in up to 16 bytes a pixel:
+Pillow's pixels have four, a picture that is turned is there twice, and the crop is copied.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ class Crops(NamedTuple):
 
 def decode_whole(pictures: Pictures, row: int, size: int, center_crop: float) -> np.ndarray:
     """As it is evaluated, through any store and by predict. Raises RunError: it cannot be decoded."""
+    content = _read(pictures, row)
     try:
-        return fit_image(read_image(BytesIO(pictures.read(row))), size, center_crop)
+        return fit_image(read_image(BytesIO(content)), size, center_crop)
     except Exception as error:  # each decoder raises its own
         raise _refused(pictures, row, error) from None
 
@@ -58,8 +60,9 @@ def decode_part(pictures: Pictures, row: int, size: int, box_of: Callable[[int, 
     Raises:
         RunError: it cannot be decoded.
     """
+    content = _read(pictures, row)
     try:
-        return _part(pictures.read(row), size, box_of)
+        return _part(content, size, box_of)
     except Exception as error:  # each decoder raises its own
         raise _refused(pictures, row, error) from None
 
@@ -89,10 +92,20 @@ def drafted(content: bytes, size: int, box_of: Callable[[int, int], Box]) -> tup
         return as_shown(picture), (left / shrunk, top / shrunk, right / shrunk, bottom / shrunk)
 
 
+def _read(pictures: Pictures, row: int) -> bytes:
+    try:
+        return pictures.read(row)
+    except OSError as error:
+        raise RunError(
+            f"{pictures.name(row)} cannot be read ({error}); ./launch.sh data verify CONFIG says what is damaged, data "
+            f"prepare CONFIG packs that again from the same files, and the run goes on"
+        ) from None
+
+
 def _refused(pictures: Pictures, row: int, error: Exception) -> RunError:
     return RunError(
-        f"{pictures.name(row)} cannot be decoded ({reason_of(error)}); repair or remove it and have the images packed "
-        f"again: ./launch.sh data prepare CONFIG (data verify tells whether only its copy is damaged)"
+        f"{pictures.name(row)} cannot be decoded ({reason_of(error)}); put one in its place that can, type ./launch.sh "
+        f"data prepare CONFIG --anyway, and go on with resume.allow_changes=true; data verify CONFIG finds all such"
     )
 
 

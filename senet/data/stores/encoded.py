@@ -19,6 +19,7 @@ import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ import numpy as np
 from senet.config.options import DataConfig
 from senet.data.sources.index import SPLITS
 from senet.errors import ConfigError
-from senet.rundir.files import fsync_directory, read_json, write_json
+from senet.rundir.files import fsync_directory, may_pass, patiently, read_json, write_json
 
 FORMAT = 1  # all formats up to this one can be read
 ROW = np.dtype(
@@ -42,6 +43,7 @@ ROW = np.dtype(
     ]
 )
 ANEW = "./launch.sh data prepare CONFIG packs what is missing"
+_PATIENCE_S = 60.0  # less than distributed.step_timeout_s: the rank that waits reports the reason first
 _META = {"counts", "classes", "fingerprint", "sha256", "packs", "built"}
 
 
@@ -57,10 +59,21 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, row: int) -> bytes:
-        """Raises OSError: they cannot be read, or are not all there."""
+    def read(self, row: int, *, patience_s: float = _PATIENCE_S) -> bytes:
+        """As they were packed. It costs about a twentieth of decoding them to know that.
+
+        Args:
+            patience_s: how long a file system is waited for that does not answer.
+
+        Raises:
+            OSError: they cannot be read, are not all there, or are not those that were packed.
+        """
         found = self._rows[row]
-        return self._packs[int(found["pack"])].read(int(found["offset"]), int(found["size"]))
+        pack = self._packs[int(found["pack"])]
+        content = patiently(partial(pack.read, int(found["offset"]), int(found["size"])), limit_s=patience_s)
+        if digest_of(content) != self.digest(row):
+            raise OSError(f"in {pack.path}: its digest is not the one in the index")
+        return content
 
     def name(self, row: int) -> str:
         """The path of the image in its source, for messages."""
@@ -101,7 +114,13 @@ class Pack:
             raise ConfigError(f"{path} is damaged ({found:,} of {size:,} bytes are there); {ANEW}")
 
     def read(self, offset: int, size: int) -> bytes:
-        content = os.pread(self._file, size, offset)
+        try:
+            content = os.pread(self._file, size, offset)
+        except OSError as error:
+            if not may_pass(error):
+                raise
+            with self.path.open("rb") as anew:  # one that was open while a server was away may stay stale
+                content = os.pread(anew.fileno(), size, offset)
         if len(content) < size:
             raise OSError(f"{self.path}: {len(content):,} of {size:,} bytes are there from {offset:,} on")
         return content

@@ -72,7 +72,7 @@ def _replace(store: Path, copy: Path, damaged: Callable[[Path, Collection[str]],
             for name, size in read_json(store / "meta.json").get("packs", {}).items():
                 with suppress(FileNotFoundError):
                     if (own / "old" / name).stat().st_size >= size:
-                        (new / name).hardlink_to(own / "old" / name)
+                        (own / "old" / name).rename(new / name)
             rmtree(own / "old")  # for its room
         missing = {name: size for name, size in sizes.items() if not (new / name).exists()}
         if sum(missing.values()) > (free := shutil.disk_usage(new).free):

@@ -21,6 +21,7 @@ from PIL import Image
 from senet import REPOSITORY
 from senet.config.options import DataConfig
 from senet.data.__main__ import main
+from senet.data.sources.index import Place
 from senet.data.stores import removal, uses
 from senet.data.stores.catalog import stored_at, stored_below
 from senet.data.stores.choice import open_store
@@ -142,6 +143,76 @@ def test_prepare_adds_what_is_new_and_says_what_is_left_out(say: Say) -> None:
     assert "; 0 images added, 18 kept; left out: hidden: train/ant/.hidden; " in line
 
 
+def add_one() -> None:
+    Path("photos/train/ant/70.png").write_bytes(picture(70, "PNG"))
+
+
+def change_one() -> None:
+    Path("photos/train/ant/3.png").write_bytes(picture(70, "PNG"))
+
+
+def remove_one() -> None:
+    Path("photos/test/bee/7.png").unlink()
+
+
+def move_one() -> None:
+    Path("photos/train/ant/3.png").rename("photos/train/bee/3b.png")
+
+
+PREPARE = ("prepare", "photos.yaml", "data.store=encoded")
+
+
+@pytest.mark.parametrize("change", [add_one, change_one, remove_one, move_one])
+def test_prepare_does_not_end_runs_that_have_not_finished_unless_that_is_wanted(
+    say: Say, here: Path, change: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = open_store(options("encoded"))
+    for name in ("stopped", "failed", "finished"):
+        write(a_run(before.folder, name) / "status.json", {"state": name, "heartbeat": 1.0})
+    a_run(before.folder, "other", trained_on="0123")
+    a_run(before.folder, "new", trained_on=None)
+    meta = (before.folder / "meta.json").read_bytes()
+    say(0, *PREPARE)  # nothing is new
+    change()
+    for _ in range(2):
+        with pytest.raises(ConfigError) as caught:
+            main(PREPARE)
+        told = str(caught.value)
+        assert f": this would end {here}/runs/failed, {here}/runs/stopped, as a run goes on " in told
+        assert "--anyway" in told
+        assert "\n" not in told
+        assert (before.folder / "meta.json").read_bytes() == meta
+        assert build("encoded") == before.folder  # a start asks nobody
+    files = len(list(before.folder.glob("*.pack")))
+    assert files == (1 if change is remove_one else 2)
+    read: list[Path] = []
+    monkeypatch.setattr(Place, "read", lambda place: read.append(place.file) or place.file.read_bytes())
+    say(0, *PREPARE, "--anyway")
+    assert not read  # what was refused is packed
+    assert len(list(before.folder.glob("*.pack"))) == files
+    assert open_store(options("encoded")).fingerprint != before.fingerprint
+    remove_one() if change is not remove_one else add_one()
+    say(0, *PREPARE)  # nobody is left who could go on
+
+
+def test_a_run_that_trains_and_has_saved_nothing_yet_needs_its_images_too(say: Say, here: Path) -> None:
+    run_dir = a_run(build("encoded"), trained_on=None)
+    add_one()
+    with Lease.acquire(run_dir), pytest.raises(ConfigError, match=f"this would end {here}/runs/a, as a run goes on"):
+        main(PREPARE)
+    say(0, *PREPARE)  # it begins anew
+
+
+def test_prepare_warns_of_runs_that_cannot_be_seen(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = build("encoded")
+    a_run(store)
+    Path("runs").rename("runs-before")
+    add_one()
+    assert main(PREPARE) == 0
+    told = f"whether {here}/runs/a still needs the images of {store} cannot be seen from here"
+    assert capsys.readouterr().err == f"WARNING: {told}\n"
+
+
 def test_prepare_without_a_file_is_of_what_a_training_would_take(say: Say) -> None:
     line, hint = say(0, "prepare")
     assert line.startswith("data/stores/digits-")
@@ -248,7 +319,7 @@ def test_prune_keeps_what_a_run_uses_and_removes_it_once_the_run_is_gone(say: Sa
     assert say(0, "prune")[2:] == ["  can go: 0.0 MB", "0.0 MB can go; add --delete"]
     assert names() == {store.name}
     assert say(0, "prune", "--delete")[2:] == ["  removed: 0.0 MB"]
-    assert list(Path("data/stores").iterdir()) == []
+    assert names() == set()
 
 
 @later
@@ -283,7 +354,7 @@ def test_a_store_to_which_images_were_added_is_used_by_the_runs_of_before(say: S
     store = build("encoded")
     a_run(store)
     Path("photos/train/ant/70.png").write_bytes(picture(70, "PNG"))
-    say(0, "prepare", "photos.yaml", "data.store=encoded")
+    say(0, "prepare", "photos.yaml", "data.store=encoded", "--anyway")
     assert say(0, "prune", "--delete")[-1] == f"  stays: used by {here}/runs/a"
     assert names() == {store.name}
 
@@ -385,6 +456,49 @@ def test_what_somebody_builds_stays(say: Say, kind: str) -> None:
     os.close(descriptor)
     say(0, "prune", "--delete")
     assert names() == set()
+
+
+@later
+@pytest.mark.parametrize("seen", ["before", "meanwhile"])
+def test_what_somebody_adds_to_without_locks_stays(say: Say, seen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its journal says which process of another host packs, and beats."""
+    store = build("encoded")
+    shutil.rmtree(a_run(store))
+    journal = store / "0123.journal"
+    lines = [{"builder": {"host": "elsewhere", "boot": "b", "pid": 77, "pid_started": 1}}, {"key": "train/ant/0.png"}]
+    rename = Path.rename
+
+    def write_lines() -> None:
+        journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def and_meanwhile(path: Path, target: Path) -> Path:
+        if path == store:
+            write_lines()
+        return rename(path, target)
+
+    if seen == "before":
+        write_lines()
+        assert say(0, "list")[0].endswith(", process 77 on host elsewhere works at it")
+        assert say(1, "prune", "--delete", store.name)[-1] == "  stays: process 77 on host elsewhere works at it"
+    else:
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "rename", and_meanwhile)
+            assert say(1, "prune", "--delete")[-1] == "  left alone: process 77 on host elsewhere works at it"
+    assert names() == {store.name}
+    os.utime(journal, (1, 1))  # silent
+    say(0, "prune", "--delete", store.name)
+    assert names() == set()
+
+
+@later
+@BOTH
+def test_who_waits_for_the_lock_of_a_removed_store_and_who_comes_after_have_the_same_lock(say: Say, kind: str) -> None:
+    store = build(kind)
+    shutil.rmtree(a_run(store))
+    before = Path(f"{store}.lock").stat().st_ino
+    say(0, "prune", "--delete")
+    assert names() == set()
+    assert Path(f"{store}.lock").stat().st_ino == before
 
 
 @later

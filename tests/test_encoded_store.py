@@ -618,6 +618,26 @@ def test_a_full_disk_is_one_line_and_costs_nothing_that_was_packed(
         subprocess.run(["umount", "--lazy", config.root], check=True)
 
 
+@pytest.mark.parametrize("name", ["rows", "keys"])
+def test_an_index_that_cannot_be_written_leaves_no_file(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = np.save
+
+    def full(file: Any, values: np.ndarray) -> None:
+        if file.name.endswith(f"{name}.npy"):
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(file, values)
+
+    config = options(folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "save", full)
+        assert "No space left on device; free some space" in refusal(config)
+    assert not list(encoded_folder(config).glob("*.npy"))
+    assert contents(opened(config)) == in_source(config)
+
+
 # ---------------------------------------------------------------- copies on the disks of nodes
 
 

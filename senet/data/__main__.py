@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
 def prepare(arguments: Namespace) -> int:
     """Look at all images; build the store, or add to it."""
     began = time.monotonic()
-    store, packed = choice.prepare(_options("prepare", arguments.words))
+    store, packed = choice.prepare(_options("prepare", arguments.words), anyway=arguments.anyway)
     note_prepared(store)
     stored = stored_at(store)
     left_out = f"; left out: {stored.meta['left_out']}" if stored.meta.get("left_out") else ""
@@ -161,7 +161,7 @@ COMMANDS = {
         "build what a training reads its images from, or add what is new, without training",
         "YAML files and key=value, as for a training",
         prepare,
-        {},
+        {"--anyway": "also where runs that have not finished need the images as they were, and so cannot go on"},
     ),
     "verify": Command(
         "read all of a store, compare its digests, decode its images",

@@ -141,11 +141,14 @@ def started_at(pid: int) -> int:
 def seen_holder(path: Path) -> str:
     """Which other process holds the lock on a file, or has made a folder by ``own_folder``, as far as can be seen
     without a lock; empty where that one is known to have ended, or is silent."""
-    file = path / _BUILDER if path.is_dir() else path
-    process = read_json(file)
+    return seen_process(read_json(path / _BUILDER if path.is_dir() else path), path)
+
+
+def seen_process(process: Mapping[str, Any], path: Path) -> str:
+    """The same of a process, as ``this_process`` described it, that touches ``path`` while it works."""
     if process in ({}, this_process()) or has_ended(process) or time.time() - path.stat().st_mtime > _ABANDONED_S:
         return ""
-    return _holder(file)
+    return _named(process)
 
 
 def _wait(descriptor: int, path: Path, patience_s: float) -> bool:
@@ -173,7 +176,10 @@ def _wait(descriptor: int, path: Path, patience_s: float) -> bool:
 
 
 def _holder(path: Path) -> str:
-    process = read_json(path)
+    return _named(read_json(path))
+
+
+def _named(process: Mapping[str, Any]) -> str:
     return f"process {process['pid']} on host {process['host']}" if {"pid", "host"} <= process.keys() else "somebody"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from senet.data.sources.index import SPLITS, some
+from senet.data.stores.journal import seen_builder
 from senet.data.stores.packing import unused
 from senet.data.stores.pixels import fingerprint_of
 from senet.data.stores.uses import NOTES, Standing, read_notes, standings
@@ -123,7 +124,7 @@ def _look(path: Path) -> Stored | None:
         kind = _UNFINISHED[path.suffix]
     else:
         return None
-    builder = seen_holder(path) or seen_holder(Path(f"{path}.lock"))
+    builder = seen_holder(path) or seen_holder(Path(f"{path}.lock")) or seen_builder(path)
     facts = list(_files(path))
     changed = max((time_s for _, time_s in facts), default=path.stat().st_mtime)
     images = {split: _count(path, split, meta) for split in SPLITS} if meta else {}

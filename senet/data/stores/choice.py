@@ -61,15 +61,18 @@ def _packed(config: DataConfig, *, build: bool) -> Path:
     return store
 
 
-def prepare(config: DataConfig) -> tuple[Path, Packed]:
+def prepare(config: DataConfig, *, anyway: bool = False) -> tuple[Path, Packed]:
     """Look at all images, and build what is missing or add what is new. Returns where they are kept, and what has
     become of that.
+
+    Args:
+        anyway: also where runs need the images as they were.
 
     Raises:
         ConfigError: what ``pixel_folder`` and ``pack`` refuse.
     """
     if stored_as(config) == "encoded":
-        packed = pack(config, encoded_folder(config), add=True)
+        packed = pack(config, encoded_folder(config), add=True, anyway=anyway)
         assert packed is not None  # nothing is left as it is
         return encoded_folder(config), packed
     before = {path.name for path in Path(config.root, "stores").glob("*")}

@@ -201,22 +201,32 @@ def read_index(store: Path, meta: Mapping[str, Any], *, verify: bool) -> tuple[n
 
 def write_encoded(store: Path, facts: Mapping[str, Any], rows: np.ndarray, keys: np.ndarray) -> None:
     """Make a store of packs. ``facts``: classes, counts, packs and what else ``meta.json`` is to hold."""
+    token, hashes = secrets.token_hex(8), {}
+    try:
+        for name, values in (("rows", rows), ("keys", keys)):
+            path = store / f"{token}.{name}.npy"
+            with path.open("xb") as file:
+                np.save(file, values)
+                file.flush()
+                os.fsync(file.fileno())
+            with path.open("rb") as file:
+                hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        fsync_directory(store)
+    except BaseException:
+        for path in store.glob(f"{token}.*"):  # a full disk would be fuller after each try
+            path.unlink(missing_ok=True)
+        raise
+    meta = {"format": FORMAT, **facts, "fingerprint": fingerprint_of(facts, rows), "sha256": hashes}
+    meta["built"] = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    write_json(store / "meta.json", meta, durable=True)
+
+
+def fingerprint_of(facts: Mapping[str, Any], rows: np.ndarray) -> str:
+    """Of class names, counts, labels and digests in order, not of how they lie in packs."""
     content = hashlib.sha256(json.dumps([facts["classes"], facts["counts"]]).encode())
     content.update(rows["label"].astype("<i8").tobytes())
     content.update(rows["digest"].tobytes())
-    token, hashes = secrets.token_hex(8), {}
-    for name, values in (("rows", rows), ("keys", keys)):
-        path = store / f"{token}.{name}.npy"
-        with path.open("xb") as file:
-            np.save(file, values)
-            file.flush()
-            os.fsync(file.fileno())
-        with path.open("rb") as file:
-            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    fsync_directory(store)
-    meta = {"format": FORMAT, **facts, "fingerprint": content.hexdigest(), "sha256": hashes}
-    meta["built"] = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-    write_json(store / "meta.json", meta, durable=True)
+    return content.hexdigest()
 
 
 def digest_of(content: bytes) -> bytes:

@@ -20,7 +20,7 @@ import numpy as np
 
 from senet.data.stores.encoded import ROW
 from senet.rundir.files import fsync_directory, read_rows, replace_file
-from senet.rundir.locks import has_ended, this_process
+from senet.rundir.locks import has_ended, seen_process, this_process
 
 _CHUNK = 64 * 2**20  # bytes that a kill may lose, and that are made durable at once
 _LEFT = ".left"  # of a journal whose builder was refused, or ran out of room, and said so
@@ -98,6 +98,15 @@ def wait_for_earlier(store: Path, own: Path, patience_s: float) -> None:
             log.info("waiting for process %s on host %s, which packs images", builder.get("pid"), builder.get("host"))
             told = True
         time.sleep(_POLL_S)
+
+
+def seen_builder(store: Path) -> str:
+    """As ``seen_holder``: which other process packs images into a store, also where there are no locks."""
+    for path in store.glob("*.journal"):
+        with suppress(OSError, ValueError):  # removed meanwhile, or of another user
+            if seen := seen_process(_builder(path), path):
+                return seen
+    return ""
 
 
 def _journals(store: Path) -> list[Path]:

@@ -15,21 +15,21 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
 from senet.config.options import DataConfig
-from senet.data.sources.arrays import Source
 from senet.data.sources.choice import open_files, open_source
-from senet.data.sources.index import Files, some
+from senet.data.sources.index import some
 from senet.data.sources.intact import refuse_damaged
-from senet.data.stores.encoded import digest_of, read_meta, write_encoded
+from senet.data.stores.encoded import digest_of, fingerprint_of, read_meta, write_encoded
 from senet.data.stores.journal import PackWriter, forget_journals, wait_for_earlier
 from senet.data.stores.matching import WHERE, Known, Listed, match
 from senet.data.stores.reading import ahead
+from senet.data.stores.uses import unfinished
 from senet.distributed.devices import cores
 from senet.errors import ConfigError
 from senet.rundir.files import patiently
@@ -54,14 +54,16 @@ class Packed(NamedTuple):
         return ", ".join([f"{self.added:,} images added", *(f"{many:,} {what}" for what, many in rest.items() if many)])
 
 
-def pack(config: DataConfig, store: Path, *, add: bool) -> Packed | None:
+def pack(config: DataConfig, store: Path, *, add: bool, anyway: bool = False) -> Packed | None:
     """Build the store, or add to it what is new. One process at a time; where there are no locks, several.
 
     Args:
         add: False: a store that is there is left as it is, and None returned; nothing is listed then.
+        anyway: also where runs need the images as they were.
 
     Raises:
-        ConfigError: what ``open_source`` refuses; files that are no images, all of them; no space.
+        ConfigError: what ``open_source`` refuses; files that are no images, all of them; no space; runs that need the
+            images as they were. What is new is in a pack then, and is not read again.
     """
     try:
         store.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +81,7 @@ def pack(config: DataConfig, store: Path, *, add: bool) -> Packed | None:
             wait_for_earlier(store, writer.journal, _PATIENCE_S)
             if not add and (store / "meta.json").exists():
                 return None
-            return _pack(config, store, writer)
+            return _pack(config, store, writer, anyway)
     except OSError as error:
         raise ConfigError(f"data.root={config.root}: {error}; free some space, or choose another folder") from None
 
@@ -89,7 +91,7 @@ def _remove_empty(store: Path) -> None:
         store.rmdir()
 
 
-def _pack(config: DataConfig, store: Path, writer: PackWriter) -> Packed:
+def _pack(config: DataConfig, store: Path, writer: PackWriter, anyway: bool) -> Packed:
     files = open_files(config)
     if files is None:
         raise ConfigError(f"data.source={config.source} has no files to pack; use data.store=pixels")
@@ -107,7 +109,15 @@ def _pack(config: DataConfig, store: Path, writer: PackWriter) -> Packed:
     had = before >= 0
     same = (listed.rows["digest"][had] == known.rows["digest"][before[had]]).all(1).sum()
     packed = Packed(int((~had).sum()), int(had.sum() - same), int(known.indexed - had.sum()), int(same))
-    _publish(store, files, source, listed, known, [*known.packs, writer.path.name])
+    facts = {
+        "source": str(files.where.resolve()),
+        "classes": list(source.classes),
+        "counts": {split: len(labels) for split, labels in source.labels.items()},
+        "left_out": source.left_out,
+    }
+    if known.meta and fingerprint_of(facts, listed.rows) != known.meta["fingerprint"] and not anyway:
+        _refuse_to_end_runs(store, known, packed)
+    _publish(store, facts, listed, known, [*known.packs, writer.path.name])
     forget_journals(store, writer.journal)
     log.info("%s", packed)
     return packed
@@ -168,19 +178,21 @@ def _fill(
     return unreadable
 
 
-def _publish(store: Path, files: Files, source: Source, listed: Listed, known: Known, names: Sequence[str]) -> None:
+def _refuse_to_end_runs(store: Path, known: Known, packed: Packed) -> None:
+    if runs := unfinished(store, known.meta["fingerprint"]):
+        raise ConfigError(
+            f"{store}: {packed}: this would end {some(runs, 3)}, as a run goes on with the images that it began with "
+            f"alone; let it finish, add --anyway to `data prepare`, or name another data.root= for the new images"
+        )
+
+
+def _publish(store: Path, facts: dict[str, Any], listed: Listed, known: Known, names: Sequence[str]) -> None:
     """Make an index of what is in packs, unless the one that is there says the same."""
     used = np.unique(listed.rows["pack"])
     ends = listed.rows["offset"] + listed.rows["size"]
     packs = {names[number]: int(ends[listed.rows["pack"] == number].max()) for number in used.tolist()}
     listed.rows["pack"] = np.searchsorted(used, listed.rows["pack"])
-    facts = {
-        "source": str(files.where.resolve()),
-        "classes": list(source.classes),
-        "counts": {split: len(labels) for split, labels in source.labels.items()},
-        "left_out": source.left_out,
-        "packs": packs,
-    }
+    facts = facts | {"packs": packs}
     keys = np.frombuffer(b"".join(map(os.fsencode, listed.keys)), np.uint8)
     same = np.array_equal(keys, known.keys) and np.array_equal(listed.rows, known.rows[: known.indexed])
     if not (same and facts == {name: known.meta.get(name) for name in facts}):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import rmtree
 
 from senet.data.sources.index import some
 from senet.data.stores.catalog import Stored, stored_at
+from senet.data.stores.journal import seen_builder
 from senet.data.stores.uses import prepared_at, read_notes
 from senet.errors import RunError
 from senet.rundir.locks import StillHeld, lock, own_folder, seen_holder
@@ -86,13 +87,12 @@ def remove(stored: Stored, *, named: bool = False) -> None:
         now = stored_at(path)
         if why := why_it_stays(now, named=named):
             raise RunError(why)
-        path.rename(own / path.name)
-        if max((note.time for note in read_notes(own / path.name)), default=0.0) > now.opened:
-            (own / path.name).rename(path)
-            raise RunError("a run has just opened it")
-        rmtree(own / path.name)
-    with suppress(OSError):  # of another user
-        Path(f"{path}.lock").unlink(missing_ok=True)
+        path.rename(moved := own / path.name)
+        opened = max((note.time for note in read_notes(moved)), default=0.0) > now.opened
+        if opened or (builder := seen_builder(moved)):
+            moved.rename(path)
+            raise RunError("a run has just opened it" if opened else f"{builder} works at it")
+        rmtree(moved)  # the lock's file stays: others may wait for it
 
 
 def remove_unneeded(stored: Stored) -> None:

@@ -6,6 +6,7 @@ No torch. A store that cannot be written has no notes, and is never taken for un
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import socket
 import time
@@ -17,10 +18,12 @@ from typing import Any, Literal
 
 from senet.rundir.files import read_json, write_json
 from senet.rundir.named import is_run
+from senet.rundir.standing import state_of
 
 NOTES = "used"
 _PREPARED = "prepared.json"
 Standing = Literal["used", "other images", "removed", "unknown"]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,24 @@ def _trained_on(run_dir: Path) -> str:
         if manifest := read_json(path.with_suffix(".json")):
             return str(manifest.get("data", "")).partition("+")[0]
     return ""
+
+
+def unfinished(store: Path, fingerprint: str) -> list[str]:
+    """Run directories that cannot go on without the images of this store, which have this fingerprint now.
+
+    A warning is logged of those that cannot be seen from here.
+    """
+    notes = list(read_notes(store))
+    if unknown := [note.run_dir for note in notes if note.standing == "unknown"]:
+        log.warning("whether %s still needs the images of %s cannot be seen from here", ", ".join(unknown), store)
+    words = {note.run_dir: state_of(Path(note.run_dir)).word for note in notes if note.standing == "there"}
+    without_checkpoint = ("training", "starting")  # others of these begin anew, with whatever is there
+    return [
+        note.run_dir
+        for note in notes
+        if (note.trained_on == fingerprint and words[note.run_dir] != "finished")
+        or (not note.trained_on and words.get(note.run_dir) in without_checkpoint)
+    ]
 
 
 def standings(

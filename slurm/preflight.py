@@ -12,7 +12,7 @@ from pathlib import Path
 
 from senet.config.options import Config, DataConfig, SlurmConfig
 from senet.config.shares import check_split
-from senet.data.sources.choice import open_files
+from senet.data.stores.choice import look_for_files
 from senet.distributed.preemption import steps_between_votes
 from senet.errors import ConfigError
 from senet.rundir.files import read_json
@@ -71,7 +71,7 @@ def _tasks(config: Config) -> Iterator[Finding]:
 def _images(data: DataConfig) -> Iterator[Finding]:
     """Files that this machine does not see: the nodes may."""
     try:
-        open_files(data)
+        look_for_files(data)
     except (ConfigError, OSError) as error:
         yield Finding(False, f"{error}; the job will fail unless its nodes see them")
 

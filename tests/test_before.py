@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,12 +22,25 @@ from senet.config.options import DataConfig
 from senet.data.stores.pixels import open_pixels
 from senet.errors import ConfigError
 from senet.inference.formats import open_network
-from senet.rundir.checkpoint import read_checkpoint
+from senet.inference.scoring import open_test_data
+from senet.rundir.checkpoint import published_files, read_checkpoint
 from senet.rundir.files import read_json, read_rows, write_json
 from senet.rundir.saving import CheckpointManager
+from senet.training.resume import check_store
 from slurm.control import status
 from slurm.job import Job
-from tests.harness import checkpoints, edit_manifest, rows, train
+from tests.conftest import Train
+from tests.harness import (
+    StopAt,
+    checkpoints,
+    differing,
+    edit_manifest,
+    payload,
+    rows,
+    tiny_config,
+    train,
+    without_clock,
+)
 from tests.harness import status as status_of
 
 NARROW = "tests.networks:narrow_senet"
@@ -63,6 +77,36 @@ def test_a_run_that_was_stopped_in_mid_epoch_goes_on_from_there_to_its_end(befor
     last = status_of(run_dir)
     assert (last["state"], last["step"], last["generation"]) == ("finished", STEPS, 2)
     assert last["result"]["ema_top1"] > 80  # chance is 33
+
+
+def test_a_run_on_files_of_more_than_64_pixels_goes_on_with_the_pixels_that_it_has(
+    before: Path, tmp_path: Path, train_here: Train
+) -> None:
+    run_dir, root = tmp_path / "run", tmp_path / "data"
+    options = ["data.source=imagefolder", f"data.folder={before}/images", f"data.root={root}", "data.image_size=72"]
+    options += ["train.global_batch_size=8", "train.epochs=2", "train.amp=off", "schedule.warmup_epochs=0"]
+    train_here(tmp_path / "undisturbed", *options, "data.store=pixels")
+    train_here(run_dir, *options, "data.store=pixels", stop=StopAt(4))
+    [checkpoint, *_] = published_files(run_dir / "checkpoints")
+    for path in checkpoints(run_dir):
+        edit_manifest(path, lambda manifest: manifest["config"].pop("data.store"))
+    [store] = kept = [path for path in (root / "stores").iterdir() if path.is_dir()]
+
+    line = f"{checkpoint} was trained with data.store=pixels, and data.store=auto is encoded here, "
+    line += "which changes the numbers; set data.store=pixels, or choose another run_dir"
+    with pytest.raises(ConfigError, match=f"^{re.escape(line)}$"):
+        train_here(run_dir, *options)
+    with pytest.raises(ConfigError, match=f"^{re.escape(line)}$"):  # before any rank builds
+        check_store(tiny_config(*options, f"run_dir={run_dir}"), None)
+    data, _ = open_test_data(read_checkpoint(checkpoint).manifest, checkpoint, [f"data.root={root}"])
+    assert data.store == store
+    assert [path for path in (root / "stores").iterdir() if path.is_dir()] == kept
+
+    train_here(run_dir, *options, "data.store=pixels")
+    assert [start["resumed_from"] for start in read_rows(run_dir / "starts.jsonl")] == [0, 4]
+    ends = (without_clock(payload(each)) for each in (run_dir, tmp_path / "undisturbed"))
+    assert differing(*ends) == []
+    assert [path for path in (root / "stores").iterdir() if path.is_dir()] == kept
 
 
 def test_a_store_is_opened_and_not_built_anew(before: Path) -> None:

@@ -463,6 +463,31 @@ def test_only_options_that_change_numbers_count_as_changed() -> None:
     assert changed_options(saved, load_config(["train.clip_norm=1"])) == [("train.clip_norm", 0.0, 1.0)]
 
 
+def test_a_store_counts_as_changed_where_the_images_are_kept_as_another_kind() -> None:
+    for size, kind, other in ((64, "pixels", "encoded"), (65, "encoded", "pixels")):
+        files = ["data.source=imagefolder", "data.folder=photos", f"data.image_size={size}"]
+        auto, same, changed = (load_config([*files, f"data.store={store}"]) for store in ("auto", kind, other))
+        for one, now in ((auto, same), (same, auto), (auto, auto)):
+            assert changed_options(to_flat(one), now) == []
+        assert changed_options(to_flat(auto), changed) == [("data.store", kind, other)]
+        assert changed_options(to_flat(changed), auto) == [("data.store", other, kind)]
+        before = to_flat(auto)
+        del before["data.store"]  # as versions wrote it that had pixels alone
+        assert changed_options(before, auto) == ([] if kind == "pixels" else [("data.store", "pixels", "encoded")])
+        assert restore_data(before).store == "pixels"
+
+
+def test_what_a_run_of_before_wrote_as_yaml_keeps_its_images_as_pixels(tmp_path: Path) -> None:
+    recipe = tmp_path / "config.yaml"
+    whole = to_yaml(load_config(["data.source=imagefolder", "data.folder=photos", "data.image_size=224"]))
+    for text, store in ((whole, "auto"), (whole.replace("  store: auto\n", ""), "pixels")):
+        recipe.write_text(text)
+        assert load_config([str(recipe)]).data.store == store
+    assert load_config([str(recipe), "data.store=encoded"]).data.store == "encoded"
+    recipe.write_text("data: {source: imagefolder, folder: photos, image_size: 224}\nrun_dir: a\nseed: 0")
+    assert load_config([str(recipe)]).data.store == "auto"
+
+
 def test_what_may_change_on_resume_what_makes_groups_and_what_is_in_the_card_are_three_lists() -> None:
     """An option for which they differ is named here."""
     free, compared, in_card = (those(name) for name in ("free", "compared", "in_card"))
@@ -557,7 +582,8 @@ def test_data_options_of_a_file_are_taken_as_they_stand(monkeypatch: pytest.Monk
     for folder in ("/data/set #2", "${oc.env:SECRET}", "${", "'x'", "null", "007"):
         saved = {"data.source": "imagefolder", "data.folder": folder, "data.std": [0.5, 0.5, 0.25], "data.younger": 1}
         data = restore_data(saved, ["data.root=/else where", "data.decode_threads=3"])
-        assert data == DataConfig("imagefolder", "/else where", folder, std=(0.5, 0.5, 0.25), decode_threads=3)
+        others = {"store": "pixels", "std": (0.5, 0.5, 0.25), "decode_threads": 3}  # there was no other store then
+        assert data == DataConfig("imagefolder", "/else where", folder, **others)
         assert restore_data(saved, ["data.folder=a"]).folder == "a"
     saved |= {"data.splits": {"train": "fit", "test": "val"}}
     assert restore_data(saved, ["data.splits.test=dev"]).splits == {"train": "fit", "test": "dev"}
@@ -567,6 +593,8 @@ def test_data_options_of_a_file_are_taken_as_they_stand(monkeypatch: pytest.Monk
     ("key", "value"),
     [
         ("source", "nonsense"),
+        ("store", "nonsense"),
+        ("resident", "nonsense"),
         ("root", ["a"]),
         ("root", "a\nb"),
         ("image_size", 50_000),

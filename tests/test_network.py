@@ -148,6 +148,7 @@ def test_a_checkpoint_that_is_named_without_its_manifest_says_what_to_copy(train
         ("model.reduction", 0, "model.reduction=0"),
         ("weights", "best", "weights='best' must be raw or averaged"),
         ("seed", "x", "seed='x'"),
+        ("data.store", "foo", "data.store='foo' is no value of this option"),
         ("data.image_size", 50_000, "data.image_size=50000 is out of range"),
         ("data.mean", [0.5, 0.5, float("nan")], "data.mean="),
         ("data.std", [0.5, 0.5, 0.0], "data.std="),

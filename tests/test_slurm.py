@@ -20,6 +20,7 @@ import submitit
 
 from senet import REPOSITORY
 from senet.config.load import load_config, to_flat
+from senet.data.stores.encoded import encoded_folder
 from senet.distributed.preemption import StopFlag
 from senet.errors import ConfigError
 from senet.rundir import commit as commit_module
@@ -742,6 +743,14 @@ def test_a_folder_of_images_is_looked_for_with_both_its_splits(run_dir: Path, tm
         assert f"warning: {photos / missing}: no such folder; " in found(*options, run_dir=run_dir)
     (photos / "val").mkdir()
     assert "no such folder" not in found(*options, run_dir=run_dir)
+    options = (*options, f"data.root={tmp_path}", "data.store=encoded")
+    shutil.rmtree(photos)
+    assert "no such folder" in found(*options, run_dir=run_dir)
+    store = encoded_folder(load_config(tiny(*options)).data)
+    store.mkdir(parents=True)
+    write_json(store / "meta.json", {})
+    assert "no such folder" not in found(*options, run_dir=run_dir)  # a start looks at no files
+    assert "no such folder" in found(*options, "data.store=pixels", run_dir=run_dir)
     options = ("data.source=table", f"data.table={photos / 'labels.csv'}")
     assert f"warning: data.table={photos / 'labels.csv'}: no such file; " in found(*options, run_dir=run_dir)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from senet.config.options import AugmentConfig, DataConfig
 from senet.errors import ConfigError
@@ -23,6 +24,12 @@ def stored_as(data: DataConfig) -> Literal["pixels", "encoded"]:
     if data.store != "auto":
         return data.store
     return "encoded" if data.source in _FILES and data.image_size > _LARGEST_DECODED else "pixels"
+
+
+def kept_as(saved: Mapping[str, Any]) -> str:
+    """The same of flat options from a file. Those without ``data.store`` are of a version that had pixels alone."""
+    source, size = (saved.get(f"data.{name}", getattr(DataConfig, name)) for name in ("source", "image_size"))
+    return stored_as(DataConfig(source=source, image_size=size, store=saved.get("data.store", "pixels")))
 
 
 def check_source(data: DataConfig) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from senet import REPOSITORY
 from senet.config.checks import check_ranges, check_together
 from senet.config.hints import near_option, what_was_meant
-from senet.config.images import refuse_ignored_files
+from senet.config.images import kept_as, refuse_ignored_files, stored_as
 from senet.config.options import Config, DataConfig, entry_of, flat_values, groups, options, those, types
 from senet.config.reading import Quoted, as_path, as_type, as_yaml, parse, plain, shown, unquoted
 from senet.config.renamed import with_new_names
@@ -166,12 +166,14 @@ def restore_data(saved: Mapping[str, Any], overrides: Sequence[str] = ()) -> Dat
     """The group ``data`` of a flat configuration from a file, with ``data.key=value`` pairs over it.
 
     What is saved may be anybody's: it is taken as it stands, not as YAML, and nothing in it is interpolated. What it
-    does not know (it is older) has its default, what is not known here (it is younger) is left out.
+    does not know (it is older) has its default, and data.store=pixels, which was all there was; what is not known
+    here (it is younger) is left out.
 
     Raises:
         ConfigError: a wrong type, a value out of range, or no files for data.source.
     """
     values: dict[str, Any] = {}
+    saved, hints = {"data.store": "pixels", **saved}, get_type_hints(DataConfig)
     for spec in dataclasses.fields(DataConfig):
         default = {} if spec.default is dataclasses.MISSING else spec.default
         value = saved.get(f"data.{spec.name}", default)
@@ -179,7 +181,7 @@ def restore_data(saved: Mapping[str, Any], overrides: Sequence[str] = ()) -> Dat
         fits = type(value) is type(default)
         if fits and isinstance(value, tuple):
             fits = len(value) == 3 and all(type(each) in (int, float) for each in value)
-        if not fits or (spec.name == "source" and value not in get_args(get_type_hints(DataConfig)["source"])):
+        if not fits or (get_origin(hints[spec.name]) is Literal and value not in get_args(hints[spec.name])):
             raise ConfigError(f"data.{spec.name}={value!r} is no value of it; see {typed('train')} --help data")
         values[spec.name] = value
     given = _merge([("", _read_override(pair)) for pair in overrides])
@@ -208,15 +210,12 @@ def to_yaml(config: Config) -> str:
 def changed_options(saved: Mapping[str, Any], config: Config) -> list[tuple[str, Any, Any]]:
     """``(key, saved value, value now)`` of the options that change numbers and differ.
 
-    An option that ``saved`` does not know (it is younger) counts as saved with its default.
+    An option that ``saved`` does not know (it is younger) counts as saved with its default. Of ``data.store`` what it
+    stands for is compared.
     """
-    now, defaults = to_flat(config), to_flat(Config())
-    free = those("free")
-    return [
-        (key, saved.get(key, defaults[key]), value)
-        for key, value in now.items()
-        if key not in free and saved.get(key, defaults[key]) != value
-    ]
+    now = to_flat(config) | {"data.store": stored_as(config.data)}
+    before = to_flat(Config()) | {**saved, "data.store": kept_as(saved)}
+    return [(key, before[key], now[key]) for key in now if key not in those("free") and before[key] != now[key]]
 
 
 def _read_yaml(name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Options that had another name in an earlier version."""
+"""Options that had another name or another meaning in an earlier version."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from senet.errors import ConfigError
 
 _WRITTEN_BY_A_RUN = {"run_dir", "seed", "log.every_steps", "slurm.cluster"}
 """Among the options of such a file, which holds them all."""
+_OF_DATA = {f"data.{name}" for name in ("root", "mean", "std", "holdout", "resident", "decode_threads")}
+"""Among them since before data.store, when all images were kept as pixels."""
 
 
 def of_a_run(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,7 +26,8 @@ def with_new_names(origin: str, given: Sequence[tuple[str, Any]]) -> Iterable[tu
     """
     keys = {key for key, _ in given}
     if keys >= _WRITTEN_BY_A_RUN:
-        return [_today(key, value) for key, value in given]
+        pixels = [("data.store", "pixels")] if keys >= _OF_DATA and "data.store" not in keys else []
+        return [*(_today(key, value) for key, value in given), *pixels]
     if "log.tensorboard" in keys:
         _, new = _today("log.tensorboard", dict(given)["log.tensorboard"])
         raise ConfigError(f"{origin}log.tensorboard is now log.to, a list; write log.to=[{','.join(new)}]")

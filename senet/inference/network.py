@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
 from senet.compat import module_versions, with_module_versions
 from senet.config.load import restore_data
-from senet.config.options import NETWORKS, AugmentConfig, Config, DataConfig, ModelConfig
+from senet.config.options import NETWORKS, AugmentConfig, Config, DataConfig, ModelConfig, types
 from senet.data.augment import Preprocess
 from senet.distributed.devices import choose_device
 from senet.errors import ConfigError
@@ -186,6 +186,7 @@ def check_facts(facts: Mapping[str, Any], origin: Path) -> None:
         ("seed", type(seed) is int and seed >= 0),
         ("model.name", isinstance(config["model.name"], str)),
         ("model.reduction", type(reduction) is int and reduction >= 1),
+        ("data.store", config.get("data.store", "auto") in get_args(types()["data.store"])),
         ("model.args", isinstance(config.get("model.args", {}), dict)),
     ):
         if not fits:

@@ -29,7 +29,7 @@ from senet.rundir.saving import CheckpointManager
 from senet.training.feed import build_preprocess, build_sampler, load_extra
 from senet.training.losses import load_loss, try_own
 from senet.training.precision import begun_with
-from senet.training.resume import check_fits, choose_checkpoint
+from senet.training.resume import check_fits, check_store, choose_checkpoint
 from senet.training.seeds import seed_everything
 from senet.views.services import check_installed
 
@@ -73,6 +73,7 @@ def prepare(
     if ranks.is_main:
         lease, checkpoints = _own_run_dir(config, stack, stop, watchdog)
         checkpoint = choose_checkpoint(config, checkpoints)
+    check_store(config, checkpoint)
     seed_everything(config.seed)  # a user's code may draw
     refuse_unknown(config.model.name, config.model.args)
     if config.train.loss:

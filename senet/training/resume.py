@@ -11,11 +11,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from senet.config.images import kept_as, stored_as
 from senet.config.load import changed_options, to_flat
 from senet.config.options import Config, ScheduleConfig
 from senet.data.samplers import ImageData, ResumableSampler
 from senet.errors import ConfigError
 from senet.rundir.checkpoint import FORMAT, Checkpoint, CheckpointError, published_files, read_checkpoint, unpickle
+from senet.rundir.files import read_json
 from senet.rundir.saving import CheckpointManager
 from senet.training.schedule import lr_at
 from senet.training.state import TrainState
@@ -63,6 +65,29 @@ def read_named(name: str) -> Checkpoint:
         return read_checkpoint(Path(name))
     except CheckpointError as error:
         raise ConfigError(f"resume.mode={name}: {error}") from None
+
+
+def check_store(config: Config, checkpoint: Checkpoint | None) -> None:
+    """ConfigError where the images of the run that goes on are kept as another kind, before any are packed or decoded.
+
+    Args:
+        checkpoint: that of ``choose_checkpoint``. None on other ranks, which look at the newest manifest, unverified,
+            so that none of them builds while rank 0 refuses.
+    """
+    if checkpoint is not None:
+        path, saved = checkpoint.path, checkpoint.manifest["config"]
+    else:
+        newest = next(iter(published_files(Path(config.run_dir, "checkpoints"))), None)
+        if newest is None or config.resume.mode != "auto":
+            return
+        path, saved = newest, read_json(newest.with_suffix(".json")).get("config")
+    if config.resume.allow_changes or not isinstance(saved, dict):
+        return
+    if (was := kept_as(saved)) != (now := stored_as(config.data)):
+        raise ConfigError(
+            f"{path} was trained with data.store={was}, and data.store={config.data.store} is {now} here, which "
+            f"changes the numbers; set data.store={was}, or choose another run_dir"
+        )
 
 
 def identity(config: Config, data: ImageData, sampler: ResumableSampler, facts: Mapping[str, Any]) -> dict[str, Any]:

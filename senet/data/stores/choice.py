@@ -8,6 +8,7 @@ from pathlib import Path
 
 from senet.config.images import stored_as
 from senet.config.options import DataConfig
+from senet.data.sources.choice import open_files
 from senet.data.stores.encoded import EncodedStore, encoded_folder, open_encoded, read_meta
 from senet.data.stores.packing import Packed, pack
 from senet.data.stores.pixels import PixelStore, map_pixels, pixel_folder
@@ -47,6 +48,12 @@ def open_store(config: DataConfig, *, build: bool = True, verify: bool = True) -
 def store_folder(config: DataConfig) -> Path:
     """Where the images are kept. ConfigError: they are not."""
     return pixel_folder(config, build=False) if stored_as(config) == "pixels" else _packed(config, build=False)
+
+
+def look_for_files(config: DataConfig) -> None:
+    """ConfigError where a start would miss the files of the images: it needs none that are packed already."""
+    if stored_as(config) == "pixels" or not (encoded_folder(config) / "meta.json").exists():
+        open_files(config)
 
 
 def _packed(config: DataConfig, *, build: bool) -> Path:

@@ -16,6 +16,8 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
@@ -31,7 +33,7 @@ from senet.data.sources.choice import open_files
 from senet.data.sources.index import SPLITS, Place
 from senet.data.sources.intact import refuse_damaged
 from senet.data.sources.pictures import read_image
-from senet.data.stores import journal, packing, staging
+from senet.data.stores import encoded, journal, packing, staging
 from senet.data.stores.choice import damaged, open_store, prepare
 from senet.data.stores.encoded import EncodedStore, encoded_folder
 from senet.errors import ConfigError
@@ -183,7 +185,6 @@ def test_an_open_store_needs_its_source_no_more(folder: Path) -> None:
     assert contents(opened(config)) == expected
 
 
-@ROOT
 def test_each_image_that_is_read_is_compared_with_its_digest(folder: Path) -> None:
     config = options(folder)
     before = contents(opened(config))
@@ -217,6 +218,7 @@ def test_a_read_is_tried_again_while_the_file_system_does_not_answer(
         train.read(3)
 
 
+@ROOT
 def test_a_store_may_be_read_only(folder: Path) -> None:
     config = options(folder)
     expected = contents(opened(config))
@@ -330,6 +332,35 @@ def test_a_label_that_has_changed_is_another_content(folder: Path, read: list[st
     assert after.train.labels.sum() == before.train.labels.sum() + 1
     assert after.fingerprint != before.fingerprint
     assert len(read) == 30
+
+
+def open_packs() -> int:
+    names = []
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            names.append(path.readlink())
+    return sum(name.suffix == ".pack" for name in names)
+
+
+def test_of_a_store_of_many_packs_few_are_open_and_any_number_of_threads_reads_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoded, "_MOST_OPEN", 2)
+    config = options(folder)
+    opened(config)
+    for number in range(6):
+        write(folder / f"train/ant/{number:02}b.jpg", picture(1000 + number))
+        prepare(config)
+    assert len(packs(config)) == 7
+    store = opened(config)
+    assert open_packs() == 2
+    rows = np.random.default_rng(0).integers(0, len(store.train), 2000).tolist()
+    expected = [content for *_, content in in_source(config)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(store.train.read, rows)) == [expected[row] for row in rows]
+    assert open_packs() == 2
+    del store
+    assert open_packs() == 0
 
 
 # ---------------------------------------------------------------- kills, several builders

@@ -18,8 +18,8 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,13 +44,14 @@ ROW = np.dtype(
 )
 ANEW = "./launch.sh data prepare CONFIG packs what is missing"
 _PATIENCE_S = 60.0  # less than distributed.step_timeout_s: the rank that waits reports the reason first
+_MOST_OPEN = 64  # packs of a store; each addition makes one, and a process may open about a thousand files
 _META = {"counts", "classes", "fingerprint", "sha256", "packs", "built"}
 
 
 class Pictures:
     """The images of one split, as the bytes of their files. Any number of threads may read at once."""
 
-    def __init__(self, rows: np.ndarray, keys: np.ndarray, first_key: int, packs: Sequence[Pack]) -> None:
+    def __init__(self, rows: np.ndarray, keys: np.ndarray, first_key: int, packs: Packs) -> None:
         """``keys``: the bytes of the keys of all splits, of which this one's begin at ``first_key``."""
         self.labels = rows["label"].astype(np.int64)
         """int64 [N]."""
@@ -69,10 +70,10 @@ class Pictures:
             OSError: they cannot be read, are not all there, or are not those that were packed.
         """
         found = self._rows[row]
-        pack = self._packs[int(found["pack"])]
-        content = patiently(partial(pack.read, int(found["offset"]), int(found["size"])), limit_s=patience_s)
+        place = int(found["pack"]), int(found["offset"]), int(found["size"])
+        content = patiently(partial(self._packs.read, *place), limit_s=patience_s)
         if digest_of(content) != self.digest(row):
-            raise OSError(f"in {pack.path}: its digest is not the one in the index")
+            raise OSError(f"in {self._packs.paths[place[0]]}: its digest is not the one in the index")
         return content
 
     def name(self, row: int) -> str:
@@ -82,7 +83,7 @@ class Pictures:
 
     def pack(self, row: int) -> str:
         """The name of the file that its bytes are in."""
-        return self._packs[int(self._rows[row]["pack"])].path.name
+        return self._packs.paths[int(self._rows[row]["pack"])].name
 
     def digest(self, row: int) -> bytes:
         """``digest_of`` the bytes that were packed."""
@@ -102,16 +103,11 @@ class EncodedStore(NamedTuple):
 class Pack:
     """The file ``path`` of images, open as long as this object is."""
 
-    def __init__(self, path: Path, size: int) -> None:
-        """ConfigError: it is not there, or has less than ``size`` bytes."""
+    def __init__(self, path: Path) -> None:
+        """OSError: it cannot be opened."""
         self.path, self._file = path, -1
-        try:
-            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            found = os.fstat(self._file).st_size
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be read ({error.strerror}); {ANEW}") from None
-        if found < size:
-            raise ConfigError(f"{path} is damaged ({found:,} of {size:,} bytes are there); {ANEW}")
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.size = os.fstat(self._file).st_size
 
     def read(self, offset: int, size: int) -> bytes:
         try:
@@ -128,6 +124,26 @@ class Pack:
     def __del__(self) -> None:
         if self._file >= 0:
             os.close(self._file)
+
+
+class Packs:
+    """The packs of a store, by number. Of many, those that were read last are open, and those that threads read now."""
+
+    def __init__(self, store: Path, sizes: Mapping[str, int]) -> None:
+        """Name -> bytes. ConfigError: one cannot be opened, or has less."""
+        self.paths = [store / name for name in sizes]
+        self._opened = lru_cache(_MOST_OPEN)(Pack)  # what it forgets is closed when no thread reads it any more
+        for path, size in zip(self.paths, sizes.values(), strict=True):
+            try:
+                found = self._opened(path).size
+            except OSError as error:
+                raise ConfigError(f"{path} cannot be read ({error.strerror}); {ANEW}") from None
+            if found < size:
+                raise ConfigError(f"{path} is damaged ({found:,} of {size:,} bytes are there); {ANEW}")
+
+    def read(self, number: int, offset: int, size: int) -> bytes:
+        """OSError: it cannot be opened or read, or ends before."""
+        return self._opened(self.paths[number]).read(offset, size)
 
 
 def encoded_folder(config: DataConfig) -> Path:
@@ -148,7 +164,7 @@ def open_encoded(store: Path, *, verify: bool = True) -> EncodedStore:
     """
     meta = read_meta(store)
     rows, keys = read_index(store, meta, verify=verify)
-    packs = [Pack(store / name, size) for name, size in meta["packs"].items()]
+    packs = Packs(store, meta["packs"])
     count = meta["counts"]["train"]
     first_key = int(rows[count - 1]["key_end"])
     return EncodedStore(

@@ -11,7 +11,7 @@ import numpy as np
 
 from senet.data.sources.arrays import Source
 from senet.data.sources.index import SPLITS, Files, Index
-from senet.data.stores.encoded import ROW, Pack, read_index, read_meta
+from senet.data.stores.encoded import ROW, Packs, read_index, read_meta
 from senet.data.stores.journal import read_journals
 from senet.errors import ConfigError
 
@@ -39,7 +39,7 @@ class Known:
         self.at = {os.fsdecode(names[a:b]): n for n, (a, b) in enumerate(zip([0, *ends], ends, strict=False))}
         for number, name in enumerate(self.packs):
             try:
-                Pack(store / name, self.meta["packs"][name])
+                Packs(store, {name: self.meta["packs"][name]})
             except ConfigError as error:
                 log.warning("%s", error)
                 self.rows["pack"][self.rows["pack"] == number] = -1

@@ -317,6 +317,8 @@ def test_the_resolved_configuration_reads_back_the_same(tmp_path: Path) -> None:
         ("a\nb.yaml", r"'a\nb.yaml': no such file"),
         ("seed=3\nlr=2", r"seed='3\nlr=2' is no whole number"),
         ("schedule.milestones=10,20", "is no list; write it in brackets: [10,20]"),
+        ("augment.crop_area=0.25", "is no list of 2; write them in brackets: [..., ...]"),
+        ("augment.crop_area=0.25,1", "is no list; write it in brackets: [0.25,1]"),
         ("schedule.milestones='[10]'", "is no list; write it in brackets: [10]"),
         ("schedule.milestones=[1", "schedule.milestones=[1 cannot be read: "),
         ("data.mean=[0,0,[0]]", "holds [0], which is a list"),

@@ -25,7 +25,7 @@ from senet.data.sources.index import Place
 from senet.data.stores import removal, uses
 from senet.data.stores.catalog import stored_at, stored_below
 from senet.data.stores.choice import open_store
-from senet.data.stores.uses import note_run
+from senet.data.stores.uses import note_run, read_notes
 from senet.errors import ConfigError, RunError
 from senet.rundir.files import write_json
 from senet.rundir.lease import Lease
@@ -683,3 +683,15 @@ def test_a_training_leaves_its_note_in_the_store_that_it_opens(
     shutil.rmtree(tmp_path / "runs/one")
     say(0, "prune", f"data.root={tmp_path}/data", "--delete")
     assert stored_below(tmp_path / "data") == []
+
+
+@BOTH
+def test_a_start_that_is_refused_is_no_use_of_a_store(train_here: Train, tmp_path: Path, kind: str) -> None:
+    run_dir, data = tmp_path / "runs/one", ("data.source=imagefolder", "data.folder=photos", f"data.store={kind}")
+    given = (*data, f"data.root={tmp_path}/data", "train.amp=off", "train.epochs=1")
+    with pytest.raises(ConfigError, match="is more than the 12 training images"):
+        train_here(run_dir, *given, "train.global_batch_size=64")
+    [store] = stored_below(tmp_path / "data")
+    assert list(read_notes(store.path)) == []
+    train_here(run_dir, *given, "train.global_batch_size=4")
+    assert [note.run_dir for note in read_notes(store.path)] == [str(run_dir)]

@@ -185,6 +185,8 @@ def _as_tuple(value: Any, parts: tuple[Any, ...]) -> tuple[Any, ...]:
     count = None if Ellipsis in parts else len(parts)
     if not isinstance(value, list | tuple):
         some = shown(value).strip("()[], ") if isinstance(value, str) else ""
+        if count and len(some.split(",")) != count:
+            raise ValueError(f"is no list of {count}; write them in brackets: [{', '.join(['...'] * count)}]")
         raise ValueError(f"is no list; write it in brackets: [{some or '...'}]")
     if count is not None and len(value) != count:
         raise ValueError(f"has {len(value)} entries; this list has {count}")

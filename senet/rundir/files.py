@@ -36,6 +36,12 @@ def may_pass(error: OSError) -> bool:
     return error.errno in _PASSING
 
 
+def remedy(error: OSError) -> str:
+    """What to do about a folder that cannot be written."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "free some space, or choose another folder" if full else "see that it can be written, or choose another one"
+
+
 def patiently(action: Callable[[], T], *, limit_s: float | None = None) -> T:
     """Run ``action``. While its file system does not answer, run it again from the beginning, up to ``PATIENCE_S``.
 

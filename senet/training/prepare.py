@@ -84,8 +84,6 @@ def prepare(
     if ranks.is_main:
         check_installed(config.log.to)
     data = open_images(config.data, local_rank=ranks.local_rank)
-    if ranks.is_main and data.store is not None:
-        note_run(data.store, Path(config.run_dir))
     sampler = build_sampler(config, data, ranks)
     class_weights(config.train, data)  # names of classes
     if config.train.loss or config.augment.extra:
@@ -94,6 +92,8 @@ def prepare(
     if checkpoint is not None:
         check_fits(config, checkpoint, data, sampler.batches_per_epoch, network)
     _check_images(config, ranks, network)
+    if ranks.is_main and data.store is not None:  # nothing refuses the run any more
+        note_run(data.store, Path(config.run_dir))
     begun = begun_with(config, checkpoint, lease)
     return Prepared(data, network, sampler, lease, checkpoints, checkpoint, begun)
 

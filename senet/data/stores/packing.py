@@ -32,7 +32,7 @@ from senet.data.stores.reading import ahead
 from senet.data.stores.uses import unfinished
 from senet.distributed.devices import cores
 from senet.errors import ConfigError
-from senet.rundir.files import patiently
+from senet.rundir.files import patiently, remedy
 from senet.rundir.locks import StillHeld, beating, lock
 
 _PATIENCE_S = 60.0  # for another process that holds the lock and no longer renews it
@@ -83,7 +83,7 @@ def pack(config: DataConfig, store: Path, *, add: bool, anyway: bool = False) ->
                 return None
             return _pack(config, store, writer, anyway)
     except OSError as error:
-        raise ConfigError(f"data.root={config.root}: {error}; free some space, or choose another folder") from None
+        raise ConfigError(f"data.root={config.root}: {error}; {remedy(error)}") from None
 
 
 def _remove_empty(store: Path) -> None:

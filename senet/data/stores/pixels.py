@@ -28,7 +28,7 @@ from senet.data.sources.index import SPLITS, Files, some
 from senet.data.sources.pictures import Unreadable, fit_image
 from senet.distributed.devices import cores
 from senet.errors import ConfigError
-from senet.rundir.files import fsync_directory, read_json, write_json
+from senet.rundir.files import fsync_directory, read_json, remedy, write_json
 from senet.rundir.locks import StillHeld, lock, own_folder
 
 FORMAT = 1  # all formats up to this one can be read
@@ -76,7 +76,7 @@ def pixel_folder(config: DataConfig, *, build: bool) -> Path:
         try:
             _build_once(config, files, store)
         except OSError as error:
-            raise ConfigError(f"data.root={config.root}: {error}; free some space, or choose another folder") from None
+            raise ConfigError(f"data.root={config.root}: {error}; {remedy(error)}") from None
     return store
 
 

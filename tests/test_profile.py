@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,6 +139,9 @@ def test_a_profile_goes_on_where_a_run_is_resumed_before_it_and_is_left_out_afte
     assert status(tmp_path)["step"] <= 3
     assert not (tmp_path / "profile").exists()
     train_here(tmp_path, *SMALL, *FIVE, stop=StopAt(8))
+    writing = [thread for thread in threading.enumerate() if thread.name == "profile"]  # a stop does not wait for it
+    for thread in writing:
+        thread.join(120)
     assert updates(trace(tmp_path, 5)) == [5, 6, 7]
     step = status(tmp_path)["step"]
     train_here(tmp_path, *SMALL, f"log.profile_at={step}")

@@ -16,14 +16,15 @@ from senet.errors import ConfigError
 from senet.rundir.commit import COMMIT_FILE, commit
 
 MAX_BYTES = 256 * 2**20
-_NOT_CODE = (".*", "data", "runs", "__pycache__", "*.egg-info")  # for a copy without git
+_NOT_CODE = (".*", "__pycache__", "*.egg-info")  # for a copy without git
+_RESULTS = {"data", "runs"}  # in the checkout itself: senet/data is code
 
 
 def take_snapshot(folder: Path, *, without: Path) -> Path:
     """Copy the code to ``folder/code-<hash of its content>``, if that is not there yet.
 
     With git: the tracked files and the untracked ones that are not ignored, as they are on disk. Without: all but
-    hidden files, ``data`` and ``runs``.
+    hidden files, and ``data`` and ``runs`` beside them.
 
     Args:
         without: the run directory, which may lie in the checkout.
@@ -73,7 +74,7 @@ def _files() -> Iterator[Path]:
     if not paths:
         ignored = shutil.ignore_patterns(*_NOT_CODE)
         for folder, folders, names in os.walk(REPOSITORY):
-            left_out = ignored(folder, [*folders, *names])
+            left_out = ignored(folder, [*folders, *names]) | (_RESULTS if Path(folder) == REPOSITORY else set())
             folders[:] = [name for name in folders if name not in left_out]
             paths += [Path(folder) / name for name in names if name not in left_out]
     for path in sorted(paths):

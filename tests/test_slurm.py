@@ -1131,10 +1131,13 @@ def test_a_run_directory_that_is_not_ignored_is_left_out(checkout: Path) -> None
 
 def test_without_git_it_is_a_plain_copy(checkout: Path) -> None:
     shutil.rmtree(checkout / ".git")
+    for name in ("data/images", "senet/data/code"):
+        (checkout / name).parent.mkdir()
+        (checkout / name).write_text(name)
     run_dir = checkout / "runs/x"
     got = content(snapshot.take_snapshot(run_dir / "slurm", without=run_dir))
     assert got.pop(".commit") == "unknown\n"
-    assert sorted(got) == ["link", "mine.py", "run.sh", "senet/a.py"]
+    assert sorted(got) == ["link", "mine.py", "run.sh", "senet/a.py", "senet/data/code"]
 
 
 def test_what_is_too_large_to_be_code_is_refused_by_name(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:

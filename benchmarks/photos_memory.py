@@ -2,10 +2,10 @@
 
     .venv/bin/python benchmarks/photos_memory.py        (as root: it makes a control group)
 
-train_ddp.py with a small network on generated JPEGs of about a megabyte, in a control group whose memory is limited to
---limit MB; the page cache of the files that it reads counts there too. RssAnon of the trainer, what no file stands
-behind, is read from /proc twenty times a second, from the first update on. Wanted: it grows by no more than the bounded
-batches. Each repetition is another training. Appends rows to results.jsonl.
+train_ddp.py with a linear classifier, whose activations take no memory, on generated JPEGs of about a megabyte, in a
+control group whose memory is limited to --limit MB; the page cache of the files that it reads counts there too. RssAnon
+of the trainer, what no file stands behind, is read from /proc twenty times a second, from the second update on. Wanted:
+it grows by no more than the bounded batches, and a picture in each decoding thread. Each repetition is another training. Appends rows to results.jsonl.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ import numpy as np
 from common import arguments, record
 
 from senet import REPOSITORY
+from senet.distributed.devices import cores
 from senet.distributed.environment import MALLOC
 
 SIDE, DIFFERENT, OVER = 1000, 20, 5
-BATCH, SIZE, AHEAD = 32, 96, 3
+BATCH, SIZE, AT_ONCE = 256, 32, 4
+PIXEL = 16  # bytes, at most, while it is decoded: senet.data.decoding
 
 
 @contextmanager
@@ -130,7 +132,8 @@ def main() -> None:
         size = write(folder, args.limit)
         options = [
             "configs/quickstart.yaml", "data.source=imagefolder", f"data.folder={folder}", f"data.root={place}/data",
-            "data.store=encoded", f"data.image_size={SIZE}", "model.name=resnet20", "train.device=cpu", "train.amp=off",
+            "data.store=encoded", f"data.image_size={SIZE}", "model.name=benchmarks.networks:linear",
+            "train.device=cpu", "train.amp=off",
             f"train.global_batch_size={BATCH}", "train.eval_batch_size=4", "train.epochs=1", "log.every_steps=1",
             "checkpoint.every_steps=1000", "augment.crop_padding=0", "augment.crop_area=[0.08,1]", "log.to=[]",
         ]  # fmt: skip
@@ -140,10 +143,11 @@ def main() -> None:
             began.append(first)
             found.append(more)
             print(f"{pair + 1}: {first:.0f} MB after two updates, {more:.1f} MB more at most", flush=True)
-    bounded = AHEAD * BATCH * SIZE * SIZE * 3 / 2**20
+    bounded = AT_ONCE * BATCH * SIZE * SIZE * 3 / 2**20
     note = (
         f"store of {size / 2**20:,.0f} MB, control group of {args.limit} MB, {began[0]:.0f} MB at first; the batches "
-        f"that may be there at once take {bounded:.1f} MB"
+        f"that may be there at once take {bounded:.1f} MB, a picture that is evaluated {PIXEL * SIDE**2 / 2**20:.1f} MB "
+        f"in each of {cores()} threads"
     )
     note = "; ".join(filter(None, [note, args.note]))
     record("photos_memory.py", "growth of RssAnon over an epoch", found, "MB", of="trainings", digits=1, note=note)

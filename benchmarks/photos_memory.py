@@ -5,7 +5,8 @@
 train_ddp.py with a linear classifier, whose activations take no memory, on generated JPEGs of about a megabyte, in a
 control group whose memory is limited to --limit MB; the page cache of the files that it reads counts there too. RssAnon
 of the trainer, what no file stands behind, is read from /proc twenty times a second, from the second update on. Wanted:
-it grows by no more than the bounded batches, and a picture in each decoding thread. Each repetition is another training. Appends rows to results.jsonl.
+it grows by no more than the bounded batches, and a picture in each decoding thread. Each repetition is another
+training. Appends rows to results.jsonl.
 """
 
 from __future__ import annotations
@@ -146,8 +147,8 @@ def main() -> None:
     bounded = AT_ONCE * BATCH * SIZE * SIZE * 3 / 2**20
     note = (
         f"store of {size / 2**20:,.0f} MB, control group of {args.limit} MB, {began[0]:.0f} MB at first; the batches "
-        f"that may be there at once take {bounded:.1f} MB, a picture that is evaluated {PIXEL * SIDE**2 / 2**20:.1f} MB "
-        f"in each of {cores()} threads"
+        f"that may be there at once take {bounded:.1f} MB, a picture that is evaluated "
+        f"{PIXEL * SIDE**2 / 2**20:.1f} MB in each of {cores()} threads"
     )
     note = "; ".join(filter(None, [note, args.note]))
     record("photos_memory.py", "growth of RssAnon over an epoch", found, "MB", of="trainings", digits=1, note=note)

@@ -112,6 +112,20 @@ def run_ranks(
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 
+def train_on_ranks(worlds: Sequence[int], root: Path, folder: Path, *options: str) -> None:
+    """The small run on each of these numbers of ranks, in ``folder/<number>``, with ``root`` as data.root."""
+    for ranks in worlds:
+        here = [*options, f"run_dir={folder / str(ranks)}", f"data.root={root}"]
+        run_ranks(ranks, _train_here, here, free_port(), tmp_path=folder / f"of {ranks}")
+
+
+def _train_here(options: list[str], port: int) -> None:
+    from senet.training.run import run
+
+    os.environ["MASTER_PORT"] = str(port)
+    run(tiny_config(*options, world_size=int(os.environ["WORLD_SIZE"])), tiny(*options), StopAt(10**6))
+
+
 def _rank_main(environment: dict[str, str], folder: Path, function: Callable[..., Any], args: Sequence[Any]) -> None:
     os.environ.clear()
     os.environ |= environment

@@ -19,7 +19,7 @@ from submitit.core.utils import DelayedSubmission
 from senet import predict
 from senet.config.load import load_config
 from senet.config.options import DataConfig
-from senet.data.stores.pixels import open_pixels
+from senet.data.stores.choice import open_store
 from senet.errors import ConfigError
 from senet.inference.formats import open_network
 from senet.inference.scoring import open_test_data
@@ -110,7 +110,7 @@ def test_a_run_on_files_of_more_than_64_pixels_goes_on_with_the_pixels_that_it_h
 
 
 def test_a_store_is_opened_and_not_built_anew(before: Path) -> None:
-    store = open_pixels(_data(before), build=False)
+    store = open_store(_data(before), build=False)
     assert store.classes == ("blue", "green", "red")
     for split, (images, labels) in (("train", store.train), ("test", store.test)):
         paths = sorted((before / "images" / split).glob("*/*.png"))
@@ -180,7 +180,7 @@ def _newer_export(before: Path) -> None:
                 before / "run" / "checkpoints", keep=1, generation=2, resumed_from={}
             ).newest(),
         ),
-        (_newer_store, lambda before: open_pixels(_data(before))),
+        (_newer_store, lambda before: open_store(_data(before))),
         (_newer_export, lambda before: open_network(before / "network.safetensors", model_name=NARROW)),
     ],
     ids=["a network is asked for", "a run is resumed", "a store is opened", "an exported file is opened"],

@@ -34,8 +34,9 @@ from senet.data.sources.index import SPLITS, Place
 from senet.data.sources.intact import refuse_damaged
 from senet.data.sources.pictures import read_image
 from senet.data.stores import encoded, journal, packing, staging
-from senet.data.stores.choice import damaged, open_store, prepare
+from senet.data.stores.choice import open_store, prepare
 from senet.data.stores.encoded import EncodedStore, encoded_folder
+from senet.data.stores.verify import verify_store
 from senet.errors import ConfigError
 from senet.rundir.locks import this_process
 from tests.harness import run_ranks, wait_until
@@ -448,7 +449,7 @@ def _build(config: DataConfig, kind: str, meet: str) -> str:
         together()
     store = open_store(config)
     assert isinstance(store, EncodedStore)
-    assert damaged(encoded_folder(config)) == []
+    assert verify_store(encoded_folder(config))[1:] == ([], [], [])
     return store.fingerprint
 
 
@@ -722,9 +723,10 @@ def test_a_copy_is_verified_against_what_was_packed(folder: Path) -> None:
     content = bytearray(pack.read_bytes())
     content[100] ^= 1
     pack.write_bytes(content)
-    assert damaged(encoded_folder(config)) == ["train/ant/00.jpg"]
+    assert verify_store(encoded_folder(config)).to_remove == [pack]
     told = refusal(options(folder, stage=str(folder.parent / "scratch")))
-    assert re.search(r"data\.stage=.*scratch: the copy of .* is damaged: train/ant/00\.jpg; ", told)
+    named = r"train/ant/00\.jpg \(in .*encoded/.*\.pack: its digest.*\)"
+    assert re.search(rf"data\.stage=.*scratch: the copy of .* is damaged: {named}; ", told)
     assert [path.suffix for path in (folder.parent / "scratch").iterdir()] == [".lock"]
 
 
@@ -738,8 +740,8 @@ def test_pixels_are_copied_too(folder: Path) -> None:
     images[-1] ^= 1
     (copy / "train.images.npy").write_bytes(images)
     assert f"{copy}/train.images.npy is damaged" in refusal(config)
-    with pytest.raises(ConfigError, match="is damaged"):
-        damaged(copy)
+    assert verify_store(copy, copied=["train.images.npy"]).to_remove == [copy]
+    assert verify_store(copy, copied=["train.labels.npy"]).damaged == []
 
 
 def test_a_disk_without_room_for_a_copy_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

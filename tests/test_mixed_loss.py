@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import pytest
@@ -15,17 +14,14 @@ from senet.config.options import AugmentConfig, Config, TrainConfig
 from senet.config.shares import check_split, most_ranks
 from senet.errors import ConfigError
 from senet.training.losses import build_loss
-from senet.training.run import run
 from tests.conftest import Train
 from tests.harness import (
     StopAt,
     differing,
-    free_port,
     payload,
     rows,
-    run_ranks,
-    tiny,
     tiny_config,
+    train_on_ranks,
     without_clock,
 )
 
@@ -119,19 +115,11 @@ def test_a_training_with_all_changes_is_resumed_bit_for_bit(options: str, train_
     assert math.isfinite(rows(tmp_path / "whole", "epoch")[-1]["train_loss"])
 
 
-def _train(folder: str, root: str, port: int) -> None:
-    os.environ["MASTER_PORT"] = str(port)
-    here = [*EVERYTHING, "train.shards=4", f"run_dir={folder}", f"data.root={root}"]
-    run(tiny_config(*here, world_size=int(os.environ["WORLD_SIZE"])), tiny(*here), StopAt(10**6))
-
-
 @pytest.mark.ranks
 @pytest.mark.slow
 def test_a_training_with_all_changes_has_the_same_bits_on_one_two_and_four_ranks(
     data_root: Path, tmp_path: Path
 ) -> None:
-    for ranks in (1, 2, 4):
-        folder = tmp_path / str(ranks)
-        run_ranks(ranks, _train, str(folder), str(data_root), free_port(), tmp_path=tmp_path / f"of {ranks}")
+    train_on_ranks((1, 2, 4), data_root, tmp_path, *EVERYTHING, "train.shards=4")
     first, *others = (without_clock(payload(tmp_path / ranks)) for ranks in ("1", "2", "4"))
     assert [differing(first, other) for other in others] == [[], []]

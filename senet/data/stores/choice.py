@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
 from pathlib import Path
 
 from senet.config.images import stored_as
@@ -12,9 +11,7 @@ from senet.data.sources.choice import open_files
 from senet.data.stores.encoded import EncodedStore, encoded_folder, open_encoded, read_meta
 from senet.data.stores.packing import Packed, pack
 from senet.data.stores.pixels import PixelStore, map_pixels, pixel_folder
-from senet.data.stores.reading import damaged_images
 from senet.data.stores.staging import stage
-from senet.distributed.devices import cores
 from senet.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -35,7 +32,7 @@ def open_store(config: DataConfig, *, build: bool = True, verify: bool = True) -
     pixels = stored_as(config) == "pixels"
     folder = store = pixel_folder(config, build=build) if pixels else _packed(config, build=build)
     if config.stage and build:
-        store = stage(store, config.stage, damaged)
+        store = stage(store, config.stage)
     if pixels:
         return map_pixels(store, verify=verify)._replace(folder=folder)
     if verify:
@@ -86,15 +83,3 @@ def prepare(config: DataConfig, *, anyway: bool = False) -> tuple[Path, Packed]:
     store = map_pixels(pixel_folder(config, build=True), verify=False)
     count = len(store.train[1]) + len(store.test[1])
     return store.folder, Packed(0, 0, 0, count) if store.folder.name in before else Packed(count, 0, 0, 0)
-
-
-def damaged(store: Path, files: Collection[str] | None = None) -> list[str]:
-    """Read a store of either kind whole, or these of its files. Returns the names of images that are damaged.
-
-    Raises:
-        ConfigError: its index is, or a file of pixels.
-    """
-    if list(store.glob("*.images.npy")):
-        map_pixels(store, verify=True)
-        return []
-    return damaged_images(open_encoded(store), cores(), files)

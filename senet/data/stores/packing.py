@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
 from senet.config.options import DataConfig
 from senet.data.sources.choice import open_files, open_source
 from senet.data.sources.index import some
 from senet.data.sources.intact import refuse_damaged
+from senet.data.sources.pictures import reason_of
 from senet.data.stores.encoded import digest_of, fingerprint_of, read_meta, write_encoded
 from senet.data.stores.journal import PackWriter, forget_journals, wait_for_earlier
 from senet.data.stores.matching import WHERE, Known, Listed, match
@@ -149,11 +149,8 @@ def _fill(
         try:
             content = patiently(index.place(row).read)
             refuse_damaged(content)
-        except UnidentifiedImageError:
-            return number, b"", b"", f"{index.keys[row]} (no image)"
         except Exception as error:  # each decoder raises its own
-            reason = " ".join(str(error).split())[:100]
-            return number, b"", b"", f"{index.keys[row]} ({reason or type(error).__name__})"
+            return number, b"", b"", f"{index.keys[row]} ({reason_of(error)})"
         return number, content, digest_of(content), ""
 
     with (

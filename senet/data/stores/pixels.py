@@ -48,23 +48,15 @@ class PixelStore(NamedTuple):
     folder: Path
 
 
-def open_pixels(config: DataConfig, *, build: bool = True, verify: bool = True) -> PixelStore:
-    """Map the store, building it first where it is missing: one process of the node builds, the others wait for it.
-
-    No collective.
+def pixel_folder(config: DataConfig, *, build: bool) -> Path:
+    """The store, built first where it is missing: one process of the node builds, the others wait. No collective.
 
     Args:
         build: False: nothing is downloaded or written, and a missing store is an error.
-        verify: check the files against their hashes; for one process of a node.
 
     Raises:
-        ConfigError: no data, no network, an unreadable image, a damaged store; names the file and the remedy.
+        ConfigError: no data, no network, an unreadable image; names the file and the remedy.
     """
-    return map_pixels(pixel_folder(config, build=build), verify=verify)
-
-
-def pixel_folder(config: DataConfig, *, build: bool) -> Path:
-    """The store, complete; see ``open_pixels``."""
     files = open_files(config)
     store = Path(config.root) / "stores" / _key(config, files)
     if not (store / "meta.json").exists():  # checked before the lock, so that a complete store may be read-only

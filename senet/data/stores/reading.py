@@ -1,15 +1,11 @@
-"""Images read by threads, since a network file system answers late; whole stores verified."""
+"""Images read by threads, since a network file system answers late."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
-
-from tqdm import tqdm
-
-from senet.data.stores.encoded import EncodedStore, Pictures
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -26,28 +22,3 @@ def ahead(
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
-
-
-def damaged_images(store: EncodedStore, threads: int, packs: Collection[str] | None = None) -> list[str]:
-    """Read all images, or those in some packs. Returns the names of those whose bytes are not the ones that were
-    packed, or cannot be read."""
-
-    def check(at: tuple[Pictures, int]) -> str:
-        split, row = at
-        try:
-            split.read(row, patience_s=0)
-        except OSError:
-            return split.name(row)
-        return ""
-
-    found = []
-    with (
-        ThreadPoolExecutor(threads) as pool,
-        tqdm(total=len(store.train) + len(store.test), desc="verifying", unit="image", disable=None) as bar,
-    ):
-        for split in (store.train, store.test):
-            rows = ((split, row) for row in range(len(split)) if packs is None or split.pack(row) in packs)
-            for name in ahead(pool, check, rows, 4 * threads):
-                found += [name] if name else []
-                bar.update()
-    return found

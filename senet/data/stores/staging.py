@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from shutil import rmtree
@@ -13,6 +13,7 @@ from shutil import rmtree
 from tqdm import tqdm
 
 from senet.data.sources.index import some
+from senet.data.stores.verify import verify_store
 from senet.errors import ConfigError
 from senet.rundir.files import forget_cached, fsync_directory, read_json
 from senet.rundir.locks import StillHeld, lock, own_folder
@@ -22,13 +23,10 @@ _BLOCK = 16 * 2**20  # bytes copied at once
 log = logging.getLogger(__name__)
 
 
-def stage(store: Path, folder: str, damaged: Callable[[Path, Collection[str]], list[str]]) -> Path:
+def stage(store: Path, folder: str) -> Path:
     """Copy a store into ``folder`` unless its copy is there; one process of the node does, the others wait for it.
 
     A copy of what the store was before is replaced; packs that both have are not copied again.
-
-    Args:
-        damaged: names what is damaged in a new copy, of which these files have been copied.
 
     Raises:
         ConfigError: no room; or the copy is not what was copied.
@@ -42,7 +40,7 @@ def stage(store: Path, folder: str, damaged: Callable[[Path, Collection[str]], l
             except StillHeld as held:
                 log.warning("%s; copying here as well", held)
             if not _is_copy(store, copy):
-                _replace(store, copy, damaged)
+                _replace(store, copy)
         return copy
     except OSError as error:
         raise ConfigError(f"data.stage={folder}: {error}; choose another folder, or leave data.stage out") from None
@@ -62,7 +60,7 @@ def _is_copy(store: Path, copy: Path) -> bool:
     return False
 
 
-def _replace(store: Path, copy: Path, damaged: Callable[[Path, Collection[str]], list[str]]) -> None:
+def _replace(store: Path, copy: Path) -> None:
     sizes = _sizes(store)
     with own_folder(copy.parent, copy.name) as own:
         new = own / "new"
@@ -81,7 +79,7 @@ def _replace(store: Path, copy: Path, damaged: Callable[[Path, Collection[str]],
                 f"are free; free some space, choose another folder, or leave data.stage out"
             )
         _copy(store, new, missing)
-        _refuse_damaged(store, new, missing, damaged)
+        _refuse_damaged(store, new, missing)
         try:
             new.rename(copy)
         except OSError:  # another process was faster
@@ -90,16 +88,15 @@ def _replace(store: Path, copy: Path, damaged: Callable[[Path, Collection[str]],
     fsync_directory(copy.parent)
 
 
-def _refuse_damaged(
-    store: Path, new: Path, files: Mapping[str, int], damaged: Callable[[Path, Collection[str]], list[str]]
-) -> None:
+def _refuse_damaged(store: Path, new: Path, copied: Collection[str]) -> None:
     try:
-        found = damaged(new, files.keys())
+        found = verify_store(new, copied=copied).damaged
     except ConfigError as error:
-        found = [str(error).replace(str(new), str(store))]
+        found = [str(error)]
     if found:
+        named = some(found).replace(str(new), str(store))
         raise ConfigError(
-            f"data.stage={new.parents[1]}: the copy of {store} is damaged: {some(found)}; so is the store itself (see "
+            f"data.stage={new.parents[1]}: the copy of {store} is damaged: {named}; so is the store itself (see "
             f"./launch.sh data verify), or the disk to which it was copied"
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -42,17 +42,21 @@ class _Odd(NamedTuple):
     """What holds it and is damaged; None: it is as it was written."""
 
 
-def verify_store(store: Path, threads: int = 0) -> Verified:
+def verify_store(store: Path, threads: int = 0, *, copied: Collection[str] | None = None) -> Verified:
     """Read all of a store, of either kind.
+
+    Args:
+        copied: of a copy, these of its files alone, and no image is decoded.
 
     Raises:
         ConfigError: it cannot be opened; names the file and the remedy.
     """
     threads = threads or cores()
-    return _encoded(store, threads) if "packs" in read_json(store / "meta.json") else _pixels(store, threads)
+    kind = _encoded if "packs" in read_json(store / "meta.json") else _pixels
+    return kind(store, threads, copied)
 
 
-def _pixels(store: Path, threads: int) -> Verified:
+def _pixels(store: Path, threads: int, copied: Collection[str] | None) -> Verified:
     hashes = read_json(store / "meta.json").get("sha256")
     if not hashes:
         raise ConfigError(f"{store / 'meta.json'} is damaged; delete {store} to have it built again")
@@ -65,10 +69,11 @@ def _pixels(store: Path, threads: int) -> Verified:
             return _Odd(f"{store / name} ({error.strerror})", store)
         return None if same else _Odd(f"{store / name} (its hash is not the one in meta.json)", store)
 
-    return _verified(f"{len(hashes)} files", _each(check, sorted(hashes), len(hashes), threads, "file"))
+    names = sorted(name for name in hashes if copied is None or name in copied)
+    return _verified(f"{len(names)} files", _each(check, names, len(names), threads, "file"))
 
 
-def _encoded(store: Path, threads: int) -> Verified:
+def _encoded(store: Path, threads: int, copied: Collection[str] | None) -> Verified:
     opened = open_encoded(store)
 
     def check(at: tuple[Pictures, int]) -> _Odd | None:
@@ -78,6 +83,8 @@ def _encoded(store: Path, threads: int) -> Verified:
             content = pictures.read(row, patience_s=0)
         except OSError as error:
             return _Odd(f"{name} ({error})", pack)
+        if copied is not None:
+            return None
         try:
             read_image(BytesIO(content))
         except Exception as error:  # each decoder raises its own
@@ -86,6 +93,8 @@ def _encoded(store: Path, threads: int) -> Verified:
 
     count = len(opened.train) + len(opened.test)
     images = ((pictures, row) for pictures in (opened.train, opened.test) for row in range(len(pictures)))
+    if copied is not None:
+        images = ((pictures, row) for pictures, row in images if pictures.pack(row) in copied)
     return _verified(f"{count:,} images", _each(check, images, count, threads, "image"))
 
 

@@ -15,6 +15,9 @@ from torch import Tensor
 from senet.data.changes.erasing import rectangles
 from senet.data.keys import QUANTILES, draw_below, draw_quantile
 
+Rectangle = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Top, left, height, width, int64 [P]."""
+
 
 class Mixing:
     """``augment.mixup`` and ``augment.cutmix``: parameters of Beta(a, a), 0: off. With both, each pair has one."""
@@ -24,7 +27,7 @@ class Mixing:
 
     def __call__(self, images_NCHW: Tensor, keys_N: Tensor) -> Tensor:
         """In place; float, square images, an even number."""
-        _, own = self._draw(keys_N[::2], images_NCHW.shape[-1])
+        own = self._own(keys_N[::2], images_NCHW.shape[-1])
         first, second = images_NCHW[::2], images_NCHW[1::2]
         mixed = first * own + second * (1 - own)
         images_NCHW[1::2] = second * own + first * (1 - own)
@@ -34,24 +37,35 @@ class Mixing:
     def shares(self, keys_N: Tensor, size: int) -> Tensor:
         """What of each image of this height and width is its own, float32 [N], at least 1/2: the weight of its label;
         that of its neighbour's is the rest."""
-        share_P, _ = self._draw(keys_N[::2], size)
+        share_P, _, _ = self._draw(keys_N[::2], size)
         return torch.stack((share_P, share_P), dim=1).flatten()
 
-    def _draw(self, keys_P: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """The own share of both images of each pair, float32 [P]; the same for each pixel, [P, 1, size, size], or for
-        all of them, [P, 1, 1, 1]."""
+    def _own(self, keys_P: Tensor, size: int) -> Tensor:
+        """The own share of both images of each pair: of each pixel, [P, 1, size, size], or of all, [P, 1, 1, 1]."""
+        share_P, is_cut_P, cut = self._draw(keys_P, size)
+        share = share_P[:, None, None, None]
+        if cut is None:
+            return share
+        _, _, height_P, width_P = cut
+        own_is_inside_P = 2 * height_P * width_P > size**2
+        own = (rectangles(*cut, size) == own_is_inside_P[:, None, None, None]).float()
+        return own if is_cut_P is None else torch.where(is_cut_P[:, None, None, None], own, share)
+
+    def _draw(self, keys_P: Tensor, size: int) -> tuple[Tensor, Tensor | None, Rectangle | None]:
+        """The own share of both images of each pair, float32 [P]; which pairs are cut, bool [P], where not all have
+        the same; their rectangles, where any can have one."""
         if self._mixup is None:
-            return self._cut(keys_P, size)
+            share_P, cut = self._cut(keys_P, size)
+            return share_P, None, cut
         share_P = draw_quantile(self._mixup, keys_P, 90)
         share_P = torch.maximum(share_P, 1 - share_P)
         if self._cutmix is None:
-            return share_P, share_P[:, None, None, None]
-        cut_share_P, cut_own = self._cut(keys_P, size)
+            return share_P, None, None
+        cut_share_P, cut = self._cut(keys_P, size)
         is_cut_P = draw_below(2, keys_P, 91) == 1
-        own = torch.where(is_cut_P[:, None, None, None], cut_own, share_P[:, None, None, None])
-        return torch.where(is_cut_P, cut_share_P, share_P), own
+        return torch.where(is_cut_P, cut_share_P, share_P), is_cut_P, cut
 
-    def _cut(self, keys_P: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    def _cut(self, keys_P: Tensor, size: int) -> tuple[Tensor, Rectangle]:
         """The rectangle of the paper, cut at the border; its area is the share of one image. Where that is more than
         half, the rectangle is the own image, and what is around it the other."""
         assert self._cutmix is not None
@@ -62,10 +76,9 @@ class Mixing:
             centre_P = draw_below(size, keys_P, draw)
             edges += [(centre_P - half_P).clamp(min=0), (centre_P + half_P).clamp(max=size)]
         top_P, bottom_P, left_P, right_P = edges
-        area_P = (bottom_P - top_P) * (right_P - left_P)
-        inside = rectangles(top_P, left_P, bottom_P - top_P, right_P - left_P, size)
-        own = inside == (2 * area_P > size**2)[:, None, None, None]
-        return torch.maximum(area_P, size**2 - area_P) / size**2, own.float()
+        height_P, width_P = bottom_P - top_P, right_P - left_P
+        area_P = height_P * width_P
+        return torch.maximum(area_P, size**2 - area_P) / size**2, (top_P, left_P, height_P, width_P)
 
 
 def neighbours(values_N: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import v2
 
-from senet.config.options import AugmentConfig, DataConfig
+from senet.config.options import AugmentConfig, Config, DataConfig, TrainConfig
 from senet.data import decoding
 from senet.data.augment import Preprocess
 from senet.data.balance import BalancedSampler
@@ -31,10 +31,12 @@ from senet.data.keys import random_bits
 from senet.data.samplers import ImageData, ResumableSampler, ShardSampler, load_batches, open_data
 from senet.data.sources.pictures import fit_image, read_image
 from senet.data.splits import PictureSplit, upload_ahead
+from senet.distributed.ranks import Ranks
 from senet.drill.probe import _some_of
 from senet.errors import RunError
 from senet.rundir.checkpoint import find_checkpoint, read_checkpoint
 from senet.rundir.files import read_json
+from senet.training.feed import Feed, build_sampler
 from senet.training.trainer import Observer, Trainer
 from tests.conftest import Train
 from tests.harness import StopAt, payload, tiny, train, without_clock
@@ -186,6 +188,17 @@ def test_batches_are_the_same_for_any_number_of_threads_and_ranks_from_any_of_th
         assert global_batches(photos, ranks, threads, balance=balance) == expected
     assert global_batches(photos, 4, 2, first=1, balance=balance) == expected[1:]
     assert not set(global_batches(photos, 1, 2, balance=balance, epoch=2)) & set(expected)
+
+
+def test_what_a_training_is_fed_has_the_crops_of_its_seed_and_epoch(photos: DataConfig) -> None:
+    ranks, data = Ranks(0, 1, 0, 1, torch.device("cpu")), open_data(photos)
+    config = Config(seed=3, data=photos, augment=AUGMENT, train=TrainConfig(global_batch_size=8))
+    feed = Feed.build(config, ranks, data, build_sampler(config, data, ranks))
+    for epoch in (0, 1):
+        crops = Crops(32, AUGMENT.crop_area, partial(random_bits, mix(3, epoch)))
+        for images, _, numbers in feed.train(epoch, 1):
+            [(expected, _, _)] = split_of(photos).batches([numbers], crops)
+            assert torch.equal(images, expected)
 
 
 def test_an_image_that_is_drawn_twice_has_a_crop_of_its_own_each_time(photos: DataConfig) -> None:

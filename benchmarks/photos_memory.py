@@ -145,11 +145,10 @@ def main() -> None:
             found.append(more)
             print(f"{pair + 1}: {first:.0f} MB after two updates, {more:.1f} MB more at most", flush=True)
     bounded = AT_ONCE * BATCH * SIZE * SIZE * 3 / 2**20
-    note = (
-        f"store of {size / 2**20:,.0f} MB, control group of {args.limit} MB, {began[0]:.0f} MB at first; the batches "
-        f"that may be there at once take {bounded:.1f} MB, a picture that is evaluated "
-        f"{PIXEL * SIDE**2 / 2**20:.1f} MB in each of {cores()} threads"
-    )
+    decoded = PIXEL * SIDE**2 / 2**20
+    print(f"batches at once: {bounded:.1f} MB; a picture in each of {cores()} threads: {decoded:.1f} MB")
+    note = f"store of {size / 2**20:,.0f} MB, group of {args.limit} MB, {began[0]:.0f} MB at first; "
+    note += f"batches at once {bounded:.1f} MB"
     note = "; ".join(filter(None, [note, args.note]))
     record("photos_memory.py", "growth of RssAnon over an epoch", found, "MB", of="trainings", digits=1, note=note)
 

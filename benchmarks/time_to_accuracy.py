@@ -14,6 +14,7 @@ Typed again after an interruption it goes on with the runs in --runs; another re
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import statistics
@@ -64,7 +65,8 @@ def evaluated_on(config: Config) -> str:
 
 
 def flop_of_an_update(model: nn.Module, config: Config) -> int:
-    """Of the optimizer: matrix products, that is those of Muon."""
+    """Of the optimizer: matrix products, that is those of Muon. Counted without computing them."""
+    model = copy.deepcopy(model).to("meta")
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     with FlopCounterMode(display=False) as counter:

@@ -140,7 +140,7 @@ def test_there_is_no_false_alarm(network: str, drill_here: Drill) -> None:
         ["optim.name=muon", "schedule.plateau=true", "schedule.plateau_patience=0", "train.ema_decay=0"],
         ["train.amp=fp16", "data.holdout=100", "augment.small_size=16", "data.image_size=20", "augment.small_epochs=1"],
         ["train.shards=4", "train.clip_norm=1.0", "optim.name=adamw", "optim.lr=0.001"],
-        ["train.epochs=1"],
+        ["train.epochs=1", "train.amp=bf16"],
         ["train.global_batch_size=700", "train.epochs=9"],  # epochs of two updates
     ],
     ids=" ".join,

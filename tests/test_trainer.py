@@ -141,7 +141,7 @@ def test_images_kept_on_the_device_change_no_bit(train_here: Train, tmp_path: Pa
 @pytest.mark.parametrize(
     "options",
     [
-        ("optim.name=adamw", "optim.lr=0.003"),
+        ("optim.name=adamw", "optim.lr=0.003", "train.amp=bf16"),
         ("optim.name=muon", "optim.lr=0.05", "model.whiten=true", "augment.alternate_flip=true"),
         ("train.channels_last=false", "train.accumulate=2"),
         (*NO_NORM, "train.amp=fp16"),

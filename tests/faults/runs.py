@@ -22,7 +22,6 @@ LAST = EPOCHS * 22
 """Updates of the whole run."""
 ALL_ON = (
     f"train.epochs={EPOCHS}",
-    "train.amp=bf16",
     "train.accumulate=2",
     "log.every_steps=1",
     f"checkpoint.every_steps={EVERY}",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,48 @@ def test_of_a_jpeg_no_more_is_decoded_than_a_crop_needs(
     assert side >= 100
     assert side < 200 or share == 1.0  # libjpeg gives an eighth at least
     assert (width < height) == (tag == 6)
+
+
+def saved(picture: Image.Image, **options: Any) -> bytes:
+    file = BytesIO()
+    picture.save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+NOISE = Image.effect_noise((301, 203), 90)
+JPEGS: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+    "4:2:0": (NOISE.convert("RGB"), {"subsampling": "4:2:0"}),
+    "4:4:4": (NOISE.convert("RGB"), {"subsampling": "4:4:4"}),
+    "progressive": (NOISE.convert("RGB"), {"progressive": True}),
+    "restarts": (NOISE.convert("RGB"), {"restart_marker_rows": 1}),
+    "grey": (NOISE, {}),
+    "CMYK": (NOISE.convert("CMYK"), {}),
+    "black": (Image.new("RGB", NOISE.size), {}),
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+@pytest.mark.parametrize("size", [16, 32, 64, 100])  # so that all sizes of the inverse transform occur
+def test_what_a_jpeg_has_below_a_crop_is_not_decoded_and_changes_no_pixel(kind: str, size: int) -> None:
+    picture, options = JPEGS[kind]
+    content = saved(picture, quality=90, **options)
+    for bottom in (105, 128, 152, 202, 203):
+        box = (20, bottom - 100, 120, bottom)
+        found, found_box = decoding.drafted(content, size, lambda *_, box=box: box)
+        whole, whole_box = decoding.drafted(content, size, lambda *_, box=box: box, to_its_end=True)
+        assert found_box == whole_box
+        rows = round(found_box[3])
+        np.testing.assert_array_equal(np.asarray(found)[:rows], np.asarray(whole)[:rows])
+        left = np.asarray(found.convert("RGB"))[rows:]
+        assert len(left) == 0 or kind == "black" or not left[left < 255].any()
+
+
+def test_a_jpeg_that_is_damaged_above_the_end_of_a_crop_is_refused_as_before() -> None:
+    content = saved(NOISE.convert("RGB"), progressive=True)
+    tables = content.rindex(b"\xff\xc4")
+    damaged = content[:tables] + b"\xff\xc4\x00\x14\xff" + content[tables + 5 :]
+    with pytest.raises(OSError, match="broken data stream"):
+        decoding.drafted(damaged, 32, lambda *_: (0, 0, 100, 100))
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")

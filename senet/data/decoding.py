@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from PIL.ImageFile import ImageFile
 from torch import Tensor
 
 from senet.data.crops import Box, center_box, random_box
@@ -77,9 +78,12 @@ def _part(content: bytes, size: int, box_of: Callable[[int, int], Box]) -> np.nd
     return scaled_NCHW[0].permute(1, 2, 0).numpy()
 
 
-def drafted(content: bytes, size: int, box_of: Callable[[int, int], Box]) -> tuple[Image.Image, Box]:
+def drafted(
+    content: bytes, size: int, box_of: Callable[[int, int], Box], *, to_its_end: bool = False
+) -> tuple[Image.Image, Box]:
     """A picture in RGB, upright, and the box in its pixels: of a JPEG a half, a quarter or an eighth of what the file
-    has each way, where the box is then still at least ``size``."""
+    has each way, where the box is then still at least ``size``, and of one that lies upright in its file, unless
+    ``to_its_end``, nothing below the box."""
     with open_picture(BytesIO(content)) as picture:
         if picture.format not in ("JPEG", "MPO"):
             shown = as_shown(picture)  # its tags may come after its pixels
@@ -89,7 +93,28 @@ def drafted(content: bytes, size: int, box_of: Callable[[int, int], Box]) -> tup
         shrink = max(1, min(_LARGEST_SHRINK, int(min(right - left, bottom - top) / size)))
         found = picture.draft("RGB", (width // shrink, height // shrink))
         shrunk = width / found[1][2] if found else 1.0
-        return as_shown(picture), (left / shrunk, top / shrunk, right / shrunk, bottom / shrunk)
+        box = (left / shrunk, top / shrunk, right / shrunk, bottom / shrunk)
+        is_upright = picture.format == "JPEG" and orientation(picture) == 1
+        if is_upright and not to_its_end and not _load_rows(picture, round(box[3])):
+            return drafted(content, size, box_of, to_its_end=True)
+        return as_shown(picture), box
+
+
+def _load_rows(picture: ImageFile, bottom: int) -> bool:
+    """Decode the rows of a JPEG down to ``bottom``; those below are black. False: that may have failed.
+
+    Pillow's decoder ends there with an error, and cannot tell that from one of broken data; only then, or where the
+    picture is black there, is the last of these rows black.
+    """
+    if bottom >= picture.height:
+        return True
+    picture.tile = [picture.tile[0]._replace(extents=(0, 0, picture.width, bottom))]
+    try:
+        picture.load()
+    except OSError:
+        if picture.tile:  # it has not come to the decoder's end
+            return False
+    return picture.crop((0, bottom - 1, picture.width, bottom)).getbbox() is not None
 
 
 def _read(pictures: Pictures, row: int) -> bytes:

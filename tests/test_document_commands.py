@@ -56,7 +56,7 @@ SMALLER = {
     ),
     r"^python train_ddp\.py .*$": r"\g<0> run_dir=runs/alone",
     r"^\./launch\.sh drill .*$": r"\g<0> drill.steps=8",
-    r" optim\.lr=0\.05,0\.1,0\.2 seed=0\.\.4": " optim.lr=0.05,0.1 seed=0",
+    r" optim\.lr=0\.05,0\.1(,0\.2)? seed=0\.\.4": " optim.lr=0.05,0.1 seed=0",
     r"sweep\.random=3": "sweep.random=1",
     r"train\.epochs=60": "train.epochs=3",
     r"timm:resnet50d": "timm:test_resnet",

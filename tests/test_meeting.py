@@ -121,13 +121,13 @@ def test_unequal_ranks_are_refused_before_any_group(what: str, tmp_path: Path) -
 def test_two_commands_that_differ_are_refused_with_both_values(data_root: Path, tmp_path: Path) -> None:
     place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     options = tiny(f"data.root={data_root}", f"run_dir={tmp_path / 'run'}")
-    other = [*options, "seed=7", "train.amp=off", "log.every_steps=3"]
+    other = [*options, "seed=7", "train.amp=bf16", "log.every_steps=3"]
     with (
         started(train_command(0, options), tmp_path / "log0", RANK="0", LOCAL_RANK="0", **place) as first,
         started(train_command(0, other), tmp_path / "log1", RANK="1", LOCAL_RANK="1", **place) as second,
     ):
         assert (first.wait(120), second.wait(120)) == (2, 2)
     [line] = (tmp_path / "log0").read_text().splitlines()
-    assert f"{named(1)} has seed=7, train.amp=off, log.every_steps=3; {named(0)} has seed=0, " in line
-    assert " train.amp=bf16, log.every_steps=2: start all ranks" in line
+    assert f"{named(1)} has seed=7, train.amp=bf16, log.every_steps=3; {named(0)} has seed=0, " in line
+    assert " train.amp=off, log.every_steps=2: start all ranks" in line
     assert not (tmp_path / "run" / "status.json").exists()

@@ -16,6 +16,7 @@ from senet.distributed.replicas import sync_batch_norms
 from senet.errors import ConfigError, RunError
 from senet.inference.formats import SUFFIXES, export, open_network
 from senet.inference.network import load_trained
+from senet.models.zoo import overruns_on_cpu
 from senet.rundir.history import judged
 from tests import networks
 from tests.conftest import Train
@@ -50,6 +51,7 @@ def test_a_network_with_arguments_is_trained_resumed_exported_and_opened(
 ) -> None:
     name = "tests.networks:of_width"
     options = (f"model.name={name}", "model.args.width=4", "model.args.gates=false", "train.epochs=2")
+    options += ("train.channels_last=false",)
     train_here(tmp_path / "whole", *options)
     assert train_here(tmp_path / "parts", *options, stop=StopAt(13)).state == "stopped"
     with pytest.raises(ConfigError, match=r"model\.args: \{'width': 4, 'gates': False\} -> \{'width': 4\}"):
@@ -64,6 +66,18 @@ def test_a_network_with_arguments_is_trained_resumed_exported_and_opened(
         export(trained, kind, file, with_preprocessing=False)
         opened = open_network(file, model_name=name, device="cpu", trust=True)
         torch.testing.assert_close(opened.logits(images_NHWC), trained.logits(images_NHWC))
+
+
+def test_a_layer_that_some_processors_compute_wrongly_is_refused(train_here: Train, tmp_path: Path) -> None:
+    narrow = ("model.name=tests.networks:of_width", "model.args.width=7", "train.epochs=1")
+    with pytest.raises(
+        ConfigError, match=r"channels_last=true: layer2\.0\.shortcut\.0 of .*say train\.channels_last=false"
+    ):
+        train_here(tmp_path / "run", *narrow)
+    assert not (tmp_path / "run").exists()
+    assert overruns_on_cpu(networks.of_width(10, 7)) != []
+    assert overruns_on_cpu(networks.of_width(10, 8)) == []
+    assert overruns_on_cpu(nn.Conv2d(4, 8, 1)) == overruns_on_cpu(nn.Conv2d(4, 8, 3, stride=2)) == []
 
 
 def test_an_argument_that_a_network_does_not_have_is_refused_before_images_are_opened(

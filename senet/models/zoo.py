@@ -114,6 +114,19 @@ def trains_on_one_image(model: nn.Module, size: int) -> bool:
     return True
 
 
+def overruns_on_cpu(model: nn.Module) -> list[str]:
+    """Names of convolutions of 1x1 with a stride and fewer than 8 channels: in fp32 and channels_last, a CPU without
+    AVX-512 writes past its memory while it computes the gradient of their weights. torch 2.14.1 does so: oneDNN's issue
+    6035."""
+    return [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Conv2d)
+        and layer.kernel_size == (1, 1) and max(layer.stride) > 1
+        and layer.in_channels < 8 and layer.groups == 1
+    ]  # fmt: skip
+
+
 def _build_plain(name: str, num_classes: int, small_stem: bool) -> nn.Module:
     if name == "preact_resnet18":
         return SENet18(num_classes, reduction=None)

@@ -21,7 +21,13 @@ from senet.distributed.watchdog import Watchdog
 from senet.errors import ConfigError
 from senet.models.parts import freeze, scaled
 from senet.models.weights import whiten_first_layer
-from senet.models.zoo import build_model, refuse_other_images, refuse_unknown, trains_on_one_image
+from senet.models.zoo import (
+    build_model,
+    overruns_on_cpu,
+    refuse_other_images,
+    refuse_unknown,
+    trains_on_one_image,
+)
 from senet.rundir.checkpoint import Checkpoint
 from senet.rundir.lease import Lease
 from senet.rundir.owner import nothing_left_if_refused
@@ -91,6 +97,7 @@ def prepare(
     network = _build_network(config, data, reads_weights=ranks.is_main and checkpoint is None)
     if checkpoint is not None:
         check_fits(config, checkpoint, data, sampler.batches_per_epoch, network)
+    _check_layout(config, ranks, network)
     _check_images(config, ranks, network)
     if ranks.is_main and data.store is not None:  # nothing refuses the run any more
         note_run(data.store, Path(config.run_dir))
@@ -157,6 +164,16 @@ def _check_parts(config: Config) -> None:
         with torch.device("meta"):
             network = build_model(config.model.name, num_classes=10, small_stem=config.model.small_stem)
         _freeze(network, config)
+
+
+def _check_layout(config: Config, ranks: Ranks, network: nn.Module) -> None:
+    """ConfigError where torch would compute wrong gradients, or crash."""
+    if ranks.device.type == "cpu" and config.train.channels_last and (found := overruns_on_cpu(network)):
+        raise ConfigError(
+            f"train.channels_last=true: {found[0]} of {config.model.name}: some CPUs compute wrong gradients of a 1x1 "
+            f"convolution with a stride and fewer than 8 channels, or crash (oneDNN's issue 6035); say "
+            f"train.channels_last=false"
+        )
 
 
 def _check_images(config: Config, ranks: Ranks, network: nn.Module) -> None:

@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 unexport PYTHONDONTWRITEBYTECODE # each process that a test starts would compile the code anew
 
-.PHONY: test quick test-oldest setup lint types smoke faults hosts hosts-soak gpu slurm-soak pictures clean
+.PHONY: test quick test-oldest setup lint types smoke faults hosts hosts-soak gpu slurm-soak soak pictures clean
 
 test: lint types ## style, types, all tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slurm and not hosts and not fault" -n 2 --dist worksteal
@@ -52,6 +52,9 @@ gpu: ## on a machine with a GPU, within 8 minutes (docs/gpu.md); elsewhere all i
 
 slurm-soak: setup ## the long forms of the tests on a SLURM cluster, one after another (about 20 minutes)
 	SOAK=1 SLURM_TESTS=required $(PY) -m pytest -m slurm -v
+
+soak: setup ## the long forms of tests that need no cluster: drills of more networks, all bits (half an hour)
+	SOAK=1 $(PY) -m pytest tests/test_drill_trainings.py tests/test_shards_ranks.py
 
 pictures: setup ## of the README, from a real run (a few minutes; needs chromium); RUN=runs/mine: whose report is shown
 	$(PY) -m docs.pictures.make $(RUN)

@@ -47,11 +47,11 @@ from tests.harness import (
     wait_until,
     without_clock,
 )
+from tests.soak import SOAK
 from tests.test_data import write_store
 
 pytestmark = pytest.mark.ranks
 
-SOAK = bool(os.environ.get("SOAK"))
 WORLDS = (1, 2, 4, 8)
 NETWORKS = ("senet18", "se_resnet20", "tests.networks:attention")
 PRECISIONS = ("off", "bf16", "fp16")

@@ -16,8 +16,9 @@ from senet.errors import FAILED_EXIT_CODE, INTERRUPTED_EXIT_CODE, REFUSED_EXIT_C
 from senet.rundir.files import read_json
 from tests.cluster import Cluster
 from tests.harness import started, status, tiny, wait_until
+from tests.soak import soak
 from tests.submitted import SLOW, Run
-from tests.test_slurm_cluster import no_orphans, pytestmark, soak  # noqa: F401
+from tests.test_slurm_cluster import no_orphans, pytestmark  # noqa: F401
 
 IN_PLACE_OF_THE_DOCTOR = """\
 import senet

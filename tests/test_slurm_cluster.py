@@ -34,14 +34,13 @@ from tests.harness import (
     wait_until,
     without_clock,
 )
+from tests.soak import SOAK, soak
 from tests.submitted import SLOW, Run
 
-SOAK = bool(os.environ.get("SOAK"))
 MISSING = missing_packages()
 if MISSING and os.environ.get("SLURM_TESTS") == "required":
     raise RuntimeError(f"SLURM_TESTS=required, but {MISSING}")
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(MISSING), reason=MISSING), pytest.mark.timeout(900)]
-soak = pytest.mark.skipif(not SOAK, reason="a long form: make slurm-soak")
 
 LONG = ("train.epochs=7", "checkpoint.every_steps=40", "log.every_steps=5")
 STEP_TIMEOUT = ("distributed.step_timeout_s=12",)

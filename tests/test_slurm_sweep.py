@@ -24,6 +24,7 @@ from senet.sweep.record import state_of
 from tests.cluster import Cluster, missing_packages
 from tests.conftest import Train
 from tests.harness import checkpoints, differing, payload, rows, tiny, told, wait_until, without_clock
+from tests.soak import SOAK
 from tests.submitted import SLOW, Run
 
 MISSING = missing_packages()
@@ -31,7 +32,6 @@ if MISSING and os.environ.get("SLURM_TESTS") == "required":
     raise RuntimeError(f"SLURM_TESTS=required, but {MISSING}")
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(MISSING), reason=MISSING), pytest.mark.timeout(900)]
 
-SOAK = bool(os.environ.get("SOAK"))
 CELLS, PREEMPTIONS = (12, 3) if SOAK else (6, 1)
 LONG = ("train.epochs=3", "checkpoint.every_steps=20", "log.every_steps=5")
 

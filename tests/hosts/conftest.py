@@ -17,12 +17,12 @@ import pytest
 from tests.harness import told, wait_until
 from tests.hosts.cluster import HostCluster, cluster_of_hosts, missing
 from tests.hosts.glusterfs import MOUNT
+from tests.soak import SOAK
 from tests.submitted import Run
 
 MISSING = missing()
 if MISSING and os.environ.get("HOSTS_TESTS") == "required":
     raise RuntimeError(f"HOSTS_TESTS=required, but {MISSING}")
-SOAK = bool(os.environ.get("SOAK"))
 FOLDER = Path(__file__).parent
 _seconds: dict[str, list[float]] = defaultdict(list)
 

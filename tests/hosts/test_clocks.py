@@ -11,8 +11,8 @@ from senet.errors import REFUSED_EXIT_CODE
 from senet.rundir.files import read_json
 from tests.harness import started, tiny, wait_until
 from tests.hosts.cluster import HostCluster
-from tests.hosts.conftest import SOAK
 from tests.hosts.test_hosts import Undisturbed, ends_with
+from tests.soak import SOAK
 from tests.submitted import SLOW, Run
 
 OFF_S = (-300, 300)

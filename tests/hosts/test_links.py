@@ -9,17 +9,16 @@ import pytest
 
 from tests.harness import survivors, told, wait_until
 from tests.hosts.cluster import HostCluster
-from tests.hosts.conftest import SOAK
 from tests.hosts.test_hosts import LONG, Undisturbed, ends_with
+from tests.soak import soak
 from tests.submitted import SLOW, Run
 
 STEP_TIMEOUT_S = 20
 LIMIT_S = STEP_TIMEOUT_S + 45  # after it 9 s for the roll call, 5 to record collectives, and SLURM is asked
-long = pytest.mark.skipif(not SOAK, reason="a long form: make hosts-soak")
 SLURMD_TIMEOUT_S = 120  # SLURM looks after a third of it, and a job is requeued some 40 s later
 
 
-@pytest.mark.parametrize(("node", "seconds"), [("n2", 10), ("n1", 60), pytest.param("n2", 60, marks=long)])
+@pytest.mark.parametrize(("node", "seconds"), [("n2", 10), ("n1", 60), pytest.param("n2", 60, marks=soak)])
 def test_a_link_that_is_down_for_a_while_costs_that_while(
     node: str, seconds: int, cluster: HostCluster, run: Run, undisturbed: Undisturbed
 ) -> None:

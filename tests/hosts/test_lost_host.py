@@ -6,8 +6,8 @@ import time
 
 from tests.harness import wait_until
 from tests.hosts.cluster import HostCluster
-from tests.hosts.conftest import SOAK
 from tests.hosts.test_hosts import LONG, Undisturbed, ends_with
+from tests.soak import SOAK
 from tests.submitted import SLOW, Run
 
 SLURMD_TIMEOUT_S = 300 if SOAK else 120  # SLURM looks after a third of it, and a job is requeued some 40 s later

@@ -8,13 +8,12 @@ import pytest
 
 from tests.harness import checkpoints, wait_until
 from tests.hosts.cluster import HostCluster
-from tests.hosts.conftest import SOAK
 from tests.hosts.glusterfs import MOUNT
 from tests.hosts.test_hosts import LONG, Undisturbed, ends_with
+from tests.soak import soak
 from tests.submitted import SLOW, Run
 
 SAVING = ("train.epochs=7", "checkpoint.every_steps=1", "log.every_steps=5")
-long = pytest.mark.skipif(not SOAK, reason="a long form: make hosts-soak")
 
 
 def wait_for_a_save(cluster: HostCluster, run: Run) -> None:
@@ -29,7 +28,7 @@ def test_what_one_host_writes_the_other_reads(cluster: HostCluster) -> None:
 
 
 @pytest.mark.parametrize("options", [LONG, SAVING], ids=["training", "saving"])
-@pytest.mark.parametrize("seconds", [20, pytest.param(90, marks=long)])
+@pytest.mark.parametrize("seconds", [20, pytest.param(90, marks=soak)])
 def test_a_hang_costs_its_time(
     seconds: int, options: tuple[str, ...], cluster: HostCluster, run: Run, undisturbed: Undisturbed
 ) -> None:

@@ -1,0 +1,10 @@
+"""The long forms of tests, which take minutes to hours: with SOAK=1 in the environment."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+SOAK = bool(os.environ.get("SOAK"))
+soak = pytest.mark.skipif(not SOAK, reason="a long form: SOAK=1")

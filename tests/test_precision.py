@@ -103,8 +103,9 @@ def test_the_rates_are_those_of_a_longer_loop(network: Callable[[int], nn.Module
                     loss = nn.functional.cross_entropy(model(images_NCHW), labels_N)
                 loss.backward()
                 best[amp] = max(best[amp], 16 / (time.thread_time() - began))
-    # beside much other work they were up to 0.3 apart
-    assert found["bf16"] / found["off"] == pytest.approx(best["bf16"] / best["off"], rel=0.5)
+    # beside much other work they were up to 1.7 times apart, where bf16 took 30 times as long
+    difference = math.log(found["bf16"] / found["off"]) - math.log(best["bf16"] / best["off"])
+    assert difference == pytest.approx(0, abs=math.log(2))
 
 
 @contextmanager

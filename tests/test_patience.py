@@ -28,7 +28,7 @@ def ends_after(top1: list[float], patience: int, epochs: int = 100) -> int:
         if state.is_over(train):
             break
         state.epochs_done += 1
-        state.judge(each)
+        state.judge(each, 1.0 / state.epochs_done)
     return state.epochs_done
 
 

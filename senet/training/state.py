@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -48,7 +49,11 @@ class TrainState:
     best_top1: float = -1.0
     """Best test accuracy so far, in percent, of the weights that were the result at that time."""
     best_epoch: int = 0
-    """The epoch with ``best_top1``; 1 is the first."""
+    """The epoch with ``best_top1``, of several the one with the lowest test loss; 1 is the first."""
+    best_loss: float = math.inf
+    """Of ``best_epoch``."""
+    best_since: int = 0
+    """The first epoch with ``best_top1``; 0: not known, the checkpoint is of an older version."""
     last_result: dict[str, Any] = field(default_factory=dict)
     """The row of the last finished epoch."""
     plateau: Plateau = field(default_factory=Plateau)
@@ -67,12 +72,15 @@ class TrainState:
         self.logged_sums, self.logged_s = list(self.epoch_sums), self.train_s
         return sums, seconds
 
-    def judge(self, top1: float) -> bool:
-        """Whether the epoch that was just counted in ``epochs_done`` is the best so far."""
-        is_best = top1 > self.best_top1
-        if is_best:
-            self.best_top1, self.best_epoch = top1, self.epochs_done
-        return is_best
+    def judge(self, top1: float, loss: float) -> bool:
+        """Whether the epoch that was just counted in ``epochs_done`` is the best so far. With few test images many have
+        equal accuracies."""
+        if top1 > self.best_top1:
+            self.best_since = self.epochs_done
+        elif top1 < self.best_top1 or not loss < self.best_loss:
+            return False
+        self.best_top1, self.best_epoch, self.best_loss = top1, self.epochs_done, loss
+        return True
 
     def is_over(self, train: TrainConfig) -> bool:
         """Whether nothing is left to train."""
@@ -80,10 +88,11 @@ class TrainState:
 
     def impatience(self, train: TrainConfig) -> str:
         """Why the run ends before its last epoch; empty: it does not."""
-        in_vain = self.epochs_done - self.best_epoch
+        best_since = self.best_since or self.best_epoch
+        in_vain = self.epochs_done - best_since
         if not 0 < train.patience <= in_vain or self.epochs_done >= train.epochs:
             return ""
-        return f"no better accuracy on the held-out images in {in_vain} epochs after epoch {self.best_epoch}"
+        return f"no better accuracy on the held-out images in {in_vain} epochs after epoch {best_since}"
 
     def begin_epoch(self, last_result: dict[str, Any]) -> None:
         """Keep the row of the epoch before, and count from zero again."""

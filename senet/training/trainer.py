@@ -188,13 +188,13 @@ class Trainer:
             state.plateau.update(train.loss, config.schedule, config.optim.lr)
         mfu = self._mfu(train.num_images / state.epoch_s)
         state.epochs_done += 1
-        top1 = results[judged({"weights": weights})].top1
-        is_best = state.judge(top1)
+        result = results[judged({"weights": weights})]
+        is_best = state.judge(result.top1, result.loss)
         row = epoch_row(state, train, results, lr, weights) | mfu
         state.begin_epoch(row)
         self.record.writer.write("epoch", state.step, **row)
         self.record.progress.say(epoch_line(row, config.train.epochs, self.feed.num_classes))
-        self.record.tell(step=state.step, epoch=state.epochs_done, top1=top1, weights=weights)
+        self.record.tell(step=state.step, epoch=state.epochs_done, top1=result.top1, weights=weights)
         self.save(best=is_best, wait=state.is_over(config.train))
 
     def evaluate(self) -> dict[str, Scores]:

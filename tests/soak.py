@@ -6,5 +6,5 @@ import os
 
 import pytest
 
-SOAK = bool(os.environ.get("SOAK"))
+SOAK = os.environ.get("SOAK", "0") not in ("", "0")
 soak = pytest.mark.skipif(not SOAK, reason="a long form: SOAK=1")

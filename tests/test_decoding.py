@@ -254,13 +254,19 @@ def test_of_a_jpeg_no_more_is_decoded_than_a_crop_needs(
     assert (width < height) == (tag == 6)
 
 
-def saved(picture: Image.Image, **options: Any) -> bytes:
+def saved(picture: Image.Image, format: str = "JPEG", **options: Any) -> bytes:
     file = BytesIO()
-    picture.save(file, "JPEG", **options)
+    picture.save(file, format, **options)
     return file.getvalue()
 
 
 NOISE = Image.effect_noise((301, 203), 90)
+BAND = NOISE.convert("RGB")
+BAND.paste((0, 0, 0), (0, 90, 301, 160))
+WHITE = NOISE.convert("CMYK")
+WHITE.paste((0, 0, 0, 0), (0, 90, 301, 203))
+UPRIGHT = Image.Exif()
+UPRIGHT[0x0112] = 1
 JPEGS: dict[str, tuple[Image.Image, dict[str, Any]]] = {
     "4:2:0": (NOISE.convert("RGB"), {"subsampling": "4:2:0"}),
     "4:4:4": (NOISE.convert("RGB"), {"subsampling": "4:4:4"}),
@@ -268,32 +274,46 @@ JPEGS: dict[str, tuple[Image.Image, dict[str, Any]]] = {
     "restarts": (NOISE.convert("RGB"), {"restart_marker_rows": 1}),
     "grey": (NOISE, {}),
     "CMYK": (NOISE.convert("CMYK"), {}),
-    "black": (Image.new("RGB", NOISE.size), {}),
+    "black in the middle": (BAND, {}),
+    "white below": (WHITE, {}),
+    "two pictures": (NOISE.convert("RGB"), {"format": "MPO", "save_all": True, "append_images": [BAND]}),
+    "tag": (NOISE.convert("RGB"), {"exif": UPRIGHT}),
 }
 
 
 @pytest.mark.parametrize("kind", JPEGS)
-@pytest.mark.parametrize("size", [16, 32, 64, 100])  # so that all sizes of the inverse transform occur
-def test_what_a_jpeg_has_below_a_crop_is_not_decoded_and_changes_no_pixel(kind: str, size: int) -> None:
+@pytest.mark.parametrize("size", [12, 25, 50, 100])  # decoded to an eighth, a quarter, a half, and in full
+def test_what_a_jpeg_has_below_a_crop_is_not_decoded_and_changes_no_pixel(
+    kind: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     picture, options = JPEGS[kind]
     content = saved(picture, quality=90, **options)
+    opened = decoding.open_picture
     for bottom in (105, 128, 152, 202, 203):
-        box = (20, bottom - 100, 120, bottom)
+        box, opens = (20, bottom - 100, 120, bottom), []
+        monkeypatch.setattr(decoding, "open_picture", lambda file, opens=opens: opens.append(1) or opened(file))
         found, found_box = decoding.drafted(content, size, lambda *_, box=box: box)
+        assert len(opens) == 1  # none is taken for a broken one
         whole, whole_box = decoding.drafted(content, size, lambda *_, box=box: box, to_its_end=True)
         assert found_box == whole_box
         rows = round(found_box[3])
         np.testing.assert_array_equal(np.asarray(found)[:rows], np.asarray(whole)[:rows])
         left = np.asarray(found.convert("RGB"))[rows:]
-        assert len(left) == 0 or kind == "black" or not left[left < 255].any()
+        assert not left[left < 255].any()  # zero, which is white in CMYK
 
 
-def test_a_jpeg_that_is_damaged_above_the_end_of_a_crop_is_refused_as_before() -> None:
+def test_a_jpeg_is_refused_if_what_a_crop_needs_is_broken_or_cut_off() -> None:
     content = saved(NOISE.convert("RGB"), progressive=True)
     tables = content.rindex(b"\xff\xc4")
-    damaged = content[:tables] + b"\xff\xc4\x00\x14\xff" + content[tables + 5 :]
+    broken = content[:tables] + b"\xff\xc4\x00\x14\xff" + content[tables + 5 :]
     with pytest.raises(OSError, match="broken data stream"):
-        decoding.drafted(damaged, 32, lambda *_: (0, 0, 100, 100))
+        decoding.drafted(broken, 32, lambda *_: (0, 0, 100, 100))
+    for mode in ("RGB", "L", "CMYK"):
+        content = saved(NOISE.convert(mode))
+        half = content[: len(content) // 2]
+        decoding.drafted(half, 32, lambda *_: (0, 0, 60, 60))
+        with pytest.raises(OSError, match="truncated"):
+            decoding.drafted(half, 32, lambda *_: (0, 120, 60, 180))
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")

@@ -112,15 +112,15 @@ SOUND = {
     "tests.planted:dropout_of_python": [],
     "tests.planted:extra_state_and_a_cache": [],
     "senet18": [],
-    "resnet20": [],
+    "resnet18": ["model.small_stem=true"],
+    "se_resnet20": [],
 }
 SOUND_TOO = {
     "preact_resnet18": [],
-    "resnet18": ["model.small_stem=true"],
     "resnext50_32x4d": ["model.small_stem=true"],
     "googlenet": [],
     "inception_v3": ["data.image_size=75"],
-    "se_resnet20": [],
+    "resnet20": [],
 }
 
 

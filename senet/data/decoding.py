@@ -22,12 +22,13 @@ from PIL.ImageFile import ImageFile
 from torch import Tensor
 
 from senet.data.crops import Box, center_box, random_box
-from senet.data.sources.pictures import as_shown, fit_image, open_picture, orientation, read_image, reason_of
+from senet.data.sources.pictures import TURNS, as_shown, fit_image, open_picture, orientation, read_image, reason_of
 from senet.data.stores.encoded import Pictures
 from senet.errors import RunError
 
 AHEAD = 2  # batches
 _LARGEST_SHRINK = 8  # of what libjpeg's inverse transform gives less of
+_MARK = (113, 59, 201, 17)  # a row of this color alone is in no photograph; one that has it is decoded twice
 T = TypeVar("T")
 Task = Callable[[], np.ndarray]
 """Returns the pixels of one image, uint8 [size, size, 3]."""
@@ -81,9 +82,9 @@ def _part(content: bytes, size: int, box_of: Callable[[int, int], Box]) -> np.nd
 def drafted(
     content: bytes, size: int, box_of: Callable[[int, int], Box], *, to_its_end: bool = False
 ) -> tuple[Image.Image, Box]:
-    """A picture in RGB, upright, and the box in its pixels: of a JPEG a half, a quarter or an eighth of what the file
-    has each way, where the box is then still at least ``size``, and of one that lies upright in its file, unless
-    ``to_its_end``, nothing below the box."""
+    """A picture in RGB, upright, and the box in its pixels. Of a JPEG a half, a quarter or an eighth of what the file
+    has each way, where the box is then still at least ``size``; and where the file has the picture upright, no rows
+    below the box, unless ``to_its_end``."""
     with open_picture(BytesIO(content)) as picture:
         if picture.format not in ("JPEG", "MPO"):
             shown = as_shown(picture)  # its tags may come after its pixels
@@ -94,27 +95,30 @@ def drafted(
         found = picture.draft("RGB", (width // shrink, height // shrink))
         shrunk = width / found[1][2] if found else 1.0
         box = (left / shrunk, top / shrunk, right / shrunk, bottom / shrunk)
-        is_upright = picture.format == "JPEG" and orientation(picture) == 1
-        if is_upright and not to_its_end and not _load_rows(picture, round(box[3])):
+        if not to_its_end and orientation(picture) not in TURNS and not _load_rows(picture, round(box[3])):
             return drafted(content, size, box_of, to_its_end=True)
         return as_shown(picture), box
 
 
 def _load_rows(picture: ImageFile, bottom: int) -> bool:
-    """Decode the rows of a JPEG down to ``bottom``; those below are black. False: that may have failed.
+    """Decode the rows of a JPEG down to ``bottom``, and not those below. False: that has failed.
 
-    Pillow's decoder ends there with an error, and cannot tell that from one of broken data; only then, or where the
-    picture is black there, is the last of these rows black.
+    Pillow's decoder ends with an error here, since rows are left; of a broken file it ends with the same. They are told
+    apart by the last row: where it is still as it was before, the file is broken.
     """
     if bottom >= picture.height:
         return True
-    picture.tile = [picture.tile[0]._replace(extents=(0, 0, picture.width, bottom))]
+    last = (0, bottom - 1, picture.width, bottom)
+    mark = _MARK[: len(picture.getbands())] if len(picture.getbands()) > 1 else _MARK[0]
     try:
+        picture.load_prepare()
+        picture.im.paste(mark, last)
+        picture.tile = [picture.tile[0]._replace(extents=(0, 0, picture.width, bottom))]
         picture.load()
-    except OSError:
-        if picture.tile:  # it has not come to the decoder's end
+    except Exception:  # OSError; a release of Pillow that takes no shorter tile may raise another
+        if picture.tile:
             return False
-    return picture.crop((0, bottom - 1, picture.width, bottom)).getbbox() is not None
+    return picture.crop(last).getcolors(1) != [(picture.width, mark)]
 
 
 def _read(pictures: Pictures, row: int) -> bytes:

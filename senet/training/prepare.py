@@ -167,12 +167,12 @@ def _check_parts(config: Config) -> None:
 
 
 def _check_layout(config: Config, ranks: Ranks, network: nn.Module) -> None:
-    """ConfigError where torch would compute wrong gradients, or crash."""
+    """ConfigError where torch computes wrong gradients, crashes or hangs on some CPUs: the run may go on on another."""
     if ranks.device.type == "cpu" and config.train.channels_last and (found := overruns_on_cpu(network)):
         raise ConfigError(
-            f"train.channels_last=true: {found[0]} of {config.model.name}: some CPUs compute wrong gradients of a 1x1 "
-            f"convolution with a stride and fewer than 8 channels, or crash (oneDNN's issue 6035); say "
-            f"train.channels_last=false"
+            f"train.channels_last=true: {found[0]} of {config.model.name}: on some CPUs torch computes wrong "
+            f"gradients of a 1x1 convolution with a stride and fewer than 8 channels, or crashes (oneDNN's issue "
+            f"6035); train.channels_last=false (resume.allow_changes=true if it has begun)"
         )
 
 

@@ -53,7 +53,7 @@ class TrainState:
     best_loss: float = math.inf
     """Of ``best_epoch``."""
     best_since: int = 0
-    """The first epoch with ``best_top1``; 0: not known, the checkpoint is of an older version."""
+    """The first epoch with ``best_top1``."""
     last_result: dict[str, Any] = field(default_factory=dict)
     """The row of the last finished epoch."""
     plateau: Plateau = field(default_factory=Plateau)
@@ -75,6 +75,7 @@ class TrainState:
     def judge(self, top1: float, loss: float) -> bool:
         """Whether the epoch that was just counted in ``epochs_done`` is the best so far. With few test images many have
         equal accuracies."""
+        loss = math.inf if math.isnan(loss) else loss
         if top1 > self.best_top1:
             self.best_since = self.epochs_done
         elif top1 < self.best_top1 or not loss < self.best_loss:
@@ -88,11 +89,10 @@ class TrainState:
 
     def impatience(self, train: TrainConfig) -> str:
         """Why the run ends before its last epoch; empty: it does not."""
-        best_since = self.best_since or self.best_epoch
-        in_vain = self.epochs_done - best_since
+        in_vain = self.epochs_done - self.best_since
         if not 0 < train.patience <= in_vain or self.epochs_done >= train.epochs:
             return ""
-        return f"no better accuracy on the held-out images in {in_vain} epochs after epoch {best_since}"
+        return f"no better accuracy on the held-out images in {in_vain} epochs after epoch {self.best_since}"
 
     def begin_epoch(self, last_result: dict[str, Any]) -> None:
         """Keep the row of the epoch before, and count from zero again."""
@@ -106,7 +106,9 @@ class TrainState:
 
     @classmethod
     def from_state_dict(cls, content: dict[str, Any]) -> TrainState:
-        """Unknown fields, of another version, are ignored. Missing ones get their defaults."""
+        """Unknown fields, of another version, are ignored. Missing ones get their defaults; what is the best so far
+        stays that of an older version until an epoch is more accurate."""
+        content = {"best_since": content.get("best_epoch", 0), "best_loss": -math.inf} | content
         known = {f.name for f in fields(cls)} - {"plateau"}
         state = cls(**{key: value for key, value in content.items() if key in known})
         state.plateau = Plateau(**content["plateau"])

@@ -28,6 +28,7 @@ from senet.errors import ConfigError
 from tests.conftest import Once
 from tests.documents import PAGES, Block, Command, blocks, commands, name
 from tests.harness import rows
+from tests.soak import soak
 
 RECIPE = """\
 data: {source: imagefolder, folder: photos, image_size: 16}
@@ -96,6 +97,10 @@ in_own_environment = pytest.mark.skipif(
 def types_commands(test: Callable[..., None]) -> Callable[..., None]:
     marked: Callable[..., None] = pytest.mark.ranks(pytest.mark.slow(in_own_environment(test)))
     return marked
+
+
+FOLLOWED_LATER = {"drill", "notify", "profile", "report-and-tensorboard", "several-gpus-and-hosts", "sweeps", "views"}
+"""Pages of features whose own tests type the same commands: 4 minutes on 2 cores."""
 
 
 def is_left_out(command: str) -> bool:
@@ -232,7 +237,9 @@ def is_shown(printed: str, shown: str) -> bool:
 
 
 @types_commands
-@pytest.mark.parametrize("page", PAGES, ids=name)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[soak] * (page.stem in FOLLOWED_LATER)) for page in PAGES], ids=name
+)
 def test_a_page_can_be_followed(page: Path, untrained: Path, trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     shutil.copytree(untrained if name(page) in BEGIN_UNTRAINED else trained, folder, symlinks=True)

@@ -125,9 +125,8 @@ class Drift(_Senet):
     """One weight changes by itself."""
 
     def fault(self, logits: Tensor, here: bool) -> Tensor:
-        if here and self.passes == AT:
-            with torch.no_grad():
-                self.get_parameter("layer2.0.conv1.weight")[3, 1, 0, 0] += 1e-3
+        if here and self.passes == AT:  # data: what a bit flip changes, autograd does not see
+            self.get_parameter("layer2.0.conv1.weight").data[3, 1, 0, 0] += 1e-3
         return logits
 
 

@@ -234,7 +234,7 @@ AWAY = [
 
 
 @needs_compiler
-@pytest.mark.fault("file system away for a while, its pages lost", quick=5, full=50)
+@pytest.mark.fault("file system away for a while, its pages lost", quick=3, full=50)
 def test_a_file_system_that_is_away_for_a_while_costs_its_time(
     trial: Trial, data_root: Path, tmp_path: Path, unbroken: Unbroken
 ) -> None:

@@ -34,7 +34,7 @@ STOPPED_S, LIMIT_S = 15, 8
 SLACK_S = 5 if FULL else 60  # the quick form runs beside others
 
 
-@pytest.mark.fault("SIGKILL of one rank or all, torchrun --max-restarts", quick=2, full=20)
+@pytest.mark.fault("SIGKILL of one rank or all, torchrun --max-restarts", quick=1, full=20)
 def test_the_first_restart_trains_on(trial: Trial, data_root: Path, tmp_path: Path, unbroken: Unbroken) -> None:
     run_dir = tmp_path / "run"
     command = train_command(2, options(data_root, run_dir, PACED), restarts=2)
@@ -97,7 +97,7 @@ def test_a_rank_that_is_stopped_costs_one_restart(
     assert differing(unbroken(2), without_clock(payload(run_dir))) == []
 
 
-@pytest.mark.fault("SIGKILL or SIGSTOP of one rank, twice, RESTARTS=3", quick=2, full=20)
+@pytest.mark.fault("SIGKILL or SIGSTOP of one rank, twice, RESTARTS=3", quick=1, full=20)
 def test_launch_starts_again_with_the_bits_of_the_undisturbed_run(
     trial: Trial, data_root: Path, tmp_path: Path, unbroken: Unbroken
 ) -> None:

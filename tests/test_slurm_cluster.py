@@ -273,7 +273,15 @@ def kill_all_ranks(run: Run) -> None:
         rank.kill()
 
 
-@pytest.mark.parametrize("events", [[kill_rank_1, kill_rank_0], [freeze_rank_1], [freeze_rank_0], [kill_all_ranks]])
+@pytest.mark.parametrize(
+    "events",
+    [
+        [kill_rank_1, kill_rank_0],
+        [freeze_rank_0],
+        pytest.param([freeze_rank_1], marks=soak),
+        pytest.param([kill_all_ranks], marks=soak),
+    ],
+)
 def test_a_rank_that_dies_or_hangs_costs_seconds_in_the_same_job(
     events: list[Callable[[Run], None]], run: Run, undisturbed: Callable[..., dict[str, Any]]
 ) -> None:
@@ -339,6 +347,7 @@ def test_a_stop_after_a_restart_is_a_stop(run: Run) -> None:
     assert run.wait_for("CANCELLED")["Restarts"] == "0"
 
 
+@soak  # tests/hosts/test_fewer_hosts.py does it with a host that has lost its power
 def test_with_shards_a_job_goes_on_without_a_lost_node_and_with_the_same_bits(
     run: Run, undisturbed: Callable[..., dict[str, Any]]
 ) -> None:
@@ -501,6 +510,7 @@ def test_a_drill_requeues_its_jobs_and_has_the_same_bits_on_other_nodes(run: Run
     assert scratch_of(run) == []
 
 
+@soak
 def test_a_drill_finds_what_a_requeued_job_has_lost(run: Run) -> None:
     done = run.tool(*drill_words(run, "model.name=tests.planted:counter_in_an_attribute"), timeout_s=600)
     assert done.returncode == 1

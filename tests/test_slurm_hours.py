@@ -15,6 +15,7 @@ from tests.cluster import Cluster, missing_packages
 from tests.faults.interpose import missing_compiler, slow
 from tests.faults.runs import newest_step
 from tests.harness import rows, status, wait_until
+from tests.soak import soak
 from tests.submitted import Run
 
 DATA_WAIT_S, DISK_WAIT_S = 0.1, 2.2
@@ -24,6 +25,7 @@ MISSING = missing_packages() or missing_compiler()
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(MISSING), reason=MISSING), pytest.mark.timeout(900)]
 
 
+@soak  # tests/faults/test_hours.py does it without a cluster
 def test_two_kills_a_preemption_slow_data_and_a_slow_disk_are_found_in_the_parts_of_a_job(
     cluster: Cluster, tmp_path: Path, data_root: Path
 ) -> None:

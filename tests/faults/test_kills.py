@@ -36,7 +36,7 @@ SLACK_S = 5 if FULL else 40  # the quick form runs beside others
 CALLS = ("open", "write", "fsync", "rename", "fsyncdir", "unlink")
 
 
-@pytest.mark.fault("SIGKILL of all ranks at a random moment", quick=3, full=50)
+@pytest.mark.fault("SIGKILL of all ranks at a random moment", quick=2, full=50)
 def test_a_run_killed_at_a_random_moment_ends_with_the_bits_of_an_unbroken_one(
     trial: Trial, data_root: Path, tmp_path: Path, unbroken: Unbroken
 ) -> None:

@@ -14,7 +14,7 @@ from tests.hosts.test_hosts import LONG, Undisturbed, ends_with
 from tests.submitted import SLOW, Run
 
 
-@pytest.mark.times(quick=2, soak=20)
+@pytest.mark.times(quick=1, soak=20)
 @pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_random_rank_that_is_killed_or_stopped_costs_seconds(
     what: signal.Signals, run: Run, undisturbed: Undisturbed, took: Callable[[str, float], None]

@@ -18,7 +18,9 @@ LIMIT_S = STEP_TIMEOUT_S + 45  # after it 9 s for the roll call, 5 to record col
 SLURMD_TIMEOUT_S = 120  # SLURM looks after a third of it, and a job is requeued some 40 s later
 
 
-@pytest.mark.parametrize(("node", "seconds"), [("n2", 10), ("n1", 60), pytest.param("n2", 60, marks=soak)])
+@pytest.mark.parametrize(
+    ("node", "seconds"), [("n2", 10), pytest.param("n1", 60, marks=soak), pytest.param("n2", 60, marks=soak)]
+)
 def test_a_link_that_is_down_for_a_while_costs_that_while(
     node: str, seconds: int, cluster: HostCluster, run: Run, undisturbed: Undisturbed
 ) -> None:

@@ -378,6 +378,7 @@ def test_with_shards_a_job_goes_on_without_a_lost_node_and_with_the_same_bits(
     assert f"no answer from {lost}" in run.tool("status", str(run.run_dir)).stdout
 
 
+@soak  # tests/hosts/test_hosts.py does it with a host that has lost its power
 def test_a_lost_node_requeues_the_job_and_the_rank_left_there_is_ignored(
     run: Run, undisturbed: Callable[..., dict[str, Any]]
 ) -> None:

@@ -53,8 +53,9 @@ gpu: ## on a machine with a GPU, within 8 minutes (docs/gpu.md); elsewhere all i
 slurm-soak: setup ## the long forms of the tests on a SLURM cluster, one after another (about 20 minutes)
 	SOAK=1 SLURM_TESTS=required $(PY) -m pytest -m slurm -v
 
-soak: setup ## tests that have long forms and need no cluster, with these: drills, bits, documents (an hour)
-	SOAK=1 OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_drill_trainings.py tests/test_shards_ranks.py tests/test_document_commands.py -v
+soak: setup ## tests that have long forms and need no cluster, with these: drills, bits, documents, views (an hour)
+	SOAK=1 OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_drill_trainings.py tests/test_shards_ranks.py tests/test_document_commands.py \
+		tests/test_views_kills.py -v
 
 pictures: setup ## of the README, from a real run (a few minutes; needs chromium); RUN=runs/mine: whose report is shown
 	$(PY) -m docs.pictures.make $(RUN)

@@ -10,6 +10,7 @@ from senet.errors import FAILED_EXIT_CODE, REFUSED_EXIT_CODE
 from tests.harness import status, tiny, wait_until
 from tests.hosts.cluster import HostCluster
 from tests.hosts.test_hosts import LONG, Undisturbed, ends_with
+from tests.soak import soak
 from tests.submitted import SLOW, Run
 
 
@@ -35,6 +36,7 @@ def test_no_answer_is_neither_yes_nor_no(cluster: HostCluster, tmp_path: Path, d
     assert all("JobHeldUser" in line for line in table[1:])
 
 
+@soak
 def test_a_job_that_wants_to_be_requeued_waits_for_it(cluster: HostCluster, run: Run, undisturbed: Undisturbed) -> None:
     run.submit(*LONG, SLOW)
     run.wait_for_steps(10, 0)

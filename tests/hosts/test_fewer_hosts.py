@@ -9,6 +9,7 @@ from collections.abc import Callable
 from tests.harness import status, wait_until
 from tests.hosts.cluster import HostCluster
 from tests.hosts.test_hosts import LONG, Undisturbed, ends_with
+from tests.soak import soak
 from tests.submitted import SLOW, Run
 
 SHARDS = ("train.shards=4", "train.threads_per_rank=1")
@@ -35,6 +36,7 @@ def test_the_ranks_are_launched_again_on_the_host_that_is_left(
     assert status(run.run_dir)["restart"]["host"] == "n2"
 
 
+@soak
 def test_a_job_that_has_lost_its_batch_script_is_requeued_by_a_rank_that_is_left(
     cluster: HostCluster, run: Run, undisturbed: Undisturbed, took: Callable[[str, float], None]
 ) -> None:

@@ -43,6 +43,7 @@ def test_a_link_at_a_tenth_of_what_the_steps_need_makes_them_slow(
     ends_with(run, undisturbed(2, *LONG), restarts=0)
 
 
+@soak
 def test_a_host_that_is_cut_off_for_good_ends_its_own_ranks(
     cluster: HostCluster, run: Run, undisturbed: Undisturbed
 ) -> None:

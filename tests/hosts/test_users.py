@@ -33,7 +33,7 @@ def test_a_user_trains_with_launch_sh_of_a_checkout_that_is_read_only(
 ) -> None:
     words = [str(REPOSITORY / "launch.sh"), *tiny("run_dir=runs/first", "data.root=data")]
     assert cluster.on("n1", "test", "-w", str(REPOSITORY), user="ada").returncode != 0
-    done = cluster.on("n1", *words, user="ada", timeout_s=120)
+    done = cluster.on("n1", *words, user="ada", timeout_s=400)
     assert done.returncode == 0, done.stderr
     found = payload(cluster.machines["n0"].outside(HOMES / "ada/runs/first"))
     assert differing(without_clock(found), undisturbed(2)) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,8 @@ class Job:
             mirror_status({"state": "starting"})  # shows that SLURM has started rank 0
         if task.cluster == "local" and task.global_rank == 0:  # also if a signal ends it before the training
             stop.before_leaving(lambda code, _: os._exit(self._end_of_local_start(task.job_id, code)))
+        if starts.stop_file(Path(self.run_dir), task.job_id).exists():
+            signal.raise_signal(signal.SIGUSR2)  # the one that was sent may have come before a rank could hear it
         code = self._train(stop)
         if (
             code == FAILED_EXIT_CODE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from senet.inference.scoring import open_test_data
 from senet.rundir.checkpoint import published_files, read_checkpoint
 from senet.rundir.files import read_json, read_rows, write_json
 from senet.rundir.saving import CheckpointManager
+from senet.training import resume
 from senet.training.resume import check_store
 from slurm.control import status
 from slurm.job import Job
@@ -193,3 +195,16 @@ def test_a_newer_format_is_refused_and_nothing_is_moved_or_built_anew(
     with pytest.raises(ConfigError, match="has format 2, this version reads 1 to 1; use the version that wrote it"):
         read(before)
     assert {path: path.read_bytes() for path in before.rglob("*") if path.is_file()} == files
+
+
+def test_a_run_directory_of_somebody_else_is_refused_by_each_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(resume, "published_files", denied)
+    with pytest.raises(
+        ConfigError, match=r"^run_dir=\S+ cannot be read \(Permission denied\); choose another run_dir$"
+    ):
+        check_store(tiny_config(f"run_dir={tmp_path}"), None)

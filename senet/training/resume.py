@@ -68,7 +68,8 @@ def read_named(name: str) -> Checkpoint:
 
 
 def check_store(config: Config, checkpoint: Checkpoint | None) -> None:
-    """ConfigError where the images of the run that goes on are kept as another kind, before any are packed or decoded.
+    """ConfigError where the images of the run that goes on are kept as another kind, before any are packed or decoded;
+    or where its run directory cannot be read.
 
     Args:
         checkpoint: that of ``choose_checkpoint``. None on other ranks, which look at the newest manifest, unverified,
@@ -77,10 +78,15 @@ def check_store(config: Config, checkpoint: Checkpoint | None) -> None:
     if checkpoint is not None:
         path, saved = checkpoint.path, checkpoint.manifest["config"]
     else:
-        newest = next(iter(published_files(Path(config.run_dir, "checkpoints"))), None)
-        if newest is None or config.resume.mode != "auto":
-            return
-        path, saved = newest, read_json(newest.with_suffix(".json")).get("config")
+        try:
+            newest = next(iter(published_files(Path(config.run_dir, "checkpoints"))), None)
+            if newest is None or config.resume.mode != "auto":
+                return
+            path, saved = newest, read_json(newest.with_suffix(".json")).get("config")
+        except PermissionError as error:  # rank 0 says the same of its own host
+            raise ConfigError(
+                f"run_dir={config.run_dir} cannot be read ({error.strerror}); choose another run_dir"
+            ) from None
     if config.resume.allow_changes or not isinstance(saved, dict):
         return
     if (was := kept_as(saved)) != (now := stored_as(config.data)):

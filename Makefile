@@ -38,7 +38,7 @@ smoke: ## the README's first command
 	./launch.sh
 
 faults: setup ## each fault of tests/faults many times (hours), and a table; tries that have passed are not repeated
-	FAULTS=full $(PY) -m pytest tests/faults -q
+	SOAK=1 FAULTS=full $(PY) -m pytest tests/faults -q
 
 hosts: setup ## two emulated hosts: power, links, clocks, a network file system, accounts (a quarter of an hour)
 	$(PY) -m pytest tests/hosts -n 4 -rs

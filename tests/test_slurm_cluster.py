@@ -186,6 +186,7 @@ def test_stop_saves_and_ends_the_job(run: Run) -> None:
     assert again.stdout == f"job {run.job} does not run any more: it is CANCELLED\n"
 
 
+@soak
 def test_with_shards_it_goes_on_with_other_nodes_and_the_same_bits(run: Run, data_root: Path, tmp_path: Path) -> None:
     options = ("train.epochs=3", "checkpoint.every_steps=10", "log.every_steps=5")
     options += ("train.shards=4", "train.threads_per_rank=0")

@@ -29,6 +29,7 @@ from tests.harness import (
     wait_until,
     without_clock,
 )
+from tests.soak import soak
 
 PACED = "model.name=tests.faults.networks:paced"
 LIMIT_S, LAUNCHER_S = 5, 30  # torchrun gives the other ranks of a failed group so long to end
@@ -85,6 +86,7 @@ def test_killed_inside_a_save_there_is_always_a_checkpoint(
     assert len(kept) <= 2  # the last and the best
 
 
+@soak
 @pytest.mark.fault("ten kills in a row", quick=1, full=1)
 def test_after_ten_kills_each_step_is_written_down_once(
     trial: Trial, data_root: Path, tmp_path: Path, unbroken: Unbroken

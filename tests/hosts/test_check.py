@@ -11,6 +11,7 @@ from tests.harness import wait_until
 from tests.hosts.cluster import HostCluster
 from tests.hosts.glusterfs import MOUNT
 from tests.hosts.test_hosts import Undisturbed, ends_with
+from tests.soak import soak
 from tests.submitted import Run
 
 
@@ -42,6 +43,7 @@ def test_hosts_that_are_well_start_to_train(run: Run, undisturbed: Undisturbed) 
     assert excludes_no_node(run)
 
 
+@soak
 def test_a_host_whose_python_comes_40_s_late_trains_too(
     cluster: HostCluster, run: Run, undisturbed: Undisturbed
 ) -> None:

@@ -7,12 +7,13 @@ import time
 from tests.harness import wait_until
 from tests.hosts.cluster import HostCluster
 from tests.hosts.test_hosts import LONG, Undisturbed, ends_with
-from tests.soak import SOAK
+from tests.soak import SOAK, soak
 from tests.submitted import SLOW, Run
 
 SLURMD_TIMEOUT_S = 300 if SOAK else 120  # SLURM looks after a third of it, and a job is requeued some 40 s later
 
 
+@soak
 def test_the_step_ends_and_the_job_is_requeued_before_slurm_gives_the_host_up(
     cluster: HostCluster, run: Run, undisturbed: Undisturbed
 ) -> None:

@@ -8,11 +8,13 @@ from functools import partial
 from tests.harness import told, wait_until
 from tests.hosts.cluster import HostCluster
 from tests.hosts.test_hosts import Undisturbed, ends_with
+from tests.soak import soak
 from tests.submitted import SLOW, Run
 
 LONG = ("train.epochs=26", "checkpoint.every_steps=40", "log.every_steps=5")
 
 
+@soak
 def test_a_host_that_comes_back_leaves_the_younger_start_alone(
     cluster: HostCluster, run: Run, undisturbed: Undisturbed
 ) -> None:

@@ -10,6 +10,7 @@ from tests.harness import differing, payload, tiny, wait_until, without_clock
 from tests.hosts.cluster import HostCluster
 from tests.hosts.machines import HOMES
 from tests.hosts.test_hosts import Undisturbed
+from tests.soak import soak
 from tests.submitted import SLOW, Run
 from tests.test_slurm_cluster import LONG, preempt, requeue, signal_all_descendants, survive
 
@@ -22,6 +23,7 @@ def of_user(user: str, name: str, cluster: HostCluster) -> Run:
     return run
 
 
+@soak
 def test_a_job_of_a_user_is_preempted_requeued_and_signalled(cluster: HostCluster, undisturbed: Undisturbed) -> None:
     run = of_user("ada", "long", cluster)
     survive(run, [preempt, requeue, signal_all_descendants], undisturbed(2, *LONG))

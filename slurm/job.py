@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +63,7 @@ class Job:
         if task.cluster == "local" and task.global_rank == 0:  # also if a signal ends it before the training
             stop.before_leaving(lambda code, _: os._exit(self._end_of_local_start(task.job_id, code)))
         if starts.stop_file(Path(self.run_dir), task.job_id).exists():
-            signal.raise_signal(signal.SIGUSR2)  # the one that was sent may have come before a rank could hear it
+            stop.leave(STOPPED_EXIT_CODE, "SIGUSR2")  # the one that was sent may have come before a rank could hear it
         code = self._train(stop)
         if (
             code == FAILED_EXIT_CODE

@@ -24,10 +24,10 @@ from senet.data.stores.choice import open_store
 from senet.errors import ConfigError
 from senet.inference.formats import open_network
 from senet.inference.scoring import open_test_data
+from senet.rundir import owner
 from senet.rundir.checkpoint import published_files, read_checkpoint
 from senet.rundir.files import read_json, read_rows, write_json
 from senet.rundir.saving import CheckpointManager
-from senet.training import resume
 from senet.training.resume import check_store
 from slurm.control import status
 from slurm.job import Job
@@ -203,6 +203,6 @@ def test_a_run_directory_of_somebody_else_is_refused_by_each_rank(
     def denied(*_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(resume, "published_files", denied)
+    monkeypatch.setattr(owner, "is_sweep", denied)
     with pytest.raises(ConfigError, match=r"^run_dir=\S+ cannot be read \(Permission denied\); choose another"):
         check_store(tiny_config(f"run_dir={tmp_path}"), None)

@@ -112,24 +112,23 @@ SOUND = {
     "tests.planted:dropout_of_python": [],
     "tests.planted:extra_state_and_a_cache": [],
     "senet18": [],
-    "resnet18": ["model.small_stem=true"],
-    "se_resnet20": [],
-}
-SOUND_TOO = {
     "preact_resnet18": [],
+    "resnet18": ["model.small_stem=true"],
     "resnext50_32x4d": ["model.small_stem=true"],
     "googlenet": [],
     "inception_v3": ["data.image_size=75"],
     "resnet20": [],
+    "se_resnet20": [],
 }
+DRILLED_LATER = {"preact_resnet18", "resnext50_32x4d", "googlenet", "inception_v3", "resnet20"}
 
 
 @pytest.mark.ranks
 @pytest.mark.slow
-@pytest.mark.parametrize("network", [*SOUND, *(pytest.param(name, marks=soak) for name in SOUND_TOO)])
+@pytest.mark.parametrize("network", [pytest.param(name, marks=[soak] * (name in DRILLED_LATER)) for name in SOUND])
 def test_there_is_no_false_alarm(network: str, drill_here: Drill) -> None:
     small = ["train.global_batch_size=8", "train.eval_batch_size=16"]
-    verdict = drill_here(network, *(SOUND | SOUND_TOO)[network], *small)
+    verdict = drill_here(network, *SOUND[network], *small)
     assert verdict.same, "\n".join(verdict.lines)
     assert verdict.lines[0].startswith("same: ")
 

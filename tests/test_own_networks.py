@@ -16,7 +16,7 @@ from senet.distributed.replicas import sync_batch_norms
 from senet.errors import ConfigError, RunError
 from senet.inference.formats import SUFFIXES, export, open_network
 from senet.inference.network import load_trained
-from senet.models.zoo import overruns_on_cpu
+from senet.models.zoo import overrun_convolution
 from senet.rundir.history import judged
 from tests import networks
 from tests.conftest import Train
@@ -76,12 +76,13 @@ def test_a_layer_that_some_processors_compute_wrongly_is_refused(train_here: Tra
     ):
         train_here(tmp_path / "run", *narrow)
     assert not (tmp_path / "run").exists()
-    assert overruns_on_cpu(networks.of_width(10, 7)) != []
-    assert overruns_on_cpu(networks.of_width(10, 8)) == []
+    assert overrun_convolution(networks.of_width(10, 7)) == "layer2.0.shortcut.0"
+    assert overrun_convolution(networks.of_width(10, 8)) == ""
     for other in (nn.Conv2d(4, 8, 1), nn.Conv2d(4, 8, 3, stride=2), nn.Conv2d(4, 8, 1, stride=2, groups=2)):
-        assert overruns_on_cpu(other) == []
-    frozen = nn.Conv2d(4, 8, 1, stride=2).requires_grad_(False)
-    assert overruns_on_cpu(frozen) == []
+        assert overrun_convolution(nn.Sequential(other)) == ""
+    narrow = nn.Sequential(nn.Conv2d(4, 8, 1, stride=2))
+    assert overrun_convolution(narrow) == "0"
+    assert overrun_convolution(narrow.requires_grad_(False)) == ""
 
 
 def test_an_argument_that_a_network_does_not_have_is_refused_before_images_are_opened(

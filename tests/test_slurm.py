@@ -22,7 +22,7 @@ from senet import REPOSITORY
 from senet.config.load import load_config, to_flat
 from senet.data.stores.encoded import encoded_folder
 from senet.distributed.preemption import StopFlag
-from senet.errors import ConfigError
+from senet.errors import REFUSED_EXIT_CODE, STOPPED_EXIT_CODE, ConfigError
 from senet.rundir import commit as commit_module
 from senet.rundir.files import read_json, write_json
 from senet.rundir.lease import Lease
@@ -1184,6 +1184,22 @@ def test_the_last_start_that_the_local_executor_gives_says_so(tmp_path: Path) ->
     codes = [job._end_of_local_start("7", 85) for _ in range(6)]
     assert codes == [144] * 5 + [85]
     assert "6 times at most; submit again" in read_json(tmp_path / "status.json")["reason"]
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_a_stop_that_came_before_the_ranks_is_seen_by_them(tmp_path: Path, stops: bool) -> None:
+    (tmp_path / "slurm").mkdir()
+    if stops:
+        starts.stop_file(tmp_path, "7").touch()
+    text = (
+        "import sys; from slurm.job import Job;"
+        f"Job(run_dir={str(tmp_path)!r}, config='nowhere.yaml', code={str(REPOSITORY)!r}, max_requeues=0)()"
+    )
+    environment = os.environ | {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(
+        [sys.executable, "-c", text], cwd=REPOSITORY, env=environment, capture_output=True, timeout=60
+    )
+    assert done.returncode == (STOPPED_EXIT_CODE if stops else REFUSED_EXIT_CODE), done.stderr
 
 
 def test_a_job_that_finds_another_senet_is_refused(tmp_path: Path) -> None:

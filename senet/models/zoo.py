@@ -114,20 +114,19 @@ def trains_on_one_image(model: nn.Module, size: int) -> bool:
     return True
 
 
-def overruns_on_cpu(model: nn.Module) -> list[str]:
-    """Names of convolutions of 1x1 with a stride and fewer than 8 channels whose weights are trained: in fp32 and
-    channels_last an x86 CPU without AVX-512 writes past its memory while it computes the gradient of these weights.
+def overrun_convolution(model: nn.Module) -> str:
+    """The name of a convolution of 1x1 with a stride and fewer than 8 channels whose weights are trained; empty if
+    there is none. Their gradient in fp32 and channels_last: an x86 CPU without AVX-512 writes past its memory.
 
     oneDNN's issue 6035, open in November 2026; seen with torch 2.14.1. In groups, with 8 channels, and with stride 1 it
     was not seen.
     """
-    return [
-        name
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Conv2d)
-        and layer.kernel_size == (1, 1) and max(layer.stride) > 1
-        and layer.in_channels < 8 and layer.groups == 1 and layer.weight.requires_grad
-    ]  # fmt: skip
+    convolutions = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d))
+    for name, layer in convolutions:
+        is_strided = layer.kernel_size == (1, 1) and max(layer.stride) > 1
+        if is_strided and layer.in_channels < 8 and layer.groups == 1 and layer.weight.requires_grad:
+            return str(name)
+    return ""
 
 
 def _build_plain(name: str, num_classes: int, small_stem: bool) -> nn.Module:

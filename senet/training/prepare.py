@@ -23,7 +23,7 @@ from senet.models.parts import freeze, scaled
 from senet.models.weights import whiten_first_layer
 from senet.models.zoo import (
     build_model,
-    overruns_on_cpu,
+    overrun_convolution,
     refuse_other_images,
     refuse_unknown,
     trains_on_one_image,
@@ -168,9 +168,9 @@ def _check_parts(config: Config) -> None:
 
 def _check_layout(config: Config, ranks: Ranks, network: nn.Module) -> None:
     """ConfigError where torch computes wrong gradients, crashes or hangs on some CPUs: the run may go on on another."""
-    if ranks.device.type == "cpu" and config.train.channels_last and (found := overruns_on_cpu(network)):
+    if ranks.device.type == "cpu" and config.train.channels_last and (found := overrun_convolution(network)):
         raise ConfigError(
-            f"train.channels_last=true: {found[0]} of {config.model.name}: on some CPUs torch computes wrong "
+            f"train.channels_last=true: {found} of {config.model.name}: on some CPUs torch computes wrong "
             f"gradients of a 1x1 convolution with a stride and fewer than 8 channels, or crashes (oneDNN's issue "
             f"6035); train.channels_last=false (resume.allow_changes=true if it has begun)"
         )

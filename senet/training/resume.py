@@ -18,6 +18,7 @@ from senet.data.samplers import ImageData, ResumableSampler
 from senet.errors import ConfigError
 from senet.rundir.checkpoint import FORMAT, Checkpoint, CheckpointError, published_files, read_checkpoint, unpickle
 from senet.rundir.files import read_json
+from senet.rundir.owner import refuse_folder
 from senet.rundir.saving import CheckpointManager
 from senet.training.schedule import lr_at
 from senet.training.state import TrainState
@@ -69,7 +70,7 @@ def read_named(name: str) -> Checkpoint:
 
 def check_store(config: Config, checkpoint: Checkpoint | None) -> None:
     """ConfigError where the images of the run that goes on are kept as another kind, before any are packed or decoded;
-    or where its run directory cannot be read.
+    and what ``refuse_folder`` refuses.
 
     Args:
         checkpoint: that of ``choose_checkpoint``. None on other ranks, which look at the newest manifest, unverified,
@@ -78,15 +79,11 @@ def check_store(config: Config, checkpoint: Checkpoint | None) -> None:
     if checkpoint is not None:
         path, saved = checkpoint.path, checkpoint.manifest["config"]
     else:
-        try:
-            newest = next(iter(published_files(Path(config.run_dir, "checkpoints"))), None)
-            if newest is None or config.resume.mode != "auto":
-                return
-            path, saved = newest, read_json(newest.with_suffix(".json")).get("config")
-        except PermissionError as error:  # rank 0 says the same of its own host
-            raise ConfigError(
-                f"run_dir={config.run_dir} cannot be read ({error.strerror}); choose another run_dir"
-            ) from None
+        refuse_folder(Path(config.run_dir))  # as rank 0 has done
+        newest = next(iter(published_files(Path(config.run_dir, "checkpoints"))), None)
+        if newest is None or config.resume.mode != "auto":
+            return
+        path, saved = newest, read_json(newest.with_suffix(".json")).get("config")
     if config.resume.allow_changes or not isinstance(saved, dict):
         return
     if (was := kept_as(saved)) != (now := stored_as(config.data)):

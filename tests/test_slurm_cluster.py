@@ -153,14 +153,15 @@ def test_five_times_in_a_row(
 
 
 def test_at_the_time_limit_it_is_saved_and_requeued(run: Run, undisturbed: Callable[..., dict[str, Any]]) -> None:
-    # SLURM looks every 30 s and announces what is due before the next look: each start has 45 to 75 s
     limits = 3 if SOAK else 1
-    long = (f"train.epochs={32 * limits}", *LONG[1:])  # 70 s and more
-    run.submit(*long, SLOW, "slurm.time=2m", "slurm.signal_lead_s=75")
+    long = (f"train.epochs={30 * limits}", *LONG[1:])  # 66 s and more
+    run.submit(*long, SLOW)
     for restarts in range(limits):
+        run.wait_for_steps(5, restarts)
+        run.reach_time_limit()
         run.wait_for_stop(restarts, timeout_s=180)
         assert status(run.run_dir)["reason"] == "SIGUSR2"
-    run.wait_for("COMPLETED", timeout_s=500)
+    run.wait_for("COMPLETED")
     assert differing(without_clock(payload(run.run_dir)), undisturbed(2, *long)) == []
 
 

@@ -176,8 +176,10 @@ def test_what_the_check_of_the_nodes_found_is_shown(cluster: Cluster, tmp_path: 
 
 @on_slurm
 def test_a_time_limit_is_named(run: Run) -> None:
-    run.submit(*LONG, "slurm.time=1m", "slurm.signal_lead_s=45")
-    wait_to_start_again(run, timeout_s=180)
+    run.submit(*LONG)
+    run.wait_for_steps(5, 0)
+    run.reach_time_limit()
+    wait_to_start_again(run)
     says(run, "time limit", "SIGUSR2", "waits to start again")
 
 

@@ -157,7 +157,7 @@ class Cluster:
             late = f"job {job_id} not {states} within {timeout_s} s"
             waits = time.monotonic() < deadline and fields["JobState"] not in ("COMPLETED", "FAILED")  # for good
             assert waits, f"{late}\n{fields}\n{self.log()}"
-            time.sleep(0.1)
+            time.sleep(0.5)  # a question costs the processors that the job needs
         return fields
 
     def wait_idle(self, timeout_s: float = 30) -> None:
@@ -165,7 +165,7 @@ class Cluster:
         deadline = time.monotonic() + timeout_s
         while (nodes := self._node_states()) != dict.fromkeys(NODES, "idle"):
             assert time.monotonic() < deadline, f"nodes not idle within {timeout_s} s: {nodes}\n{self.log()}"
-            time.sleep(0.1)
+            time.sleep(0.2)
 
     def preempt(self, seconds: float) -> str:
         """Submit a job that takes both nodes for itself that long, from whatever runs in ``low``; its id."""

@@ -194,13 +194,18 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
 
 
 def wait_until(condition: Callable[[], Any], timeout_s: float = 120, what: str | Callable[[], str] = "") -> Any:
-    """Poll until the condition returns something true. ``what``: for the failure; a function is called only then."""
+    """Poll until the condition returns something true. ``what``: for the failure; a function is called only then.
+
+    A condition that takes long, such as a question to SLURM, is asked less often: others need the processors.
+    """
     deadline = time.monotonic() + timeout_s
-    while not (result := condition()):
+    while True:
+        asked = time.monotonic()
+        if result := condition():
+            return result
         if time.monotonic() >= deadline:
             raise AssertionError(f"not within {timeout_s} s: {what() if callable(what) else what or condition}")
-        time.sleep(0.02)
-    return result
+        time.sleep(min(max(0.02, 5 * (time.monotonic() - asked)), 0.5))
 
 
 def survivors(processes: Sequence[psutil.Process]) -> list[psutil.Process]:

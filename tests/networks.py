@@ -62,12 +62,12 @@ def no_norm(num_classes: int) -> nn.Module:
 class _Slow(SENet):
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
-            time.sleep(0.1)
+            time.sleep(0.2)
         return super().forward(x)
 
 
 def slow_senet(num_classes: int) -> SENet:
-    """``tiny_senet``, ten steps a second at the most on any machine, and next to no load on it."""
+    """``tiny_senet``, five steps a second at the most on any machine, and little load on it."""
     return _Slow(PreActBlock, [1, 1, 1, 1], num_classes=num_classes, widths=(8, 16, 32, 64), reduction=4)
 
 

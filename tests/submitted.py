@@ -14,7 +14,7 @@ from senet.rundir.files import patiently, read_json
 from tests.cluster import Cluster
 from tests.harness import rows, tiny, wait_until
 
-SLOW = "model.name=tests.networks:slow_senet"  # 22 steps an epoch, ten a second
+SLOW = "model.name=tests.networks:slow_senet"  # 22 steps an epoch, five a second
 
 
 class Run:

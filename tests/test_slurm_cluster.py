@@ -42,7 +42,7 @@ if MISSING and os.environ.get("SLURM_TESTS") == "required":
     raise RuntimeError(f"SLURM_TESTS=required, but {MISSING}")
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(MISSING), reason=MISSING), pytest.mark.timeout(900)]
 
-LONG = ("train.epochs=7", "checkpoint.every_steps=40", "log.every_steps=5")
+LONG = ("train.epochs=4", "checkpoint.every_steps=20", "log.every_steps=5")  # 88 steps, 18 s and more
 STEP_TIMEOUT = ("distributed.step_timeout_s=12",)
 
 
@@ -154,7 +154,7 @@ def test_five_times_in_a_row(
 
 def test_at_the_time_limit_it_is_saved_and_requeued(run: Run, undisturbed: Callable[..., dict[str, Any]]) -> None:
     limits = 3 if SOAK else 1
-    long = (f"train.epochs={30 * limits}", *LONG[1:])  # 66 s and more
+    long = (f"train.epochs={16 * limits}", *LONG[1:])  # 70 s and more
     run.submit(*long, SLOW)
     for restarts in range(limits):
         run.wait_for_steps(5, restarts)
@@ -189,7 +189,7 @@ def test_stop_saves_and_ends_the_job(run: Run) -> None:
 
 @soak
 def test_with_shards_it_goes_on_with_other_nodes_and_the_same_bits(run: Run, data_root: Path, tmp_path: Path) -> None:
-    options = ("train.epochs=3", "checkpoint.every_steps=10", "log.every_steps=5")
+    options = ("train.epochs=2", "checkpoint.every_steps=10", "log.every_steps=5")
     options += ("train.shards=4", "train.threads_per_rank=0")
 
     def submit(job: str, ranks: int) -> None:
@@ -385,7 +385,7 @@ def test_a_lost_node_requeues_the_job_and_the_rank_left_there_is_ignored(
     run: Run, undisturbed: Callable[..., dict[str, Any]]
 ) -> None:
     # SLURM misses a node after some 30 s; a site's health check is quicker
-    long = (f"train.epochs={30 if SOAK else 14}", "checkpoint.every_steps=20", "log.every_steps=5")
+    long = (f"train.epochs={15 if SOAK else 7}", "checkpoint.every_steps=20", "log.every_steps=5")
     run.submit(*long, SLOW, "slurm.nodes=1")
     run.wait_for_steps(5, 0)
     lost = run.cluster.job(run.job)["NodeList"]

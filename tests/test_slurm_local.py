@@ -17,7 +17,7 @@ from tests.harness import differing, payload, rows, status, tiny, train, wait_un
 
 pytestmark = pytest.mark.slurm
 SUBMIT = [sys.executable, str(REPOSITORY / "slurm" / "submit.py")]
-OPTIONS = ("train.epochs=32", "checkpoint.every_steps=40", "log.every_steps=5")  # 704 steps, 70 s at the least
+OPTIONS = ("train.epochs=16", "checkpoint.every_steps=20", "log.every_steps=5")  # 352 steps, 70 s at the least
 JOB = (
     "model.name=tests.networks:slow_senet",
     "slurm.cluster=local",
@@ -68,7 +68,7 @@ def test_at_the_time_limit_it_is_saved_and_started_again(local: Local, data_root
     assert local.tool("status", str(local.run_dir)).splitlines()[1].split()[2] in ("starting", "training")
     wait_until(lambda: not local.processes(), 600, "the end of the job")
     table = local.tool("status", str(local.run_dir))
-    assert table.splitlines()[1].split()[2:5] == ["finished", "704", "32"]
+    assert table.splitlines()[1].split()[2:5] == ["finished", "352", "16"]
     [log] = local.run_dir.glob("slurm/*_0_log.out")
     restarts = log.read_text().count("resumed from")
     assert restarts == log.read_text().count("stopped at step") > 0

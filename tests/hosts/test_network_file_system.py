@@ -13,7 +13,7 @@ from tests.hosts.test_hosts import LONG, Undisturbed, ends_with
 from tests.soak import soak
 from tests.submitted import SLOW, Run
 
-SAVING = ("train.epochs=7", "checkpoint.every_steps=1", "log.every_steps=5")
+SAVING = ("train.epochs=4", "checkpoint.every_steps=1", "log.every_steps=5")
 
 
 def wait_for_a_save(cluster: HostCluster, run: Run) -> None:

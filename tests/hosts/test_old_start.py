@@ -11,7 +11,7 @@ from tests.hosts.test_hosts import Undisturbed, ends_with
 from tests.soak import soak
 from tests.submitted import SLOW, Run
 
-LONG = ("train.epochs=26", "checkpoint.every_steps=40", "log.every_steps=5")
+LONG = ("train.epochs=13", "checkpoint.every_steps=20", "log.every_steps=5")
 
 
 @soak

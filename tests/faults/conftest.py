@@ -2,13 +2,12 @@
 
 A test of a fault is marked ``fault(NAME, quick=N, full=M)`` and asks for ``trial``: it runs N times, or M times with
 FAULTS=full, each with its own random numbers. A table ends the session: tries, survived, most steps lost, longest
-time to recover. With FAULTS=full each outcome is also appended to the file FAULTS_RECORD (default
-``runs/faults.jsonl``); what is in there as survived by this commit is not tried again, so a long run can be continued.
+time to recover. With FAULTS=full the outcomes are kept in the file FAULTS_RECORD (default ``runs/faults.jsonl``), and
+the same command goes on with what has not been survived by this commit.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import time
@@ -19,14 +18,13 @@ from typing import Any
 
 import pytest
 
-from senet.rundir.commit import commit
 from tests.conftest import Once
 from tests.faults.runs import options
 from tests.harness import payload, train, without_clock
+from tests.record import Record
 
 Unbroken = Callable[[int], dict[str, Any]]
 FULL = os.environ.get("FAULTS") == "full"
-COMMIT = commit()
 RECORD = Path(os.environ.get("FAULTS_RECORD", "runs/faults.jsonl"))
 
 
@@ -76,53 +74,27 @@ def unbroken(data_root: Path, once: Once) -> Unbroken:
     return whole
 
 
-class Record:
-    """Outcomes of this run of pytest, and in the full form of those before it."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self.is_worker = hasattr(config, "workerinput")
-        self.rows: list[dict[str, Any]] = []
-        if FULL and RECORD.exists():
-            rows = [json.loads(line) for line in RECORD.read_text().splitlines()]
-            self.rows = [row for row in rows if row["commit"] == COMMIT]  # results of other code do not count
-
-    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        survived = {row["id"] for row in self.rows if row["survived"]}
-        done = [item for item in items if item.nodeid in survived]
-        if done:
-            config.hook.pytest_deselected(items=done)
-            items[:] = [item for item in items if item.nodeid not in survived]
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        facts = dict(report.user_properties)
-        if self.is_worker or "fault" not in facts or not (report.when == "call" or report.failed):
-            return
-        row = {"id": report.nodeid, "survived": report.passed, "time": round(time.time()), "commit": COMMIT, **facts}
-        self.rows.append(row)
-        if FULL:
-            RECORD.parent.mkdir(parents=True, exist_ok=True)
-            with RECORD.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-
+class Faults(Record):
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if not self.rows or self.is_worker:
             return
         by_fault = defaultdict(list)
         for row in self.rows:
-            by_fault[row["fault"]].append(row)
+            by_fault[row["properties"].get("fault", row["id"])].append(row)  # without: its start failed
         terminalreporter.section("faults")
         terminalreporter.line(f"{'fault':62} {'tries':>5} {'survived':>8} {'lost':>5} {'recovery':>9}")
         for fault, rows in sorted(by_fault.items()):
             lost, recovery_s = (
-                max((row[key] for row in rows if key in row), default=None) for key in ("lost", "recovery_s")
+                max((row["properties"][key] for row in rows if key in row["properties"]), default=None)
+                for key in ("lost", "recovery_s")
             )
-            survived = sum(row["survived"] for row in rows)
+            survived = sum(row["passed"] for row in rows)
             last = f"{'-' if lost is None else lost:>5} {'-' if recovery_s is None else f'{recovery_s:.1f} s':>9}"
             terminalreporter.line(f"{fault:62} {len(rows):5} {survived:8} {last}")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(Record(config), "faults-record")
+    config.pluginmanager.register(Faults(config, "fault", RECORD if FULL else None), "faults-record")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

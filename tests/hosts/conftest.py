@@ -1,6 +1,7 @@
 """One cluster of two hosts for all tests of this folder, one for each process of ``pytest -n``.
 
-With SOAK=1 (``make hosts-soak``) each test is repeated.
+With SOAK=1 (``make hosts-soak``) each test is repeated, and the outcomes are kept in the file HOSTS_RECORD (default
+``runs/hosts.jsonl``): the same command goes on with what has not passed with this commit.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import pytest
 from tests.harness import told, wait_until
 from tests.hosts.cluster import HostCluster, cluster_of_hosts, missing
 from tests.hosts.glusterfs import MOUNT
+from tests.record import Record
 from tests.soak import SOAK
 from tests.submitted import Run
 
@@ -24,7 +26,7 @@ MISSING = missing()
 if MISSING and os.environ.get("HOSTS_TESTS") == "required":
     raise RuntimeError(f"HOSTS_TESTS=required, but {MISSING}")
 FOLDER = Path(__file__).parent
-_seconds: dict[str, list[float]] = defaultdict(list)
+RECORD = Path(os.environ.get("HOSTS_RECORD", "runs/hosts.jsonl"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,19 +46,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("trial", range(count), ids=lambda number: f"try{number}")
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.when == "call" and report.passed and "hosts" in report.keywords:
-        name = report.location[2].partition("[")[0]
-        _seconds[name].append(report.duration)
-        for what, seconds in report.user_properties:
-            _seconds[f"{name}: {what}"].append(seconds)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _seconds:
+class Events(Record):
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if not self.rows or self.is_worker:
+            return
+        seconds: dict[str, list[float]] = defaultdict(list)
+        for row in self.rows:
+            if row["passed"]:
+                name = row["id"].rpartition("::")[2].partition("[")[0]
+                seconds[name].append(row["seconds"])
+                for what, took_s in row["properties"].items():
+                    seconds[f"{name}: {what}"].append(took_s)
         terminalreporter.section("two hosts: n, median and longest seconds")
-    for name, all_s in _seconds.items():
-        terminalreporter.write_line(f"{len(all_s):4} {median(all_s):7.1f} {max(all_s):7.1f}  {name}")
+        for name, all_s in seconds.items():
+            terminalreporter.write_line(f"{len(all_s):4} {median(all_s):7.1f} {max(all_s):7.1f}  {name}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Events(config, "hosts", RECORD if SOAK else None), "hosts-record")
 
 
 @pytest.fixture

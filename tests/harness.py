@@ -29,6 +29,7 @@ from senet.distributed.preemption import StopFlag
 from senet.distributed.roster import Process, Roster
 from senet.distributed.watchdog import Watchdog
 from senet.rundir.checkpoint import read_checkpoint, unpickle
+from senet.rundir.files import patiently
 from slurm.batch import free_port
 
 CLOCKS = {"train_s", "epoch_s", "logged_s", "images_per_s", "spent", "memory_gb", "gpu_memory_gb"}
@@ -231,11 +232,16 @@ def told(processes: Sequence[psutil.Process]) -> str:
     return "\n".join(lines)
 
 
+def text_of(path: Path) -> str:
+    """A file that another process may be replacing: a network file system may say ESTALE of it."""
+    return patiently(path.read_text, limit_s=10)
+
+
 def rows(run_dir: Path, kind: str = "train") -> list[dict[str, Any]]:
     path = run_dir / "metrics.jsonl"
     if not path.exists():
         return []
-    found = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    found = [json.loads(line) for line in text_of(path).splitlines() if line.endswith("}")]
     return [row for row in found if row["kind"] == kind]
 
 
@@ -257,7 +263,7 @@ def edit_manifest(path: Path, edit: Callable[[dict[str, Any]], None]) -> None:
 
 
 def status(run_dir: Path) -> dict[str, Any]:
-    return dict(json.loads((run_dir / "status.json").read_text()))
+    return dict(json.loads(text_of(run_dir / "status.json")))
 
 
 def differing(one: Any, other: Any, path: str = "") -> list[str]:

@@ -68,8 +68,7 @@ class Run:
 
     def newest_step(self) -> int:
         """The last one in metrics.jsonl, which a start shortens to what it resumes from; 0: none."""
-        found = patiently(lambda: rows(self.run_dir), limit_s=10)
-        return max((row["step"] for row in found), default=0)
+        return max((row["step"] for row in rows(self.run_dir)), default=0)
 
     def wait_for_stop(self, restarts: int, timeout_s: float = 120) -> None:
         """Until this start has saved and SLURM has counted the requeue."""

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 
-from tests.harness import status, wait_until
+from tests.harness import status, text_of, wait_until
 from tests.hosts.cluster import HostCluster
 from tests.hosts.test_hosts import LONG, Undisturbed, ends_with
 from tests.soak import soak
@@ -31,7 +31,7 @@ def test_the_ranks_are_launched_again_on_the_host_that_is_left(
         ends_with(run, expected, restarts=0)
     finally:
         cluster.power_on("n2")
-    starts = [json.loads(line) for line in (run.run_dir / "starts.jsonl").read_text().splitlines()]
+    starts = [json.loads(line) for line in text_of(run.run_dir / "starts.jsonl").splitlines()]
     assert [start["world_size"] for start in starts] == [2, 1]
     assert status(run.run_dir)["restart"]["host"] == "n2"
 

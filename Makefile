@@ -43,7 +43,7 @@ faults: setup ## each fault of tests/faults many times (hours), and a table; tri
 hosts: setup ## two emulated hosts: power, links, clocks, a network file system, accounts (a quarter of an hour)
 	$(PY) -m pytest tests/hosts -n 4 -rs
 
-hosts-soak: setup ## each of them at least 5 times, and the long forms (hours); what has passed is not repeated
+hosts-soak: setup ## each of them at least 5 times, and the long forms (hours); what has passed with the same commit is not repeated
 	SOAK=1 HOSTS_TESTS=required $(PY) -m pytest tests/hosts -n 4 -v
 
 gpu: ## on a machine with a GPU, within 8 minutes (docs/gpu.md); elsewhere all is skipped, and a line says why

@@ -197,7 +197,8 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
 def wait_until(condition: Callable[[], Any], timeout_s: float = 120, what: str | Callable[[], str] = "") -> Any:
     """Poll until the condition returns something true. ``what``: for the failure; a function is called only then.
 
-    A condition that takes long, such as a question to SLURM, is asked less often: others need the processors.
+    A condition that takes long, such as a question to SLURM, is asked less often, down to twice a second: others need
+    the processors.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -239,9 +240,8 @@ def text_of(path: Path) -> str:
 
 def rows(run_dir: Path, kind: str = "train") -> list[dict[str, Any]]:
     path = run_dir / "metrics.jsonl"
-    if not path.exists():
-        return []
-    found = [json.loads(line) for line in text_of(path).splitlines() if line.endswith("}")]
+    text = patiently(lambda: path.read_text() if path.exists() else "", limit_s=10)
+    found = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
     return [row for row in found if row["kind"] == kind]
 
 

@@ -512,8 +512,8 @@ def test_a_run_that_is_killed_before_its_first_checkpoint_goes_on_in_its_precisi
     data_root: Path, tmp_path: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir = tmp_path / "run"
-    # 44 updates, five a second: it is killed long before the checkpoint at its end, however busy this host is
-    slow = ("model.name=tests.networks:slow_senet", "train.global_batch_size=32", "checkpoint.every_steps=1000")
+    # 22 updates, five a second: it is killed long before the checkpoint at its end, however busy this host is
+    slow = ("model.name=tests.networks:slow_senet", "train.global_batch_size=64", "checkpoint.every_steps=1000")
     options = (AUTO, *SMALL, *slow)
     command = train_command(1, tiny(*options, f"data.root={data_root}", f"run_dir={run_dir}"))
     with started(command, tmp_path / "log") as process:

@@ -82,9 +82,11 @@ def signal_all_descendants(run: Run) -> None:
     run.cluster.run("scancel", "--signal=USR2", run.job)
 
 
-def survive(run: Run, events: list[Callable[[Run], None]], expected: dict[str, Any]) -> None:
+def survive(
+    run: Run, events: list[Callable[[Run], None]], expected: dict[str, Any], options: tuple[str, ...] = LONG
+) -> None:
     """Submit, let each event happen to a start of its own, and compare what the last one leaves."""
-    run.submit(*LONG, SLOW)
+    run.submit(*options, SLOW)
     for restarts, event in enumerate(events):
         run.wait_for_steps(10, restarts)
         event(run)
@@ -149,19 +151,21 @@ def test_preempted_requeued_and_signalled_it_ends_with_the_same_bits(
 def test_five_times_in_a_row(
     event: Callable[[Run], None], run: Run, undisturbed: Callable[..., dict[str, Any]]
 ) -> None:
-    survive(run, [event] * 5, undisturbed(2, *LONG))
+    long = ("train.epochs=8", *LONG[1:])
+    survive(run, [event] * 5, undisturbed(2, *long), long)
 
 
 def test_at_the_time_limit_it_is_saved_and_requeued(run: Run, undisturbed: Callable[..., dict[str, Any]]) -> None:
     limits = 3 if SOAK else 1
-    long = (f"train.epochs={16 * limits}", *LONG[1:])  # 70 s and more
+    long = (f"train.epochs={18 * limits}", *LONG[1:])  # 79 s and more
     run.submit(*long, SLOW)
     for restarts in range(limits):
         run.wait_for_steps(5, restarts)
         run.reach_time_limit()
         run.wait_for_stop(restarts, timeout_s=180)
         assert status(run.run_dir)["reason"] == "SIGUSR2"
-    run.wait_for("COMPLETED")
+        run.set_time_limit(20)
+    run.wait_for("COMPLETED", timeout_s=500)
     assert differing(without_clock(payload(run.run_dir)), undisturbed(2, *long)) == []
 
 
@@ -385,7 +389,7 @@ def test_a_lost_node_requeues_the_job_and_the_rank_left_there_is_ignored(
     run: Run, undisturbed: Callable[..., dict[str, Any]]
 ) -> None:
     # SLURM misses a node after some 30 s; a site's health check is quicker
-    long = (f"train.epochs={15 if SOAK else 7}", "checkpoint.every_steps=20", "log.every_steps=5")
+    long = ("train.epochs=15", "checkpoint.every_steps=20", "log.every_steps=5")
     run.submit(*long, SLOW, "slurm.nodes=1")
     run.wait_for_steps(5, 0)
     lost = run.cluster.job(run.job)["NodeList"]

@@ -33,7 +33,7 @@ if MISSING and os.environ.get("SLURM_TESTS") == "required":
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(MISSING), reason=MISSING), pytest.mark.timeout(900)]
 
 CELLS, PREEMPTIONS = (12, 3) if SOAK else (6, 1)
-LONG = ("train.epochs=2", "checkpoint.every_steps=20", "log.every_steps=5")
+LONG = ("train.epochs=3", "checkpoint.every_steps=20", "log.every_steps=5")
 
 
 class Sweep:

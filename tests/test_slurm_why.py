@@ -123,7 +123,7 @@ def test_a_budget_and_a_rank_and_a_refusal_are_named(run: Run) -> None:
     run.ranks()[1].kill()
     run.wait_for("FAILED")
     says(run, "rank was killed", "rank 1 on n2")
-    run.submit("model.name=tests.networks:fails_at_step_40", "train.epochs=7", "checkpoint.every_steps=30")
+    run.submit("model.name=tests.networks:fails_at_step_40", "train.epochs=4", "checkpoint.every_steps=30")
     run.wait_for("FAILED")
     says(run, "refused", "model.name")  # the checkpoint is of another network
 

@@ -338,7 +338,7 @@ def test_a_broken_cell_stops_no_other_and_the_same_command_again_trains_what_is_
 def test_a_stopped_sweep_saves_all_cells_and_goes_on_with_the_same_bits(
     sweep: Sweep, undisturbed: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = (SLOW, "seed=0..2", "sweep.parallel=2")
+    options = (SLOW, "seed=0..2", "sweep.parallel=2", "train.epochs=3")
     log = sweep.folder / "log"
     monkeypatch.chdir(sweep.folder)
     with started(sweep.command(*sweep.options, *options), log, **sweep.environment()) as process:
@@ -357,7 +357,7 @@ def test_a_stopped_sweep_saves_all_cells_and_goes_on_with_the_same_bits(
     again = sweep.train(*options)
     assert again.returncode == 0, again.stderr
     for seed in range(3):
-        expected = undisturbed(0, f"seed={seed}")
+        expected = undisturbed(0, f"seed={seed}", "train.epochs=3")
         assert differing(without_clock(payload(sweep.path / f"seed={seed}")), expected) == []
         steps = [row["step"] for row in rows(sweep.path / f"seed={seed}")]
         assert steps == sorted(set(steps))

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import os
 import random
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +51,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-def trial(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Iterator[Trial]:
+def trial(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Trial:
     name = request.node.get_closest_marker("fault").args[0]
     record_property("fault", name)
-    began = time.monotonic()
-    yield Trial(request.param, record_property, request.node.nodeid)
-    record_property("seconds", round(time.monotonic() - began, 1))
+    return Trial(request.param, record_property, request.node.nodeid)
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +77,7 @@ class Faults(Record):
             return
         by_fault = defaultdict(list)
         for row in self.rows:
-            by_fault[row["properties"].get("fault", row["id"])].append(row)  # without: its start failed
+            by_fault[row["properties"].get("fault", row["id"])].append(row)  # without: it failed before ``trial``
         terminalreporter.section("faults")
         terminalreporter.line(f"{'fault':62} {'tries':>5} {'survived':>8} {'lost':>5} {'recovery':>9}")
         for fault, rows in sorted(by_fault.items()):

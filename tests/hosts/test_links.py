@@ -38,7 +38,7 @@ def test_a_link_at_a_tenth_of_what_the_steps_need_makes_them_slow(
 ) -> None:
     run.submit(*LONG, SLOW)
     run.wait_for_steps(10, 0)
-    with cluster.machines["n2"].slow("2mbit"):
+    with cluster.machines["n2"].slow("1mbit"):
         time.sleep(10)
     ends_with(run, undisturbed(2, *LONG), restarts=0)
 

@@ -46,6 +46,7 @@ WITHOUT_FILE = {
     "by hand": "Measured by hand, with no script.",
     "launch.sh": "Trainings with one of the recipes.",
     "make faults": "Faults injected from outside while a small network trains.",
+    "make hosts-soak": "Events on two emulated hosts with SLURM and GlusterFS.",
     "make slurm-soak": "The long forms of the tests on a SLURM cluster.",
 }
 

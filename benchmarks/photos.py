@@ -13,13 +13,16 @@ v2, v1      ImageFolder, RandomResizedCrop, RandomHorizontalFlip, conversion, No
 decoder     Pillow alone, a thread a core: every pixel of every JPEG, nothing else
 crops       the same, with no more pixels than the crops of ours need
 
-Prints a table and appends a row to results.jsonl for each size and ratio. Nothing else should run meanwhile.
+All have memory as ``launch.sh`` gives it to a rank (``senet.distributed.environment.MALLOC``). Prints a table and
+appends a row to results.jsonl for each size and ratio. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -34,6 +37,8 @@ import numpy as np
 from common import arguments, medians, ratios, record, spread
 from PIL import Image
 from results import RATIO
+
+from senet.distributed.environment import MALLOC
 
 BATCH, SIZE, AREA = 64, 224, (0.08, 1.0)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -169,6 +174,8 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(KINDS), help="sizes of photographs")
     parser.add_argument("--images", type=int, default=32, help="different photographs of each size")
     args = parser.parse_args()
+    if not MALLOC.keys() <= os.environ.keys():  # it is read when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | MALLOC)
     import torch
 
     from senet.distributed.devices import cores

@@ -45,13 +45,14 @@ def draw(seed: int, epoch: int, index: int, number: int, limit: int) -> int:
     return ((finalise((key + number + 1) * gamma % 2**64) >> 32) * limit) >> 32
 
 
-def test_crop_flip_and_cutout_are_those_of_a_loop_over_images(images: torch.Tensor) -> None:
-    config = AugmentConfig(crop_padding=3, flip=True, cutout=5)
+@pytest.mark.parametrize("padding", [3, 0])
+def test_crop_flip_and_cutout_are_those_of_a_loop_over_images(images: torch.Tensor, padding: int) -> None:
+    config = AugmentConfig(crop_padding=padding, flip=True, cutout=5)
     indices = torch.arange(100, 164)
     out = preprocess(config).train(images, indices, epoch=2)
     for position, index in enumerate(indices.tolist()):
-        top, left = draw(7, 2, index, 0, 7), draw(7, 2, index, 1, 7)
-        padded = np.pad(images[position].numpy(), ((3, 3), (3, 3), (0, 0)))
+        top, left = draw(7, 2, index, 0, 2 * padding + 1), draw(7, 2, index, 1, 2 * padding + 1)
+        padded = np.pad(images[position].numpy(), ((padding, padding), (padding, padding), (0, 0)))
         crop = padded[top : top + 16, left : left + 16]
         if draw(7, 2, index, 2, 2):
             crop = crop[:, ::-1]

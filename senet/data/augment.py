@@ -141,6 +141,9 @@ class Preprocess:
 
 def _crop_and_flip(images_NHWC: Tensor, top_N: Tensor, left_N: Tensor, flip_N: Tensor, padding: int) -> Tensor:
     count, size, _, _ = images_NHWC.shape
+    if not padding and images_NHWC.is_cpu:  # in a fifth of the time of torch.where
+        pairs = zip(images_NHWC, flip_N.tolist(), strict=True)
+        return torch.stack([image_HWC.flip(1) if flip else image_HWC for image_HWC, flip in pairs])
     if not padding:  # in a third of the time of what follows
         return torch.where(flip_N[:, None, None, None] == 1, images_NHWC.flip(2), images_NHWC)
     padded = F.pad(images_NHWC, (0, 0, padding, padding, padding, padding))

@@ -66,4 +66,4 @@ class Record:
         if self._path:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(f"\n{json.dumps(row)}\n")  # the line before may be one that was cut off

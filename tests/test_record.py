@@ -56,6 +56,8 @@ def test_what_passed_is_not_run_again_and_counts(tmp_path: Path, monkeypatch: py
     for commit in ("another", "one+", "unknown"):
         monkeypatch.setattr(tests.record, "commit", lambda commit=commit: commit)
         assert left(record(path)) == "abcdefg"
+        happen(record(path), "a", "passed", "passed", "passed")
+        assert left(record(path)) == ("bcdefg" if commit == "another" else "abcdefg")  # the code may be another
 
 
 def test_a_failure_that_passes_at_the_next_try_has_passed(tmp_path: Path) -> None:

@@ -1,14 +1,15 @@
 """The decisions of the batch script before and after srun; batch.sh carries them out.
 
-    python -m slurm.batch begin                  a port, or a reason not to start
-    python -m slurm.batch tell CAUSE             notify that it is not requeued
-    python -m slurm.batch end JOB LOST HOSTS     finished, relaunch, requeue, cancel or failed
+    python -m slurm.batch begin                      a port, or a reason not to start
+    python -m slurm.batch tell CAUSE                 notify that it is not requeued
+    python -m slurm.batch end JOB LOST HOSTS ENDED   finished, relaunch, requeue, cancel or failed
 
 A job is started by SLURM, once and after each requeue; a start launches the ranks, once and after each failure.
 
 JOB is the output of ``SLURM_TIME_FORMAT=%s scontrol show job --oneliner``, HOSTS are those of this launch, LOST those
-that do not answer. Reads and writes files in ``$SENET_RUN_DIR`` only. The outcome of this launch is in
-``$SENET_STATUS_FILE``, to which rank 0 copies its status; ``status.json`` may be another start's by then.
+that do not answer, ENDED what srun has said of the first task that failed. Reads and writes files in
+``$SENET_RUN_DIR`` only. The outcome of this launch is in ``$SENET_STATUS_FILE``, to which rank 0 copies its status;
+``status.json`` may be another start's by then.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from senet.errors import FAILED_EXIT_CODE, STOPPED_EXIT_CODE, Kind
 from senet.rundir.files import patiently, read_json, write_json
 from senet.rundir.restarts import launch_again, newest_checkpoint
 from slurm import nodes
+from slurm.logs import first_ended
 from slurm.starts import NOTIFY_VARIABLE, Launch, explain, idle_steps, record_start, starts_of, stop_file
 
 STARTS_WITHOUT_PROGRESS = 3
@@ -63,7 +65,8 @@ def end(launch: Launch, job: str, outcome: dict[str, Any], lost: Sequence[str] =
 
     Args:
         job: SLURM's view of it, as ``Key=Value`` words.
-        outcome: the last status of this launch, {} if no rank wrote one.
+        outcome: the last status of this launch, {} if no rank wrote one; with what srun knows, where rank 0 gave no
+            reason.
         lost: hosts that do not answer. If there are any, they have failed, and not the training.
         hosts: all of this launch. ``relaunch`` is followed by those to go on with, where they are not all.
     """
@@ -82,7 +85,7 @@ def end(launch: Launch, job: str, outcome: dict[str, Any], lost: Sequence[str] =
     preempted = is_preempted(job)
     shrunk = 0 < len(hosts) < launch.nodes
     if not state and not (preempted or lost or shrunk):
-        return "rank 0 did not start: see its log"
+        return ": ".join(filter(None, ("rank 0 did not start", reason, "see its log")))
     # the signal before the time limit, which is sent once, comes up to a minute early
     stays = not announced(launch, job)
     if failed or (state and not (state == "stopped" or preempted or lost)):
@@ -217,7 +220,8 @@ def main(argv: list[str]) -> int:
     if argv[0] == "tell":
         _tell(launch, "stopped", argv[1])
         return 0
-    outcome, (lost, hosts) = read_json(launch.outcome_file), (list(dict.fromkeys(words.split())) for words in argv[2:])
+    lost, hosts = (list(dict.fromkeys(words.split())) for words in argv[2:4])
+    outcome = first_ended(argv[4]) | read_json(launch.outcome_file)
     with suppress(OSError):  # only a note for later starts: the job can end without it
         write_json(launch.outcome_file, outcome | {"ended": not lost, "slurm": announced(launch, argv[1])}, limit_s=10)
     verdict = end(launch, argv[1], outcome, lost, hosts)

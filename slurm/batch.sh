@@ -48,6 +48,7 @@ name_launch 0
 look # also waits for a controller that does not answer
 nodes=$SLURM_JOB_NODELIST # of this launch
 idle_steps=0 idle_made=0  # step numbers to skip, and skipped, in this start
+log_before=0              # bytes of the log when srun was called last
 choose_master
 # since 22.05 srun no longer takes this over from sbatch by itself
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
@@ -93,6 +94,7 @@ launch() {
         # comes back as one about this start's: so skip the numbers that older starts have used
         for ((; idle_made < idle_steps; idle_made++)); do command srun --nodes=1 --ntasks=1 /bin/true; done
         if preempted; then return; fi # before there are ranks nobody would hear of it
+        if [ -f /dev/stderr ]; then log_before=$(wc -c </dev/stderr); fi
         await_srun
         if [ -e "$SENET_STATUS_FILE" ] && ! grep -q '"state": "port_taken"' "$SENET_STATUS_FILE"; then return; fi
         if [ -n "$(lost_hosts)" ]; then return; fi
@@ -131,6 +133,12 @@ await_srun() {
         fi
     done
     wait "$pid"
+}
+
+# What srun has said in the log of the first task that ended otherwise than it should: SLURM may have ended rank 0, which
+# would tell of it, within milliseconds. Empty if there is no such file.
+first_ended() {
+    if [ -f /dev/stderr ]; then tail -c "+$((log_before + 1))" /dev/stderr | grep -m 1 -E '^srun: error: \S+: tasks? [0-9]'; fi
 }
 
 # Hosts of this launch that SLURM does not reach, or has taken from the job.
@@ -185,7 +193,7 @@ finish() {
     local verdict code pause_s
     while true; do
         look
-        verdict=$(decision end "$job" "$(lost_hosts)" "$(scontrol show hostnames "$nodes")")
+        verdict=$(decision end "$job" "$(lost_hosts)" "$(scontrol show hostnames "$nodes")" "$(first_ended)")
         code=$?
         case $verdict in
         relaunch*)

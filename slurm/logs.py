@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from senet.command import printable
 from senet.rundir.files import patiently
+from senet.rundir.restarts import WITHOUT_A_WORD
 from senet.why.evidence import Fact
 
 _NAME = re.compile(r"(\d+(?:_\d+)?)_(\d+)_log\.out")
@@ -21,6 +24,7 @@ _TELLS = re.compile(
 )
 BEGINS = re.compile(r"^slurm: (rank (\d+) on (\S+)) begins$")
 """The first line of each launch in the log of each rank."""
+_ENDED = re.compile(r"^srun: error: (\S+): tasks? ([\d,-]+): (.*)")
 _LAST = 3  # lines in which a wait must stand to be one now
 
 
@@ -53,6 +57,17 @@ def rank_of(path: Path) -> str:
                     return found[1]
             end, rest = start, first  # whose beginning is in the part before
     return ""
+
+
+def first_ended(words: str) -> dict[str, Any]:
+    """What srun has said of a task that failed, or of several at once, as in a run's status; {} for other words."""
+    if not (found := _ENDED.match(words)):
+        return {}
+    host, ranks, how = found[1], found[2], found[3].removesuffix(" (core dumped)")
+    by = {signal.strsignal(each): each.name for each in signal.Signals}
+    how = by.get(how, how.removeprefix("Exited with "))
+    said = {"reason": f"rank{'s' * (not ranks.isdigit())} {ranks} on {host} ended by {how}{WITHOUT_A_WORD}"}
+    return said | ({"failure": {"rank": int(ranks), "host": host}} if ranks.isdigit() else {})
 
 
 def not_begun(run_dir: Path, job_id: str) -> list[Fact]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +15,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from senet.config.options import Config
+from senet.config.options import Config, TrainConfig
+from senet.distributed import hangs
 from senet.distributed.meeting import _judge, _of_this_start, _raise, _verdict, meet, must_be_equal, options_of
-from senet.distributed.ranks import Ranks
+from senet.distributed.ranks import PeerFailed, Ranks
 from senet.distributed.roster import Process, Roster
-from senet.errors import ConfigError
-from tests.harness import free_port, idle_watchdog, named, on_hosts, run_ranks, started, tiny, train_command
+from senet.errors import ConfigError, noted
+from tests.harness import free_port, idle_watchdog, named, on_hosts, run_ranks, started, tiny, train_command, wait_until
 
 HOSTS = on_hosts("n1", "n1", "n2")
 
@@ -131,3 +135,34 @@ def test_two_commands_that_differ_are_refused_with_both_values(data_root: Path, 
     assert f"{named(1)} has seed=7, train.amp=bf16, log.every_steps=3; {named(0)} has seed=0, " in line
     assert " train.amp=off, log.every_steps=2: start all ranks" in line
     assert not (tmp_path / "run" / "status.json").exists()
+
+
+def _lost_store(folder: str, when: str) -> str:
+    """Rank 0, which hosts the store, is killed while the others prepare, or wait for its verdict."""
+    ranks = Ranks.from_environment(TrainConfig(device="cpu"))
+
+    def prepare() -> None:
+        if ranks.rank == 0:
+            wait_until(lambda: all((Path(folder) / f"here-{rank}").exists() for rank in (1, 2)), 60)
+            os.kill(os.getpid(), signal.SIGKILL)
+        (Path(folder) / f"here-{ranks.rank}").touch()
+        while when == "preparing" and hangs.state(ranks.roster[0]) not in ("", "Z"):
+            time.sleep(0.05)
+
+    try:
+        meet(ranks, idle_watchdog(), {}, prepare)
+    except PeerFailed as error:
+        told = error.guess, error.kind, noted(error)["failure"]
+        (Path(folder) / f"said-{ranks.rank}").write_text(json.dumps([error.reporter, str(error), *told]))
+    return ""
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("when", ["preparing", "waiting"])
+def test_a_rank_that_hosts_the_store_and_is_killed_before_there_are_groups_is_named(when: str, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):  # rank 0 leaves no result
+        run_ranks(3, _lost_store, str(tmp_path), when, tmp_path=tmp_path)
+    for rank in (1, 2):
+        reporter, said, guess, kind, failure = json.loads((tmp_path / f"said-{rank}").read_text())
+        assert said.startswith(f"{named(0)} did not answer any more: its process has ended ("), said
+        assert (reporter, guess, kind, failure["rank"]) == (rank, True, "rank was killed", 0)

@@ -170,9 +170,9 @@ class Gone(CountingStore):
         raise RuntimeError("Connection reset by peer")
 
 
-def without_store(own: int, roster: Roster) -> PeerFailed:
+def without_store(own: int, roster: Roster, error: Exception = LOST) -> PeerFailed:
     with pytest.raises(PeerFailed) as caught:
-        RollCall(Gone(), rank(own, roster)).explain(LOST, "see the docs")  # type: ignore[arg-type]
+        RollCall(Gone(), rank(own, roster)).explain(error, "see the docs")  # type: ignore[arg-type]
     assert (caught.value.reporter, caught.value.guess) == (own, True)
     return caught.value
 
@@ -181,6 +181,8 @@ def test_a_store_that_is_gone_leaves_a_guess_at_its_host(monkeypatch: pytest.Mon
     lost = without_store(3, FOUR)
     assert str(lost).startswith("rank 0 on n1 did not answer any more: killed, stopped or cut off (")
     assert lost.cut_off
+    of_the_store = dist.DistNetworkError("Broken pipe")
+    assert str(without_store(3, FOUR, of_the_store)).startswith("rank 0 on n1 did not answer any more: killed, stopped")
     monkeypatch.setenv("MASTER_ADDR", "n9")
     monkeypatch.setenv("MASTER_PORT", "1234")
     lost = without_store(0, FOUR)  # torchrun may have its store on another host than rank 0

@@ -13,7 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import submitit
@@ -52,7 +52,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of commands as the only one in PATH, without SLURM's; ``install`` adds stand-ins for them."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name in ("bash", "cut", "grep", "head", "rm", "sh", "sleep", "touch"):
+    for name in ("bash", "cut", "grep", "head", "rm", "sh", "sleep", "tail", "touch", "wc"):
         (folder / name).symlink_to(str(shutil.which(name)))
     monkeypatch.setenv("PATH", str(folder))
     return folder
@@ -260,6 +260,41 @@ def test_what_becomes_of_a_job(run_dir: Path, outcome: str, job: str, restarts: 
         assert batch.end(launch, job, status) == "cancel"
 
 
+@pytest.mark.parametrize(
+    ("said", "reason", "rank"),
+    [
+        ("srun: error: n2: task 1: Killed", "rank 1 on n2 ended by SIGKILL, without a word", 1),
+        ("srun: error: n2: task 1: Bus error (core dumped)", "rank 1 on n2 ended by SIGBUS, without a word", 1),
+        ("srun: error: n2: task 12: Exited with exit code 1", "rank 12 on n2 ended by exit code 1, without a word", 12),
+        ("srun: error: n1: task 0: Out Of Memory", "rank 0 on n1 ended by Out Of Memory, without a word", 0),
+        ("srun: error: n[1-2]: tasks 0-1: Killed", "ranks 0-1 on n[1-2] ended by SIGKILL, without a word", None),
+        ("", "a rank ended and reported no reason: see the logs", None),
+    ],
+)
+def test_of_a_rank_without_a_word_srun_says_how_it_ended(
+    run_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    said: str,
+    reason: str,
+    rank: int | None,
+) -> None:
+    set_environment(monkeypatch, run_dir, "slurm.max_restarts=1")
+    outcome = run_dir / "slurm" / "7.0.0.status.json"
+    write_json(outcome, {"state": "running", "step": 5})
+    assert batch.main(["end", RUNNING, "", "n1 n2", said]) == 0
+    assert capsys.readouterr().out == "relaunch\n"
+    row = last_restart(run_dir, "7")
+    assert (row["reason"], row["rank"], row["host"]) == (reason, rank, None if rank is None else f"n{1 + (rank > 0)}")
+    assert SILENT in row["cause"]  # it may be killed again at the same step
+    write_json(outcome, {"state": "failed", "reason": "rank 0 says why", "failure": {"rank": 0, "host": "n1"}})
+    batch.main(["end", RUNNING, "", "n1 n2", said])
+    assert last_restart(run_dir, "7")["reason"] == "rank 0 says why"
+    outcome.unlink()
+    assert batch.main(["end", RUNNING, "", "n1 n2", said]) == 1
+    assert read_json(run_dir / "status.json")["reason"].endswith(f"{reason}: see its log" if said else "see its log")
+
+
 @pytest.mark.parametrize("outcome", ["failed", "running"])
 def test_without_restarts_a_failure_is_the_end(run_dir: Path, outcome: str) -> None:
     for job in (RUNNING, RUNNING.replace("RUNNING", "SIGNALING")):
@@ -343,7 +378,7 @@ def test_a_step_has_a_number_that_no_start_has_which_may_come_back(
         idle.append(int(capsys.readouterr().out.rpartition("idle_steps=")[2]))
         if end is not None:
             write_json(run_dir / "slurm" / f"7.{start}.0.status.json", {"state": "stopped"})
-            assert batch.main(["end", RUNNING, end, "n1 n2"]) == 0
+            assert batch.main(["end", RUNNING, end, "n1 n2", ""]) == 0
             assert capsys.readouterr().out == "requeue\n"
     assert idle == [0, 3, 3, 3, 6]  # srun is called three times at the most in a launch
 
@@ -367,7 +402,7 @@ def test_a_rank_that_the_system_has_ended_is_told_of(
         assert not crash.exists()
         crash.write_text(trace)
         write_json(run_dir / "slurm" / "7.0.0.status.json", {"state": "running"})
-        assert batch.main(["end", RUNNING, "", "n1 n2"]) == 1
+        assert batch.main(["end", RUNNING, "", "n1 n2", ""]) == 1
         reason = read_json(run_dir / "status.json")["reason"]
         assert "a rank ended and reported no reason" in reason
         told = "; a rank crashed: Bus error (a page of a mapped file could not be read or"
@@ -390,7 +425,7 @@ def test_the_kind_of_an_end_goes_with_its_reason_into_the_status(
     set_environment(monkeypatch, run_dir, "slurm.max_restarts=0", "slurm.max_requeues=0")
     write_json(run_dir / "status.json", {"kind": "taken over"})
     write_json(run_dir / "slurm" / "7.0.0.status.json", outcome)
-    assert batch.main(["end", RUNNING, lost, "n1 n2"]) in (1, 85)
+    assert batch.main(["end", RUNNING, lost, "n1 n2", ""]) in (1, 85)
     assert read_json(run_dir / "status.json")["kind"] == kind
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert batch.main(["begin"]) == 1
@@ -455,23 +490,25 @@ def run_batch_sh(
     requeue: str = "true",
     setup: str = "",
     decide: str = "",
+    log: IO[str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """The real batch.sh with stand-ins for SLURM's commands and the decisions; each logs its call."""
-    log = fake / "log"
+    called = fake / "log"
     hostnames = 'case $3 in *-2]) echo n1; echo n2 ;; *) echo "$3" ;; esac'
     answers = f"hostnames) {hostnames} ;; node) {nodes} ;; job) {job} ;; 7) {requeue} ;;"
-    install(fake, "scontrol", f'echo "scontrol $*" >>{log}; case $2 in {answers} esac')
-    install(fake, "srun", f'echo "srun $MASTER_ADDR:$MASTER_PORT${{*:+ $*}}" >>{log}; {srun}')
-    install(fake, "scancel", f'echo "scancel $*" >>{log}')
+    install(fake, "scontrol", f'echo "scontrol $*" >>{called}; case $2 in {answers} esac')
+    install(fake, "srun", f'echo "srun $MASTER_ADDR:$MASTER_PORT${{*:+ $*}}" >>{called}; {srun}')
+    install(fake, "scancel", f'echo "scancel $*" >>{called}')
     install(fake, "squeue", "echo 7.batch; echo 7.3")
     install(fake, "sleep", sleep)
-    install(fake, "decide", f'case $3 in begin) {begin} ;; end) echo "end" >>{log}; {end} ;; {decide} esac')
+    install(fake, "decide", f'case $3 in begin) {begin} ;; end) echo "end" >>{called}; {end} ;; {decide} esac')
     body = (
         f'{setup}\nrun_python() {{ decide "$@"; }}\nexport SENET_RUN_DIR={run_dir} SLURM_NTASKS_PER_NODE=2\n'
         f"source {REPOSITORY}/slurm/batch.sh\nsrun {words}\nfinish\n"
     )
     environment = os.environ | {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_PARTITION": "low"}
-    return subprocess.run(["bash", "-c", body], env=environment, capture_output=True, text=True, timeout=20)
+    streams = {"stdout": subprocess.PIPE, "stderr": log or subprocess.PIPE}
+    return subprocess.run(["bash", "-c", body], env=environment, **streams, text=True, timeout=20)
 
 
 def calls(fake: Path) -> list[str]:
@@ -553,6 +590,18 @@ def test_a_failure_is_a_launch_with_the_same_words_in_the_same_job(fake: Path, r
     launches = [(f"srun 10.0.0.1:{n} --output /a b python -m x", f"7.0.{n}", "end") for n in range(3)]
     assert calls(fake) == [call for launch in launches for call in launch]
     assert sorted(path.name for path in (run_dir / "slurm").iterdir()) == [f"7.0.{n}.status.json" for n in range(3)]
+
+
+def test_what_srun_has_said_of_a_launch_is_not_taken_for_that_of_the_next(fake: Path, run_dir: Path) -> None:
+    begun = 'echo "{\\"state\\": \\"running\\"}" >"$SENET_STATUS_FILE"; echo "step 5" >&2; '
+    ended = 'case $SENET_LAUNCH in 2) ;; *) for n in 1 0; do echo "srun: error: n$n: task $n: Killed" >&2; done ;; esac'
+    end = f'echo "ended: $7" >>{fake}/log; [ "$SENET_LAUNCH" -lt 2 ] && echo relaunch || {{ echo failed; exit 1; }}'
+    with (run_dir / "log").open("a") as log:
+        log.write("srun: error: n1: task 0: Exited with exit code 85\n")  # of an earlier start
+        log.flush()
+        run_batch_sh(fake, run_dir, "true", begun + ended, end, log=log)
+    said = [call for call in calls(fake) if call.startswith("ended: ")]
+    assert said == ["ended: srun: error: n1: task 1: Killed"] * 2 + ["ended: "]
 
 
 def test_a_job_that_is_no_longer_ours_launches_nothing_again(fake: Path, run_dir: Path) -> None:

@@ -14,11 +14,13 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from senet.config.load import to_flat
 from senet.config.options import Config
 from senet.distributed.devices import refuse_shared_gpu
+from senet.distributed.findings import judge_without_store, peer_failed
 from senet.distributed.ranks import PeerFailed, Ranks, open_store
 from senet.distributed.roster import Process, Roster
 from senet.distributed.watchdog import Watchdog
@@ -50,9 +52,18 @@ def meet(
 
     Raises:
         ConfigError: ``prepare`` raised one on some rank (the lowest is reported); or the ranks differ.
-        PeerFailed: ``prepare`` failed on another rank for another reason.
+        PeerFailed: ``prepare`` failed on another rank for another reason; or the host of the store is gone.
         RunError: there is no store at MASTER_ADDR:MASTER_PORT.
     """
+    try:
+        return _meet(ranks, watchdog, facts, prepare, facts_of)
+    except dist.DistError as error:
+        raise peer_failed(judge_without_store(ranks), error, ranks) from error
+
+
+def _meet(
+    ranks: Ranks, watchdog: Watchdog, facts: Facts, prepare: Callable[[], T], facts_of: Callable[[T], Facts]
+) -> tuple[Store, T]:
     watchdog.phase("meeting the other ranks")
     store = open_store(ranks, watchdog.limit_s)
     if ranks.world_size > 1:

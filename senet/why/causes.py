@@ -77,7 +77,7 @@ def _any(*codes: int) -> str:
 
 _WORDS = {
     "out of memory of a GPU": r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|CUDA error: out of mem",
-    "out of memory of the host": r"oom_kill|can't allocate memory|\bMemoryError\b|" + _any(errno.ENOMEM),
+    "out of memory of the host": r"oom_kill|Out Of Memory|can't allocate memory|\bMemoryError\b|" + _any(errno.ENOMEM),
     "disk is full": _any(errno.ENOSPC, errno.EDQUOT),
     "rank was killed": r"ended by SIG(KILL|TERM)",
     "file system": re.escape(BUS_ERROR)

@@ -21,7 +21,7 @@ from senet.distributed.environment import host_answers, own_rank, read_place
 from senet.distributed.roster import own_name
 from senet.drill.plan import PLAN_VARIABLE
 from senet.errors import FAILED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError, RunError, cause_of, noted
-from senet.rundir.lease import mirror_status
+from senet.rundir.mirror import mirror_status
 from senet.rundir.phases import BEGAN_VARIABLE, stamp
 
 

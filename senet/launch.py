@@ -35,7 +35,7 @@ from senet.doctor.arguments import parse
 from senet.errors import FAILED_EXIT_CODE, INTERRUPTED_EXIT_CODE, REFUSED_EXIT_CODE, ConfigError
 from senet.notify import message, target, tell, was_finished
 from senet.rundir.files import read_json
-from senet.rundir.lease import MIRROR_VARIABLE
+from senet.rundir.mirror import MIRROR_VARIABLE, forget_outcome, read_outcome
 from senet.rundir.phases import BEGAN_VARIABLE, stamp
 from senet.rundir.restarts import JOB_VARIABLE, launch_again, newest_checkpoint, note_end
 from senet.torchrun import OUT_OF_MEMORY, run_ranks
@@ -102,9 +102,9 @@ def _until_it_ends(
     job = os.environ[JOB_VARIABLE] = f"launch.sh {host_name()} {os.getpid()} {time.time():.0f}"
     for launch in itertools.count():
         os.environ[BEGAN_VARIABLE] = stamp(process_start=not launch)
-        status.unlink(missing_ok=True)
+        forget_outcome(status)
         _, cause = start()
-        outcome = read_json(status)
+        outcome = read_outcome(status)
         state = outcome.get("state", "")
         if not most or stop or state in _EXIT_CODES:
             note_end(run_dir, outcome, cause, "")

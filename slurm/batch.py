@@ -28,7 +28,8 @@ from typing import Any
 
 from senet.command import BUS_ERROR
 from senet.errors import FAILED_EXIT_CODE, STOPPED_EXIT_CODE, Kind
-from senet.rundir.files import patiently, read_json, write_json
+from senet.rundir.files import patiently, write_json
+from senet.rundir.mirror import forget_outcome, read_outcome
 from senet.rundir.restarts import launch_again, newest_checkpoint
 from slurm import nodes
 from slurm.logs import first_ended
@@ -207,7 +208,7 @@ def main(argv: list[str]) -> int:
     launch = Launch.from_environment()
     where = launch.run_dir, launch.job_id, launch.start
     if argv[0] == "begin":
-        launch.outcome_file.unlink(missing_ok=True)
+        forget_outcome(launch.outcome_file)
         launch.crash_file.unlink(missing_ok=True)
         if stop_file(launch.run_dir, launch.job_id).exists():
             return FAILED_EXIT_CODE
@@ -221,7 +222,7 @@ def main(argv: list[str]) -> int:
         _tell(launch, "stopped", argv[1])
         return 0
     lost, hosts = (list(dict.fromkeys(words.split())) for words in argv[2:4])
-    outcome = first_ended(argv[4]) | read_json(launch.outcome_file)
+    outcome = first_ended(argv[4]) | read_outcome(launch.outcome_file)
     with suppress(OSError):  # only a note for later starts: the job can end without it
         write_json(launch.outcome_file, outcome | {"ended": not lost, "slurm": announced(launch, argv[1])}, limit_s=10)
     verdict = end(launch, argv[1], outcome, lost, hosts)

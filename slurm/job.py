@@ -15,7 +15,7 @@ from senet.command import leave, trace_crashes
 from senet.distributed.preemption import StopFlag
 from senet.distributed.roster import own_name
 from senet.errors import FAILED_EXIT_CODE, STOPPED_EXIT_CODE, ConfigError
-from senet.rundir.lease import mirror_status
+from senet.rundir.mirror import mirror_status
 from slurm import starts
 from slurm.guard import requeue_if_alone
 from train_ddp import main, refuse

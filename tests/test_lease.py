@@ -17,7 +17,7 @@ import pytest
 
 from senet import REPOSITORY
 from senet.errors import ConfigError, RunError
-from senet.rundir import files, lease, owner
+from senet.rundir import files, lease, mirror, owner
 from senet.rundir.files import read_json, write_json
 from senet.rundir.lease import Lease, LeaseLost
 from senet.rundir.owner import Watch, holder, nothing_left_if_refused, slurm_job
@@ -388,17 +388,37 @@ def test_a_refused_start_removes_its_run_directory_unless_another_has_taken_it(t
 def test_what_a_rank_knows_of_itself_beats_a_guess_whoever_writes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mirror = tmp_path / "mirror.json"
-    monkeypatch.setenv(lease.MIRROR_VARIABLE, str(mirror))
+    path = tmp_path / "mirror.json"
+    monkeypatch.setenv(mirror.MIRROR_VARIABLE, str(path))
     cause = {"state": "failed", "reason": "No space left on device"}
     guess = {"state": "failed", "reason": "rank 0 did not answer any more", "guess": True}
     for first, second in ((cause, guess), (guess, cause)):
-        mirror.unlink(missing_ok=True)
+        mirror.forget_outcome(path)
         for status in ({"state": "running"}, first, second, {"state": "running"}):  # the heartbeat goes on
-            lease.mirror_status(status)
-        assert read_json(mirror) == cause
-    lease.mirror_status({"state": "failed", "reason": "it came later, and may have followed"})
-    assert read_json(mirror) == cause
+            mirror.mirror_status(status)
+        assert read_json(path) == mirror.read_outcome(path) == cause
+    mirror.mirror_status({"state": "failed", "reason": "it came later, and may have followed"})
+    assert mirror.read_outcome(path) == cause
+
+
+def test_a_rank_that_was_stopped_while_it_wrote_undoes_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mirror.json"
+    monkeypatch.setenv(mirror.MIRROR_VARIABLE, str(path))
+    told = {"state": "failed", "reason": "rank 0 did not answer any more", "guess": True}
+    write = write_json
+
+    def stopped(*args: Any, **more: Any) -> None:
+        monkeypatch.setattr(mirror, "write_json", write)
+        mirror.mirror_status(told)  # of rank 1, while rank 0 is stopped
+        write(*args, **more)
+
+    monkeypatch.setattr(mirror, "write_json", stopped)
+    mirror.mirror_status({"state": "running", "step": 5})
+    assert read_json(path)["state"] == "running"
+    mirror.mirror_status({"state": "failed", "reason": "rank 1 did not answer any more", "guess": True})
+    assert mirror.mirrored_end() == mirror.read_outcome(path) == told
+    mirror.forget_outcome(path)
+    assert mirror.read_outcome(path) == {}
 
 
 def test_nothing_stops_the_heart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,14 +441,14 @@ def test_nothing_stops_the_heart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_guess_of_the_holder_gives_way_to_what_another_rank_said_of_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(lease.MIRROR_VARIABLE, str(tmp_path / "mirror.json"))
+    monkeypatch.setenv(mirror.MIRROR_VARIABLE, str(tmp_path / "mirror.json"))
 
     def fail() -> None:
         lost = RunError("rank 1 did not answer any more")
         lost.guess = True
         with Lease.acquire(tmp_path / "run") as held:
             held.start(0)
-            lease.mirror_status({"state": "failed", "reason": "rank 1 has no memory", "kind": "ranks differ"})
+            mirror.mirror_status({"state": "failed", "reason": "rank 1 has no memory", "kind": "ranks differ"})
             raise lost
 
     with pytest.raises(RunError):

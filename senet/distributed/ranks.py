@@ -17,7 +17,7 @@ from senet.distributed.devices import choose_device
 from senet.distributed.environment import read_place
 from senet.distributed.roster import Process, Roster
 from senet.errors import ConfigError, Kind, RunError
-from senet.rundir.lease import mirror_status
+from senet.rundir.mirror import mirror_status
 
 
 class PeerFailed(RunError):

@@ -12,8 +12,9 @@ from types import TracebackType
 from typing import Any
 
 from senet.errors import ConfigError, RunError, cause_of, noted
-from senet.rundir.files import may_pass, patiently, read_json, replace_file, write_json
+from senet.rundir.files import may_pass, patiently, replace_file, write_json
 from senet.rundir.locks import StillHeld, lock
+from senet.rundir.mirror import mirror_status, mirrored_end
 from senet.rundir.owner import (
     HEARTBEAT_S,
     POLL_S,
@@ -26,9 +27,7 @@ from senet.rundir.owner import (
     remove_leftovers,
 )
 
-MIRROR_VARIABLE = "SENET_STATUS_FILE"  # a launcher reads the outcome of its own launch there
 WARNINGS_VARIABLE = "SENET_WARNINGS"  # what a launcher has to say of its nodes, a line each
-_ENDS = {"finished", "stopped", "failed", "refused", "port_taken"}
 _LOCK_S = 30.0
 _PUBLISH_S = 60.0  # how long the end of a run waits for a file system that does not answer
 log = logging.getLogger(__name__)
@@ -224,26 +223,3 @@ class Lease:
             finally:
                 released = {"released": True} if release else {}
                 self._replace("owner.json", self._owner | released, limit_s=limit_s)
-
-
-def mirror_status(status: dict[str, Any], *, limit_s: float | None = None) -> None:
-    """Copy a status to the file that the launcher named, if it named one. An error is only logged.
-
-    The first end that is written there stays, of whichever rank. Only a ``guess`` about another rank is replaced by
-    what a rank reports of itself.
-    """
-    if path := os.environ.get(MIRROR_VARIABLE):
-        try:
-            there = read_json(Path(path))
-            ended, ends = there.get("state") in _ENDS, status["state"] in _ENDS
-            if ended and not (ends and there.get("guess") and not status.get("guess")):
-                return
-            write_json(Path(path), status, durable=True, limit_s=limit_s)
-        except OSError as error:
-            log.warning("status in %s not written: %s", path, error)
-
-
-def mirrored_end() -> dict[str, Any]:
-    """The end of this launch that a rank has written for the launcher; {} if none has."""
-    status = read_json(Path(os.environ.get(MIRROR_VARIABLE, os.devnull)))
-    return status if status.get("state") in _ENDS else {}

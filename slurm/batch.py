@@ -7,7 +7,7 @@
 A job is started by SLURM, once and after each requeue; a start launches the ranks, once and after each failure.
 
 JOB is the output of ``SLURM_TIME_FORMAT=%s scontrol show job --oneliner``, HOSTS are those of this launch, LOST those
-that do not answer, ENDED what srun has said of the first task that failed. Reads and writes files in
+that do not answer, ENDED what srun has said of the first task of whose failure it heard. Reads and writes files in
 ``$SENET_RUN_DIR`` only. The outcome of this launch is in ``$SENET_STATUS_FILE``, to which rank 0 copies its status;
 ``status.json`` may be another start's by then.
 """
@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import math
 import os
-import random
 import re
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -30,13 +28,13 @@ from senet.command import BUS_ERROR
 from senet.errors import FAILED_EXIT_CODE, STOPPED_EXIT_CODE, Kind
 from senet.rundir.files import patiently, write_json
 from senet.rundir.mirror import forget_outcome, read_outcome
-from senet.rundir.restarts import launch_again, newest_checkpoint
+from senet.rundir.restarts import WITHOUT_A_WORD, launch_again, newest_checkpoint
 from slurm import nodes
 from slurm.logs import first_ended
+from slurm.ports import free_port
 from slurm.starts import NOTIFY_VARIABLE, Launch, explain, idle_steps, record_start, starts_of, stop_file
 
 STARTS_WITHOUT_PROGRESS = 3
-_PORTS_BELOW_EPHEMERAL = 12_000
 
 
 def begin(launch: Launch) -> str:
@@ -66,8 +64,8 @@ def end(launch: Launch, job: str, outcome: dict[str, Any], lost: Sequence[str] =
 
     Args:
         job: SLURM's view of it, as ``Key=Value`` words.
-        outcome: the last status of this launch, {} if no rank wrote one; with what srun knows, where rank 0 gave no
-            reason.
+        outcome: the last status of this launch, {} if no rank wrote one; with what srun knows, where no rank told
+            of its end.
         lost: hosts that do not answer. If there are any, they have failed, and not the training.
         hosts: all of this launch. ``relaunch`` is followed by those to go on with, where they are not all.
     """
@@ -86,12 +84,14 @@ def end(launch: Launch, job: str, outcome: dict[str, Any], lost: Sequence[str] =
     preempted = is_preempted(job)
     shrunk = 0 < len(hosts) < launch.nodes
     if not state and not (preempted or lost or shrunk):
-        return ": ".join(filter(None, ("rank 0 did not start", reason, "see its log")))
+        return f"rank 0 did not start{f'; {reason}' if reason else ': see its log'}"
     # the signal before the time limit, which is sent once, comes up to a minute early
     stays = not announced(launch, job)
     if failed or (state and not (state == "stopped" or preempted or lost)):
-        said = [reason or "a rank ended and reported no reason: see the logs", _crash(launch.crash_file)]
-        if why := _why_not(launch, outcome | {"reason": "; ".join(filter(None, said))}, at_once=stays):
+        reason = reason or "a rank ended and reported no reason: see the logs"
+        if crash := _crash(launch.crash_file):
+            reason = f"{reason.removesuffix(WITHOUT_A_WORD)}; {crash}"
+        if why := _why_not(launch, outcome | {"reason": reason}, at_once=stays):
             return why
         if stays:
             return "relaunch"
@@ -126,29 +126,6 @@ def _hosts_left(launch: Launch, lost: Sequence[str], hosts: Sequence[str]) -> li
     """The hosts, a power of two of them, on which the ranks can be launched without those that are lost."""
     left = [host for host in hosts if host not in lost]
     return left[: 1 << (len(left).bit_length() - 1)] if launch.may_shrink and left else []
-
-
-def free_port() -> int:
-    """A port on which no process listens, below those that the kernel gives to outgoing connections.
-
-    Another process may take it before rank 0 does; then rank 0 reports ``port_taken``.
-    """
-    first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    high = first_ephemeral if first_ephemeral > 2 * 1024 else 32_768
-    for _ in range(1000):
-        port = random.randrange(max(1024, high - _PORTS_BELOW_EPHEMERAL), high)
-        try:
-            with _listen(port):
-                return port
-        except OSError:
-            continue
-    raise RuntimeError(f"no free port below {high}")
-
-
-def _listen(port: int) -> socket.socket:
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-    return socket.create_server(("", port))
 
 
 def is_preempted(job: str) -> bool:
@@ -222,7 +199,10 @@ def main(argv: list[str]) -> int:
         _tell(launch, "stopped", argv[1])
         return 0
     lost, hosts = (list(dict.fromkeys(words.split())) for words in argv[2:4])
-    outcome = first_ended(argv[4]) | read_outcome(launch.outcome_file)
+    outcome = read_outcome(launch.outcome_file)
+    # three words: from a batch.sh of before, where the job runs the code of the checkout (slurm.snapshot=false)
+    if outcome.get("state", "") in ("", "starting", "running") and len(argv) > 4:
+        outcome |= first_ended(argv[4])
     with suppress(OSError):  # only a note for later starts: the job can end without it
         write_json(launch.outcome_file, outcome | {"ended": not lost, "slurm": announced(launch, argv[1])}, limit_s=10)
     verdict = end(launch, argv[1], outcome, lost, hosts)

@@ -11,6 +11,7 @@ SENET_JOB=${SENET_JOB:-$SLURM_JOB_ID}
 if [ -n "${cells:-}" ]; then exec >>"$SENET_RUN_DIR/slurm/${SENET_JOB}_0_log.out" 2>&1; fi
 # Each launch of the ranks has its own store prefix, outcome and crash file: none reads those of another.
 name_launch() {
+    log_before=$(log_size)
     export SENET_LAUNCH=$1
     SENET_BEGAN="$(date +%s.%N) $(cut -d ' ' -f 1 /proc/uptime) $(cat /proc/sys/kernel/random/boot_id)"
     export SENET_BEGAN # as senet.rundir.phases has it
@@ -18,6 +19,9 @@ name_launch() {
     export SENET_STATUS_FILE=$SENET_RUN_DIR/slurm/$SENET_START.status.json
     export SENET_CRASH_FILE=$SENET_RUN_DIR/slurm/$SENET_START.crash
 }
+
+# Bytes in the log, to which starts and launches append; 0 where stderr is no file.
+log_size() { if [ -f /dev/stderr ]; then wc -c </dev/stderr; else echo 0; fi; }
 
 # Put SLURM's view of the job into $job; empty if it does not answer for about eight minutes. If SLURM has started the job
 # again (this host was cut off and comes back), end: the newer start may be running, with the same job and step numbers.
@@ -48,7 +52,6 @@ name_launch 0
 look # also waits for a controller that does not answer
 nodes=$SLURM_JOB_NODELIST # of this launch
 idle_steps=0 idle_made=0  # step numbers to skip, and skipped, in this start
-log_before=0              # bytes of the log when srun was called last
 choose_master
 # since 22.05 srun no longer takes this over from sbatch by itself
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
@@ -94,7 +97,7 @@ launch() {
         # comes back as one about this start's: so skip the numbers that older starts have used
         for ((; idle_made < idle_steps; idle_made++)); do command srun --nodes=1 --ntasks=1 /bin/true; done
         if preempted; then return; fi # before there are ranks nobody would hear of it
-        if [ -f /dev/stderr ]; then log_before=$(wc -c </dev/stderr); fi
+        log_before=$(log_size)
         await_srun
         if [ -e "$SENET_STATUS_FILE" ] && ! grep -q '"state": "port_taken"' "$SENET_STATUS_FILE"; then return; fi
         if [ -n "$(lost_hosts)" ]; then return; fi
@@ -135,10 +138,12 @@ await_srun() {
     wait "$pid"
 }
 
-# What srun has said in the log of the first task that ended otherwise than it should: SLURM may have ended rank 0, which
-# would tell of it, within milliseconds. Empty if there is no such file.
+# What srun has said in the log, since it was called last, of the first task of whose failure it heard: SLURM may have
+# ended rank 0 before it could tell. Empty if there is nothing. The line may follow one that rank 0 did not end.
 first_ended() {
-    if [ -f /dev/stderr ]; then tail -c "+$((log_before + 1))" /dev/stderr | grep -m 1 -E '^srun: error: \S+: tasks? [0-9]'; fi
+    if [ -f /dev/stderr ]; then
+        tail -c "+$((log_before + 1))" /dev/stderr | grep -a -o -m 1 -E 'srun: error: \S+: tasks? [0-9].*' | head -n 1
+    fi
 }
 
 # Hosts of this launch that SLURM does not reach, or has taken from the job.

@@ -17,6 +17,7 @@ from senet.command import printable
 from senet.rundir.files import patiently, read_json, write_json
 from senet.rundir.lease import WARNINGS_VARIABLE
 from slurm import batch, nodes
+from slurm.ports import free_port
 from slurm.starts import Launch, explain
 
 _CHECK_S = 15  # of the doctor; as long at the most for ranks that are late
@@ -89,7 +90,7 @@ def _say(what: str) -> None:
 
 def main(argv: list[str]) -> int:
     if argv[0] == "port":
-        print(batch.free_port())
+        print(free_port())
     else:
         code, names, job, counts, before = argv[1:]
         for name, value in judge(int(code), names.split(), job, counts, before.split()).items():

@@ -24,7 +24,7 @@ _TELLS = re.compile(
 )
 BEGINS = re.compile(r"^slurm: (rank (\d+) on (\S+)) begins$")
 """The first line of each launch in the log of each rank."""
-_ENDED = re.compile(r"^srun: error: (\S+): tasks? ([\d,-]+): (.*)")
+_ENDED = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (.*)")
 _LAST = 3  # lines in which a wait must stand to be one now
 
 
@@ -64,10 +64,15 @@ def first_ended(words: str) -> dict[str, Any]:
     if not (found := _ENDED.match(words)):
         return {}
     host, ranks, how = found[1], found[2], found[3].removesuffix(" (core dumped)")
-    by = {signal.strsignal(each): each.name for each in signal.Signals}
-    how = by.get(how, how.removeprefix("Exited with "))
-    said = {"reason": f"rank{'s' * (not ranks.isdigit())} {ranks} on {host} ended by {how}{WITHOUT_A_WORD}"}
-    return said | ({"failure": {"rank": int(ranks), "host": host}} if ranks.isdigit() else {})
+    by_signal = {signal.strsignal(each): each.name for each in signal.Signals}
+    if how in by_signal:
+        how = f"{by_signal[how]}{WITHOUT_A_WORD}"
+    elif how.startswith("Exited with "):
+        how = f"{how.removeprefix('Exited with ')}: see its log"
+    is_one = ranks.isdigit()
+    failure: dict[str, Any] = {} if re.search(r"[\[,]", host) else {"host": host}
+    failure |= {"rank": int(ranks)} if is_one else {}
+    return {"reason": f"rank{'s' * (not is_one)} {ranks} on {host} ended by {how}", "failure": failure}
 
 
 def not_begun(run_dir: Path, job_id: str) -> list[Fact]:

@@ -20,11 +20,11 @@ from senet import REPOSITORY
 from senet.config.options import Config, SlurmConfig
 from senet.distributed.environment import CORES_VARIABLE, MALLOC
 from senet.errors import ConfigError
-from slurm.batch import free_port
 from slurm.check import check_ranks
 from slurm.gpus import binding, gpus_per_node, ranks_per_node
 from slurm.job import Job
 from slurm.nodes import exclude, unknown_name
+from slurm.ports import free_port
 from slurm.process import only_environment, silent
 from slurm.snapshot import config_file
 from slurm.starts import launch_variables, may_shrink

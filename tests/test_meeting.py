@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from senet.config.options import Config, TrainConfig
-from senet.distributed import hangs
+from senet.distributed import findings, hangs
 from senet.distributed.meeting import _judge, _of_this_start, _raise, _verdict, meet, must_be_equal, options_of
 from senet.distributed.ranks import PeerFailed, Ranks
 from senet.distributed.roster import Process, Roster
@@ -138,19 +138,26 @@ def test_two_commands_that_differ_are_refused_with_both_values(data_root: Path, 
 
 
 def _lost_store(folder: str, when: str) -> str:
-    """Rank 0, which hosts the store, is killed while the others prepare, or wait for its verdict."""
+    """Rank 0, which hosts the store, is killed while the others prepare, or wait for its verdict; or they have failed
+    themselves before."""
     ranks = Ranks.from_environment(TrainConfig(device="cpu"))
+    findings._DYING_S = 60.0
 
     def prepare() -> None:
         if ranks.rank == 0:
             wait_until(lambda: all((Path(folder) / f"here-{rank}").exists() for rank in (1, 2)), 60)
+            time.sleep(1 if when == "waiting" else 0)
             os.kill(os.getpid(), signal.SIGKILL)
         (Path(folder) / f"here-{ranks.rank}").touch()
-        while when == "preparing" and hangs.state(ranks.roster[0]) not in ("", "Z"):
-            time.sleep(0.05)
+        if when != "waiting":
+            wait_until(lambda: hangs.state(ranks.roster[0]) == "", 60)
+        if when == "failed":
+            raise OSError("of this rank")
 
     try:
         meet(ranks, idle_watchdog(), {}, prepare)
+    except OSError as error:
+        (Path(folder) / f"said-{ranks.rank}").write_text(str(error))
     except PeerFailed as error:
         told = error.guess, error.kind, noted(error)["failure"]
         (Path(folder) / f"said-{ranks.rank}").write_text(json.dumps([error.reporter, str(error), *told]))
@@ -158,11 +165,14 @@ def _lost_store(folder: str, when: str) -> str:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("when", ["preparing", "waiting"])
+@pytest.mark.parametrize("when", ["preparing", "waiting", "failed"])
 def test_a_rank_that_hosts_the_store_and_is_killed_before_there_are_groups_is_named(when: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):  # rank 0 leaves no result
         run_ranks(3, _lost_store, str(tmp_path), when, tmp_path=tmp_path)
     for rank in (1, 2):
+        if when == "failed":
+            assert (tmp_path / f"said-{rank}").read_text() == "of this rank"
+            continue
         reporter, said, guess, kind, failure = json.loads((tmp_path / f"said-{rank}").read_text())
         assert said.startswith(f"{named(0)} did not answer any more: its process has ended ("), said
         assert (reporter, guess, kind, failure["rank"]) == (rank, True, "rank was killed", 0)

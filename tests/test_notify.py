@@ -202,7 +202,7 @@ def test_a_job_tells_once_of_its_end_and_of_no_requeue(
     def ended(restarts: int, **outcome: str) -> list[dict[str, Any]]:
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
         Launch.from_environment().outcome_file.write_text(json.dumps(outcome))
-        batch.main(["end", RUNNING, "", "n1", ""])
+        batch.main(["end", RUNNING, "", "n1"])
         got = tmp_path / "got"
         return [json.loads(line) for line in got.read_text().replace("}{", "}\n{").splitlines()] if got.exists() else []
 

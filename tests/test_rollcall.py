@@ -116,7 +116,8 @@ def test_of_a_rank_that_does_not_answer_its_state_is_told_by_another_on_its_host
 
 
 def test_ranks_that_wait_for_each_other_tell_where_and_no_rank_is_to_blame() -> None:
-    raised, _ = call({0: LOST, 1: LOST}, FOUR, silent=set())
+    raised, _ = call({0: LOST, 1: dist.DistStoreError("wait timeout after 300000ms")}, FOUR, silent=set())
+    assert raised.keys() == {0, 1}
     for each in raised.values():
         assert str(each).startswith("the ranks waited too long for each other: ranks ")
         assert noted(each)["kind"] == "rank hangs"

@@ -27,9 +27,10 @@ from senet.rundir import commit as commit_module
 from senet.rundir.files import read_json, write_json
 from senet.rundir.lease import Lease
 from senet.rundir.restarts import SILENT, count_restarts, last_restart
-from slurm import batch, cluster, drill, guard, preflight, sbatch, snapshot, starts
+from slurm import batch, cluster, drill, guard, ports, preflight, sbatch, snapshot, starts
 from slurm.gpus import gpus_per_node, ranks_per_node
 from slurm.job import Job
+from slurm.ports import free_port
 from slurm.starts import Launch
 from tests.harness import tiny, wait_until
 
@@ -261,38 +262,43 @@ def test_what_becomes_of_a_job(run_dir: Path, outcome: str, job: str, restarts: 
 
 
 @pytest.mark.parametrize(
-    ("said", "reason", "rank"),
+    ("said", "reason", "rank", "host"),
     [
-        ("srun: error: n2: task 1: Killed", "rank 1 on n2 ended by SIGKILL, without a word", 1),
-        ("srun: error: n2: task 1: Bus error (core dumped)", "rank 1 on n2 ended by SIGBUS, without a word", 1),
-        ("srun: error: n2: task 12: Exited with exit code 1", "rank 12 on n2 ended by exit code 1, without a word", 12),
-        ("srun: error: n1: task 0: Out Of Memory", "rank 0 on n1 ended by Out Of Memory, without a word", 0),
-        ("srun: error: n[1-2]: tasks 0-1: Killed", "ranks 0-1 on n[1-2] ended by SIGKILL, without a word", None),
-        ("", "a rank ended and reported no reason: see the logs", None),
+        ("n2: task 1: Killed", "rank 1 on n2 ended by SIGKILL, without a word", 1, "n2"),
+        ("n2: task 1: Bus error (core dumped)", "rank 1 on n2 ended by SIGBUS, without a word", 1, "n2"),
+        ("n2: task 12: Exited with exit code 1", "rank 12 on n2 ended by exit code 1: see its log", 12, "n2"),
+        ("n1: task 0: Out Of Memory", "rank 0 on n1 ended by Out Of Memory", 0, "n1"),
+        ("n1: tasks 0-1: Killed", "ranks 0-1 on n1 ended by SIGKILL, without a word", None, "n1"),
+        ("n[1-2]: tasks 0-1: Killed", "ranks 0-1 on n[1-2] ended by SIGKILL, without a word", None, None),
+        ("", "a rank ended and reported no reason: see the logs", None, None),
     ],
 )
 def test_of_a_rank_without_a_word_srun_says_how_it_ended(
-    run_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    said: str,
-    reason: str,
-    rank: int | None,
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, said: str, reason: str, rank: int | None, host: str | None
 ) -> None:
     set_environment(monkeypatch, run_dir, "slurm.max_restarts=1")
-    outcome = run_dir / "slurm" / "7.0.0.status.json"
+    outcome, words = run_dir / "slurm" / "7.0.0.status.json", f"srun: error: {said}" if said else ""
     write_json(outcome, {"state": "running", "step": 5})
-    assert batch.main(["end", RUNNING, "", "n1 n2", said]) == 0
-    assert capsys.readouterr().out == "relaunch\n"
+    assert batch.main(["end", RUNNING, "", "n1 n2", words]) == 0
     row = last_restart(run_dir, "7")
-    assert (row["reason"], row["rank"], row["host"]) == (reason, rank, None if rank is None else f"n{1 + (rank > 0)}")
+    assert (row["reason"], row["rank"], row["host"]) == (reason, rank, host)
     assert SILENT in row["cause"]  # it may be killed again at the same step
-    write_json(outcome, {"state": "failed", "reason": "rank 0 says why", "failure": {"rank": 0, "host": "n1"}})
-    batch.main(["end", RUNNING, "", "n1 n2", said])
-    assert last_restart(run_dir, "7")["reason"] == "rank 0 says why"
     outcome.unlink()
-    assert batch.main(["end", RUNNING, "", "n1 n2", said]) == 1
-    assert read_json(run_dir / "status.json")["reason"].endswith(f"{reason}: see its log" if said else "see its log")
+    assert batch.main(["end", RUNNING, "", "n1 n2", words]) == 1
+    why = read_json(run_dir / "status.json")["reason"]
+    assert why == f"rank 0 did not start{f'; {reason}' if said else ': see its log'}"
+
+
+def test_what_a_rank_has_said_is_not_mixed_with_what_srun_says(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_environment(monkeypatch, run_dir, "slurm.max_restarts=1")
+    outcome, words = run_dir / "slurm" / "7.0.0.status.json", "srun: error: n1: task 0: Exited with exit code 1"
+    write_json(outcome, {"state": "failed", "reason": "rank 1 on n2 could not start: OSError"})
+    assert batch.main(["end", RUNNING, "", "n1 n2", words]) == 0
+    row = last_restart(run_dir, "7")
+    assert (row["reason"], row["rank"], row["host"]) == ("rank 1 on n2 could not start: OSError", None, None)
+    write_json(outcome, {"state": "stopped"})
+    assert batch.main(["end", PREEMPTED, "", "n1 n2", words]) == 0
+    assert read_json(outcome).keys() == {"state", "ended", "slurm"}
 
 
 @pytest.mark.parametrize("outcome", ["failed", "running"])
@@ -378,7 +384,7 @@ def test_a_step_has_a_number_that_no_start_has_which_may_come_back(
         idle.append(int(capsys.readouterr().out.rpartition("idle_steps=")[2]))
         if end is not None:
             write_json(run_dir / "slurm" / f"7.{start}.0.status.json", {"state": "stopped"})
-            assert batch.main(["end", RUNNING, end, "n1 n2", ""]) == 0
+            assert batch.main(["end", RUNNING, end, "n1 n2"]) == 0
             assert capsys.readouterr().out == "requeue\n"
     assert idle == [0, 3, 3, 3, 6]  # srun is called three times at the most in a launch
 
@@ -402,7 +408,7 @@ def test_a_rank_that_the_system_has_ended_is_told_of(
         assert not crash.exists()
         crash.write_text(trace)
         write_json(run_dir / "slurm" / "7.0.0.status.json", {"state": "running"})
-        assert batch.main(["end", RUNNING, "", "n1 n2", ""]) == 1
+        assert batch.main(["end", RUNNING, "", "n1 n2"]) == 1
         reason = read_json(run_dir / "status.json")["reason"]
         assert "a rank ended and reported no reason" in reason
         told = "; a rank crashed: Bus error (a page of a mapped file could not be read or"
@@ -425,7 +431,7 @@ def test_the_kind_of_an_end_goes_with_its_reason_into_the_status(
     set_environment(monkeypatch, run_dir, "slurm.max_restarts=0", "slurm.max_requeues=0")
     write_json(run_dir / "status.json", {"kind": "taken over"})
     write_json(run_dir / "slurm" / "7.0.0.status.json", outcome)
-    assert batch.main(["end", RUNNING, lost, "n1 n2", ""]) in (1, 85)
+    assert batch.main(["end", RUNNING, lost, "n1 n2"]) in (1, 85)
     assert read_json(run_dir / "status.json")["kind"] == kind
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert batch.main(["begin"]) == 1
@@ -462,18 +468,18 @@ def test_the_reason_of_an_older_start_does_not_reach_the_status(run_dir: Path) -
 
 def test_ports_are_free_and_below_the_ephemeral_ones() -> None:
     ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    ports = [batch.free_port() for _ in range(50)]
+    ports = [free_port() for _ in range(50)]
     assert max(ports) < ephemeral
     with socket.create_server(("", ports[0])):
         assert len(set(ports)) > 40
 
 
 def test_a_port_that_is_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = batch.free_port()
+    taken = free_port()
     offered = iter([taken, taken + 1, taken + 2, taken + 3])
-    monkeypatch.setattr(batch.random, "randrange", lambda *_: next(offered))
+    monkeypatch.setattr(ports.random, "randrange", lambda *_: next(offered))
     with socket.create_server(("", taken)):
-        assert batch.free_port() != taken
+        assert free_port() != taken
 
 
 def run_batch_sh(
@@ -592,16 +598,22 @@ def test_a_failure_is_a_launch_with_the_same_words_in_the_same_job(fake: Path, r
     assert sorted(path.name for path in (run_dir / "slurm").iterdir()) == [f"7.0.{n}.status.json" for n in range(3)]
 
 
-def test_what_srun_has_said_of_a_launch_is_not_taken_for_that_of_the_next(fake: Path, run_dir: Path) -> None:
-    begun = 'echo "{\\"state\\": \\"running\\"}" >"$SENET_STATUS_FILE"; echo "step 5" >&2; '
+def test_what_srun_has_said_of_a_launch_is_not_taken_for_that_of_another(fake: Path, run_dir: Path) -> None:
+    """Also where rank 0 has ended in the middle of a line, has written what is no text, or srun is not even called."""
+    begun = 'echo "{\\"state\\": \\"running\\"}" >"$SENET_STATUS_FILE"; printf "\\0step 5" >&2; '
     ended = 'case $SENET_LAUNCH in 2) ;; *) for n in 1 0; do echo "srun: error: n$n: task $n: Killed" >&2; done ;; esac'
-    end = f'echo "ended: $7" >>{fake}/log; [ "$SENET_LAUNCH" -lt 2 ] && echo relaunch || {{ echo failed; exit 1; }}'
+    end = f'echo "ended: $7" >>{fake}/log; [ "$SENET_LAUNCH" -lt 3 ] && echo relaunch || {{ echo failed; exit 1; }}'
+    begin = '[ "$SENET_LAUNCH" -lt 3 ]'
     with (run_dir / "log").open("a") as log:
         log.write("srun: error: n1: task 0: Exited with exit code 85\n")  # of an earlier start
         log.flush()
-        run_batch_sh(fake, run_dir, "true", begun + ended, end, log=log)
+        run_batch_sh(fake, run_dir, begin, begun + ended, end, log=log)
     said = [call for call in calls(fake) if call.startswith("ended: ")]
-    assert said == ["ended: srun: error: n1: task 1: Killed"] * 2 + ["ended: "]
+    assert said == ["ended: srun: error: n1: task 1: Killed"] * 2 + ["ended: "] * 2
+    (fake / "log").unlink()
+    with (run_dir / "log").open("a") as log:
+        run_batch_sh(fake, run_dir, "exit 1", "", "echo failed; " + end, log=log)
+    assert [call for call in calls(fake) if call.startswith("ended: ")] == ["ended: "]
 
 
 def test_a_job_that_is_no_longer_ours_launches_nothing_again(fake: Path, run_dir: Path) -> None:

@@ -20,6 +20,7 @@ import pytest
 
 from senet import REPOSITORY
 from senet.rundir.hours import read_hours
+from slurm.logs import first_ended
 from tests.cluster import Cluster, missing_packages
 from tests.harness import (
     CLOCKS,
@@ -337,14 +338,17 @@ def test_launches_that_reach_no_new_checkpoint_end_the_job(run: Run) -> None:
         run.wait_for_steps(5, 0, launch=launch)
         if launch == 1:
             (run.run_dir / "restarts.jsonl").unlink()  # as if the disk had been full
-        kill_rank_0(run)
+        kill_rank_1(run)
     run.wait_for("FAILED")
     used_up, _, reason = status(run.run_dir)["reason"].partition(": ")
     assert used_up == "slurm.max_restarts=1 is used up"
-    # by srun, or by rank 1, if SLURM leaves it the time
-    assert re.match("rank 0 on n1 (ended by SIGKILL, without a word$|did not answer any more: its process has)", reason)
+    # by srun, or by rank 0, if SLURM leaves it the time
+    assert re.match("rank 1 on n2 (ended by SIGKILL, without a word$|did not answer any more: its process has)", reason)
     [row] = [json.loads(line) for line in (run.run_dir / "restarts.jsonl").read_text().splitlines()]
-    assert (row["rank"], row["host"], row["again"]) == (0, "n1", False)
+    assert (row["rank"], row["host"], row["again"]) == (1, "n2", False)
+    words = [line for line in run.log().splitlines() if re.match(r"srun: error: \S+: task 1:", line)]
+    assert [first_ended(line)["failure"] for line in words] == [{"rank": 1, "host": "n2"}] * 2
+    assert "rank 1 on n2 ended by SIGKILL" in first_ended(words[0])["reason"]
 
 
 def test_a_stop_after_a_restart_is_a_stop(run: Run) -> None:

@@ -295,7 +295,7 @@ def test_the_reason_of_a_failure_ends_with_what_the_check_found_of_the_host_it_n
     after(start, SLOW)
     for reason, known in (("rank 1 on n2 did not answer", True), ("rank 1 on n21 did not answer", False)):
         write_json(start / "slurm" / "7.0.0.status.json", {"state": "failed", "reason": reason})
-        assert batch.main(["end", RUNNING, "", "n1 n2", ""]) == 1
+        assert batch.main(["end", RUNNING, "", "n1 n2"]) == 1
         expected = "; before the start n2 was slow: arithmetic: 0.48 of the median" if known else ""
         assert read_json(start / "status.json")["reason"] == reason + expected
     capsys.readouterr()

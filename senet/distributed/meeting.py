@@ -9,7 +9,7 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from senet.config.load import to_flat
 from senet.config.options import Config
 from senet.distributed.devices import refuse_shared_gpu
-from senet.distributed.findings import judge_without_store, peer_failed
+from senet.distributed.findings import is_of_others, judge_without_store, peer_failed
 from senet.distributed.ranks import PeerFailed, Ranks, open_store
 from senet.distributed.roster import Process, Roster
 from senet.distributed.watchdog import Watchdog
@@ -55,21 +55,14 @@ def meet(
         PeerFailed: ``prepare`` failed on another rank for another reason; or the host of the store is gone.
         RunError: there is no store at MASTER_ADDR:MASTER_PORT.
     """
-    try:
-        return _meet(ranks, watchdog, facts, prepare, facts_of)
-    except dist.DistError as error:
-        raise peer_failed(judge_without_store(ranks), error, ranks) from error
-
-
-def _meet(
-    ranks: Ranks, watchdog: Watchdog, facts: Facts, prepare: Callable[[], T], facts_of: Callable[[T], Facts]
-) -> tuple[Store, T]:
     watchdog.phase("meeting the other ranks")
-    store = open_store(ranks, watchdog.limit_s)
-    if ranks.world_size > 1:
-        store = _of_this_start(store, ranks, watchdog)
-        watchdog.share(store, ranks.roster)
-    _raise(_verdict(store, "here", ranks, ["", "", facts]))
+    with _store_of(ranks):
+        store = open_store(ranks, watchdog.limit_s)
+        if ranks.world_size > 1:
+            store = _of_this_start(store, ranks, watchdog)
+            watchdog.share(store, ranks.roster)
+        verdict = _verdict(store, "here", ranks, ["", "", facts])
+    _raise(verdict)
     watchdog.phase("preparing data and network", alone=True)
     failure: Exception | None = None
     try:
@@ -80,11 +73,23 @@ def _meet(
         failure = error
         outcome = ["refused" if isinstance(error, ConfigError) else "failed", str(error), {}]
     watchdog.phase("waiting until all ranks are prepared")
-    verdict = _verdict(store, "prepared", ranks, outcome)
+    with _store_of(ranks, failure):
+        verdict = _verdict(store, "prepared", ranks, outcome)
     if failure is not None and not isinstance(failure, ConfigError):
         raise failure
     _raise(verdict)
     return store, result
+
+
+@contextlib.contextmanager
+def _store_of(ranks: Ranks, own: Exception | None = None) -> Iterator[None]:
+    """If it breaks off: raise PeerFailed, which names the rank that hosted it; or ``own``, the error of this rank."""
+    try:
+        yield
+    except dist.DistError as error:
+        if own is not None and not is_of_others(own):
+            raise own from error
+        raise peer_failed(judge_without_store(ranks), error, ranks) from error
 
 
 def must_be_equal(ranks: Ranks, options: Facts) -> Facts:

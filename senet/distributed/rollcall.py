@@ -40,8 +40,9 @@ class RollCall:
 
     def explain(self, error: Exception, advice: str) -> None:
         """Report ``error`` to the other ranks, and note in it what the status tells. If it is only that of a collective
-        or of the store, raise PeerFailed, which names the rank that failed first. Takes four seconds at most, nine if
-        the store does not answer, more above 256 ranks, and as long as py-spy takes for a rank that hangs.
+        or of the store, also a wait there that was too long, raise PeerFailed, which names the rank that failed first.
+        Takes four seconds at most, nine if the store does not answer, more above 256 ranks, and as long as py-spy takes
+        for a rank that hangs.
 
         Args:
             advice: the remedy in the message if all ranks answer.

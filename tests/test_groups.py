@@ -72,7 +72,7 @@ def test_a_port_that_is_taken_is_named_and_told_to_the_launcher(
         port = taken.getsockname()[1]
         said, _ = run_ranks(2, _meets_at, "127.0.0.1", port, tmp_path=tmp_path)
     assert said.startswith(f"MASTER_PORT={port} is in use on host ")
-    [status] = tmp_path.glob("*.json")
+    [status] = tmp_path.glob("*.end.json")
     assert (read_json(status)["state"], read_json(status)["kind"]) == ("port_taken", "port is taken")
 
 

@@ -20,8 +20,8 @@ name_launch() {
     export SENET_CRASH_FILE=$SENET_RUN_DIR/slurm/$SENET_START.crash
 }
 
-# Bytes in the log, to which starts and launches append; 0 where stderr is no file.
-log_size() { if [ -f /dev/stderr ]; then wc -c </dev/stderr; else echo 0; fi; }
+# Bytes in the log, to which starts and launches append; empty where stderr is no file, or cannot be read.
+log_size() { if [ -f /dev/stderr ]; then wc -c </dev/stderr || true; fi; }
 
 # Put SLURM's view of the job into $job; empty if it does not answer for about eight minutes. If SLURM has started the job
 # again (this host was cut off and comes back), end: the newer start may be running, with the same job and step numbers.
@@ -126,7 +126,7 @@ await_srun() {
         fi
         if [ "$pause_s" = 5 ] && preempted; then scancel --signal=USR2 "$SENET_JOB"; fi
         pause_s=10
-        if [ -e "$SENET_STATUS_FILE" ] && ! grep -q '"state": "failed"' "$SENET_STATUS_FILE"; then continue; fi
+        if [ -e "$SENET_STATUS_FILE" ] && ! has_failed; then continue; fi
         if [ -n "$(lost_hosts)" ]; then losses=$((losses + 1)); else losses=0; fi
         if [ "$losses" -ge 3 ]; then
             kill -KILL "$pid"
@@ -138,13 +138,19 @@ await_srun() {
     wait "$pid"
 }
 
-# What srun has said in the log, since it was called last, of the first task of whose failure it heard: SLURM may have
-# ended rank 0 before it could tell. Empty if there is nothing. The line may follow one that rank 0 did not end.
+# What srun has said in the log, since it was called last, of the first task that it heard had failed: SLURM may have
+# ended rank 0 before it could tell. What follows after the end of the step or of a node names its victims. The line may
+# stand behind one that rank 0 did not end. Only the last 16 MiB are read.
 first_ended() {
-    if [ -f /dev/stderr ]; then
-        tail -c "+$((log_before + 1))" /dev/stderr | grep -a -o -m 1 -E 'srun: error: \S+: tasks? [0-9].*' | head -n 1
-    fi
+    local size tells='srun: error: \S+: tasks? [0-9].*|srun: Job step aborted|\*\*\* STEP \S+ ON|srun: error: Node failure on'
+    size=$(log_size)
+    if [ -z "$log_before" ] || [ -z "$size" ]; then return; fi
+    if ((size - log_before > 1 << 24)); then log_before=$((size - (1 << 24))); fi
+    tail -c "+$((log_before + 1))" /dev/stderr | grep -a -o -m 1 -E "$tells" | head -n 1
 }
+
+# Whether a rank has told of a failure; see senet.rundir.mirror.
+has_failed() { grep -q '"state": "failed"' "$SENET_STATUS_FILE" "${SENET_STATUS_FILE%.json}.end.json" 2>/dev/null; }
 
 # Hosts of this launch that SLURM does not reach, or has taken from the job.
 lost_hosts() {

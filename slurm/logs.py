@@ -65,13 +65,12 @@ def first_ended(words: str) -> dict[str, Any]:
         return {}
     host, ranks, how = found[1], found[2], found[3].removesuffix(" (core dumped)")
     by_signal = {signal.strsignal(each): each.name for each in signal.Signals}
-    if how in by_signal:
-        how = f"{by_signal[how]}{WITHOUT_A_WORD}"
-    elif how.startswith("Exited with "):
+    is_one, failure = ranks.isdigit(), {}
+    if how.startswith("Exited with "):  # as a rank does too that has found another one lost: no blame
         how = f"{how.removeprefix('Exited with ')}: see its log"
-    is_one = ranks.isdigit()
-    failure: dict[str, Any] = {} if re.search(r"[\[,]", host) else {"host": host}
-    failure |= {"rank": int(ranks)} if is_one else {}
+    else:
+        how = f"{by_signal[how]}{WITHOUT_A_WORD}" if how in by_signal else how
+        failure = ({} if re.search(r"[\[,]", host) else {"host": host}) | ({"rank": int(ranks)} if is_one else {})
     return {"reason": f"rank{'s' * (not is_one)} {ranks} on {host} ended by {how}", "failure": failure}
 
 

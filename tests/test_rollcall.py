@@ -13,11 +13,13 @@ import torch
 import torch.distributed as dist
 
 from senet.distributed import hangs
+from senet.distributed.findings import is_of_others, judge_without_store, peer_failed
 from senet.distributed.groups import RanksDiffer
 from senet.distributed.ranks import PeerFailed, Ranks
 from senet.distributed.rollcall import RollCall
 from senet.distributed.roster import Process, Roster
 from senet.errors import noted
+from senet.rundir.files import patiently
 from senet.rundir.locks import started_at
 from tests.harness import on_hosts, wait_until
 
@@ -189,6 +191,24 @@ def test_a_store_that_is_gone_leaves_a_guess_at_its_host(monkeypatch: pytest.Mon
     lost = without_store(0, FOUR)  # torchrun may have its store on another host than rank 0
     assert str(lost).startswith("the store at n9:1234 did not answer any more (")
     assert lost.cut_off
+
+
+def test_a_rank_that_has_not_met_the_others_may_be_cut_off_from_them() -> None:
+    for local_world_size, cut_off in ((1, True), (4, False)):
+        alone = Ranks(3, 4, 0, local_world_size, torch.device("cpu"))
+        lost = peer_failed(judge_without_store(alone), dist.DistNetworkError("Broken pipe"), alone)
+        assert str(lost).startswith("rank 0 did not answer any more: killed, stopped or cut off (")
+        assert lost.cut_off == cut_off
+
+
+def test_the_error_of_a_store_of_the_users_own_is_his() -> None:
+    def of_a_user() -> None:
+        raise dist.DistStoreError("wait timeout after 10ms, keys: /mine")
+
+    with pytest.raises(dist.DistStoreError) as caught:
+        patiently(of_a_user)  # called by this project
+    assert not is_of_others(caught.value)
+    assert is_of_others(dist.DistStoreError("wait timeout after 10ms"))
 
 
 def test_without_a_store_no_rank_that_lives_is_killed() -> None:

@@ -30,6 +30,7 @@ from senet.rundir.restarts import SILENT, count_restarts, last_restart
 from slurm import batch, cluster, drill, guard, ports, preflight, sbatch, snapshot, starts
 from slurm.gpus import gpus_per_node, ranks_per_node
 from slurm.job import Job
+from slurm.logs import first_ended
 from slurm.ports import free_port
 from slurm.starts import Launch
 from tests.harness import tiny, wait_until
@@ -266,7 +267,7 @@ def test_what_becomes_of_a_job(run_dir: Path, outcome: str, job: str, restarts: 
     [
         ("n2: task 1: Killed", "rank 1 on n2 ended by SIGKILL, without a word", 1, "n2"),
         ("n2: task 1: Bus error (core dumped)", "rank 1 on n2 ended by SIGBUS, without a word", 1, "n2"),
-        ("n2: task 12: Exited with exit code 1", "rank 12 on n2 ended by exit code 1: see its log", 12, "n2"),
+        ("n2: task 12: Exited with exit code 1", "rank 12 on n2 ended by exit code 1: see its log", None, None),
         ("n1: task 0: Out Of Memory", "rank 0 on n1 ended by Out Of Memory", 0, "n1"),
         ("n1: tasks 0-1: Killed", "ranks 0-1 on n1 ended by SIGKILL, without a word", None, "n1"),
         ("n[1-2]: tasks 0-1: Killed", "ranks 0-1 on n[1-2] ended by SIGKILL, without a word", None, None),
@@ -562,6 +563,15 @@ def test_srun_is_not_waited_for_where_it_waits_for_a_lost_host(
     assert calls(fake) == ["srun 10.0.0.1:", *ended, "end", f"lost: {lost}", "scontrol requeue 7"]
 
 
+def test_a_failure_is_heard_of_also_where_a_rank_has_written_over_it(fake: Path, run_dir: Path) -> None:
+    begun = (
+        """echo '{"state": "running"}' >"$SENET_STATUS_FILE"; echo '{"state": "failed"}' """
+        """>"${SENET_STATUS_FILE%.json}.end.json"; exec """ + f"{shutil.which('sleep', path='/usr/bin:/bin')} 3"
+    )
+    run_batch_sh(fake, run_dir, "true", begun, "echo requeue", nodes=LOST)
+    assert calls(fake) == ["srun 10.0.0.1:", "scancel 7.3", "end", "scontrol requeue 7"]
+
+
 def test_a_host_that_does_not_answer_once_or_twice_is_not_lost(fake: Path, run_dir: Path) -> None:
     lost = f"echo x >>{fake}/asked; [ $(($(grep -c x {fake}/asked) % 3)) = 0 ] || {{ {LOST}; }}"
     begun = """echo '{"state": "failed"}' >"$SENET_STATUS_FILE"; exec %s 2"""
@@ -610,6 +620,14 @@ def test_what_srun_has_said_of_a_launch_is_not_taken_for_that_of_another(fake: P
         run_batch_sh(fake, run_dir, begin, begun + ended, end, log=log)
     said = [call for call in calls(fake) if call.startswith("ended: ")]
     assert said == ["ended: srun: error: n1: task 1: Killed"] * 2 + ["ended: "] * 2
+    for first in ("slurmstepd: error: *** STEP 7.0 ON n1 CANCELLED AT now ***", "srun: error: Node failure on n2"):
+        (fake / "log").unlink()
+        with (run_dir / "log").open("a") as log:  # the tasks that follow are victims
+            victims = f'echo "{first}" >&2; echo "srun: error: n1: task 0: Killed" >&2'
+            run_batch_sh(fake, run_dir, "true", begun + victims, "echo failed; " + end, log=log)
+        [call] = [call for call in calls(fake) if call.startswith("ended: ")]
+        assert call.removeprefix("ended: ") in first
+        assert first_ended(call.removeprefix("ended: ")) == {}
     (fake / "log").unlink()
     with (run_dir / "log").open("a") as log:
         run_batch_sh(fake, run_dir, "exit 1", "", "echo failed; " + end, log=log)

@@ -346,7 +346,7 @@ def test_launches_that_reach_no_new_checkpoint_end_the_job(run: Run) -> None:
     assert re.match("rank 1 on n2 (ended by SIGKILL, without a word$|did not answer any more: its process has)", reason)
     [row] = [json.loads(line) for line in (run.run_dir / "restarts.jsonl").read_text().splitlines()]
     assert (row["rank"], row["host"], row["again"]) == (1, "n2", False)
-    words = [line for line in run.log().splitlines() if re.match(r"srun: error: \S+: task 1:", line)]
+    words = re.findall(r"srun: error: \S+: task 1:.*", run.log())
     assert [first_ended(line)["failure"] for line in words] == [{"rank": 1, "host": "n2"}] * 2
     assert "rank 1 on n2 ended by SIGKILL" in first_ended(words[0])["reason"]
 

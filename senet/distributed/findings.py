@@ -1,4 +1,4 @@
-"""What a roll call finds: from the reports of the ranks, or without them. No requests."""
+"""What a roll call finds: from the reports of the ranks, or without them. Asks no store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from senet.distributed import hangs
 from senet.distributed.ranks import PeerFailed, Ranks
-from senet.errors import Kind, note, noted
+from senet.errors import Kind, has_own_line, note, noted
 from senet.rundir.restarts import SILENT
 
 _DYING_S = 2.0  # a process that has been killed runs until then: this host may be busy
@@ -39,9 +39,10 @@ class Finding(NamedTuple):
 
 
 def is_of_others(error: BaseException) -> bool:
-    """Whether a collective or the store has failed, and so as a rule another rank."""
+    """Whether a collective or the ranks' store has failed, and so as a rule another rank."""
     from_gloo = type(error) is RuntimeError and ("gloo" in str(error) or "pair closure" in str(error))
-    return isinstance(error, dist.DistError) or from_gloo
+    from_store = isinstance(error, dist.DistError) and not has_own_line(error)  # the user's code may have its own
+    return isinstance(error, dist.DistBackendError) or from_gloo or from_store
 
 
 def peer_failed(found: Finding, error: BaseException, ranks: Ranks, advice: str = "") -> PeerFailed:
@@ -52,8 +53,9 @@ def peer_failed(found: Finding, error: BaseException, ranks: Ranks, advice: str 
         text = f"{text}; {advice}"
     lost = PeerFailed(text)
     lost.reporter, lost.guess, lost.kind = found.reporter, not found.known, found.kind
-    # without an answer, from other hosts
-    lost.cut_off = not found.answered and len({process.boot for process in ranks.roster.values()}) > 1
+    others_unknown = len(ranks.roster) < ranks.world_size and ranks.local_world_size < ranks.world_size
+    several_hosts = others_unknown or len({process.boot for process in ranks.roster.values()}) > 1
+    lost.cut_off = not found.answered and several_hosts
     note(lost, **noted(error) | {"reason": str(lost), "failure": found.failure})
     return lost
 
@@ -78,7 +80,7 @@ def judge(reports: dict[int, Report], ranks: Ranks) -> Finding:
 
 
 def judge_without_store(ranks: Ranks) -> Finding:
-    """Its host is gone: under torchrun a launcher, else rank 0."""
+    """The host of the store is gone: under torchrun a launcher, else rank 0."""
     deadline = time.monotonic() + _DYING_S
     while (letter := hangs.states(ranks.roster, ranks.rank).get(0, "?")) in ("R", "S") and time.monotonic() < deadline:
         time.sleep(_DYING_S / 20)

@@ -25,7 +25,7 @@ from tests.harness import kill_all, named, rows, started, status, wait_until
 NETWORK = "model.name=tests.faults.networks:"
 LAUNCH = str(REPOSITORY / "launch.sh")
 MEMORY = Path("/sys/fs/cgroup/memory")
-QUICK_S = 10.0  # for ``why``, beside other tests; alone it takes less than one
+QUICK_S = 30.0  # for ``why``, beside other tests; alone it takes less than one
 needs_compiler = pytest.mark.skipif(bool(missing_compiler()), reason=missing_compiler())
 needs_cgroup = pytest.mark.skipif(
     not os.access(MEMORY, os.W_OK), reason="limits the memory of a control group: needs root and cgroup v1"

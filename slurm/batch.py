@@ -27,10 +27,10 @@ from typing import Any
 from senet.command import BUS_ERROR
 from senet.errors import FAILED_EXIT_CODE, STOPPED_EXIT_CODE, Kind
 from senet.rundir.files import patiently, write_json
-from senet.rundir.mirror import forget_outcome, read_outcome
+from senet.rundir.mirror import ENDS, forget_outcome, read_outcome
 from senet.rundir.restarts import WITHOUT_A_WORD, launch_again, newest_checkpoint
 from slurm import nodes
-from slurm.logs import first_ended
+from slurm.logs import parse_ended
 from slurm.ports import free_port
 from slurm.starts import NOTIFY_VARIABLE, Launch, explain, idle_steps, record_start, starts_of, stop_file
 
@@ -201,8 +201,8 @@ def main(argv: list[str]) -> int:
     lost, hosts = (list(dict.fromkeys(words.split())) for words in argv[2:4])
     outcome = read_outcome(launch.outcome_file)
     # three words: from a batch.sh of before, where the job runs the code of the checkout (slurm.snapshot=false)
-    if outcome.get("state", "") in ("", "starting", "running") and len(argv) > 4:
-        outcome |= first_ended(argv[4])
+    if outcome.get("state") not in ENDS and len(argv) > 4:
+        outcome |= parse_ended(argv[4])
     with suppress(OSError):  # only a note for later starts: the job can end without it
         write_json(launch.outcome_file, outcome | {"ended": not lost, "slurm": announced(launch, argv[1])}, limit_s=10)
     verdict = end(launch, argv[1], outcome, lost, hosts)

@@ -59,7 +59,7 @@ def rank_of(path: Path) -> str:
     return ""
 
 
-def first_ended(words: str) -> dict[str, Any]:
+def parse_ended(words: str) -> dict[str, Any]:
     """What srun has said of a task that failed, or of several at once, as in a run's status; {} for other words."""
     if not (found := _ENDED.match(words)):
         return {}

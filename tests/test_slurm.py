@@ -30,7 +30,7 @@ from senet.rundir.restarts import SILENT, count_restarts, last_restart
 from slurm import batch, cluster, drill, guard, ports, preflight, sbatch, snapshot, starts
 from slurm.gpus import gpus_per_node, ranks_per_node
 from slurm.job import Job
-from slurm.logs import first_ended
+from slurm.logs import parse_ended
 from slurm.ports import free_port
 from slurm.starts import Launch
 from tests.harness import tiny, wait_until
@@ -611,7 +611,7 @@ def test_a_failure_is_a_launch_with_the_same_words_in_the_same_job(fake: Path, r
 def test_what_srun_has_said_of_a_launch_is_not_taken_for_that_of_another(fake: Path, run_dir: Path) -> None:
     """Also where rank 0 has ended in the middle of a line, has written what is no text, or srun is not even called."""
     begun = 'echo "{\\"state\\": \\"running\\"}" >"$SENET_STATUS_FILE"; printf "\\0step 5" >&2; '
-    ended = 'case $SENET_LAUNCH in 2) ;; *) for n in 1 0; do echo "srun: error: n$n: task $n: Killed" >&2; done ;; esac'
+    ended = 'case $SENET_LAUNCH in 1) ;; *) for n in 1 0; do echo "srun: error: n$n: task $n: Killed" >&2; done ;; esac'
     end = f'echo "ended: $7" >>{fake}/log; [ "$SENET_LAUNCH" -lt 3 ] && echo relaunch || {{ echo failed; exit 1; }}'
     begin = '[ "$SENET_LAUNCH" -lt 3 ]'
     with (run_dir / "log").open("a") as log:
@@ -619,7 +619,8 @@ def test_what_srun_has_said_of_a_launch_is_not_taken_for_that_of_another(fake: P
         log.flush()
         run_batch_sh(fake, run_dir, begin, begun + ended, end, log=log)
     said = [call for call in calls(fake) if call.startswith("ended: ")]
-    assert said == ["ended: srun: error: n1: task 1: Killed"] * 2 + ["ended: "] * 2
+    killed = "ended: srun: error: n1: task 1: Killed"
+    assert said == [killed, "ended: ", killed, "ended: "]
     for first in ("slurmstepd: error: *** STEP 7.0 ON n1 CANCELLED AT now ***", "srun: error: Node failure on n2"):
         (fake / "log").unlink()
         with (run_dir / "log").open("a") as log:  # the tasks that follow are victims
@@ -627,7 +628,7 @@ def test_what_srun_has_said_of_a_launch_is_not_taken_for_that_of_another(fake: P
             run_batch_sh(fake, run_dir, "true", begun + victims, "echo failed; " + end, log=log)
         [call] = [call for call in calls(fake) if call.startswith("ended: ")]
         assert call.removeprefix("ended: ") in first
-        assert first_ended(call.removeprefix("ended: ")) == {}
+        assert parse_ended(call.removeprefix("ended: ")) == {}
     (fake / "log").unlink()
     with (run_dir / "log").open("a") as log:
         run_batch_sh(fake, run_dir, "exit 1", "", "echo failed; " + end, log=log)

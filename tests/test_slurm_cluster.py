@@ -20,7 +20,7 @@ import pytest
 
 from senet import REPOSITORY
 from senet.rundir.hours import read_hours
-from slurm.logs import first_ended
+from slurm.logs import parse_ended
 from tests.cluster import Cluster, missing_packages
 from tests.harness import (
     CLOCKS,
@@ -347,8 +347,8 @@ def test_launches_that_reach_no_new_checkpoint_end_the_job(run: Run) -> None:
     [row] = [json.loads(line) for line in (run.run_dir / "restarts.jsonl").read_text().splitlines()]
     assert (row["rank"], row["host"], row["again"]) == (1, "n2", False)
     words = re.findall(r"srun: error: \S+: task 1:.*", run.log())
-    assert [first_ended(line)["failure"] for line in words] == [{"rank": 1, "host": "n2"}] * 2
-    assert "rank 1 on n2 ended by SIGKILL" in first_ended(words[0])["reason"]
+    assert [parse_ended(line)["failure"] for line in words] == [{"rank": 1, "host": "n2"}] * 2
+    assert "rank 1 on n2 ended by SIGKILL" in parse_ended(words[0])["reason"]
 
 
 def test_a_stop_after_a_restart_is_a_stop(run: Run) -> None:

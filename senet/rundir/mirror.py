@@ -10,7 +10,7 @@ from typing import Any
 from senet.rundir.files import read_json, write_json
 
 MIRROR_VARIABLE = "SENET_STATUS_FILE"  # a launcher reads the outcome of its own launch there
-_ENDS = {"finished", "stopped", "failed", "refused", "port_taken"}
+ENDS = {"finished", "stopped", "failed", "refused", "port_taken"}
 log = logging.getLogger(__name__)
 
 
@@ -23,7 +23,7 @@ def mirror_status(status: dict[str, Any], *, limit_s: float | None = None) -> No
     """
     if path := os.environ.get(MIRROR_VARIABLE):
         try:
-            ends, there = status["state"] in _ENDS, mirrored_end()
+            ends, there = status["state"] in ENDS, mirrored_end()
             if there and not (ends and there.get("guess") and not status.get("guess")):
                 return
             for each in (_end_file(Path(path)), Path(path)) if ends else (Path(path),):
@@ -36,7 +36,7 @@ def mirrored_end() -> dict[str, Any]:
     """The end of this launch that a rank has written for the launcher; {} if none has."""
     path = os.environ.get(MIRROR_VARIABLE)
     status = read_outcome(Path(path)) if path else {}
-    return status if status.get("state") in _ENDS else {}
+    return status if status.get("state") in ENDS else {}
 
 
 def read_outcome(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ import torch.distributed as dist
 from senet import REPOSITORY
 from senet.distributed import devices
 from senet.doctor import __main__ as command
-from senet.doctor import folders, machine, network, products, visit
+from senet.doctor import cores, folders, machine, network, products, visit
 from senet.doctor.board import Board
 from senet.doctor.reports import WAITING
 from slurm.batch import free_port
@@ -380,13 +381,13 @@ def test_folders_are_written_locked_and_left_as_they_were(tmp_path: Path) -> Non
 
 
 def test_a_stopped_thread_is_told_from_one_that_waits_for_a_core() -> None:
-    before = products.Clocks(0, 0, 0, 0)
-    assert products.Clocks(1, 1, 0, 0).kept_from_running(before) == 0
-    assert products.Clocks(1, 0.4, 0.6, 0).kept_from_running(before) == pytest.approx(0)  # others had the core
-    assert products.Clocks(1, 0.5, 0, 0).kept_from_running(before) == pytest.approx(0.5)  # SIGSTOP, sleep
-    assert products.Clocks(1, 0.5, 0.5, 0.5).kept_from_running(before) == pytest.approx(0.5)  # a quota
-    assert products.Clocks(1, 0.25, 0.5, 0).kept_from_running(before) == pytest.approx(0.5)  # stopped, and waited too
-    assert products.Clocks(1, 0.5, None, 0).kept_from_running(products.Clocks(0, 0, None, 0)) == 0
+    before = cores.Clocks(0, 0, 0, 0)
+    assert cores.Clocks(1, 1, 0, 0).kept_from_running(before) == 0
+    assert cores.Clocks(1, 0.4, 0.6, 0).kept_from_running(before) == pytest.approx(0)  # others had the core
+    assert cores.Clocks(1, 0.5, 0, 0).kept_from_running(before) == pytest.approx(0.5)  # SIGSTOP, sleep
+    assert cores.Clocks(1, 0.5, 0.5, 0.5).kept_from_running(before) == pytest.approx(0.5)  # a quota
+    assert cores.Clocks(1, 0.25, 0.5, 0).kept_from_running(before) == pytest.approx(0.5)  # stopped, and waited too
+    assert cores.Clocks(1, 0.5, None, 0).kept_from_running(cores.Clocks(0, 0, None, 0)) == 0
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -438,6 +439,26 @@ def test_a_link_is_measured_in_both_directions_and_a_closed_one_is_an_error() ->
     assert network.measure_link("127.0.0.1", free_port(), token).keys() == {"error"}
     with network.answering("127.0.0.1", token) as port:
         assert network.measure_link("127.0.0.1", port, b"x" * 16).keys() == {"error"}  # a stranger is not answered
+
+
+@pytest.mark.parametrize(("waited", "slow"), [(True, False), (False, True)])
+def test_what_either_side_waits_for_a_core_is_not_the_links(
+    waited: bool, slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each message takes 20 ms more, which both sides waited for a core at once, or which the link took."""
+    lost, token, whole = threading.local(), b"0123456789abcdef", network._receive
+
+    def receive(connection: socket.socket, buffer: memoryview, size: int) -> None:
+        whole(connection, buffer, size)
+        time.sleep(0.02)
+        lost.seconds = getattr(lost, "seconds", 0.0) + 0.02
+
+    monkeypatch.setattr(network, "_receive", receive)
+    monkeypatch.setattr(network, "waited_s", lambda: getattr(lost, "seconds", 0.0) if waited else None)
+    with network.answering("127.0.0.1", token) as port:
+        found = network.measure_link("127.0.0.1", port, token)
+    assert (found["trip_s"] > 0.015) == slow
+    assert (found["to"] < network._MOST_BYTES / 0.015) or not slow
 
 
 def test_rank_0_goes_on_without_a_rank_that_is_late_and_knows_what_it_did() -> None:

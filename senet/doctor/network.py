@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
 from senet.distributed.ranks import Ranks
+from senet.doctor.cores import waited_s
 
 MOST_PAIRED = 8
 """Hosts up to which each pair is measured; of more, each host with its two neighbours."""
@@ -85,8 +86,10 @@ def answering(address: str, token: bytes) -> Iterator[int]:
 
 
 def _answer(connection: socket.socket, token: bytes) -> None:
-    """A request is a number of bytes, which follow, or, below 0, which are wanted. One byte ends each answer."""
+    """A request is a number of bytes, which follow, or, below 0, which are wanted. Each answer ends with the nanoseconds
+    for which it has waited for a core."""
     buffer = memoryview(bytearray(_CHUNK))
+    before_s = waited_s() or 0.0
     with connection, suppress(OSError):  # the other side reports it
         connection.settimeout(2 * _TIMEOUT_S)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -95,7 +98,10 @@ def _answer(connection: socket.socket, token: bytes) -> None:
         while (request := connection.recv(8, socket.MSG_WAITALL)) and len(request) == 8:
             (size,) = struct.unpack("!q", request)
             _receive(connection, buffer, max(0, size))
-            _send(connection, buffer, max(0, -size) + 1)
+            _send(connection, buffer, max(0, -size))
+            now_s = waited_s() or 0.0
+            connection.sendall(struct.pack("!q", round(1e9 * (now_s - before_s))))
+            before_s = now_s
 
 
 def _send(connection: socket.socket, buffer: memoryview, size: int) -> None:
@@ -127,27 +133,31 @@ def measure_link(address: str, port: int, token: bytes) -> dict[str, Any]:
 
 
 def _rate(connection: socket.socket, buffer: memoryview, sign: int) -> float:
-    """Bytes per second, of a message that is long enough to be timed. Of each size the fastest of some: on a busy host
-    any one may wait for a core."""
+    """Bytes per second, of a message that is long enough to be timed. Of each size the fastest of some."""
     size = _FIRST_BYTES
     while True:
-        seconds, spent_s = float("inf"), 0.0
+        seconds, began = float("inf"), time.monotonic()
         for _ in range(_REPEATS):
-            spent_s += (took_s := _transfer(connection, buffer, sign * size))
-            seconds = min(seconds, took_s)
-            if spent_s > _NOT_AGAIN_S:
+            seconds = min(seconds, _transfer(connection, buffer, sign * size))
+            if enough := time.monotonic() - began > _NOT_AGAIN_S:
                 break
-        if seconds > _LONG_ENOUGH_S or size == _MOST_BYTES:
+        if enough or seconds > _LONG_ENOUGH_S or size == _MOST_BYTES:
             return size / seconds
         size = min(_MOST_BYTES, size * (8 if seconds < _LONG_ENOUGH_S / 8 else 2))
 
 
 def _transfer(connection: socket.socket, buffer: memoryview, size: int) -> float:
-    began = time.monotonic()
+    """Seconds that the link took: less what either side waited for a core, but a tenth of the time at least, since both
+    may have waited at once."""
+    before_s, began = waited_s() or 0.0, time.monotonic()
     connection.sendall(struct.pack("!q", size))
     _send(connection, buffer, max(0, size))
-    _receive(connection, buffer, max(0, -size) + 1)
-    return time.monotonic() - began
+    _receive(connection, buffer, max(0, -size))
+    theirs = connection.recv(8, socket.MSG_WAITALL)
+    if len(theirs) < 8:
+        raise ConnectionError("closed by the other host")
+    took_s, here_s = time.monotonic() - began, (waited_s() or 0.0) - before_s
+    return max(0.1 * took_s, took_s - here_s - struct.unpack("!q", theirs)[0] / 1e9)
 
 
 def stated_speed(interface: str) -> float | None:

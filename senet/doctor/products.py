@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from senet.compat import cpu_capabilities
-from senet.distributed.devices import control_groups
+from senet.doctor.cores import Clocks
 
 _SIDE = 256
 _TILES = {"cpu": 2, "cuda": 16}  # so many times as wide and high: all cores or multiprocessors take part
@@ -34,7 +32,6 @@ _TYPES = {
 _RATED_SIDE = {"cpu": 512, "cuda": 4096}
 _COPY_BYTES = {"cpu": 1 << 25, "cuda": 1 << 28}
 _WINDOWS, _WINDOW_S = 2, 0.2
-_SCHEDULER = Path("/proc/thread-self/schedstat")  # ns on a core, ns waiting for one
 
 
 def precisions(device: torch.device) -> list[str]:
@@ -146,39 +143,3 @@ def _per_second_of_thread(work: Callable[[], object]) -> float:
         work()
         fastest = min(fastest, time.thread_time() - before)
     return (1 - Clocks.now().kept_from_running(began)) / max(fastest, 1e-9)
-
-
-@dataclass(frozen=True)
-class Clocks:
-    """Of this thread, in seconds."""
-
-    wall_s: float
-    cpu_s: float
-    waited_s: float | None
-    """For a core that others used. None: a kernel without CONFIG_SCHED_INFO does not tell it from being stopped."""
-    throttled_s: float
-    """By the quota of a control group."""
-
-    @classmethod
-    def now(cls) -> Clocks:
-        """Read them."""
-        waited_s = int(_SCHEDULER.read_text().split()[1]) / 1e9 if _SCHEDULER.exists() else None
-        return cls(time.monotonic(), time.thread_time(), waited_s, sum(map(_throttled_s, control_groups("cpu"))))
-
-    def kept_from_running(self, before: Clocks) -> float:
-        """Share of the time that was there to run in, since ``before``: stopped, asleep, or throttled by a quota."""
-        wall_s, cpu_s = self.wall_s - before.wall_s, self.cpu_s - before.cpu_s
-        if self.waited_s is None or before.waited_s is None:
-            return 0.0
-        waited_s = self.waited_s - before.waited_s
-        lost_s = wall_s - cpu_s - waited_s + min(waited_s, self.throttled_s - before.throttled_s)
-        return min(0.99, max(0.0, lost_s / max(cpu_s + lost_s, 1e-9)))
-
-
-def _throttled_s(group: Path) -> float:
-    """Seconds for which the quota of a control group has kept its processes from running."""
-    try:
-        rows = dict(line.split() for line in (group / "cpu.stat").read_text().splitlines())
-    except OSError:  # not of this version, or not shown in this container
-        return 0.0
-    return int(rows.get("throttled_time", 0)) / 1e9 + int(rows.get("throttled_usec", 0)) / 1e6

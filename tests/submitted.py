@@ -33,7 +33,7 @@ class Run:
         # the check takes some 10 s in front of each start: only tests of it have it
         self.options = [f"data.root={data_root}", f"run_dir={run_dir}", *([] if check else ["slurm.check=false"])]
 
-    def tool(self, *args: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    def tool(self, *args: str, timeout_s: float = 180) -> subprocess.CompletedProcess[str]:
         command = self.here(sys.executable, str(self.checkout / "slurm" / "submit.py"), *args)
         return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=timeout_s)
 
@@ -70,7 +70,7 @@ class Run:
         """The last one in metrics.jsonl, which a start shortens to what it resumes from; 0: none."""
         return max((row["step"] for row in rows(self.run_dir)), default=0)
 
-    def wait_for_stop(self, restarts: int, timeout_s: float = 120) -> None:
+    def wait_for_stop(self, restarts: int, timeout_s: float = 180) -> None:
         """Until this start has saved and SLURM has counted the requeue."""
 
         def there() -> bool:

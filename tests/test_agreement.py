@@ -147,5 +147,5 @@ def test_a_dead_rank_is_named_where_the_device_would_be_waited_for(
 ) -> None:
     options = [*options, "checkpoint.every_steps=1000", f"run_dir={tmp_path}/run", f"data.root={data_root}"]
     with pytest.raises(FileNotFoundError):  # rank 1 leaves no result
-        run_ranks(2, _lost, wait, str(tmp_path), options, tmp_path=tmp_path, timeout_s=90)
+        run_ranks(2, _lost, wait, str(tmp_path), options, tmp_path=tmp_path, timeout_s=180)
     assert (tmp_path / "said").read_text().startswith(f"{named(1)} did not answer any more: its process has ended")

@@ -75,7 +75,7 @@ def test_a_manual_whose_reader_has_seen_enough_ends_without_a_word(command: list
     os.close(reader)
     with os.fdopen(writer, "w") as pipe:
         done = subprocess.run(
-            [sys.executable, *command], stdout=pipe, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, timeout=60
+            [sys.executable, *command], stdout=pipe, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, timeout=180
         )
     assert (done.returncode, done.stderr) == (1, "")
 

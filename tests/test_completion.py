@@ -59,7 +59,7 @@ def offered(checkout: Path, *lines: str, cwd: str = "") -> list[list[str]]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=180,
     )
     assert done.stderr == ""
     return [line.split() for line in done.stdout.splitlines()]
@@ -141,7 +141,7 @@ def test_bash_puts_no_space_behind_an_equals_sign_and_completes_the_folder(check
         os.write(keyboard, typed.encode())
         bash = ["bash", "--norc", "-i"]
         subprocess.run(
-            bash, cwd=checkout, stdin=terminal, stdout=terminal, stderr=terminal, env=environment, timeout=60
+            bash, cwd=checkout, stdin=terminal, stdout=terminal, stderr=terminal, env=environment, timeout=180
         )
     finally:
         os.close(keyboard)

@@ -537,7 +537,7 @@ def test_the_first_page_of_the_manual_fits_two_screens_and_leads_to_every_group(
 def test_help_about_what_is_no_group_is_one_line_and_code_2(topic: str, hint: str) -> None:
     for command in (["train_ddp.py"], ["-m", "senet.config"], ["-m", "senet.launch", "train"]):
         done = subprocess.run(
-            [sys.executable, *command, "--help", topic], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+            [sys.executable, *command, "--help", topic], cwd=REPOSITORY, capture_output=True, text=True, timeout=180
         )
         assert (done.returncode, done.stdout) == (2, "")
         [line] = done.stderr.splitlines()
@@ -558,7 +558,7 @@ def test_hints_name_the_command_as_it_was_called(monkeypatch: pytest.MonkeyPatch
 def test_a_package_without_its_checkout_says_so_in_one_line(tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY / "senet", tmp_path / "senet")
     command = [sys.executable, "-m", "senet.config"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=180)
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
     assert f"configs/cifar10.yaml is not in {tmp_path}; " in line

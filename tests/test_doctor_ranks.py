@@ -302,7 +302,7 @@ def test_the_launcher_starts_as_many_ranks_as_a_training_has(tmp_path: Path) -> 
     assert len(report["checks"]["exact products"]) == 1  # one host
     assert report["checks"]["all-reduce, MB/s"]  # and more than one rank
     assert list(tmp_path.iterdir()) == []
-    refused = subprocess.run([*words, "train.epochs=none"], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    refused = subprocess.run([*words, "train.epochs=none"], cwd=REPOSITORY, capture_output=True, text=True, timeout=180)
     assert refused.returncode == 2
     assert refused.stderr.startswith("launch.sh: train.epochs=none ")
 

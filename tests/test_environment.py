@@ -73,7 +73,7 @@ def test_every_command_says_so_in_one_line_at_once(script: list[str], variables:
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     assert done.returncode == 2
     [line] = done.stderr.splitlines()

@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from senet.rundir.hours import Hours, hours_of, in_words, of_all, read_hours, together
 from senet.rundir.phases import Phases, stamp
 
@@ -110,20 +108,22 @@ def test_several_runs_add_up() -> None:
 
 
 def test_a_process_is_in_one_phase_at_any_time_and_their_sum_is_its_age() -> None:
-    began = time.monotonic()
+    earliest = time.monotonic()
     phases = Phases(stamp())
+    latest = time.monotonic()
     time.sleep(0.1)
     phases.enter("training")
     for _ in phases.waiting(_batches(4, 0.1)):
         time.sleep(0.05)
     with phases.during("saving"), phases.during("evaluating"):
         time.sleep(0.2)
+    shortest = time.monotonic() - latest
     spent = phases.spent()
-    assert sum(spent.values()) == pytest.approx(time.monotonic() - began, abs=0.02)
+    assert shortest - 0.02 <= sum(spent.values()) <= time.monotonic() - earliest + 0.02  # by clocks with ticks
     assert spent["starting"] >= 0.1
     assert spent["waiting"] >= 0.4
     assert spent["training"] >= 0.2
-    assert spent["evaluating"] >= 0.2 > 0.1 > spent["saving"]
+    assert spent["evaluating"] >= 0.2 > spent["saving"]
     assert phases.work({"training": 100})["training"] >= 100.2
 
 

@@ -193,7 +193,7 @@ def test_tensorboard_serves_the_runs_under_their_paths(data_root: Path, tmp_path
         address = wait_until(lambda: re.search(r" at (http://localhost:\d+)", (tmp_path / "log").read_text()), 120)
 
         def runs() -> set[str]:
-            with urllib.request.urlopen(f"{address[1]}/data/runs", timeout=60) as answer:
+            with urllib.request.urlopen(f"{address[1]}/data/runs", timeout=180) as answer:
                 return {name.rpartition("/")[0] for name in json.load(answer)}  # each has a train, a test and so on
 
         wait_until(lambda: runs() == {"runs/one", "runs/two"}, 120)  # it reads them in the background
@@ -205,7 +205,7 @@ def test_signals_stop_it_once_with_one_line_and_code_85(names: list[str], data_r
         tree = descendants(process)
         for name in names:
             process.send_signal(getattr(signal, name))
-        assert process.wait(60) == 85
+        assert process.wait(180) == 85
         assert survivors(tree) == []
     found = status(tmp_path / "run")
     assert found["state"] == "stopped"
@@ -223,7 +223,7 @@ def test_a_signal_before_the_ranks_have_begun_is_code_85(data_root: Path, tmp_pa
         wait_until(lambda: any("senet.launch" in part for part in psutil.Process(process.pid).cmdline()))
         wait_until(lambda: _handles(process.pid, signal.SIGTERM))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 85
+        assert process.wait(180) == 85
     assert said(tmp_path) == ["launch.sh: stopped by SIGTERM before the ranks had begun"]
 
 
@@ -268,7 +268,7 @@ def test_nohup_keeps_it_running(data_root: Path, tmp_path: Path) -> None:
 def test_a_rank_that_dies_is_code_1_and_one_line_that_names_it(data_root: Path, tmp_path: Path) -> None:
     with training(data_root, tmp_path) as process:
         ranks_of(process)[0].kill()
-        assert process.wait(60) == 1
+        assert process.wait(180) == 1
     [line] = said(tmp_path)
     assert line.startswith("train_ddp: failed: rank ")
     assert "SIGKILL" in (tmp_path / "run" / "torchrun.log").read_text()
@@ -281,7 +281,7 @@ def test_ranks_that_all_die_are_told_of_by_the_launcher(data_root: Path, tmp_pat
             rank.suspend()  # so that both end together
         for rank in ranks:
             rank.kill()
-        assert process.wait(60) == 1
+        assert process.wait(180) == 1
     [line] = said(tmp_path)
     who = line.removeprefix("launch.sh: failed: ").removesuffix(
         " ended by SIGKILL, without a word; torchrun's words are in run/torchrun.log"
@@ -295,7 +295,7 @@ def test_images_that_cannot_be_read_any_more_are_a_reason(data_root: Path, tmp_p
     with training(tmp_path / "data", tmp_path) as process:
         for images in (tmp_path / "data").glob("stores/*/train.images.npy"):
             os.truncate(images, 0)  # as if its file system had gone: the pages are mapped
-        assert process.wait(60) == 1
+        assert process.wait(180) == 1
     text = (tmp_path / "log").read_text()
     assert "Fatal Python error: Bus error" in text
     assert " ended by SIGBUS (a page of a mapped file could not be read or written" in text
@@ -315,7 +315,7 @@ def test_killed_in_mid_training_it_leaves_no_process(data_root: Path, tmp_path: 
         tree = descendants(process)
         assert len(ranks_of(process)) == 2
         process.kill()
-        wait_until(lambda: survivors(tree) == [], 10)
+        wait_until(lambda: survivors(tree) == [])
 
 
 def test_killed_as_its_ranks_begin_it_leaves_no_process(data_root: Path, tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_killed_as_its_ranks_begin_it_leaves_no_process(data_root: Path, tmp_pat
     with started([LAUNCH, *options], tmp_path / "log", NPROC="2") as process:
         tree = wait_until(lambda: ranks_of(process))
         process.kill()
-        wait_until(lambda: survivors(tree) == [], 30)
+        wait_until(lambda: survivors(tree) == [])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a host of another name needs root")

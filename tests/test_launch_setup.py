@@ -64,7 +64,7 @@ def start(
     folder = checkout.parent
     environment = {"PATH": f"{folder}:/usr/sbin:/usr/bin:/sbin:/bin", "CALLS": str(folder / "calls")} | env
     command = [*before, str(checkout / "launch.sh"), *args]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=30)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=180)
 
 
 def installs(checkout: Path) -> list[str]:

@@ -283,7 +283,7 @@ def test_a_file_system_that_stands_still_delays_no_update(tmp_path: Path, monkey
         began = time.monotonic()
         for step in range(100):
             held.update(step=step)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 25
         monkeypatch.setattr(lease, "_PUBLISH_S", 0.1)
         held.update(state="stopped")  # waits for a while, no longer
         goes_on.set()
@@ -434,7 +434,7 @@ def test_nothing_stops_the_heart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Lease, "_replace", stumble)
     with Lease.acquire(tmp_path / "run") as held:
         held.start(3)
-        wait_until(lambda: read_json(tmp_path / "run/status.json").get("step") == 3, 30)
+        wait_until(lambda: read_json(tmp_path / "run/status.json").get("step") == 3)
     assert failed
 
 

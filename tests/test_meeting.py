@@ -145,12 +145,12 @@ def _lost_store(folder: str, when: str) -> str:
 
     def prepare() -> None:
         if ranks.rank == 0:
-            wait_until(lambda: all((Path(folder) / f"here-{rank}").exists() for rank in (1, 2)), 60)
+            wait_until(lambda: all((Path(folder) / f"here-{rank}").exists() for rank in (1, 2)))
             time.sleep(1 if when == "waiting" else 0)
             os.kill(os.getpid(), signal.SIGKILL)
         (Path(folder) / f"here-{ranks.rank}").touch()
         if when != "waiting":
-            wait_until(lambda: hangs.state(ranks.roster[0]) == "", 60)
+            wait_until(lambda: hangs.state(ranks.roster[0]) == "")
         if when == "failed":
             raise OSError("of this rank")
 

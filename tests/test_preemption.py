@@ -39,7 +39,7 @@ def told(how: str, number: signal.Signals) -> tuple[int, list[str]]:
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
     try:
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=180)
     finally:
         process.kill()
     return process.returncode, said.splitlines()
@@ -86,6 +86,6 @@ def test_a_rank_of_a_host_that_is_cut_off_ends_a_torchrun_that_hears_nothing(
 ) -> None:
     environment = {name: text for name, text in os.environ.items() if name != "TORCHELASTIC_RUN_ID"} | variables
     done = subprocess.run(
-        [sys.executable, "-c", LAUNCHER, how, CUT_OFF], env=environment, stdout=subprocess.PIPE, text=True, timeout=60
+        [sys.executable, "-c", LAUNCHER, how, CUT_OFF], env=environment, stdout=subprocess.PIPE, text=True, timeout=180
     )
     assert (done.returncode, done.stdout) == (code, said)

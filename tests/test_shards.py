@@ -91,7 +91,7 @@ def test_ranks_add_up_the_upper_part_of_the_same_tree(
 
     def exchange(sent: Tensor, received: Tensor, peer: int) -> None:
         queues[this.rank, peer].put(sent.clone())
-        received.copy_(queues[peer, this.rank].get(timeout=60))
+        received.copy_(queues[peer, this.rank].get(timeout=180))
 
     def draw(example: Tensor) -> Tensor:
         return torch.empty_like(example).copy_(torch.randn(example.shape, generator=generator))

@@ -167,8 +167,8 @@ def test_ctrl_c_cancels_the_job_of_the_doctor(run: Run, tmp_path: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "slurm" / "submit.py"), *words(run, "slurm.sbatch.hold=true")]
     log = tmp_path / "log"
     with started(command, log, **run.env) as process:
-        wait_until(lambda: "pending (JobHeldUser)" in log.read_text(), 60, log.read_text)
+        wait_until(lambda: "pending (JobHeldUser)" in log.read_text(), 120, log.read_text)
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == INTERRUPTED_EXIT_CODE
+        assert process.wait(180) == INTERRUPTED_EXIT_CODE
     assert "is cancelled" in log.read_text()
     assert "Traceback" not in log.read_text()

@@ -54,7 +54,7 @@ def no_orphans(cluster: Cluster) -> Iterator[None]:
     jobs = cluster.run("squeue", "--noheader", "--format=%i").split()
     for job in jobs:  # of a test that failed
         cluster.cancel(job)
-    wait_until(lambda: not cluster.processes(), 10, lambda: told(cluster.processes()))
+    wait_until(lambda: not cluster.processes(), 120, lambda: told(cluster.processes()))
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_a_cancelled_job_stays_cancelled(run: Run) -> None:
     run.submit("train.epochs=3000", SLOW)
     run.wait_for_steps(5, 0)
     run.cluster.cancel(run.job)
-    wait_until(lambda: not run.cluster.processes(), 60, lambda: told(run.cluster.processes()))
+    wait_until(lambda: not run.cluster.processes(), 120, lambda: told(run.cluster.processes()))
     time.sleep(10)  # longer than a requeued job waits here
     found = run.cluster.job(run.job)
     assert (found["JobState"], found["Restarts"]) == ("CANCELLED", "0")
@@ -233,8 +233,8 @@ def test_without_restarts_a_killed_rank_fails_the_job_at_once(run: Run) -> None:
     run.submit("train.epochs=3000", SLOW, "slurm.max_restarts=0")
     run.wait_for_steps(5, 0)
     run.ranks()[1].kill()
-    found = run.wait_for("FAILED", timeout_s=60)
-    wait_until(lambda: not run.cluster.processes(), 60, lambda: told(run.cluster.processes()))
+    found = run.wait_for("FAILED")
+    wait_until(lambda: not run.cluster.processes(), 120, lambda: told(run.cluster.processes()))
     assert found["Restarts"] == "0"
     assert status(run.run_dir)["state"] == "failed"
 
@@ -249,7 +249,7 @@ def resumes(
         began = time.time()
         event(run)
         if event not in (preempt, requeue):
-            run.wait_for_steps(1, 0, launch=launch + 1, timeout_s=60)
+            run.wait_for_steps(1, 0, launch=launch + 1)
             print(f"{event.__name__}: the first new step was logged after {time.time() - began:.1f} s")
     found = run.wait_for("COMPLETED")
     assert found["Restarts"] == str(restarts)
@@ -297,7 +297,7 @@ def test_a_rank_that_dies_or_hangs_costs_seconds_in_the_same_job(
     assert table[0].split()[8:10] == ["requeues", "restarts"]
     assert table[1].split()[7:9] == ["0", str(len(events))]
     told = status(run.run_dir)["restart"]
-    assert 0 < told["lost_s"] < 60
+    assert 0 < told["lost_s"] < 180
     assert f"last restart, {told['lost_s']:.0f} s lost: {told['reason']}" in table[1]
 
 
@@ -313,7 +313,7 @@ def test_a_preemption_right_after_a_restart_is_a_requeue(run: Run, undisturbed: 
     run.submit(*LONG, SLOW)
     run.wait_for_steps(5, 0)
     kill_rank_1(run)
-    wait_until(lambda: "launches its ranks again" in run.log(), 60)
+    wait_until(lambda: "launches its ranks again" in run.log())
     preempt(run)
     found = run.wait_for("COMPLETED")
     assert found["Restarts"] == "1"
@@ -355,7 +355,7 @@ def test_a_stop_after_a_restart_is_a_stop(run: Run) -> None:
     run.submit("train.epochs=3000", SLOW)
     run.wait_for_steps(5, 0)
     kill_rank_1(run)
-    wait_until(lambda: "launches its ranks again" in run.log(), 60)
+    wait_until(lambda: "launches its ranks again" in run.log())
     assert run.tool("stop", str(run.run_dir)).returncode == 0
     assert run.wait_for("CANCELLED")["Restarts"] == "0"
 
@@ -421,7 +421,7 @@ def test_three_starts_without_a_checkpoint_are_the_last(run: Run) -> None:
     run.submit("model.name=tests.networks:never_ready", "slurm.nodes=1")
     for restarts in range(3):
         record = run.run_dir / "slurm" / f"{run.job}.starts.jsonl"
-        wait_until(lambda count=restarts + 1, path=record: path.exists() and path.read_text().count("\n") == count, 60)
+        wait_until(lambda count=restarts + 1, path=record: path.exists() and path.read_text().count("\n") == count)
         wait_until(run.ranks)
         requeue(run)
     run.wait_for("FAILED")
@@ -538,9 +538,9 @@ def test_a_drill_says_that_it_waits_and_ctrl_c_cancels_its_job(run: Run, tmp_pat
     command = [sys.executable, str(REPOSITORY / "slurm" / "submit.py"), *drill_words(run, "slurm.sbatch.hold=true")]
     log = tmp_path / "log"
     with started(command, log, **run.env) as process:
-        wait_until(lambda: "pending (JobHeldUser)" in log.read_text(), 60, log.read_text)
+        wait_until(lambda: "pending (JobHeldUser)" in log.read_text(), 120, log.read_text)
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        assert process.wait(180) == 130
     [job] = jobs_of(run, log.read_text())
     assert (job["JobState"], scratch_of(run)) == ("CANCELLED", [])
     assert "Traceback" not in log.read_text()

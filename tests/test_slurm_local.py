@@ -37,7 +37,7 @@ class Local:
 
     def tool(self, *args: str) -> str:
         environment = os.environ | {MARK: str(self.folder)}
-        done = subprocess.run([*SUBMIT, *args], capture_output=True, text=True, env=environment, timeout=60)
+        done = subprocess.run([*SUBMIT, *args], capture_output=True, text=True, env=environment, timeout=180)
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout
 

@@ -242,7 +242,7 @@ def test_sweep_stop_ends_no_submission(tmp_path: Path) -> None:
                 write_json(tmp_path / LOCK, own)
                 if is_trainer:
                     local_sweep.stop_trainer(tmp_path)
-                    assert process.wait(30) == -15
+                    assert process.wait(180) == -15
                 else:
                     with pytest.raises(ConfigError, match=f"process {process.pid} submits the sweep"):
                         local_sweep.stop_trainer(tmp_path)

@@ -41,7 +41,7 @@ def ask(word: str, env: dict[str, str]) -> dict[str, Any]:
     began = time.monotonic()
     command = [sys.executable, "-P", "-m", "slurm.why", "--json", word]
     environment = env | {"PYTHONPATH": f"{REPOSITORY}:{env.get('PYTHONPATH', '')}"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     assert (done.returncode, done.stderr) == (0, "")
     assert time.monotonic() - began < QUICK_S
     return dict(json.loads(done.stdout))
@@ -68,11 +68,11 @@ def wait_to_start_again(run: Run, restarts: int = 1, timeout_s: float = 120) -> 
 def test_a_job_that_waits_says_for_what(cluster: Cluster, run: Run) -> None:
     blocker = cluster.preempt(600)
     run.submit(*LONG)
-    wait_until(lambda: cluster.job(run.job)["Reason"] not in ("None", "Priority"), 30)
+    wait_until(lambda: cluster.job(run.job)["Reason"] not in ("None", "Priority"))
     says(run, "in the queue", "first start", cluster.job(run.job)["Reason"])
     assert ask(run.job, run.env)["run_dir"] == str(run.run_dir)
     cluster.run("scontrol", "hold", run.job)
-    wait_until(lambda: cluster.job(run.job)["Reason"].startswith("JobHeld"), 30)
+    wait_until(lambda: cluster.job(run.job)["Reason"].startswith("JobHeld"))
     says(run, "held", "JobHeld")
     cluster.cancel(blocker)
     cluster.cancel(run.job)
@@ -92,7 +92,7 @@ def test_preempted_requeued_cancelled_and_stopped_are_told_apart_and_a_follower_
         blocker = cluster.preempt(120)
         wait_to_start_again(run)
         says(run, "preempted", "SIGTERM", "waits to start again")
-        wait_until(lambda: "waits: " in (tmp_path / "followed").read_text(), 60)  # it asks SLURM every 10 s
+        wait_until(lambda: "waits: " in (tmp_path / "followed").read_text())  # it asks SLURM every 10 s
         cluster.cancel(blocker)
         run.wait_for_steps(5, 1)
         run.cluster.run("scontrol", "requeue", run.job)
@@ -243,7 +243,7 @@ def test_a_start_whose_rank_does_not_come_names_it(local: Local) -> None:  # noq
                 continue
         return None
 
-    wait_until(rank_1, 60).send_signal(signal.SIGSTOP)
+    wait_until(rank_1).send_signal(signal.SIGSTOP)
     waits_here(local, "waits for a rank", f"{named(0)}: still meeting ", "rank 1 has not begun this launch")
     for process in local.processes():
         process.kill()

@@ -336,7 +336,7 @@ def test_a_service_that_does_not_answer_delays_no_row_and_the_end_not_for_long(
     written.end_views(finished=True, within_s=0.2)
     assert "csv: the end of the run waits for it, 0 s at the most" in caplog.text
     written.close()
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 55
     assert "csv: not all was sent when the time for it was over" in caplog.text
     goes_on.set()
 
@@ -453,7 +453,7 @@ def test_sync_says_what_it_waits_for_where_a_server_does_not_answer(
 ) -> None:
     class Slow(Fails):
         def open(self) -> int:
-            wait_until(lambda: not any(isinstance(each, threading.Timer) for each in threading.enumerate()), 30)
+            wait_until(lambda: not any(isinstance(each, threading.Timer) for each in threading.enumerate()))
             return -1
 
     write_json(tmp_path / "status.json", {"state": "finished", "step": 3})

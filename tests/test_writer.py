@@ -141,7 +141,7 @@ def test_a_disk_that_stands_still_delays_no_row(tmp_path: Path, monkeypatch: pyt
     began = time.monotonic()
     for step in range(100):
         written.write("train", step, loss=1.0)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 25
     assert saving.is_alive()
     goes_on.set()
     saving.join()

@@ -86,17 +86,17 @@ def answering(address: str, token: bytes) -> Iterator[int]:
 
 
 def _answer(connection: socket.socket, token: bytes) -> None:
-    """A request is a number of bytes, which follow, or, below 0, which are wanted. Each answer ends with the nanoseconds
-    for which it has waited for a core."""
+    """A request is a number of bytes, which follow, or, below 0, which are wanted. Each answer ends with the
+    nanoseconds for which this thread has waited for a core."""
     buffer = memoryview(bytearray(_CHUNK))
     before_s = waited_s() or 0.0
     with connection, suppress(OSError):  # the other side reports it
         connection.settimeout(2 * _TIMEOUT_S)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if connection.recv(len(token), socket.MSG_WAITALL) != token:
+        if _exactly(connection, len(token)) != token:
             return
-        while (request := connection.recv(8, socket.MSG_WAITALL)) and len(request) == 8:
-            (size,) = struct.unpack("!q", request)
+        while True:
+            (size,) = struct.unpack("!q", _exactly(connection, 8))
             _receive(connection, buffer, max(0, size))
             _send(connection, buffer, max(0, -size))
             now_s = waited_s() or 0.0
@@ -115,6 +115,16 @@ def _receive(connection: socket.socket, buffer: memoryview, size: int) -> None:
         if not (count := connection.recv_into(buffer, min(size, len(buffer)))):
             raise ConnectionError("closed by the other host")
         size -= count
+
+
+def _exactly(connection: socket.socket, count: int) -> bytes:
+    """MSG_WAITALL does not wait where a socket has a timeout."""
+    found = b""
+    while len(found) < count:
+        if not (more := connection.recv(count - len(found))):
+            raise ConnectionError("closed by the other host")
+        found += more
+    return found
 
 
 def measure_link(address: str, port: int, token: bytes) -> dict[str, Any]:
@@ -153,11 +163,9 @@ def _transfer(connection: socket.socket, buffer: memoryview, size: int) -> float
     connection.sendall(struct.pack("!q", size))
     _send(connection, buffer, max(0, size))
     _receive(connection, buffer, max(0, -size))
-    theirs = connection.recv(8, socket.MSG_WAITALL)
-    if len(theirs) < 8:
-        raise ConnectionError("closed by the other host")
+    theirs_s = int.from_bytes(_exactly(connection, 8)) / 1e9
     took_s, here_s = time.monotonic() - began, (waited_s() or 0.0) - before_s
-    return max(0.1 * took_s, took_s - here_s - struct.unpack("!q", theirs)[0] / 1e9)
+    return max(0.1 * took_s, took_s - here_s - theirs_s)
 
 
 def stated_speed(interface: str) -> float | None:

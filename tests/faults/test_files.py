@@ -64,7 +64,7 @@ def told(train_here: Train, data_root: Path, tmp_path: Path, capfd: pytest.Captu
         code = main(tiny(f"data.root={data_root}", f"run_dir={tmp_path / 'run'}", *overrides), StopFlag())
         out, err = capfd.readouterr()
         assert code == 2, err
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 50
         assert "step " not in out
         [line] = [line for line in err.splitlines() if line.startswith("train_ddp: ")]
         assert "Traceback" not in err
@@ -169,7 +169,7 @@ def test_a_full_disk_costs_no_checkpoint(trial: Trial, data_root: Path, tmp_path
         before = checkpoints(run_dir)[-1]
         digest = hashlib.sha256(before.read_bytes()).digest()
         if trial.number % 4 in (0, 1):  # the disk stays full
-            assert process.wait(60) == 1
+            assert process.wait(180) == 1
             text = (tmp_path / "log").read_text()
             assert text.count("training goes on, the next one tries again") == 2, text
             assert "failed: " in text
@@ -182,7 +182,7 @@ def test_a_full_disk_costs_no_checkpoint(trial: Trial, data_root: Path, tmp_path
         else:
             wait_until(lambda: "tries again" in (tmp_path / "log").read_text())
             filler.unlink()
-            assert process.wait(60) == 0
+            assert process.wait(180) == 0
     assert status(run_dir)["state"] == "finished"
     reference = options(data_root, tmp_path / "whole", "checkpoint.keep=1")
     assert train(0, *reference).returncode == 0
@@ -216,7 +216,7 @@ def test_a_run_directory_that_becomes_read_only_ends_the_run_with_its_reason(
     command = train_command(0, options(data_root, run_dir, "log.to=[tensorboard]"))
     fault = failing("change", run_dir, at=at, errno=errno.EROFS)
     with started(command, tmp_path / "log", SENET_STATUS_FILE=str(mirror), **fault) as process:
-        assert process.wait(60) == 1, (tmp_path / "log").read_text()
+        assert process.wait(180) == 1, (tmp_path / "log").read_text()
     text = (tmp_path / "log").read_text()
     assert "Read-only file system" in text.split("failed: ")[1]
     assert 'train_ddp.py", line' not in text

@@ -164,5 +164,5 @@ def test_workers_die_with_their_launcher(trial: Trial, data_root: Path, tmp_path
         assert len(ranks) == 4
         began = time.monotonic()
         process.kill()
-        wait_until(lambda: survivors(ranks) == [], 10, "workers to die with torchrun")
+        wait_until(lambda: survivors(ranks) == [], 120, "workers to die with torchrun")
         trial.recovered(time.monotonic() - began)

@@ -136,7 +136,7 @@ def test_a_port_that_is_taken_is_named(trial: Trial, data_root: Path, tmp_path: 
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         command = train_command(0, options(data_root, tmp_path / "run"))
         with started(command, tmp_path / "log", **place) as process:
-            assert process.wait(90) == 1
+            assert process.wait(180) == 1
     assert f"failed: MASTER_PORT={port} is in use on host" in (tmp_path / "log").read_text()
 
 

@@ -70,9 +70,9 @@ def test_a_start_that_is_told_to_stop_is_gone_at_once(trial: Trial, data_root: P
         time.sleep(trial.random.uniform(0, 6))
         tree, began = descendants(process), time.monotonic()
         process.terminate()
-        assert process.wait(60) != 0
+        assert process.wait(180) != 0
         trial.recovered(time.monotonic() - began)
-        wait_until(lambda: survivors(tree) == [], 10)
+        wait_until(lambda: survivors(tree) == [])
     seconds = time.monotonic() - began
     assert seconds < 5 + SLACK_S, (tmp_path / "log").read_text()
     log = (tmp_path / "log").read_text()

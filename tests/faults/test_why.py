@@ -35,7 +35,7 @@ needs_cgroup = pytest.mark.skipif(
 def ask(*words: str) -> dict[str, Any]:
     """What ``why`` says of one run."""
     began = time.monotonic()
-    done = subprocess.run([LAUNCH, "why", "--json", *words], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([LAUNCH, "why", "--json", *words], capture_output=True, text=True, timeout=180)
     assert (done.returncode, done.stderr) == (0, "")
     assert time.monotonic() - began < QUICK_S
     return dict(json.loads(done.stdout))
@@ -101,7 +101,7 @@ def test_a_killed_rank_is_named(trial: Trial, data_root: Path, tmp_path: Path) -
     victim = trial.number
     with training(data_root, tmp_path / "run") as process:
         ranks_of(process)[victim].kill()
-        assert process.wait(60) == 1
+        assert process.wait(180) == 1
     says(ask(str(tmp_path / "run")), "rank was killed", named(victim), "SIGKILL", "launch.json")
 
 
@@ -119,7 +119,7 @@ def test_a_rank_that_the_kernel_killed_for_memory_is_named(trial: Trial, data_ro
         assert "oom_kill of this control group went from 0 to 1" in (tmp_path / "log").read_text()
         says(ask(str(tmp_path / "run")), "out of memory of the host", "oom_kill", named(1))
     finally:
-        wait_until(lambda: not (group / "cgroup.procs").read_text(), 10)
+        wait_until(lambda: not (group / "cgroup.procs").read_text())
         group.rmdir()
 
 
@@ -138,11 +138,11 @@ def test_a_kill_of_all_and_a_stop_are_told_apart_and_a_running_run_is_healthy(
     with training(data_root, run_dir) as process:
         wait_until(lambda: status(run_dir)["generation"] == 2 and status(run_dir)["state"] == "running")
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 85
+        assert process.wait(180) == 85
     says(ask(str(run_dir)), "stopped", "Ctrl-C", "all saved")
     changed = options(data_root, run_dir, NETWORK + "paced", "train.epochs=2000", "optim.lr=0.3")
     with started([LAUNCH, *changed], tmp_path / "log", NPROC="2") as process:
-        assert process.wait(60) == 2
+        assert process.wait(180) == 2
     says(ask(str(run_dir)), "refused", "optim.lr", "launch.json")
 
 

@@ -65,7 +65,7 @@ class HostCluster(Cluster):
         return self.machines[CONTROLLER].command(*command, cwd=cwd, user=user)
 
     def on(
-        self, machine: str, *command: str, user: str = "root", timeout_s: float = 60, **env: str
+        self, machine: str, *command: str, user: str = "root", timeout_s: float = 180, **env: str
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on a machine, in the user's home, to its end."""
         cwd = self.folder if user == "root" else machines.HOMES / user
@@ -80,7 +80,7 @@ class HostCluster(Cluster):
         self._start_munged_on(CONTROLLER)
         self.start_on_controller("glusterd", "-N")
         self.volume.make(self.private / "disk.img")
-        assert install.wait(60) == 0, "no database"
+        assert install.wait(180) == 0, "no database"
         self.start_on_controller(*accounting.DATABASE)
         self.volume.mount(controller)
         self.volume.make_homes()
@@ -198,7 +198,7 @@ class HostCluster(Cluster):
         daemon.kill()
         daemon.wait()
 
-    def _until(self, script: str, machine: str = CONTROLLER, timeout_s: float = 30) -> None:
+    def _until(self, script: str, machine: str = CONTROLLER, timeout_s: float = 120) -> None:
         deadline = time.monotonic() + timeout_s
         while (done := self.on(machine, "sh", "-c", script)).returncode:
             assert time.monotonic() < deadline, f"{machine}: {script}: {done.stderr}\n{self.log()}"

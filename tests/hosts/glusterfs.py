@@ -81,5 +81,5 @@ class Volume:
 
 
 def _on(machine: Machine, script: str) -> None:
-    done = subprocess.run(machine.command("sh", "-c", script), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(machine.command("sh", "-c", script), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, f"{machine.name}: {script}: {done.stdout}{done.stderr}"

@@ -57,7 +57,7 @@ def test_a_preemption_during_the_check_costs_one_requeue(
     cluster: HostCluster, run: Run, undisturbed: Undisturbed
 ) -> None:
     run.submit()
-    wait_until(lambda: checks(cluster), 60, "the check")
+    wait_until(lambda: checks(cluster), 120, "the check")
     cluster.preempt(1)
     ends_with(run, undisturbed(2), restarts=1)
     assert excludes_no_node(run)

@@ -36,7 +36,7 @@ def test_a_living_run_is_not_taken_over_by_a_host_whose_clock_differs(
     with started(
         cluster.machines["n1"].command(*words), tmp_path / "log", **cluster.env, **cluster.network.wrong_clock(seconds)
     ):
-        wait_until(lambda: run.read("status.json").get("step", 0) >= 5, 60)
+        wait_until(lambda: run.read("status.json").get("step", 0) >= 5)
         second = cluster.on("n2", *words, timeout_s=120)
         assert second.returncode == REFUSED_EXIT_CODE, second.stderr
         assert "is owned by a run that is alive" in second.stderr

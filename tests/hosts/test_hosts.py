@@ -32,7 +32,7 @@ def test_they_share_neither_names_nor_processes_nor_folders(cluster: HostCluster
 def test_what_ends_on_a_machine_without_a_parent_is_gone(cluster: HostCluster) -> None:
     node = cluster.machines["n1"]
     assert cluster.on("n1", "sh", "-c", "(sleep 0.5 >/dev/null 2>&1 &)").returncode == 0
-    wait_until(lambda: not node.processes("sleep"), 30, lambda: told(node.processes("sleep")))
+    wait_until(lambda: not node.processes("sleep"), 120, lambda: told(node.processes("sleep")))
 
 
 def test_a_job_on_two_hosts_ends_with_the_bits_of_torchrun_on_one(run: Run, undisturbed: Undisturbed) -> None:

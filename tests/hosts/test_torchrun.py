@@ -73,7 +73,7 @@ def test_a_signal_to_one_agent_saves_and_ends_both(
         wait_until(lambda: trains(run, 25))
         [agent] = [each for each in descendants(agents[1]) if "torch.distributed.run" in each.cmdline()]
         agent.send_signal(signal.SIGTERM)
-        assert all(each.wait(60) != 0 for each in agents)
+        assert all(each.wait(180) != 0 for each in agents)
     found = status(run.run_dir)
     assert (found["state"], found["reason"]) == ("stopped", "another rank was asked to stop")
     with torchrun(cluster, run, tmp_path, *LONG, SLOW) as agents:

@@ -54,7 +54,7 @@ def test_accounts_and_limits_are_told_before_and_while_a_job_waits(cluster: Host
     assert "slurm.account=physics is not among the accounts that you may use: lab" in refused.stderr
     for run in runs:
         run.submit("train.epochs=3000", SLOW, "slurm.nodes=1", "slurm.account=lab", "slurm.qos=single")
-    wait_until(lambda: "QOSMaxJobsPerUserLimit" in runs[1].tool("status", str(runs[1].given)).stdout, 30)
+    wait_until(lambda: "QOSMaxJobsPerUserLimit" in runs[1].tool("status", str(runs[1].given)).stdout)
     for run in runs:
         assert run.tool("stop", str(run.given)).returncode == 0
         run.wait_for("CANCELLED")

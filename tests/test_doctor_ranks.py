@@ -172,7 +172,7 @@ def check(tmp_path: Path) -> Check:
     def checked(
         fault: Callable[[], None] | None = None,
         *,
-        seconds: float = 15,
+        seconds: float = 60,
         run_dirs: Sequence[str] = (),
         leaves_files: bool = False,
     ) -> tuple[int, dict[str, Any]]:
@@ -200,7 +200,7 @@ def test_two_hosts_without_a_fault(check: Check) -> None:
         assert all(value > 0 for value in report["checks"][row].values())
         assert report["checks"][row].keys() == {"n1", "n2"}
     assert report["checks"]["run_dir, locks"] == {"n1": "yes", "n2": "yes"}
-    assert all(abs(seconds) < 1 for seconds in report["checks"]["clock ahead of rank 0's, s"].values())
+    assert all(abs(seconds) < 5 for seconds in report["checks"]["clock ahead of rank 0's, s"].values())
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ class Cluster:
         for daemon in reversed(self._daemons.values()):  # munged last
             daemon.kill()
             daemon.wait()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while left := self._owned() or self._owned():  # one check may miss the child of a parent that just ended
             assert time.monotonic() < deadline, f"left by the cluster: {left}"
             for process in left:
@@ -160,7 +160,7 @@ class Cluster:
             time.sleep(0.5)  # a question costs the processors that the job needs
         return fields
 
-    def wait_idle(self, timeout_s: float = 30) -> None:
+    def wait_idle(self, timeout_s: float = 120) -> None:
         """Until both nodes are up and without jobs (one that is COMPLETING keeps its nodes from all others)."""
         deadline = time.monotonic() + timeout_s
         while (nodes := self._node_states()) != dict.fromkeys(NODES, "idle"):

@@ -58,7 +58,7 @@ def healthy(count: int, per_host: int = 1, seed: int = 0) -> Reports:
             "all-reduce": {"ready_s": 0.1, "trip_s": 1e-3, "rate": 3e8, "wrong": 0},
         }
         if rank % per_host == 0:
-            others = [names[b] for a, b in pairs_of(count) if a == host]
+            others, link = [names[b] for a, b in pairs_of(count) if a == host], {"trip_s": 1e-4, "busy": 0.0}
             folder = {"path": "runs/a", "folder": "/shared", "kind": "nfs4", "free": 1e12, "checkpoint": 1e9}
             folder |= {"free_files": None, "file": "/shared/probe", "token": "t", "seconds": 0.02, "lock": ""}
             seen = {names[b]: {"seen_s": 0.01, "excluded": True} for b in {0, (host + 1) % count} - {host}}
@@ -68,10 +68,9 @@ def healthy(count: int, per_host: int = 1, seed: int = 0) -> Reports:
                 "files seen": {"run_dir": seen, "data.root": {}},
                 "interface": {"name": "eth0", "address": f"10.0.0.{host}", "port": 5, "stated": 1.25e9},
                 "links": {
-                    "loop": {"to": 2e9, "from": 2e9, "trip_s": 1e-5},
+                    "loop": link | {"to": 2e9, "from": 2e9},
                     "pairs": {
-                        name: {"to": 9e8 * draw.uniform(0.6, 1.2), "from": 9e8 * draw.uniform(0.6, 1.2), "trip_s": 1e-4}
-                        for name in others
+                        name: link | {way: 9e8 * draw.uniform(0.6, 1.2) for way in ("to", "from")} for name in others
                     },
                 },
             }
@@ -275,6 +274,17 @@ def test_of_two_hosts_both_are_named_by_what_is_possible() -> None:
     for rank in (0, 1):
         reports.parts[rank]["interface"]["stated"] = None  # then 1 Gbit/s is possible, and this is more than a fifth
     assert judge(reports) == []
+
+
+@pytest.mark.parametrize(("busy", "slow"), [(0.0, True), (0.5, True), (0.95, False), (1.0, False)])
+def test_a_link_is_not_slow_that_may_be_fast_but_for_busy_cores(busy: float, slow: bool) -> None:
+    for count in (2, 8):
+        reports = healthy(count)
+        slow_links(reports, 1, 0.1)
+        for parts in reports.parts.values():
+            for link in parts["links"]["pairs"].values():
+                link["busy"] = busy
+        assert (("n1", "slow", "links") in named(reports)) == slow
 
 
 def test_one_slow_pair_among_good_ones_names_both_of_its_hosts() -> None:

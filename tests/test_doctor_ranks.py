@@ -126,7 +126,7 @@ def _slow_link() -> None:
         time.sleep(size / 5e6)
 
     network._receive = receive
-    to_itself = {"to": 1e9, "from": 1e9, "trip_s": 1e-5}  # not by the link
+    to_itself = {"to": 1e9, "from": 1e9, "trip_s": 1e-5, "busy": 0.0}  # not by the link
     network.measure_link = lambda _address, _port, _token: to_itself
 
 
@@ -436,29 +436,62 @@ def test_a_link_is_measured_in_both_directions_and_a_closed_one_is_an_error() ->
             assert found["to"] > 1e6
             assert found["from"] > 1e6
             assert 0 < found["trip_s"] < 1
+            assert 0 <= found["busy"] <= 1
     assert network.measure_link("127.0.0.1", free_port(), token).keys() == {"error"}
     with network.answering("127.0.0.1", token) as port:
         assert network.measure_link("127.0.0.1", port, b"x" * 16).keys() == {"error"}  # a stranger is not answered
 
 
-@pytest.mark.parametrize(("waited", "slow"), [(True, False), (False, True)])
-def test_what_either_side_waits_for_a_core_is_not_the_links(
-    waited: bool, slow: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("here_s", "there_s", "left_out_s"), [(0.03, 0, 0.03), (0, 0.03, 0.03), (0.03, 0.02, 0.03), (0, 0, 0)]
+)
+def test_what_a_side_waits_for_a_core_is_not_the_links_and_is_left_out_once(
+    here_s: float, there_s: float, left_out_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each message takes 20 ms more, which both sides waited for a core at once, or which the link took."""
-    lost, token, whole = threading.local(), b"0123456789abcdef", network._receive
+    waited, token, whole, main = threading.local(), b"0123456789abcdef", network._receive, threading.current_thread()
 
     def receive(connection: socket.socket, buffer: memoryview, size: int) -> None:
         whole(connection, buffer, size)
-        time.sleep(0.02)
-        lost.seconds = getattr(lost, "seconds", 0.0) + 0.02
+        time.sleep(0.04)  # on both sides at once
+        waited.seconds = getattr(waited, "seconds", 0.0) + (here_s if threading.current_thread() is main else there_s)
 
     monkeypatch.setattr(network, "_receive", receive)
-    monkeypatch.setattr(network, "waited_s", lambda: getattr(lost, "seconds", 0.0) if waited else None)
-    with network.answering("127.0.0.1", token) as port:
-        found = network.measure_link("127.0.0.1", port, token)
-    assert (found["trip_s"] > 0.015) == slow
-    assert (found["to"] < network._MOST_BYTES / 0.015) or not slow
+    monkeypatch.setattr(network, "waited_s", lambda: getattr(waited, "seconds", 0.0))
+    with network.answering("127.0.0.1", token) as port, socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(token)
+        for size in (0, 1 << 20, -(1 << 20)):
+            took_s, link_s = network._transfer(connection, memoryview(bytearray(1 << 16)), size)
+            assert took_s >= 0.04
+            assert took_s - link_s == pytest.approx(left_out_s, abs=1e-6)
+
+
+@pytest.mark.parametrize(("waited_share", "may_be"), [(0.0, 1.0), (0.5, 2.0), (1.0, 10.0)])
+def test_of_a_rate_on_busy_hosts_it_is_known_how_high_it_may_be(
+    waited_share: float, may_be: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def transfer(_connection: object, _buffer: object, size: int) -> tuple[float, float]:
+        took_s = 1e-4 + abs(size) / 2e7
+        return took_s, took_s * max(0.1, 1 - waited_share)
+
+    monkeypatch.setattr(network, "_transfer", transfer)
+    with network.answering("127.0.0.1", b"x") as port:
+        found = network.measure_link("127.0.0.1", port, b"x")
+    assert found["to"] == pytest.approx(2e7, rel=0.01)
+    assert 1 / (1 - found["busy"]) == pytest.approx(may_be, rel=0.01)
+    monkeypatch.setattr(network, "_GIVE_UP_S", -1.0)  # before a message was long enough
+    monkeypatch.setattr(network, "_FIRST_BYTES", 1 << 10)
+    with network.answering("127.0.0.1", b"x") as port:
+        assert network.measure_link("127.0.0.1", port, b"x")["busy"] == 1
+
+
+@pytest.mark.parametrize("text", [None, "", "0 x 1", "12 34000000 1"])
+def test_a_kernel_may_not_tell_what_was_waited_for(
+    text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if text is not None:
+        (tmp_path / "schedstat").write_text(text)
+    monkeypatch.setattr(cores, "_SCHEDULER", tmp_path / "schedstat")
+    assert cores.waited_s() == (0.034 if text == "12 34000000 1" else None)
 
 
 def test_rank_0_goes_on_without_a_rank_that_is_late_and_knows_what_it_did() -> None:

@@ -164,8 +164,10 @@ def _late(tmp: str) -> list[Any]:
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=20))
     assert isinstance(group, dist.ProcessGroup)
     if ranks.rank == 1:
-        time.sleep(3)
-        os._exit(0)  # never arrives
+        deadline = time.monotonic() + 30  # never arrives, and does not end either before the other has spoken
+        while not Path(f"{tmp}/said").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os._exit(0)
     begun = time.monotonic()
     try:
         leave_together(group, timeout_s=1)

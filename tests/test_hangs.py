@@ -97,13 +97,13 @@ def test_a_py_spy_that_hangs_is_not_waited_for_however_many_processes_there_are(
     monkeypatch.setattr(hangs, "LIMIT_S", 3)
     spy.write_text("#!/bin/sh\nexec sleep 600\n")
     with ExitStack() as stack:
-        sleepers = [stack.enter_context(subprocess.Popen(["sleep", "600"])) for _ in range(30)]
+        sleepers = [stack.enter_context(subprocess.Popen(["sleep", "600"])) for _ in range(40)]
         began = time.monotonic()
         hangs.end({f"rank {rank} on n2": as_rank(sleeper) for rank, sleeper in enumerate(sleepers)})
-        assert time.monotonic() - began < 60  # one after another it would be 90
-        assert [sleeper.wait(180) for sleeper in sleepers] == [-signal.SIGKILL] * 30
+        assert time.monotonic() - began < 60  # one after another it would be 96
+        assert [sleeper.wait(180) for sleeper in sleepers] == [-signal.SIGKILL] * 40
     said = capfd.readouterr().err
-    assert said.count(": alive, but its Python does not run (state S), waits in ") == 30
+    assert said.count(": alive, but its Python does not run (state S), waits in ") == 40
     assert " timed out after " in said
 
 

@@ -315,15 +315,15 @@ def test_killed_in_mid_training_it_leaves_no_process(data_root: Path, tmp_path: 
         tree = descendants(process)
         assert len(ranks_of(process)) == 2
         process.kill()
-        wait_until(lambda: survivors(tree) == [])
+        wait_until(lambda: survivors(tree) == [], 60)
 
 
 def test_killed_as_its_ranks_begin_it_leaves_no_process(data_root: Path, tmp_path: Path) -> None:
-    options = tiny(f"data.root={data_root}", f"run_dir={tmp_path}/run")
+    options = tiny(f"data.root={data_root}", f"run_dir={tmp_path}/run", "train.epochs=100000")
     with started([LAUNCH, *options], tmp_path / "log", NPROC="2") as process:
         tree = wait_until(lambda: ranks_of(process))
         process.kill()
-        wait_until(lambda: survivors(tree) == [])
+        wait_until(lambda: survivors(tree) == [], 60)  # before any timeout of its own
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a host of another name needs root")

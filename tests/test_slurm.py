@@ -515,7 +515,7 @@ def run_batch_sh(
     )
     environment = os.environ | {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_PARTITION": "low"}
     streams = {"stdout": subprocess.PIPE, "stderr": log or subprocess.PIPE}
-    return subprocess.run(["bash", "-c", body], env=environment, **streams, text=True, timeout=180)
+    return subprocess.run(["bash", "-c", body], env=environment, **streams, text=True, timeout=60)
 
 
 def calls(fake: Path) -> list[str]:

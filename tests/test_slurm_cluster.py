@@ -54,7 +54,7 @@ def no_orphans(cluster: Cluster) -> Iterator[None]:
     jobs = cluster.run("squeue", "--noheader", "--format=%i").split()
     for job in jobs:  # of a test that failed
         cluster.cancel(job)
-    wait_until(lambda: not cluster.processes(), 120, lambda: told(cluster.processes()))
+    wait_until(lambda: not cluster.processes(), 60, lambda: told(cluster.processes()))
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def without_clocks(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_without_restarts_a_killed_rank_fails_the_job_at_once(run: Run) -> None:
-    run.submit("train.epochs=3000", SLOW, "slurm.max_restarts=0")
+    run.submit("train.epochs=3000", SLOW, "slurm.max_restarts=0", "distributed.step_timeout_s=600")
     run.wait_for_steps(5, 0)
     run.ranks()[1].kill()
     found = run.wait_for("FAILED")

@@ -12,9 +12,12 @@ _SCHEDULER = Path("/proc/thread-self/schedstat")  # ns on a core, ns waiting for
 
 
 def waited_s() -> float | None:
-    """Seconds for which this thread has waited for a core that others used. None: a kernel without CONFIG_SCHED_INFO
-    does not tell it from being stopped."""
-    return int(_SCHEDULER.read_text().split()[1]) / 1e9 if _SCHEDULER.exists() else None
+    """Seconds for which this thread could have run and had no core: others used it, or a quota was used up. None: not
+    told, as by a kernel without CONFIG_SCHED_INFO."""
+    try:
+        return int(_SCHEDULER.read_text().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return None
 
 
 @dataclass(frozen=True)

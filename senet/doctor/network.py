@@ -29,7 +29,7 @@ MOST_PAIRED = 8
 """Hosts up to which each pair is measured; of more, each host with its two neighbours."""
 _TIMEOUT_S = 3.0
 _FIRST_BYTES, _MOST_BYTES, _CHUNK = 1 << 16, 1 << 24, 1 << 20
-_LONG_ENOUGH_S, _NOT_AGAIN_S, _REPEATS = 0.05, 0.3, 3
+_LONG_ENOUGH_S, _NOT_AGAIN_S, _REPEATS, _GIVE_UP_S = 0.05, 0.3, 3, 1.0
 _ECHOES = 20
 _REDUCED = {"cpu": 1 << 20, "cuda": 1 << 24}  # numbers of 4 bytes; fewer over slow links
 _REDUCED_S = 0.2
@@ -89,19 +89,17 @@ def _answer(connection: socket.socket, token: bytes) -> None:
     """A request is a number of bytes, which follow, or, below 0, which are wanted. Each answer ends with the
     nanoseconds for which this thread has waited for a core."""
     buffer = memoryview(bytearray(_CHUNK))
-    before_s = waited_s() or 0.0
     with connection, suppress(OSError):  # the other side reports it
         connection.settimeout(2 * _TIMEOUT_S)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if _exactly(connection, len(token)) != token:
             return
         while True:
+            before_s = waited_s() or 0.0
             (size,) = struct.unpack("!q", _exactly(connection, 8))
             _receive(connection, buffer, max(0, size))
             _send(connection, buffer, max(0, -size))
-            now_s = waited_s() or 0.0
-            connection.sendall(struct.pack("!q", round(1e9 * (now_s - before_s))))
-            before_s = now_s
+            connection.sendall(struct.pack("!q", round(1e9 * ((waited_s() or 0.0) - before_s))))
 
 
 def _send(connection: socket.socket, buffer: memoryview, size: int) -> None:
@@ -128,44 +126,50 @@ def _exactly(connection: socket.socket, count: int) -> bytes:
 
 
 def measure_link(address: str, port: int, token: bytes) -> dict[str, Any]:
-    """Seconds of the fastest round trip, and bytes per second to the other host and from it; or ``error``."""
+    """Seconds of the fastest round trip, and bytes per second to the other host and from it; ``busy``: for which share
+    of it, if a side waited for a core, the slower of these is not the link's, 1 where that cannot be told. Or
+    ``error``."""
     try:
         with socket.create_connection((address, port), timeout=_TIMEOUT_S) as connection:
             connection.settimeout(_TIMEOUT_S)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.sendall(token)
             buffer = memoryview(bytearray(_CHUNK))
-            trip_s = min(_transfer(connection, buffer, 0) for _ in range(_ECHOES))
-            to, back = (_rate(connection, buffer, sign) for sign in (1, -1))
+            trip_s = min(_transfer(connection, buffer, 0)[0] for _ in range(_ECHOES))
+            (to, to_at_most), (back, back_at_most) = (_rate(connection, buffer, sign) for sign in (1, -1))
     except OSError as error:
         return {"error": " ".join(str(error).split())}
-    return {"trip_s": trip_s, "to": to, "from": back}
+    busy = 1 - min(to, back) / min(to_at_most, back_at_most)
+    return {"trip_s": trip_s, "to": to, "from": back, "busy": max(0.0, busy)}
 
 
-def _rate(connection: socket.socket, buffer: memoryview, sign: int) -> float:
-    """Bytes per second, of a message that is long enough to be timed. Of each size the fastest of some."""
-    size = _FIRST_BYTES
+def _rate(connection: socket.socket, buffer: memoryview, sign: int) -> tuple[float, float]:
+    """Bytes per second, and how many it may have been without waiting for cores, of a message that is long enough to be
+    timed also without that. Of each size the fastest of some. On hosts that are too busy the second is infinite."""
+    size, deadline = _FIRST_BYTES, time.monotonic() + _GIVE_UP_S
     while True:
-        seconds, began = float("inf"), time.monotonic()
+        took_s, link_s, began = float("inf"), float("inf"), time.monotonic()
         for _ in range(_REPEATS):
-            seconds = min(seconds, _transfer(connection, buffer, sign * size))
-            if enough := time.monotonic() - began > _NOT_AGAIN_S:
+            took_s, link_s = map(min, (took_s, link_s), _transfer(connection, buffer, sign * size))
+            if time.monotonic() - began > _NOT_AGAIN_S:
                 break
-        if enough or seconds > _LONG_ENOUGH_S or size == _MOST_BYTES:
-            return size / seconds
-        size = min(_MOST_BYTES, size * (8 if seconds < _LONG_ENOUGH_S / 8 else 2))
+        if link_s > _LONG_ENOUGH_S or size == _MOST_BYTES:
+            return size / took_s, size / link_s
+        if time.monotonic() > deadline:
+            return size / took_s, float("inf")
+        size = min(_MOST_BYTES, size * (8 if link_s < _LONG_ENOUGH_S / 8 else 2))
 
 
-def _transfer(connection: socket.socket, buffer: memoryview, size: int) -> float:
-    """Seconds that the link took: less what either side waited for a core, but a tenth of the time at least, since both
-    may have waited at once."""
-    before_s, began = waited_s() or 0.0, time.monotonic()
+def _transfer(connection: socket.socket, buffer: memoryview, size: int) -> tuple[float, float]:
+    """Seconds that a message and its answer took; and these without what the side that waited longer waited for a core,
+    but a tenth at least. What both waited is not added up: it may have been the same time."""
+    began, before_s = time.monotonic(), waited_s() or 0.0
     connection.sendall(struct.pack("!q", size))
     _send(connection, buffer, max(0, size))
     _receive(connection, buffer, max(0, -size))
-    theirs_s = int.from_bytes(_exactly(connection, 8)) / 1e9
-    took_s, here_s = time.monotonic() - began, (waited_s() or 0.0) - before_s
-    return max(0.1 * took_s, took_s - here_s - theirs_s)
+    (theirs_ns,) = struct.unpack("!q", _exactly(connection, 8))
+    here_s, took_s = (waited_s() or 0.0) - before_s, time.monotonic() - began
+    return took_s, max(0.1 * took_s, took_s - max(here_s, theirs_ns / 1e9))
 
 
 def stated_speed(interface: str) -> float | None:

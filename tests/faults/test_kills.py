@@ -156,7 +156,7 @@ def test_where_each_rank_is_when_one_does_not_come_back(trial: Trial, data_root:
 
 @pytest.mark.fault("the launcher SIGKILL", quick=1, full=10)
 def test_workers_die_with_their_launcher(trial: Trial, data_root: Path, tmp_path: Path) -> None:
-    command = train_command(4, options(data_root, tmp_path / "run", "train.epochs=2000"))
+    command = train_command(4, options(data_root, tmp_path / "run", "train.epochs=100000"))
     moment = trial.random.randint(1, 30)
     with started(command, tmp_path / "log") as process:
         wait_until(lambda: last_step(tmp_path / "run") >= moment)
@@ -164,5 +164,5 @@ def test_workers_die_with_their_launcher(trial: Trial, data_root: Path, tmp_path
         assert len(ranks) == 4
         began = time.monotonic()
         process.kill()
-        wait_until(lambda: survivors(ranks) == [], 120, "workers to die with torchrun")
+        wait_until(lambda: survivors(ranks) == [], 60, "workers to die with torchrun")
         trial.recovered(time.monotonic() - began)

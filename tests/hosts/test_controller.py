@@ -64,7 +64,9 @@ def test_without_the_database_of_accounts_a_job_is_submitted_trains_and_is_stopp
     with cluster.without("slurmdbd"):
         run.submit("train.epochs=3000", SLOW)
         run.wait_for_steps(5, 0)
+        began = time.monotonic()
         assert run.tool("status", str(run.given)).stdout.splitlines()[1].split()[2] == "training"
+        assert time.monotonic() - began < 30
         assert run.tool("stop", str(run.given)).returncode == 0
         run.wait_for("CANCELLED")
     assert status(run.run_dir)["state"] == "stopped"
@@ -74,7 +76,9 @@ def test_without_controller_and_database_status_tells_what_the_run_says(cluster:
     run.submit("train.epochs=3000", SLOW)
     run.wait_for_steps(5, 0)
     with cluster.without("slurmctld", "slurmdbd"):
+        began = time.monotonic()
         said = run.tool("status", str(run.given))
+        assert time.monotonic() - began < 50
         assert said.stdout.splitlines()[1].split()[2] == "training"
         assert "squeue does not answer" in said.stderr
     wait_until(lambda: run.tool("stop", str(run.given)).returncode == 0)

@@ -252,6 +252,15 @@ def test_a_kill_of_which_only_the_launcher_knows_is_read_from_its_file(tmp_path:
     assert (verdict.cause, verdict.evidence[0].where) == ("rank was killed", LAUNCH_FILE)
 
 
+def test_a_run_that_is_finished_stays_so_when_a_later_command_was_refused() -> None:
+    later = {"state": "refused", "reason": "train.epochs=3; ask for 4 or more"}
+    verdict = judge(replace(CASES["finished"], launch=later))
+    assert (verdict.cause, verdict.text) == ("finished", judge(CASES["finished"]).text)
+    assert [fact.text for fact in verdict.evidence if fact.where == LAUNCH_FILE] == [
+        "a later command was refused: train.epochs=3; ask for 4 or more"
+    ]
+
+
 def test_an_older_word_of_the_launcher_does_not_count(tmp_path: Path) -> None:
     owner = {"token": "x", "boot": "b", "pid": 1, "pid_started": 1, "job": "", "job_restarts": 0, "generation": 1}
     write_json(tmp_path / "owner.json", owner | {"host": "elsewhere", "heartbeat": time.time()})

@@ -115,15 +115,15 @@ def check_fits(config: Config, checkpoint: Checkpoint, data: ImageData, steps_pe
     saved = checkpoint.manifest
     _must_be_equal(checkpoint, "model.name", saved["config"]["model.name"], config.model.name, weights_fit=False)
     _check_classes(checkpoint, data)
-    changes = _check_changes(config, checkpoint, data)
-    # these cannot change in the middle of a run, allowed or not
-    _must_be_equal(checkpoint, "updates per epoch", saved["steps_per_epoch"], steps_per_epoch)
     if checkpoint.step > config.train.epochs * saved["steps_per_epoch"]:
         done = checkpoint.step / saved["steps_per_epoch"]
         raise ConfigError(
             f"{checkpoint.path} has {done:.4g} epochs done, more than train.epochs={config.train.epochs}; ask for "
             f"train.epochs={math.ceil(done)} or more, or choose another run_dir"
         )
+    changes = _check_changes(config, checkpoint, data)
+    # these cannot change in the middle of a run, allowed or not
+    _must_be_equal(checkpoint, "updates per epoch", saved["steps_per_epoch"], steps_per_epoch)
     now = to_flat(config)
     # these decide the optimizer's groups
     for key in ("optim.name", "optim.decay_norms_and_biases", "model.whiten", "optim.freeze", "optim.lr_scale"):

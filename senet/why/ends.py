@@ -34,12 +34,16 @@ def refused(known: Evidence) -> Verdict | None:
 
 
 def finished(known: Evidence) -> Verdict | None:
-    """The training is done."""
+    """The training is done, also where a later command was refused."""
     if known.status.get("state") != "finished":
         return None
     best = known.status.get("result", {}).get("best_top1")
     words = f", best {best:.2f} % top-1" if best is not None else ""
-    return say(known, "finished", f"finished at step {known.status.get('step')}{words}", status_fact(known))
+    was_refused = known.launch.get("state") == "refused"
+    later = (
+        [Fact("launch.json", f"a later command was refused: {known.launch.get('reason', '')}")] if was_refused else []
+    )
+    return say(known, "finished", f"finished at step {known.status.get('step')}{words}", status_fact(known), *later)
 
 
 def failed(known: Evidence) -> Verdict | None:

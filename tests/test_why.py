@@ -253,12 +253,12 @@ def test_a_kill_of_which_only_the_launcher_knows_is_read_from_its_file(tmp_path:
 
 
 def test_a_run_that_is_finished_stays_so_when_a_later_command_was_refused() -> None:
-    later = {"state": "refused", "reason": "train.epochs=3; ask for 4 or more"}
-    verdict = judge(replace(CASES["finished"], launch=later))
-    assert (verdict.cause, verdict.text) == ("finished", judge(CASES["finished"]).text)
-    assert [fact.text for fact in verdict.evidence if fact.where == LAUNCH_FILE] == [
-        "a later command was refused: train.epochs=3; ask for 4 or more"
-    ]
+    finished = CASES["finished"]
+    job = of_job(replace(ended("COMPLETED"), last_end=REFUSED | {"file": "slurm/7.0.0.status.json"}))
+    for later, file in ((replace(finished, launch=REFUSED), LAUNCH_FILE), (job, "slurm/7.0.0.status.json")):
+        verdict = judge(replace(later, status=later.status | finished.status))
+        assert (verdict.cause, verdict.text) == ("finished", judge(finished).text)
+        assert Fact(file, f"a later command was refused: {REFUSED['reason']}") in verdict.evidence
 
 
 def test_an_older_word_of_the_launcher_does_not_count(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from senet.rundir.restarts import WITHOUT_A_WORD
 from senet.why.causes import name_of
@@ -26,11 +28,16 @@ def refused(known: Evidence) -> Verdict | None:
     """The last start, by its ranks or by the check in front of it."""
     if known.alive or (known.job is not None and known.job.active):
         return None
-    said = known.launch if known.job is None or known.job.local else known.job.last_end
-    if said.get("state") != "refused":
+    if not (said := _refusal(known)):
         return None
     text, cause = str(said.get("reason", "")), str(said.get("kind") or "refused")
     return say(known, cause, text, Fact(str(said.get("file", "launch.json")), text), *known.checked)
+
+
+def _refusal(known: Evidence) -> Mapping[str, Any]:
+    """What the last start was refused for; empty if it was not."""
+    said = known.launch if known.job is None or known.job.local else known.job.last_end
+    return said if said.get("state") == "refused" else {}
 
 
 def finished(known: Evidence) -> Verdict | None:
@@ -39,10 +46,11 @@ def finished(known: Evidence) -> Verdict | None:
         return None
     best = known.status.get("result", {}).get("best_top1")
     words = f", best {best:.2f} % top-1" if best is not None else ""
-    was_refused = known.launch.get("state") == "refused"
-    later = (
-        [Fact("launch.json", f"a later command was refused: {known.launch.get('reason', '')}")] if was_refused else []
-    )
+    later = [
+        Fact(str(said.get("file", "launch.json")), f"a later command was refused: {said.get('reason', '')}")
+        for said in [_refusal(known)]
+        if said
+    ]
     return say(known, "finished", f"finished at step {known.status.get('step')}{words}", status_fact(known), *later)
 
 

@@ -18,9 +18,16 @@ from senet.rundir.locks import started_at
 from tests.harness import wait_until
 
 
+def asleep() -> subprocess.Popen[bytes]:
+    """A program that has come so far that it sleeps: on a busy host one that has just begun waits for a core."""
+    process = subprocess.Popen(["sleep", "600"])
+    wait_until(lambda: hangs.state(as_rank(process)) == "S")
+    return process
+
+
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(["sleep", "600"]) as process:
+    with asleep() as process:
         yield process
         process.kill()
 
@@ -54,14 +61,14 @@ def test_states_of_a_process_from_its_start_to_its_end(sleeper: subprocess.Popen
 
 
 def test_the_stacks_of_all_threads_go_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
-    def waits_for_ever(done: threading.Event) -> None:
+    def waits_for_ever(there: threading.Event, done: threading.Event) -> None:
+        there.set()
         done.wait()
 
-    done = threading.Event()
-    thread = threading.Thread(target=waits_for_ever, args=(done,))
+    there, done = threading.Event(), threading.Event()
+    thread = threading.Thread(target=waits_for_ever, args=(there, done))
     thread.start()
-    wait_until(lambda: thread.is_alive())
-    time.sleep(0.2)
+    there.wait()
     hangs.write_stacks("rank 1 on n2")
     done.set()
     thread.join()
@@ -97,7 +104,7 @@ def test_a_py_spy_that_hangs_is_not_waited_for_however_many_processes_there_are(
     monkeypatch.setattr(hangs, "LIMIT_S", 3)
     spy.write_text("#!/bin/sh\nexec sleep 600\n")
     with ExitStack() as stack:
-        sleepers = [stack.enter_context(subprocess.Popen(["sleep", "600"])) for _ in range(40)]
+        sleepers = [stack.enter_context(asleep()) for _ in range(40)]
         began = time.monotonic()
         hangs.end({f"rank {rank} on n2": as_rank(sleeper) for rank, sleeper in enumerate(sleepers)})
         assert time.monotonic() - began < 60  # one after another it would be 96

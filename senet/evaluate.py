@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from senet.command import Parser, end, leave, path_argument, printable
 from senet.config.options import DataConfig, DistributedConfig, TrainConfig
-from senet.distributed.environment import read_place
+from senet.distributed.environment import own_rank, read_place
 from senet.errors import FAILED_EXIT_CODE, ConfigError
-from senet.rundir.files import replace_file
+from senet.rundir.files import check_output, replace_file
 from senet.verbs import typed
 
 _MOST_CLASSES = 20  # so many are all listed; of more, those of the lowest accuracy
@@ -38,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_intermixed_args(argv)
     if arguments.batch_size < 1:
         raise ConfigError(f"--batch-size {arguments.batch_size} must be 1 or more")
+    if arguments.predictions and own_rank() == 0:  # who writes it
+        check_output("--predictions", arguments.predictions)
 
     from senet.distributed.devices import set_threads
     from senet.distributed.groups import leave_together, process_groups  # takes seconds: torch
@@ -89,10 +91,6 @@ def _prepare(arguments: Namespace, ranks: Ranks) -> tuple[Trained, ImageData, Da
     from senet.inference.network import load_trained
     from senet.inference.scoring import open_test_data
 
-    if arguments.predictions and not arguments.predictions.absolute().parent.is_dir():
-        raise ConfigError(f"--predictions {arguments.predictions}: no such folder")
-    if arguments.predictions and arguments.predictions.exists() and not arguments.predictions.is_file():
-        raise ConfigError(f"--predictions {arguments.predictions} is no file and cannot be replaced; name another")
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
     trained = load_trained(arguments.network, model_name=arguments.model, device=ranks.device.type)

@@ -247,6 +247,11 @@ def test_what_is_no_file_is_not_replaced(finished_run: Path, tmp_path: Path) -> 
     assert (tmp_path / "pipe").is_fifo()
 
 
+def test_predictions_that_cannot_be_written_are_refused_before_anything_is_read() -> None:
+    with pytest.raises(ConfigError, match=r"--predictions /sys/a.csv: /sys cannot be written \("):
+        main(["no run", "--predictions", "/sys/a.csv"])
+
+
 def test_scores_are_told_before_predictions_are_written(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

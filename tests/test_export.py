@@ -212,6 +212,10 @@ def test_the_command_says_what_it_wrote(
         command.main([run, "--format", "onnx", "--output", "net.pt", *own])
     with pytest.raises(ConfigError, match="no such folder"):
         command.main([run, "--format", "safetensors", "--output", "nowhere/a.safetensors", *own])
+    with pytest.raises(ConfigError, match=r"--output /sys/a.safetensors: /sys cannot be written \("):
+        command.main([run, "--format", "safetensors", "--output", "/sys/a.safetensors", *own])
+    with pytest.raises(ConfigError, match=r"--output /sys/a: /sys cannot be written \("):
+        command.main([run, "--format", "hf", "--output", "/sys/a", *own])
     with pytest.raises(ConfigError, match="invalid choice"):
         command.main([run, "--format", "tflite", *own])
     assert exported.SUFFIXES.keys() == {"safetensors", "onnx", "torch_export"}  # the choices of --format

@@ -553,6 +553,12 @@ def test_a_command_that_was_prepared_before_another_changed_the_sweep_is_refused
         pass
 
 
+def test_a_folder_that_cannot_be_written_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"/sys/a cannot be written \(.+\); give the command in a folder "):  # noqa: SIM117
+        with only_one(Path("/sys/a"), {}):
+            pytest.fail("begun")
+
+
 def test_the_folder_of_a_sweep_is_no_run_directory(tmp_path: Path) -> None:
     recorded(tmp_path, *tiny("seed=0,1"))
     refusal = f"run_dir={tmp_path} is the folder of a sweep, whose cells are below it; choose another run_dir"

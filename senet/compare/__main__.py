@@ -6,7 +6,6 @@ seeds, and which differences are more than chance. RUN is a run directory, a swe
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from senet.compare.comparison import Comparison, compare
 from senet.compare.table import as_csv, as_json, text
 from senet.errors import ConfigError
 from senet.extras import library
-from senet.rundir.files import replace_file
+from senet.rundir.files import check_output, replace_file
 from senet.rundir.named import folder_of
 from senet.verbs import typed
 
@@ -56,10 +55,7 @@ def _page_writer(path: Path) -> Callable[[Comparison], None]:
     """Refuses what can be refused before any run is read."""
     if path.suffix not in (".html", ".htm"):
         raise ConfigError(f"--page {path}: it is a page for a browser; name a file that ends in .html")
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(f"--page {path}: no such folder")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise ConfigError(f"--page {path}: nothing can be written into that folder")
+    check_output("--page", path)
     for name in ("matplotlib", "jinja2"):
         library(name, "report")
     from senet.compare.page import render  # matplotlib takes seconds

@@ -16,7 +16,7 @@ from senet.inference.card import model_card
 from senet.inference.formats import LARGEST_DIFFERENCE, export, facts_of, random_images
 from senet.inference.network import Trained
 from senet.models.from_timm import is_of_timm
-from senet.rundir.files import fsync_directory
+from senet.rundir.files import check_output, fsync_directory
 
 WEIGHTS = "model.safetensors"
 
@@ -31,8 +31,7 @@ def export_folder(trained: Trained, output: Path) -> float:
     """
     if output.exists():
         raise ConfigError(f"{output} exists already; remove it, or name another folder with --output")
-    if not output.parent.is_dir():
-        raise ConfigError(f"--output {output}: no such folder as {output.parent}")
+    check_output("--output", output)
     of_timm = is_of_timm(trained.manifest["config"]["model.name"])
     with TemporaryDirectory(prefix=".export-", dir=output.parent) as temporary:
         folder = Path(temporary) / output.name

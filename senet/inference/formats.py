@@ -32,7 +32,7 @@ from senet.inference.network import (
     load_trained,
     preprocess_of,
 )
-from senet.rundir.files import fsync_directory
+from senet.rundir.files import check_output, fsync_directory
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch_export": ".pt2"}
 FACTS = ("format", "classes", "config", "step", "checkpoint_sha256", "with_preprocessing")
@@ -148,8 +148,7 @@ def export(trained: Trained, kind: str, output: Path, *, with_preprocessing: boo
         raise ConfigError(f"--output {output} must end in {SUFFIXES[kind]}, since the suffix tells the format")
     if with_preprocessing and kind == "safetensors":
         raise ConfigError("--format safetensors holds weights only; leave out --with-preprocessing, or use onnx")
-    if not output.parent.is_dir():
-        raise ConfigError(f"--output {output}: no such folder")
+    check_output("--output", output)
     strings = to_strings(facts_of(trained, with_preprocessing=with_preprocessing))
     with TemporaryDirectory(prefix=".export-", dir=output.parent) as folder:
         written = Path(folder) / output.name

@@ -11,7 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TypeVar
+
+from senet.errors import ConfigError
 
 T = TypeVar("T")
 PATIENCE_S = 240.0  # less than distributed.start_timeout_s: the rank that waits reports the reason first
@@ -63,6 +66,24 @@ def patiently(action: Callable[[], T], *, limit_s: float | None = None) -> T:
                 log.warning("%s; trying again for up to %.0f s", error, left_s)
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, 5.0)
+
+
+def check_output(option: str, path: Path) -> None:
+    """Before the work whose result is written: whether the file that an option names can be made, or replaced.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"{option} {path}: no such folder")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{option} {path} is no file and cannot be replaced; name another")
+    try:
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        text = f"{option} {path}: {folder} cannot be written ({error.strerror})"
+        raise ConfigError(f"{text}; name a file in another folder") from None
 
 
 def write_temporary(final: Path, content: bytes | memoryview, *, durable: bool) -> Path:

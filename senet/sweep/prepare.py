@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, cast
 
 from senet.config.recipes import with_recipe
@@ -45,17 +46,21 @@ def only_one(folder: Path, recorded: Mapping[str, Any]) -> Iterator[None]:
         recorded: ``sweep.json`` as ``prepare`` has read it.
 
     Raises:
-        ConfigError: another does, or has changed that file meanwhile.
+        ConfigError: another does, or has changed that file meanwhile; or the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with lock(folder / LOCK, patience_s=0):
-            if record.read(folder) != recorded:
-                text = f"another command has just changed {folder / SWEEP}"
-                raise ConfigError(f"{text}; give this one again")
-            yield
-    except StillHeld:
-        holder = read_json(folder / LOCK)
-        who = f"process {holder.get('pid')} on host {holder.get('host')}"
-        text = f"{who} starts the cells of {folder} already; wait, or stop it: {typed('sweep')} stop {folder.name}"
-        raise ConfigError(text) from None
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=folder).close()
+            stack.enter_context(lock(folder / LOCK, patience_s=0))
+        except StillHeld:
+            holder = read_json(folder / LOCK)
+            who = f"process {holder.get('pid')} on host {holder.get('host')}"
+            text = f"{who} starts the cells of {folder} already; wait, or stop it: {typed('sweep')} stop {folder.name}"
+            raise ConfigError(text) from None
+        except OSError as error:
+            text = f"{folder.absolute()} cannot be written ({error.strerror})"
+            raise ConfigError(f"{text}; give the command in a folder of your own") from None
+        if record.read(folder) != recorded:
+            raise ConfigError(f"another command has just changed {folder / SWEEP}; give this one again")
+        yield

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -388,6 +389,25 @@ def test_a_stopped_thread_is_told_from_one_that_waits_for_a_core() -> None:
     assert cores.Clocks(1, 0.5, 0.5, 0.5).kept_from_running(before) == pytest.approx(0.5)  # a quota
     assert cores.Clocks(1, 0.25, 0.5, 0).kept_from_running(before) == pytest.approx(0.5)  # stopped, and waited too
     assert cores.Clocks(1, 0.5, None, 0).kept_from_running(cores.Clocks(0, 0, None, 0)) == 0
+    assert cores.Clocks(1, 0.25, 0.5, 0).could_run_s(before) == pytest.approx(0.5)
+    assert cores.Clocks(1, 0.25, None, 0).could_run_s(before) == 0.25
+
+
+def test_a_moments_loss_on_a_busy_host_is_not_a_slow_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall_s = cpu_s = waited_s = 0.0
+
+    def product() -> None:  # others have the core for nine tenths of the time
+        nonlocal wall_s, cpu_s, waited_s
+        lost_s = 0.02 if wall_s == 0.03 else 0  # a page that must be read
+        wall_s, cpu_s, waited_s = wall_s + 0.03 + lost_s, cpu_s + 0.003, waited_s + 0.027
+
+    now = classmethod(lambda cls: cls(wall_s, cpu_s, waited_s, 0.0))
+    monkeypatch.setattr(products.Clocks, "now", now)
+    clocks = SimpleNamespace(monotonic=lambda: wall_s, thread_time=lambda: cpu_s)
+    monkeypatch.setattr(products, "time", clocks)
+    rate = products._per_second_of_thread(product)
+    assert 0.8 < 0.003 * rate < 1
+    assert 1 <= wall_s < 1.2
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -389,9 +389,7 @@ def test_a_network_whose_code_was_edited_is_refused(
 ) -> None:
     train_here(tmp_path, stop=StopAt(5))
     monkeypatch.setattr("tests.networks.tiny_senet", networks.no_norm)
-    with pytest.raises(
-        ConfigError, match=r"has shape of bn1\.bias=\(8,\), now it is None; undo the change, or .*dir$"
-    ):
+    with pytest.raises(ConfigError, match=r"has shape of bn1\.bias=\(8,\), now it is None; undo the change, or .*dir$"):
         train_here(tmp_path)
 
 

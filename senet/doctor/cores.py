@@ -37,14 +37,22 @@ class Clocks:
         throttled_s = sum(map(_throttled_s, control_groups("cpu")))
         return cls(time.monotonic(), time.thread_time(), waited_s(), throttled_s)
 
-    def kept_from_running(self, before: Clocks) -> float:
-        """Share of the time that was there to run in, since ``before``: stopped, asleep, or throttled by a quota."""
-        wall_s, cpu_s = self.wall_s - before.wall_s, self.cpu_s - before.cpu_s
+    def lost_s(self, before: Clocks) -> float:
+        """Seconds since ``before`` in which it did not run although no other had its core: stopped, asleep, or by a
+        quota. 0 where ``waited_s`` is not told."""
         if self.waited_s is None or before.waited_s is None:
             return 0.0
         waited_s = self.waited_s - before.waited_s
-        lost_s = wall_s - cpu_s - waited_s + min(waited_s, self.throttled_s - before.throttled_s)
-        return min(0.99, max(0.0, lost_s / max(cpu_s + lost_s, 1e-9)))
+        idle_s = self.wall_s - before.wall_s - (self.cpu_s - before.cpu_s) - waited_s
+        return max(0.0, idle_s + min(waited_s, self.throttled_s - before.throttled_s))
+
+    def could_run_s(self, before: Clocks) -> float:
+        """Seconds since ``before`` that were there to run in."""
+        return self.cpu_s - before.cpu_s + self.lost_s(before)
+
+    def kept_from_running(self, before: Clocks) -> float:
+        """The share of them that was lost."""
+        return min(0.99, self.lost_s(before) / max(self.could_run_s(before), 1e-9))
 
 
 def _throttled_s(group: Path) -> float:

@@ -49,7 +49,7 @@ SlurmdParameters=config_overrides
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
-KillWait=5
+KillWait=10
 InactiveLimit=0
 MinJobAge=3600
 SlurmdTimeout=12
@@ -175,6 +175,15 @@ class Cluster:
     def cancel(self, job_id: str) -> None:
         self.run("scancel", job_id)
 
+    @contextmanager
+    def drained(self) -> Iterator[None]:
+        """No job starts meanwhile; those that run go on."""
+        self.run("scontrol", "update", f"NodeName={','.join(NODES)}", "State=DRAIN", "Reason=test")
+        try:
+            yield
+        finally:
+            self.run("scontrol", "update", f"NodeName={','.join(NODES)}", "State=RESUME")
+
     def kill_slurmd(self, node: str) -> None:
         """The node does not answer any more: SIGKILL to its slurmd. Its jobs go on."""
         daemon = self._daemons.pop(node)
@@ -217,7 +226,7 @@ class Cluster:
         options = [f"--{option}={folder / name}" for option, name in files.items()]
         drop = ("setpriv", "--reuid=munge", "--regid=munge", "--clear-groups", "--pdeathsig=KILL")
         self._daemon("munged", *drop, "munged", "--foreground", *options)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not (folder / "socket").exists():
             assert time.monotonic() < deadline, f"munged did not start:\n{(self.folder / 'munged.out').read_text()}"
             time.sleep(0.02)

@@ -30,9 +30,17 @@ from senet.distributed.roster import Process, Roster
 from senet.distributed.watchdog import Watchdog
 from senet.rundir.checkpoint import read_checkpoint, unpickle
 from senet.rundir.files import patiently
-from slurm.batch import free_port
+from slurm import ports
 
 CLOCKS = {"train_s", "epoch_s", "logged_s", "images_per_s", "spent", "memory_gb", "gpu_memory_gb"}
+
+
+def free_port() -> int:
+    """One that no other worker of ``pytest -n`` is given: some are used minutes later."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+    while (port := ports.free_port()) % 8 != worker:
+        pass
+    return port
 
 
 class StopAt(StopFlag):

@@ -281,7 +281,7 @@ def disk_goes_on(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
         goes_on.wait(30)
         original(descriptor)
 
-    monkeypatch.setattr(saving, "_IN_LINE_S", 0.05)
+    monkeypatch.setattr(saving, "_IN_LINE_S", 0.5)
     monkeypatch.setattr(os, "fsync", hang)
     return goes_on
 

@@ -390,7 +390,7 @@ def test_an_early_end_leaves_no_thread_and_begins_nothing_more() -> None:
     done, may_go_on = list[int](), threading.Event()
 
     def slow() -> np.ndarray:
-        may_go_on.wait(0.05)
+        may_go_on.wait(0.2)
         done.append(1)
         return np.zeros((4, 4, 3), np.uint8)
 
@@ -401,7 +401,7 @@ def test_an_early_end_leaves_no_thread_and_begins_nothing_more() -> None:
     assert not decoding_threads()
     count = len(done)
     assert 50 <= count < 100
-    time.sleep(0.1)
+    time.sleep(0.4)
     assert len(done) == count
 
 

@@ -95,7 +95,8 @@ in_own_environment = pytest.mark.skipif(
 
 
 def types_commands(test: Callable[..., None]) -> Callable[..., None]:
-    marked: Callable[..., None] = pytest.mark.ranks(pytest.mark.slow(in_own_environment(test)))
+    limit = pytest.mark.timeout(3000)  # of all commands of a page
+    marked: Callable[..., None] = limit(pytest.mark.ranks(pytest.mark.slow(in_own_environment(test))))
     return marked
 
 

@@ -20,8 +20,7 @@ from senet.distributed.preemption import StopFlag
 from senet.drill.plan import PLAN_VARIABLE, take_options
 from senet.drill.starts import carry_out
 from senet.drill.trials import Trials, Verdict, drill
-from slurm.batch import free_port
-from tests.harness import descendants, fork_server, started, survivors, tiny, wait_until
+from tests.harness import descendants, fork_server, free_port, started, survivors, tiny, wait_until
 from tests.soak import soak
 
 LAUNCH = str(REPOSITORY / "launch.sh")
@@ -163,7 +162,7 @@ def ended(folder: Path, arguments: Sequence[str]) -> subprocess.CompletedProcess
     """The command in a folder of its own, and what it leaves for temporary files in ``tmp``."""
     (folder / "tmp").mkdir()
     env = os.environ | {"TMPDIR": str(folder / "tmp")}
-    return subprocess.run(arguments, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(arguments, cwd=folder, env=env, capture_output=True, text=True, timeout=550)
 
 
 def left_in(folder: Path) -> list[str]:

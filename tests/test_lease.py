@@ -138,9 +138,11 @@ def test_who_may_hold_a_directory_is_said_at_once(elsewhere: Path) -> None:
         (-86_400, "last heartbeat 86400 s ahead of this host's clock", False),
         (2 * owner.OLD_S, "", False),
     ):
-        edit_owner(elsewhere, heartbeat=time.time() - age_s)
+        now = time.time()
+        edit_owner(elsewhere, heartbeat=now - age_s)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(owner, "WATCH_S", 75.0)
+            patch.setattr(owner.time, "time", lambda now=now: now)
             who, sure = holder(elsewhere)
         assert (text in who, bool(who), sure) == (True, bool(text), certain)
 

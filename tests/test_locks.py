@@ -79,7 +79,7 @@ def test_one_waits_for_a_holder_who_is_alive(
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(locks, "BEAT_S", 0.1)
-    patience_s, held_s = 2.0, 3.0
+    patience_s, held_s = 6.0, 8.0
 
     def hold() -> None:
         with lock(tmp_path / "lock", patience_s=60):

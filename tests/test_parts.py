@@ -267,7 +267,9 @@ def test_a_frozen_layer_keeps_its_bits_on_one_two_and_four_ranks(shards: int, da
 @pytest.mark.ranks
 @pytest.mark.slow
 def test_a_frozen_layer_keeps_its_bits_through_a_kill_of_two_ranks(data_root: Path, tmp_path: Path) -> None:
-    options = tiny(FREEZE, f"data.root={data_root}", f"run_dir={tmp_path / 'run'}", "log.every_steps=1")
+    options = tiny(
+        FREEZE, f"data.root={data_root}", f"run_dir={tmp_path / 'run'}", "log.every_steps=1", "train.epochs=6"
+    )
     with started(train_command(2, options), tmp_path / "log") as process:
         wait_until(lambda: len(rows(tmp_path / "run")) > 8 and checkpoints(tmp_path / "run"))
         kill_all(process)

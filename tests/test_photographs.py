@@ -132,7 +132,7 @@ def test_a_training_killed_in_mid_epoch_goes_on_to_the_same_bits(
     for goal in (7, 17):  # in the small epoch, and in the other one
         with started(command, tmp_path / "log") as process:
             wait_until(
-                lambda goal=goal: len(rows(run_dir)) >= goal or process.poll() is not None,
+                lambda goal=goal: (len(rows(run_dir)) >= goal and checkpoints(run_dir)) or process.poll() is not None,
                 what=lambda: (tmp_path / "log").read_text(),
             )
         assert process.returncode != 0, (tmp_path / "log").read_text()

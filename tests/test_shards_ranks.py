@@ -304,6 +304,7 @@ def test_a_rank_that_is_lost_in_the_exchange_is_named(how: signal.Signals, data_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_eight_two_four_and_one_rank_in_one_epoch_end_with_the_bits_of_four(data_root: Path, tmp_path: Path) -> None:
     """Each change by SIGKILL of all processes at once."""
     options = ("train.shards=8", "train.epochs=1", "log.every_steps=1", "checkpoint.every_steps=2")
@@ -314,7 +315,9 @@ def test_eight_two_four_and_one_rank_in_one_epoch_end_with_the_bits_of_four(data
     args = tiny(*options, f"data.root={data_root}", f"run_dir={parts}")
     for ranks, moment in ((8, 5), (2, 10), (4, 15)):
         with started(train_command(ranks, args), tmp_path / f"log{ranks}") as process:
-            wait_until(lambda at=moment, p=process: p.poll() is not None or [r for r in rows(parts) if r["step"] >= at])
+            wait_until(
+                lambda at=moment, p=process: p.poll() is not None or [r for r in rows(parts) if r["step"] >= at], 400
+            )
         assert process.returncode == -signal.SIGKILL, (tmp_path / f"log{ranks}").read_text()
         assert len(rows(parts)) < 22
     done = train(1, *args)

@@ -108,7 +108,8 @@ def check_hours(run: Run) -> None:
     """All parts sum to the time since the submission, and each start has waited in the queue."""
     hours = read_hours(run.run_dir)
     assert hours is not None
-    submitted = json.loads((run.run_dir / "slurm/job.json").read_text())["submitted"]  # written after sbatch
+    submitted = json.loads((run.run_dir / "starts.jsonl").read_text().splitlines()[0])["submitted"]
+    assert 0 <= json.loads((run.run_dir / "slurm/job.json").read_text())["submitted"] - submitted < 60  # sbatch
     assert hours.wall_s == pytest.approx(status(run.run_dir)["heartbeat"] - submitted, abs=1)
     waits_s = [after["began"] - before["heartbeat"] for before, after in _stops_and_starts(run)]
     first = json.loads((run.run_dir / "starts.jsonl").read_text().splitlines()[0])["began"] - submitted

@@ -88,7 +88,7 @@ def sweep(cluster: Cluster, tmp_path: Path, data_root: Path, monkeypatch: pytest
     yield Sweep(cluster, tmp_path, data_root)
     for job in cluster.run("squeue", "--noheader", "--format=%A").split():  # of a test that failed
         cluster.cancel(job)
-    wait_until(lambda: not cluster.processes(), 20, lambda: told(cluster.processes()))
+    wait_until(lambda: not cluster.processes(), 60, lambda: told(cluster.processes()))
 
 
 def preempt_at_random(sweep: Sweep, most: int, parallel: int, meanwhile: Callable[[], None]) -> None:
@@ -145,11 +145,11 @@ def test_cells_survive_preemptions_a_cancelled_and_a_broken_one(sweep: Sweep, tr
 
 
 def test_stop_saves_the_cells_that_run_and_starts_no_other(sweep: Sweep, train_here: Train) -> None:
-    names = [f"seed={seed}" for seed in range(4)]
-    sweep.submit("seed=0..3", "sweep.parallel=2")
+    names, longer = [f"seed={seed}" for seed in range(4)], "train.epochs=10"
+    sweep.submit("seed=0..3", "sweep.parallel=2", longer)
     wait_until(lambda: all(rows(sweep.folder / name) for name in names[:2]), 180, sweep.logs)
     sweep.lose_jobs(names)
-    twice = sweep.run.tool("sweep", *sweep.words, "seed=0..3")
+    twice = sweep.run.tool("sweep", *sweep.words, "seed=0..3", longer)
     assert twice.returncode == 0
     assert twice.stdout.startswith("nothing to submit: 4 cells: 2 training, 2 waiting")
     done = sweep.run.tool("stop", "x")
@@ -158,13 +158,13 @@ def test_stop_saves_the_cells_that_run_and_starts_no_other(sweep: Sweep, train_h
     sweep.wait()
     assert [state_of(sweep.folder, name).word for name in names] == ["stopped", "stopped", "not begun", "not begun"]
     assert all(checkpoints(sweep.folder / name) for name in names[:2])
-    sweep.submit("seed=0..4", "sweep.parallel=3")  # one more
+    sweep.submit("seed=0..4", "sweep.parallel=3", longer)  # one more
     sweep.finish([*names, "seed=4"])
     assert "resumed from" in (sweep.folder / names[0] / "slurm" / f"{sweep.job(names[0])}_0_log.out").read_text()
     expected: dict[str, Any] = {}
     for seed in (0, 4):
         reference = sweep.folder.parent / f"single-{seed}"
-        train_here(reference, *LONG, f"seed={seed}")
+        train_here(reference, *LONG, longer, f"seed={seed}")
         expected = without_clock(payload(reference))
         assert differing(without_clock(payload(sweep.folder / f"seed={seed}")), expected) == []
 

@@ -338,7 +338,7 @@ def test_a_broken_cell_stops_no_other_and_the_same_command_again_trains_what_is_
 def test_a_stopped_sweep_saves_all_cells_and_goes_on_with_the_same_bits(
     sweep: Sweep, undisturbed: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = (SLOW, "seed=0..2", "sweep.parallel=2", "train.epochs=3")
+    options = (SLOW, "seed=0..2", "sweep.parallel=2", "train.epochs=8")
     log = sweep.folder / "log"
     monkeypatch.chdir(sweep.folder)
     with started(sweep.command(*sweep.options, *options), log, **sweep.environment()) as process:
@@ -357,7 +357,7 @@ def test_a_stopped_sweep_saves_all_cells_and_goes_on_with_the_same_bits(
     again = sweep.train(*options)
     assert again.returncode == 0, again.stderr
     for seed in range(3):
-        expected = undisturbed(0, f"seed={seed}", "train.epochs=3")
+        expected = undisturbed(0, f"seed={seed}", "train.epochs=8")
         assert differing(without_clock(payload(sweep.path / f"seed={seed}")), expected) == []
         steps = [row["step"] for row in rows(sweep.path / f"seed={seed}")]
         assert steps == sorted(set(steps))
@@ -445,7 +445,7 @@ def test_a_cell_on_another_host_trains_while_its_heartbeat_is_young(tmp_path: Pa
     owner(tmp_path / "a", host="node17", boot="another", heartbeat=time.time() - silent_s)
     state = record.state_of(tmp_path, "a")
     assert state.word == word
-    assert state.reason == ("silent for 1800 s" if word == "killed" else "")
+    assert re.fullmatch(r"silent for 18\d\d s" if word == "killed" else "", state.reason)
 
 
 class Ended:
@@ -475,7 +475,8 @@ def test_a_cell_that_had_nothing_left_to_train_has_the_score_of_its_last_epoch(
     monkeypatch.setattr(subprocess, "Popen", Ended)
     said: list[str] = []
     trained(said)
-    assert [line for line in said if "finished" in line] == [f"seed={seed} finished: 61.25 %, 0 s" for seed in range(3)]
+    finished = [line.rpartition(", ")[0] for line in said if "finished" in line]
+    assert finished == [f"seed={seed} finished: 61.25 %" for seed in range(3)]
     folder = Path("runs/x")
     assert record.table(folder, {"seed=0": record.state_of(folder, "seed=0")})[1].split()[4] == "61.25"
 
@@ -497,7 +498,7 @@ def test_a_cell_whose_files_cannot_be_written_ends_no_other(tmp_path: Path, monk
     trained(said)
     assert said[0].startswith("seed=0 could not be started: [Errno 21]")
     assert said[2].startswith("seed=1 ended with exit code 0; [Errno 21]")
-    assert said[4] == "seed=2 finished: 61.25 %, 0 s"
+    assert said[4].startswith("seed=2 finished: 61.25 %, ")
 
 
 def test_what_is_not_done_here_is_said(

@@ -464,6 +464,7 @@ def test_sync_says_what_it_waits_for_where_a_server_does_not_answer(
     wait = f"{tmp_path}: mlflow: the server http://***@host:5000 has not taken all yet; Ctrl-C loses nothing\n"
     assert capsys.readouterr().err == wait
     monkeypatch.setattr(sync, "make_view", lambda *_args, **_more: Fails())
+    monkeypatch.setattr(sync, "_QUIET_S", 60.0)
     assert sync.send(tmp_path, "mlflow")
     assert capsys.readouterr().err == ""
 

@@ -106,11 +106,11 @@ def test_after_four_or_ten_kills_each_view_has_each_step_once(
         if not place:  # at any moment
             time.sleep(draw.uniform(3, 9))
             process.kill()
-        process.join(120)
+        process.join(400)
         assert process.exitcode == -signal.SIGKILL, f"{view} {place}"
     last = fork_server().Process(target=_train, args=(str(run_dir), str(data_root), "csv", "", 0, environment))
     last.start()
-    last.join(240)
+    last.join(400)
     assert last.exitcode == 0
     expected = in_metrics(run_dir)
     assert list(expected) == [*range(1, 177)]
@@ -135,7 +135,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
     log = tmp_path / "server.log"
     with started(command, log, MLFLOW_DISABLE_TELEMETRY="true") as process:
-        wait_until(answers)
+        wait_until(answers, 400)
         yield f"http://127.0.0.1:{port}", database
 
 

@@ -55,6 +55,7 @@ def test_a_start_that_waits_says_for_what_and_one_that_waits_for_others_only_on_
     rank: int, alone: bool, tells: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(watchdog, "_TELL_S", 0.1)
+    monkeypatch.setattr(watchdog, "_TICK_S", 0.1)
     monkeypatch.setattr(watchdog, "_WORK", (10.0, 2**40))  # this process has other work
     with watched(Place(rank, 2), 60) as (dog, _, _):
         dog.phase("meeting rank 7", alone=alone)
@@ -91,8 +92,8 @@ def test_only_the_package_torch_is_left_out_of_a_place_and_not_a_folder_of_that_
 
 
 def test_phases_that_begin_are_progress() -> None:
-    with watched(Place()) as (dog, said, ended):
-        for number in range(30):
+    with watched(Place(), 2) as (dog, said, ended):
+        for number in range(90):
             dog.phase(f"phase {number}")
             assert not ended.wait(0.05), said
 
@@ -110,9 +111,9 @@ def test_a_rank_that_computes_gets_on_only_where_it_does_not_wait_for_others(mon
 
 def test_a_rank_that_reads_gets_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdog, "_WORK", (1e9, 1000))
-    with watched(Place()) as (dog, said, ended), Path("/dev/zero").open("rb", buffering=0) as file:
+    with watched(Place(), 2) as (dog, said, ended), Path("/dev/zero").open("rb", buffering=0) as file:
         dog.phase("reading", alone=True)
-        until = time.monotonic() + 2
+        until = time.monotonic() + 6
         while time.monotonic() < until:
             file.read(1000)
             assert not ended.wait(0.02), said
@@ -134,7 +135,8 @@ def test_waiting_is_no_work_however_long_it_lasts(monkeypatch: pytest.MonkeyPatc
         assert dog._progress == 1  # the phase
 
 
-def test_progress_of_another_rank_counts_and_rank_0_says_where_all_stand() -> None:
+def test_progress_of_another_rank_counts_and_rank_0_says_where_all_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "_ANSWERS_S", 4.0)
     store = dist.HashStore()  # type: ignore[attr-defined]
     with watched(Place(0, 3), 1) as (main, said, ended), watched(Place(1, 3), 1) as (other, _, _):
         main.phase("waiting until all ranks are prepared")

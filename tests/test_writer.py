@@ -19,7 +19,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from senet.rundir import files
 from senet.rundir.lease import LeaseLost
 from senet.training.writer import Writer
-from tests.harness import rows
+from tests.harness import rows, wait_until
 
 
 def writer(folder: Path, *, step: int = 0, to: Sequence[str] = (), **more: Any) -> Writer:
@@ -177,14 +177,18 @@ def test_tensorboard_goes_on_in_new_files_after_its_file_system_was_away(
     written.write("train", 1, train_loss=1.0)
     written.sync()
 
+    met: list[int] = []
+
     def away(*_: object) -> None:
+        met.append(number)
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(RecordWriter, "write", away)
     written.write("train", 2, train_loss=2.0)
     boards = written._boards
     assert boards is not None
-    time.sleep(1.1)  # its thread has met the error; files are told apart by the second
+    time.sleep(1.1)  # files are told apart by the second
+    wait_until(lambda: number in met)
     monkeypatch.setattr(RecordWriter, "write", original)
     written.write("train", 3, train_loss=3.0)
     written.close()

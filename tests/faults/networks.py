@@ -52,7 +52,7 @@ class Slow(_Senet):
     """A slow device."""
 
     def fault(self, logits: Tensor, here: bool) -> Tensor:
-        time.sleep(0.4 if here else 0)
+        time.sleep(1.5 if here else 0)
         return logits
 
 

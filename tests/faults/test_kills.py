@@ -123,7 +123,7 @@ def test_a_rank_that_is_killed_or_stopped_takes_the_others_down_and_is_named(
     limits = [f"distributed.step_timeout_s={LIMIT_S}", "train.epochs=2000"]
     command = train_command(ranks, options(data_root, tmp_path / "run", *limits))
     with started(command, tmp_path / "log") as process:
-        wait_until(lambda: last_step(tmp_path / "run") >= 10)
+        wait_until(lambda: last_step(tmp_path / "run") >= 10, 400)
         tree, began = descendants(process), time.monotonic()
         ranks_of(process)[victim].send_signal(how)
         assert process.wait(25 + SLACK_S if how == signal.SIGKILL else LIMIT_S + LAUNCHER_S + SLACK_S) != 0
@@ -159,7 +159,7 @@ def test_workers_die_with_their_launcher(trial: Trial, data_root: Path, tmp_path
     command = train_command(4, options(data_root, tmp_path / "run", "train.epochs=100000"))
     moment = trial.random.randint(1, 30)
     with started(command, tmp_path / "log") as process:
-        wait_until(lambda: last_step(tmp_path / "run") >= moment)
+        wait_until(lambda: last_step(tmp_path / "run") >= moment, 400)
         ranks = list(ranks_of(process).values())
         assert len(ranks) == 4
         began = time.monotonic()

@@ -54,7 +54,7 @@ def test_the_first_restart_trains_on(trial: Trial, data_root: Path, tmp_path: Pa
         wait_until(lambda: last_step(run_dir) > reached or process.poll() is not None)
         restart_s = time.monotonic() - killed
         trial.recovered(restart_s)
-        assert process.wait(120) == 0, (tmp_path / "log").read_text()
+        assert process.wait(400) == 0, (tmp_path / "log").read_text()
     assert status(run_dir)["generation"] == 2, (tmp_path / "log").read_text()
     assert restart_s < fresh_s + SLACK_S
     assert [row["step"] for row in rows(run_dir)] == list(range(1, LAST + 1))
@@ -92,7 +92,7 @@ def test_a_rank_that_is_stopped_costs_one_restart(
         began = time.monotonic()
         wait_until(lambda: status(run_dir)["generation"] > 1, 300)
         trial.recovered(time.monotonic() - began)
-        assert process.wait(120) == 0, (tmp_path / "log").read_text()
+        assert process.wait(400) == 0, (tmp_path / "log").read_text()
     assert status(run_dir)["generation"] == 2
     assert differing(unbroken(2), without_clock(payload(run_dir))) == []
 
@@ -116,7 +116,7 @@ def test_launch_starts_again_with_the_bits_of_the_undisturbed_run(
             began = time.monotonic()
         wait_until(lambda: _trains(run_dir, 3), 300)
         trial.recovered(time.monotonic() - began)
-        assert process.wait(120) == 0, (tmp_path / "log").read_text()
+        assert process.wait(400) == 0, (tmp_path / "log").read_text()
     log = (tmp_path / "log").read_text()
     again = [line for line in log.splitlines() if line.startswith("launch.sh: starts again from ")]
     state = "its process has ended" if how == signal.SIGKILL else "stopped by a signal (state T)"
@@ -134,7 +134,7 @@ def test_what_fails_twice_at_the_same_update_is_not_started_again(
     run_dir, faulty = tmp_path / "run", trial.number
     command = [str(REPOSITORY / "launch.sh"), *options(data_root, run_dir, "model.name=tests.faults.networks:bug")]
     with started(command, tmp_path / "log", NPROC="2", RESTARTS="3", FAULTY_RANK=str(faulty)) as process:
-        assert process.wait(120) == 1
+        assert process.wait(400) == 1
     found, log = status(run_dir), (tmp_path / "log").read_text()
     assert found["step"] == (AT - 1) // 2  # two forward passes make an update
     cause = "ValueError: a bug of a user, at faults/networks.py:"
@@ -151,7 +151,7 @@ def test_what_fails_twice_at_the_same_update_is_not_started_again(
 def test_a_refusal_is_refused_again_and_nothing_else(trial: Trial, data_root: Path, tmp_path: Path) -> None:
     command = train_command(2, options(data_root, tmp_path / "run", "resume.mode=none.pt"), restarts=2)
     with started(command, tmp_path / "log") as process:
-        assert process.wait(200) == 1
+        assert process.wait(500) == 1
     log = (tmp_path / "log").read_text()
     assert log.count("train_ddp: resume.mode=none.pt: no such file") == 3
     assert 'train_ddp.py", line' not in log
@@ -182,4 +182,4 @@ def test_agents_that_count_their_restarts_apart_agree_on_a_start(
 
 def _trains(run_dir: Path, generation: int) -> bool:
     found = status(run_dir) if (run_dir / "status.json").exists() else {}
-    return (found.get("generation"), found.get("state")) == (generation, "running")
+    return found.get("generation") == generation and found.get("state") in ("running", "finished")

@@ -150,10 +150,10 @@ def test_a_kill_of_all_and_a_stop_are_told_apart_and_a_running_run_is_healthy(
 def test_a_run_that_waits_for_a_stopped_rank_says_for_which_and_later_why_it_ended(
     trial: Trial, data_root: Path, tmp_path: Path
 ) -> None:
-    with training(data_root, tmp_path / "run", "distributed.step_timeout_s=8") as process:
+    with training(data_root, tmp_path / "run", "distributed.step_timeout_s=40") as process:
         ranks_of(process)[1].suspend()
         says(ask(str(tmp_path / "run")), "waits for a rank", named(1), "state T")
-        assert process.wait(120) == 1
+        assert process.wait(240) == 1
     says(
         ask(str(tmp_path / "run")), "rank hangs", named(1), "state T", "gloo:all_reduce", "of rank 1 there is no record"
     )

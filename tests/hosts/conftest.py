@@ -88,7 +88,7 @@ def no_orphans(cluster: HostCluster) -> Iterator[None]:
     def left() -> list[psutil.Process]:
         return [*cluster.processes(), *cluster.strays()]
 
-    wait_until(lambda: not left(), 20, lambda: told(left()))
+    wait_until(lambda: not left(), 60, lambda: told(left()))
     cluster.wait_idle(timeout_s=60)  # a node that was cut off tells of its job's end a little later
 
 

@@ -124,10 +124,10 @@ class Machine:
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not self._ready():
             assert self._outer.poll() is None, f"{self.name} did not start"
-            assert time.monotonic() < deadline, f"{self.name} was not up within 20 s"
+            assert time.monotonic() < deadline, f"{self.name} was not up within 120 s"
             time.sleep(0.02)
 
     def command(self, *words: str, cwd: Path | str = "/", user: str = "root") -> list[str]:

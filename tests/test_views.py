@@ -20,6 +20,7 @@ from senet.extras import must_be_installed
 from senet.rundir.files import write_json
 from senet.rundir.history import read_options
 from senet.rundir.lease import Lease
+from senet.training import record
 from senet.training.writer import Writer
 from senet.views import services
 from senet.views.csv_file import CsvFile
@@ -343,8 +344,9 @@ def test_a_service_that_does_not_answer_delays_no_row_and_the_end_not_for_long(
 
 @pytest.mark.slow
 def test_a_training_has_the_same_bits_with_all_views_and_without_and_each_shows_all(
-    train_here: Train, tmp_path: Path
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(record, "_STOP_S", 120.0)  # a thread of the first start would go on beside the second
     alone, watched = tmp_path / "alone", tmp_path / "watched"
     train_here(alone, "log.to=[]")
     train_here(watched, "log.to=[tensorboard,wandb,mlflow,csv]", stop=StopAt(15))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from senet.command import Parser, end, leave, path_argument, printable
 from senet.config.options import DataConfig, DistributedConfig, TrainConfig
-from senet.distributed.environment import own_rank, read_place
+from senet.distributed.environment import read_place
 from senet.errors import FAILED_EXIT_CODE, ConfigError
 from senet.rundir.files import check_output, replace_file
 from senet.verbs import typed
@@ -38,8 +38,6 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_intermixed_args(argv)
     if arguments.batch_size < 1:
         raise ConfigError(f"--batch-size {arguments.batch_size} must be 1 or more")
-    if arguments.predictions and own_rank() == 0:  # who writes it
-        check_output("--predictions", arguments.predictions)
 
     from senet.distributed.devices import set_threads
     from senet.distributed.groups import leave_together, process_groups  # takes seconds: torch
@@ -91,6 +89,8 @@ def _prepare(arguments: Namespace, ranks: Ranks) -> tuple[Trained, ImageData, Da
     from senet.inference.network import load_trained
     from senet.inference.scoring import open_test_data
 
+    if arguments.predictions and ranks.is_main:  # it writes them
+        check_output("--predictions", arguments.predictions)
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
     trained = load_trained(arguments.network, model_name=arguments.model, device=ranks.device.type)

@@ -177,7 +177,8 @@ class Cluster:
 
     @contextmanager
     def drained(self) -> Iterator[None]:
-        """No job starts meanwhile; those that run go on."""
+        """No job starts meanwhile, so that there is time to look; those that run go on. What waits has this as its
+        reason, in place of BeginTime after a requeue."""
         self.run("scontrol", "update", f"NodeName={','.join(NODES)}", "State=DRAIN", "Reason=test")
         try:
             yield

@@ -35,11 +35,16 @@ from slurm import ports
 CLOCKS = {"train_s", "epoch_s", "logged_s", "images_per_s", "spent", "memory_gb", "gpu_memory_gb"}
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """One that no other worker of ``pytest -n`` is given: some are used minutes later."""
+    """One that no test of this process was given before, nor any of the other workers of ``pytest -n``, of which there
+    are at most 8: some are used minutes later. Jobs and launchers choose theirs without this."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
-    while (port := ports.free_port()) % 8 != worker:
+    while (port := ports.free_port()) % 8 != worker or port in _given:
         pass
+    _given.add(port)
     return port
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class Run:
         return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=timeout_s)
 
     def submit(self, *options: str) -> str:
+        self.asked = time.time()
         done = self.tool(*tiny("slurm.time=20m", "slurm.nodes=2", *self.options, *options))
         assert done.returncode == 0, done.stderr
         self.job = str(read_json(self.run_dir / "slurm" / "job.json")["job"])

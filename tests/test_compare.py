@@ -468,7 +468,7 @@ def test_a_browser_shows_the_page_on_a_desktop_and_on_a_phone(rates: Path, tmp_p
 def test_a_page_that_cannot_be_written_is_refused_before_a_run_is_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--page .*/none/page.html: no such folder"):
         main([str(tmp_path / "no runs"), "--page", str(tmp_path / "none" / "page.html")])
-    with pytest.raises(ConfigError, match=r"--page /sys/page.html: /sys cannot be written \(.+\); name a file in "):
+    with pytest.raises(ConfigError, match=r"--page /sys/page.html: /sys cannot be written \(.+\); see that it can "):
         main([str(tmp_path / "no runs"), "--page", "/sys/page.html"])
 
 

@@ -651,7 +651,7 @@ def test_the_process_ends_with_the_exit_codes_of_the_others() -> None:
     def ended(*words: str) -> tuple[int, str]:
         command = [sys.executable, "-m", "senet.data", *words]
         env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
         return done.returncode, done.stderr
 
     assert ended("list") == (0, "")

@@ -227,7 +227,7 @@ def test_a_drill_that_is_stopped_ends_its_training_and_leaves_nothing(data_root:
         wait_until(lambda: list((tmp_path / "tmp").glob("senet-drill-*/unbroken/start-1.jsonl")))
         below = descendants(process)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(120) == 1
+        assert process.wait(400) == 1
         assert survivors(below) == []
     assert (tmp_path / "log").read_text().endswith("drill: stopped; nothing is kept, the same command begins again\n")
     assert left_in(tmp_path) == []

@@ -428,8 +428,11 @@ def test_two_processes_build_at_once(folder: Path, kind: str) -> None:
 
 
 def _build(config: DataConfig, kind: str, meet: str) -> str:
-    """``neither``: both processes are in the middle of packing at once."""
+    """``neither``: both processes are in the middle of packing at once; ``signs of life alone``: one is."""
     original, count = Place.read, iter(range(1000))
+
+    def journals() -> list[Path]:
+        return list(encoded_folder(config).glob("*.journal"))
 
     def together() -> None:
         Path(meet, os.environ["RANK"]).touch()
@@ -437,7 +440,10 @@ def _build(config: DataConfig, kind: str, meet: str) -> str:
 
     def meeting(place: Place) -> bytes:
         if next(count) == 10:
-            together()
+            if kind == "neither":
+                together()
+            else:  # the other has begun, and waits
+                wait_until(lambda: len(journals()) == 2)
         return original(place)
 
     if kind != "locks":
@@ -445,11 +451,12 @@ def _build(config: DataConfig, kind: str, meet: str) -> str:
     if kind == "neither":
         packing._PATIENCE_S = 0.0
         Place.read = meeting  # type: ignore[method-assign]
-    else:
+    elif kind == "locks":
         together()
-        if kind == "signs of life alone" and os.environ["RANK"] == "1":  # two at the same moment may both build
-            folder = encoded_folder(config)
-            wait_until(lambda: list(folder.glob("*.journal")) or (folder / "meta.json").exists())
+    elif os.environ["RANK"] == "0":
+        Place.read = meeting  # type: ignore[method-assign]
+    else:  # two at the very same moment may both build
+        wait_until(journals)
     store = open_store(config)
     assert isinstance(store, EncodedStore)
     assert verify_store(encoded_folder(config))[1:] == ([], [], [])

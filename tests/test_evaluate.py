@@ -222,10 +222,17 @@ def test_two_ranks_count_each_image_once_and_say_so_once(
 
 
 @pytest.mark.ranks
-def test_two_ranks_refuse_in_one_line(finished_run: Path, tmp_path: Path) -> None:
-    refused = _torchrun(*arguments(finished_run, "data.source=imagefolder", f"data.folder={tmp_path}"))
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("data.source=imagefolder", "data.folder=/nowhere"), "data.folder=/nowhere: no such folder"),
+        (("--predictions", "/sys/a.csv"), "--predictions /sys/a.csv: /sys cannot be written ("),
+    ],
+)
+def test_two_ranks_refuse_in_one_line(finished_run: Path, options: tuple[str, ...], text: str) -> None:
+    refused = _torchrun(*arguments(finished_run, *options))
     [line] = [line for line in refused.stderr.splitlines() if line.startswith("evaluate:")]
-    assert line.startswith(f"evaluate: {tmp_path}/train: no such folder")
+    assert line.startswith(f"evaluate: {text}")
     assert refused.returncode != 0
     assert 'evaluate.py", line' not in refused.stderr  # torchrun's own report has a traceback, of torchrun
 
@@ -237,12 +244,12 @@ def _rows(path: Path) -> list[dict[str, str]]:
 def _torchrun(*args: str) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*launcher, "-m", "senet.evaluate", *args]
-    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=400)
 
 
 def test_what_is_no_file_is_not_replaced(finished_run: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ConfigError, match="pipe is no file"):
+    with pytest.raises(ConfigError, match="pipe: no file, and cannot be replaced"):
         main(arguments(finished_run, "--predictions", tmp_path / "pipe"))
     assert (tmp_path / "pipe").is_fifo()
 

@@ -21,7 +21,11 @@ from tests.harness import wait_until
 def asleep() -> subprocess.Popen[bytes]:
     """A program that has come so far that it sleeps: on a busy host one that has just begun waits for a core."""
     process = subprocess.Popen(["sleep", "600"])
-    wait_until(lambda: hangs.state(as_rank(process)) == "S")
+    try:
+        wait_until(lambda: hangs.state(as_rank(process)) == "S")
+    except BaseException:
+        process.kill()
+        raise
     return process
 
 

@@ -141,7 +141,7 @@ def test_two_hosts_whose_names_are_127_0_1_1_meet(two_hosts: list[list[str]], ma
         for rank, host in enumerate(two_hosts)
     ]
     try:
-        said = [process.communicate(timeout=120) for process in processes]
+        said = [process.communicate(timeout=400) for process in processes]
         assert [out for out, _ in said] == ["eth0 [3]\n"] * 2, said
     finally:
         for process in processes:

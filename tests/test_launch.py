@@ -222,7 +222,7 @@ def test_a_signal_before_the_ranks_have_begun_is_code_85(data_root: Path, tmp_pa
     with started([LAUNCH, *options], tmp_path / "log", NPROC="2") as process:
         wait_until(lambda: any("senet.launch" in part for part in psutil.Process(process.pid).cmdline()))
         wait_until(lambda: _handles(process.pid, signal.SIGTERM))
-        # it holds back the stop later than it hears of it, and imports torch after that
+        # between install() and hold() a signal ends it without a line; torch is imported after both
         wait_until(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text())
         process.send_signal(signal.SIGTERM)
         assert process.wait(180) == 85
@@ -251,7 +251,7 @@ def test_ctrl_c_between_two_starts_is_heard(data_root: Path, tmp_path: Path) -> 
     options = tiny(f"data.root={data_root}", f"run_dir={tmp_path}/run", "model.name=tests.faults.networks:bug")
     command = [sys.executable, "-c", code, *options]
     with started(command, tmp_path / "log", NPROC="2", RESTARTS="3") as process:
-        assert process.wait(120) == 85
+        assert process.wait(400) == 85
     *_, again, last = said(tmp_path)
     assert again.startswith(
         f"launch.sh: starts again from step_000000010.g0001.pt: {named(1)} failed: ValueError: a bug "

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -142,7 +143,7 @@ def test_who_may_hold_a_directory_is_said_at_once(elsewhere: Path) -> None:
         edit_owner(elsewhere, heartbeat=now - age_s)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(owner, "WATCH_S", 75.0)
-            patch.setattr(owner.time, "time", lambda now=now: now)
+            patch.setattr(owner, "time", SimpleNamespace(time=lambda now=now: now, monotonic=time.monotonic))
             who, sure = holder(elsewhere)
         assert (text in who, bool(who), sure) == (True, bool(text), certain)
 

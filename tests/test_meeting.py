@@ -130,7 +130,7 @@ def test_two_commands_that_differ_are_refused_with_both_values(data_root: Path, 
         started(train_command(0, options), tmp_path / "log0", RANK="0", LOCAL_RANK="0", **place) as first,
         started(train_command(0, other), tmp_path / "log1", RANK="1", LOCAL_RANK="1", **place) as second,
     ):
-        assert (first.wait(120), second.wait(120)) == (2, 2)
+        assert (first.wait(400), second.wait(400)) == (2, 2)
     [line] = (tmp_path / "log0").read_text().splitlines()
     assert f"{named(1)} has seed=7, train.amp=bf16, log.every_steps=3; {named(0)} has seed=0, " in line
     assert " train.amp=off, log.every_steps=2: start all ranks" in line

@@ -147,8 +147,8 @@ def test_a_network_that_cannot_be_tried_without_memory_is_trained(train_here: Tr
 @pytest.mark.parametrize(
     ("edited", "reason"),
     [
-        ("no_norm_the_other_way_round", "order of layers=features.0.weight, now it is linear.weight"),
-        ("no_norm_partly_frozen", "number of trained parameters=6, now it is 2"),
+        ("no_norm_the_other_way_round", "order of layers=features.0.weight, this command gives linear.weight"),
+        ("no_norm_partly_frozen", "number of trained parameters=6, this command gives 2"),
     ],
 )
 def test_edited_code_that_would_mix_up_the_optimizer_is_refused(

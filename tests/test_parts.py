@@ -219,9 +219,11 @@ def test_a_whitened_first_layer_may_be_frozen_beside_others(train_here: Train, t
 def test_what_is_frozen_cannot_change_in_the_middle_of_a_run_but_factors_can(train_here: Train, tmp_path: Path) -> None:
     options = ("model.name=tests.networks:no_norm", "resume.allow_changes=true")
     train_here(tmp_path, *options, "optim.freeze=[features.0]", "optim.lr_scale={linear: 2}", stop=StopAt(5))
-    with pytest.raises(ConfigError, match=r"has optim\.freeze=\['features\.0'\], now it is \[\]; undo the change"):
+    with pytest.raises(
+        ConfigError, match=r"has optim\.freeze=\['features\.0'\], this command gives \[\]; undo the change"
+    ):
         train_here(tmp_path, *options, "optim.lr_scale={linear: 2}")
-    with pytest.raises(ConfigError, match=r"has optim\.lr_scale=\['linear'\], now it is \[\]"):
+    with pytest.raises(ConfigError, match=r"has optim\.lr_scale=\['linear'\], this command gives \[\]"):
         train_here(tmp_path, *options, "optim.freeze=[features.0]")
     train_here(tmp_path, *options, "optim.freeze=[features.0]", "optim.lr_scale={linear: 3}")
     starts = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]

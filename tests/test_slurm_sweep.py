@@ -177,7 +177,7 @@ def test_why_and_follow_take_the_id_of_a_cell_and_one_cell_is_a_job_like_any_oth
     def ask(verb: str, *words: str) -> str:
         command = [sys.executable, "-P", "-m", f"slurm.{verb}", *words]
         env = sweep.run.env | {"PYTHONPATH": str(REPOSITORY)}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -50,7 +50,7 @@ class Sweep:
 
     def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
         given = [*SUBMIT, *words]
-        return subprocess.run(given, cwd=self.folder.parent.parent, capture_output=True, text=True, timeout=120)
+        return subprocess.run(given, cwd=self.folder.parent.parent, capture_output=True, text=True, timeout=400)
 
     def submit(self, *options: str) -> subprocess.CompletedProcess[str]:
         return self("sweep", *self.words, *options)

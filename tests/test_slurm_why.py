@@ -26,7 +26,7 @@ from tests.test_slurm_cluster import no_orphans, preempt  # noqa: F401
 from tests.test_slurm_local import Local, local  # noqa: F401
 
 LONG = ("train.epochs=3000", "checkpoint.every_steps=10", "log.every_steps=2", SLOW)
-QUICK_S = 60.0  # for ``why``, beside other tests; alone it takes one
+QUICK_S = 30.0  # for ``why``, beside other tests; alone it takes one
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 on_slurm = pytest.mark.skipif(bool(missing_packages()), reason=missing_packages())
 
@@ -89,7 +89,7 @@ def test_preempted_requeued_cancelled_and_stopped_are_told_apart_and_a_follower_
     with started(command, tmp_path / "followed", **env) as follower:
         run.wait_for_steps(5, 0)
         says(run, "running", "training, at step")
-        blocker = cluster.preempt(120)
+        blocker = cluster.preempt(600)
         wait_to_start_again(run)
         says(run, "preempted", "SIGTERM", "waits to start again")
         wait_until(lambda: "waits: " in (tmp_path / "followed").read_text())  # it asks SLURM every 10 s

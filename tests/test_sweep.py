@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import re
@@ -21,6 +22,7 @@ from senet import REPOSITORY
 from senet.config.load import load_config
 from senet.distributed.preemption import StopFlag
 from senet.errors import ConfigError
+from senet.rundir import files
 from senet.rundir.files import read_json, write_json
 from senet.rundir.locks import this_process
 from senet.rundir.owner import nothing_left_if_refused
@@ -30,7 +32,7 @@ from senet.sweep.__main__ import _say, main
 from senet.sweep.cells import check_ranks, make_cells, name_of
 from senet.sweep.grid import combinations, read_values, split
 from senet.sweep.local import Local
-from senet.sweep.prepare import only_one, prepare
+from senet.sweep.prepare import LOCK, only_one, prepare
 from senet.sweep.request import read_request
 from senet.verbs import typed
 from slurm.preflight import preflight
@@ -349,7 +351,7 @@ def test_a_stopped_sweep_saves_all_cells_and_goes_on_with_the_same_bits(
         assert f"process {process.pid} on host" in second.stderr
         asked = sweep("stop", "x")
         assert asked.returncode == 0, asked.stderr
-        assert process.wait(120) == 85, log.read_text()
+        assert process.wait(400) == 85, log.read_text()
     assert sweep.words("seed=0", "seed=1", "seed=2") == ["stopped", "stopped", "not begun"]
     assert all(checkpoints(sweep.path / f"seed={seed}") for seed in (0, 1))
     assert sweep("stop", "x").returncode == 2
@@ -554,10 +556,19 @@ def test_a_command_that_was_prepared_before_another_changed_the_sweep_is_refused
         pass
 
 
-def test_a_folder_that_cannot_be_written_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"/sys/a cannot be written \(.+\); give the command in a folder "):  # noqa: SIM117
-        with only_one(Path("/sys/a"), {}):
-            pytest.fail("begun")
+def test_a_folder_that_cannot_be_written_is_refused_also_where_it_has_a_lock_of_another_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r"/sys/a cannot be written \("), only_one(Path("/sys/a"), {}):
+        pytest.fail("begun")
+    (tmp_path / LOCK).touch()
+
+    def denied(**_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(files, "TemporaryFile", denied)
+    with pytest.raises(ConfigError, match=r"cannot be written \(Permission denied\)"), only_one(tmp_path, {}):
+        pytest.fail("begun")
 
 
 def test_the_folder_of_a_sweep_is_no_run_directory(tmp_path: Path) -> None:

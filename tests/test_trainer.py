@@ -299,10 +299,10 @@ def test_what_changes_numbers_is_refused_on_resume_unless_allowed(train_here: Tr
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("train.global_batch_size=32", "updates per epoch=22, now it is 44"),
-        ("optim.name=adamw", "optim.name=sgd, now it is adamw"),
-        ("optim.decay_norms_and_biases=true", "decay_norms_and_biases=False, now it is True"),
-        ("model.whiten=true", "whiten=False, now it is True"),
+        ("train.global_batch_size=32", "updates per epoch=22, this command gives 44"),
+        ("optim.name=adamw", "optim.name=sgd, this command gives adamw"),
+        ("optim.decay_norms_and_biases=true", "decay_norms_and_biases=False, this command gives True"),
+        ("model.whiten=true", "whiten=False, this command gives True"),
     ],
 )
 def test_what_has_no_meaning_in_the_middle_of_a_run_is_refused_even_when_changes_are_allowed(
@@ -374,7 +374,7 @@ def test_another_network_or_other_classes_are_refused_naming_both(
     train_here: Train, data_root: Path, tmp_path: Path
 ) -> None:
     train_here(tmp_path, stop=StopAt(5))
-    with pytest.raises(ConfigError, match=r"tests\.networks:tiny_senet, now it is tests\.networks:no_norm"):
+    with pytest.raises(ConfigError, match=r"tests\.networks:tiny_senet, this command gives tests\.networks:no_norm"):
         train_here(tmp_path, "model.name=tests.networks:no_norm", "resume.allow_changes=true")
     other = tmp_path / "data"
     shutil.copytree(data_root, other)
@@ -389,7 +389,9 @@ def test_a_network_whose_code_was_edited_is_refused(
 ) -> None:
     train_here(tmp_path, stop=StopAt(5))
     monkeypatch.setattr("tests.networks.tiny_senet", networks.no_norm)
-    with pytest.raises(ConfigError, match=r"has shape of bn1\.bias=\(8,\), now it is None; undo the change, or .*dir$"):
+    with pytest.raises(
+        ConfigError, match=r"has shape of bn1\.bias=\(8,\), this command gives None; undo the change, or .*dir$"
+    ):
         train_here(tmp_path)
 
 

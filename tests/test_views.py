@@ -346,7 +346,7 @@ def test_a_service_that_does_not_answer_delays_no_row_and_the_end_not_for_long(
 def test_a_training_has_the_same_bits_with_all_views_and_without_and_each_shows_all(
     train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record, "_STOP_S", 120.0)  # a thread of the first start would go on beside the second
+    monkeypatch.setattr(record, "_STOP_S", 120.0)  # else a view of the first start still writes while the second runs
     alone, watched = tmp_path / "alone", tmp_path / "watched"
     train_here(alone, "log.to=[]")
     train_here(watched, "log.to=[tensorboard,wandb,mlflow,csv]", stop=StopAt(15))

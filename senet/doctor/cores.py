@@ -38,8 +38,8 @@ class Clocks:
         return cls(time.monotonic(), time.thread_time(), waited_s(), throttled_s)
 
     def lost_s(self, before: Clocks) -> float:
-        """Seconds since ``before`` in which it did not run although no other had its core: stopped, asleep, or by a
-        quota. 0 where ``waited_s`` is not told."""
+        """Seconds since ``before`` in which it did not run although no other had its core: it was stopped, slept, or
+        had used up a quota. 0 where ``waited_s`` is not told."""
         if self.waited_s is None or before.waited_s is None:
             return 0.0
         waited_s = self.waited_s - before.waited_s
@@ -47,7 +47,7 @@ class Clocks:
         return max(0.0, idle_s + min(waited_s, self.throttled_s - before.throttled_s))
 
     def could_run_s(self, before: Clocks) -> float:
-        """Seconds since ``before`` that were there to run in."""
+        """Seconds since ``before`` that were there to run in; those on a core where ``waited_s`` is not told."""
         return self.cpu_s - before.cpu_s + self.lost_s(before)
 
     def kept_from_running(self, before: Clocks) -> float:

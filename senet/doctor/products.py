@@ -90,20 +90,22 @@ def _allow_tf32(device: torch.device, precision: str) -> None:
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
 
-def rates(device: torch.device) -> dict[str, list[float]]:
-    """GFLOP/s of a product in each precision but fp64, and GB/s of a copy, each measured twice some time apart."""
+def rates(device: torch.device, seconds: float) -> dict[str, list[float]]:
+    """GFLOP/s of a product in each precision but fp64, and GB/s of a copy, each measured twice some time apart. After
+    ``seconds`` no window is made longer for a busy core."""
     found: dict[str, list[float]] = {}
+    deadline = time.monotonic() + seconds
     side, size = _RATED_SIDE[device.type], _COPY_BYTES[device.type]
     for _ in range(_WINDOWS):
         for name in precisions(device):
             if name != "fp64":  # consumer GPUs have next to none
                 left_MK, right_KN = torch.ones(2, side, side, device=device, dtype=_TYPES[name])
                 _allow_tf32(device, name)
-                rate = _per_second(device, partial(torch.matmul, left_MK, right_KN))
+                rate = _per_second(device, partial(torch.matmul, left_MK, right_KN), deadline)
                 found.setdefault(name, []).append(2e-9 * side**3 * rate)
         source = torch.ones(size, device=device, dtype=torch.uint8)
         target = torch.zeros_like(source)
-        rate = _per_second(device, partial(target.copy_, source))
+        rate = _per_second(device, partial(target.copy_, source), deadline)
         found.setdefault("copy", []).append(1e-9 * size * rate)
         del source, target, left_MK, right_KN
     _allow_tf32(device, "fp32")
@@ -112,12 +114,12 @@ def rates(device: torch.device) -> dict[str, list[float]]:
     return found
 
 
-def _per_second(device: torch.device, work: Callable[[], object]) -> float:
-    return _per_second_of_gpu(work) if device.type == "cuda" else _per_second_of_thread(work)
+def _per_second(device: torch.device, work: Callable[[], object], deadline: float) -> float:
+    return _per_second_of_gpu(work) if device.type == "cuda" else _per_second_of_thread(work, deadline)
 
 
 def _per_second_of_gpu(work: Callable[[], object]) -> float:
-    """By the GPU's own clock, in a window of the same length."""
+    """By the GPU's own clock."""
     work()
     began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
@@ -133,7 +135,7 @@ def _per_second_of_gpu(work: Callable[[], object]) -> float:
     return 1e3 * count / float(began.elapsed_time(ended))
 
 
-def _per_second_of_thread(work: Callable[[], object]) -> float:
+def _per_second_of_thread(work: Callable[[], object], deadline: float) -> float:
     """One thread, by the CPU time of the fastest call, less the share of the window in which it was kept from running
     although no other had its core."""
     work()  # torch's preparations
@@ -142,7 +144,8 @@ def _per_second_of_thread(work: Callable[[], object]) -> float:
         before = time.thread_time()
         work()
         fastest = min(fastest, time.thread_time() - before)
-        took_s = time.monotonic() - began.wall_s
-        # of a few milliseconds on a core a page fault would be a large share
-        if took_s >= _WINDOW_S and (Clocks.now().could_run_s(began) >= _WINDOW_S or took_s >= _LONGEST_S):
-            return (1 - Clocks.now().kept_from_running(began)) / max(fastest, 1e-9)
+        now = Clocks.now()
+        ends = began.wall_s + (_WINDOW_S if now.wall_s >= deadline else _LONGEST_S)
+        # in a few milliseconds on a core, one page fault would be a large share
+        if now.wall_s >= ends or now.could_run_s(began) >= _WINDOW_S:
+            return (1 - now.kept_from_running(began)) / max(fastest, 1e-9)

@@ -39,7 +39,7 @@ def attend(board: Board, place: Place, config: Config, limit_s: float) -> None:
     """What each rank does, in a thread of its own: whatever hangs in it, the process can end."""
     with contextlib.suppress(dist.DistError):  # rank 0 has ended, or has judged without this one
         if ranks := _arrive(board, place, config):
-            _compute(board, ranks, config)
+            _compute(board, ranks, config, limit_s)
             leaders = board.wait("leaders", _LATE_S)
             deadline = time.monotonic() + limit_s
             leads = ranks.rank in leaders.values()
@@ -85,12 +85,12 @@ def _arrive(board: Board, place: Place, config: Config) -> Ranks | None:
     return ranks
 
 
-def _compute(board: Board, ranks: Ranks, config: Config) -> None:
+def _compute(board: Board, ranks: Ranks, config: Config, limit_s: float) -> None:
     with _part(board, "compute") as report:
         set_threads(config.train.threads_per_rank, ranks.local_world_size)
         report["wrong"] = products.wrong_elements(ranks.device, EXACT_S)
         torch.set_num_threads(1)
-        report["rates"] = products.rates(ranks.device)
+        report["rates"] = products.rates(ranks.device, limit_s / 3)
 
 
 def _names(board: Board, hosts: Sequence[str], patience_s: float) -> None:

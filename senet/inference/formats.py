@@ -140,7 +140,7 @@ def export(trained: Trained, kind: str, output: Path, *, with_preprocessing: boo
         with_preprocessing: the graph takes uint8 [N, H, W, 3]; else normalised float32 [N, 3, H, W].
 
     Raises:
-        ConfigError: a wrong suffix, safetensors with preprocessing, a missing library, no such folder.
+        ConfigError: a wrong suffix, safetensors with preprocessing, a missing library, or the file cannot be made.
         RunError: torch or safetensors cannot export this network, or its logits differ by more than 1e-4; no file is
             left behind.
     """

@@ -10,13 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from senet.command import Parser, end
 from senet.errors import ConfigError
 from senet.extras import library
-from senet.rundir.files import replace_file
+from senet.rundir.files import must_be_writable, replace_file
 from senet.rundir.history import Run, read_run
 from senet.rundir.named import one_run
 from senet.verbs import typed
@@ -43,13 +42,7 @@ def write_report(
     from senet.report.page import render
 
     folder = runs[0].folder / "report"
-    try:
-        folder.mkdir(exist_ok=True)
-        TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ConfigError(
-            f"{folder} cannot be written ({error.strerror}); report on a copy of the run directory"
-        ) from None
+    must_be_writable(folder, "report on a copy of the run directory")
     predictions, why = predictions_of(
         runs[0].folder, folder / "predictions.npz", model_name=model_name, device=device, overrides=overrides
     )

@@ -74,16 +74,36 @@ def check_output(option: str, path: Path) -> None:
     Raises:
         ConfigError: it cannot.
     """
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise ConfigError(f"{option} {path}: no such folder")
-    if path.exists() and not path.is_file():
-        raise ConfigError(f"{option} {path} is no file and cannot be replaced; name another")
+    folder, wrong = path.absolute().parent, ""
     try:
+        if not folder.is_dir():
+            wrong = "no such folder"
+        elif path.exists() and not path.is_file():
+            wrong = "no file, and cannot be replaced; name another"
+        else:
+            must_be_writable(folder)
+    except (OSError, ConfigError) as error:  # OSError: it may not be looked into
+        wrong = str(error)
+    if wrong:
+        raise ConfigError(f"{option} {path}: {wrong}")
+
+
+def must_be_writable(folder: Path, advice: str = "") -> None:
+    """Make a folder unless it is there, and for a moment a file in it.
+
+    Raises:
+        ConfigError: that cannot be done. ``advice`` takes the place of the remedy.
+    """
+
+    def make() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=folder).close()
+
+    try:
+        patiently(make)
     except OSError as error:
-        text = f"{option} {path}: {folder} cannot be written ({error.strerror})"
-        raise ConfigError(f"{text}; name a file in another folder") from None
+        text = f"{folder.absolute()} cannot be written ({error.strerror})"
+        raise ConfigError(f"{text}; {advice or remedy(error)}") from None
 
 
 def write_temporary(final: Path, content: bytes | memoryview, *, durable: bool) -> Path:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, cast
 
 from senet.config.recipes import with_recipe
 from senet.errors import ConfigError
-from senet.rundir.files import read_json
+from senet.rundir.files import must_be_writable, read_json
 from senet.rundir.locks import StillHeld, lock
 from senet.rundir.named import SWEEP, is_run
 from senet.sweep import record
@@ -49,18 +48,14 @@ def only_one(folder: Path, recorded: Mapping[str, Any]) -> Iterator[None]:
         ConfigError: another does, or has changed that file meanwhile; or the folder cannot be written.
     """
     with ExitStack() as stack:
+        must_be_writable(folder)  # lock() goes on without one where its file belongs to another user
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            TemporaryFile(dir=folder).close()
             stack.enter_context(lock(folder / LOCK, patience_s=0))
         except StillHeld:
             holder = read_json(folder / LOCK)
             who = f"process {holder.get('pid')} on host {holder.get('host')}"
             text = f"{who} starts the cells of {folder} already; wait, or stop it: {typed('sweep')} stop {folder.name}"
             raise ConfigError(text) from None
-        except OSError as error:
-            text = f"{folder.absolute()} cannot be written ({error.strerror})"
-            raise ConfigError(f"{text}; give the command in a folder of your own") from None
         if record.read(folder) != recorded:
             raise ConfigError(f"another command has just changed {folder / SWEEP}; give this one again")
         yield

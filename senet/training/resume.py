@@ -189,7 +189,8 @@ def _must_be_equal(checkpoint: Checkpoint, name: str, was: Any, now: Any, *, wei
     if was != now:
         begin = f" (with model.init_from={checkpoint.path} to begin from its weights)" if weights_fit else ""
         raise ConfigError(
-            f"{checkpoint.path} has {name}={was}, now it is {now}; undo the change, or choose another run_dir{begin}"
+            f"{checkpoint.path} has {name}={was}, this command gives {now}; undo the change, or choose another "
+            f"run_dir{begin}"
         )
 
 

@@ -61,6 +61,6 @@ def recover(trial: Trial, command: Sequence[str], run_dir: Path, log: Path) -> N
     with started(command, log) as process:
         wait_until(lambda: last_step(run_dir) > reached or process.poll() is not None)
         trial.recovered(time.monotonic() - began)
-        assert process.wait(120) == 0, log.read_text()
+        assert process.wait(400) == 0, log.read_text()
     assert "finished: " in log.read_text()
     assert [row["step"] for row in rows(run_dir)] == list(range(1, LAST + 1))

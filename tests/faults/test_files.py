@@ -243,7 +243,7 @@ def test_a_file_system_that_is_away_for_a_while_costs_its_time(
     command = train_command(0, options(data_root, run_dir, "log.to=[tensorboard]"))
     fault = failing(call, run_dir, at=trial.random.randint(1, 60), times=trial.random.randint(1, 12), errno=number)
     with started(command, tmp_path / "log", **fault) as process:
-        assert process.wait(120) == 0, (tmp_path / "log").read_text()
+        assert process.wait(400) == 0, (tmp_path / "log").read_text()
     text = (tmp_path / "log").read_text()
     assert os.strerror(number) in text
     assert [row["step"] for row in rows(run_dir)] == list(range(1, LAST + 1))

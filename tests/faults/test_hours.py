@@ -41,10 +41,11 @@ def test_two_kills_a_stop_slow_data_and_a_slow_disk_are_found_in_the_parts_of_th
             pauses_s.append(time.time() - ends[-1]["heartbeat"])
         rarely = () if signal else ("checkpoint.every_steps=1000",)
         with started([*command, *rarely], log, NPROC="1", **disk) as process:
+            number = len(ends) + 1
             if signal == "kill":  # just after a heartbeat: what is done between the last one and a kill is not known
-                wait_until(partial(_has_done, run_dir, step), what=f"step {step}")
+                wait_until(partial(_has_done, run_dir, number, step), what=f"step {step}")
             if signal == "terminate":
-                wait_until(partial(_has_logged, run_dir, step), what=f"step {step}")
+                wait_until(partial(_has_logged, run_dir, number, step), what=f"step {step}")
                 process.terminate()
             if signal != "kill":
                 assert process.wait(240) == (85 if signal else 0), log.read_text()
@@ -57,7 +58,7 @@ def test_two_kills_a_stop_slow_data_and_a_slow_disk_are_found_in_the_parts_of_th
     assert found.wall_s == pytest.approx(ends[-1]["heartbeat"] - began, abs=5)  # and the start of Python
     assert found.wall_s == pytest.approx(sum(found.facts()["parts_s"][part] for part in PARTS), abs=0.01)
     assert found.steps_again == twice > 0
-    # within 5 % on a machine without other work; with the work itself, and what each wait lasts longer on a busy one
+    # within 5 % on an idle machine; on a busy one each wait lasts longer
     assert 0.99 * STEPS * DATA_WAIT_S < found.parts["waiting"] < 1.25 * STEPS * DATA_WAIT_S
     assert found.parts["lost"] == pytest.approx(sum(pauses_s[:2]), abs=2)
     assert found.parts["not_running"] == pytest.approx(pauses_s[2], abs=2)
@@ -66,11 +67,12 @@ def test_two_kills_a_stop_slow_data_and_a_slow_disk_are_found_in_the_parts_of_th
     assert [row["step"] for row in rows(run_dir)] == list(range(1, STEPS + 1))
 
 
-def _has_done(run_dir: Path, step: int) -> bool:
-    """And some updates more than are saved."""
-    done = read_json(run_dir / "status.json").get("done", 0)
-    return done >= step and 2 <= done % SAVED_EVERY <= 4
+def _has_done(run_dir: Path, start: int, step: int) -> bool:
+    """Whether this start has come so far, with updates that are not saved."""
+    found = read_json(run_dir / "status.json")
+    done = found.get("done", 0)
+    return found.get("generation") == start and done >= step and done % SAVED_EVERY > 0
 
 
-def _has_logged(run_dir: Path, step: int) -> bool:
-    return last_step(run_dir) >= step
+def _has_logged(run_dir: Path, start: int, step: int) -> bool:
+    return read_json(run_dir / "status.json").get("generation") == start and last_step(run_dir) >= step

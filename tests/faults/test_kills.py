@@ -72,7 +72,7 @@ def test_killed_inside_a_save_there_is_always_a_checkpoint(
     command = train_command(0, options(data_root, run_dir, "checkpoint.keep=1"))
     fault = failing(call, run_dir / "checkpoints", at=at)
     with started(command, tmp_path / "log", **fault) as process:
-        assert process.wait(120) == -signal.SIGKILL, f"{call} {at}: {(tmp_path / 'log').read_text()}"
+        assert process.wait(400) == -signal.SIGKILL, f"{call} {at}: {(tmp_path / 'log').read_text()}"
     published = checkpoints(run_dir)
     assert published or at <= 2, f"{call} {at}"
     for path in published:

@@ -108,7 +108,7 @@ def test_a_run_directory_has_one_owner(case: str, trial: Trial, data_root: Path,
             wait_until(lambda: status(run_dir)["generation"] == generation + 1)
             trial.recovered(time.monotonic() - began)
             return
-        assert second.wait(120) == 2
+        assert second.wait(400) == 2
         host = "elsewhere" if "elsewhere" in case else socket.gethostname()
         *_, line = (tmp_path / "log2").read_text().splitlines()
         assert f"process {holder.pid} on host {host}" in line
@@ -159,7 +159,7 @@ def test_the_rank_that_cannot_save_is_the_one_that_says_why(
             )
             for rank in range(2)
         ]
-        assert [rank.wait(120) for rank in ranks] == [1, 1]
+        assert [rank.wait(400) for rank in ranks] == [1, 1]
     for file in (mirror, run_dir / "status.json"):
         found = read_json(file)
         assert found["state"] == "failed"

@@ -75,7 +75,7 @@ def test_a_signal_anywhere_is_one_save_and_one_stop(
                 with suppress(psutil.NoSuchProcess):
                     process.send_signal(kind)
             time.sleep(trial.random.uniform(0, 0.05))
-        code = launcher.wait(120)
+        code = launcher.wait(400)
         trial.recovered(time.monotonic() - began)
     log = (tmp_path / "log").read_text()
     assert 'train_ddp.py", line' not in log, log  # no traceback of ours

@@ -115,7 +115,7 @@ def test_a_rank_that_the_kernel_killed_for_memory_is_named(trial: Trial, data_ro
         command = [LAUNCH, *options(data_root, tmp_path / "run", NETWORK + "memory_eater")]
         inside = ["sh", "-c", f'echo $$ >{group}/cgroup.procs && exec "$@"', "sh", *command]
         with started(inside, tmp_path / "log", NPROC="2") as process:
-            assert process.wait(120) == 1
+            assert process.wait(400) == 1
         assert "oom_kill of this control group went from 0 to 1" in (tmp_path / "log").read_text()
         says(ask(str(tmp_path / "run")), "out of memory of the host", "oom_kill", named(1))
     finally:

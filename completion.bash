@@ -57,6 +57,7 @@ _launch() {
         data:data) printf '%s\n' prepare verify list prune ;;
         data:* | train:* | drill:* | doctor:* | sweep:* | slurm:*) _launch_options_for "$cur" && _launch_files_for "$cur" ;;
         setup:*) printf '%s\n' $(_launch_list setup_extras) ;;
+        help:help) printf '%s\n' $verbs ;;
         help:*) ;;
         predict:"$verb" | evaluate:"$verb" | export:"$verb" | report:* | tensorboard:* | profile:*) _launch_runs_for "$cur" ;;
         compare:* | follow:* | why:* | prune:* | sync:*) _launch_runs_for "$cur"; _launch_sweeps ;;

@@ -227,6 +227,10 @@ case ${1:-} in
     if ! is_one_of "$1" $verbs; then refuse_word "$1"; fi
     verb=$1
     shift
+    if [ "$verb" = help ] && [ $# -eq 1 ] && is_one_of "$1" $verbs; then # help train
+        verb=$1
+        set -- --help
+    fi
     ;;
 esac
 
@@ -243,7 +247,7 @@ fi
 
 case $verb in
 help)
-    if [ -z "$wants_help" ] && [ $# -gt 0 ]; then refuse "help takes no word; one verb tells more: ./launch.sh VERB --help"; fi
+    if [ -z "$wants_help" ] && [ $# -gt 0 ]; then refuse "help takes one verb, or nothing: ./launch.sh help train"; fi
     help
     ;;
 setup)

@@ -120,7 +120,8 @@ def test_tab_offers_what_launch_sh_and_its_options_are(checkout: Path) -> None:
         ("./launch.sh predict runs/one ", ""),  # the names of files, which bash offers by itself
         ("./launch.sh slurm --help resu", "resume"),
         ("./launch.sh setup ", "benchmarks dev export gpu mlflow report timm wandb"),
-        ("./launch.sh help ", ""),
+        ("./launch.sh help pre", "predict"),
+        ("./launch.sh help predict ", ""),
     ],
 )
 def test_tab_offers_what_goes_on_from_there(line: str, expected: str, checkout: Path) -> None:

@@ -170,7 +170,8 @@ def test_the_help_of_a_verb_never_makes_a_set_up(verb: str, checkout: Path) -> N
     assert not (checkout / ".venv").exists()
     start(checkout)
     installs(checkout)
-    assert start(checkout, verb, "--help").stdout == (page if verb == "tensorboard" else f"{own} --help\n")
+    for words in ((verb, "--help"), ("help", verb)):
+        assert start(checkout, *words).stdout == (page if verb == "tensorboard" else f"{own} --help\n")
     assert installs(checkout) == []
 
 
@@ -381,7 +382,7 @@ def test_the_extras_of_setup_are_those_of_the_project(checkout: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["help", "nonsense"], "help takes no word"),
+        (["help", "nonsense"], "help takes one verb, or nothing"),
         (["setup", "dev", "extra"], "setup takes one extra at a time, found: dev extra"),
         (["setup", "dev report"], "setup dev report: no such extra"),
         (["train predict"], "'train predict' is neither a verb nor "),

@@ -64,14 +64,15 @@ def parse_ended(words: str) -> dict[str, Any]:
     if not (found := _ENDED.match(words)):
         return {}
     host, ranks, how = found[1], found[2], found[3].removesuffix(" (core dumped)")
+    at = "" if host == "Unknown" else f" on {host}"  # srun's own word where it has lost the node's name
     by_signal = {signal.strsignal(each): each.name for each in signal.Signals}
     is_one, failure = ranks.isdigit(), {}
     if how.startswith("Exited with "):  # as a rank does too that has found another one lost: no blame
         how = f"{how.removeprefix('Exited with ')}: see its log"
     else:
         how = f"{by_signal[how]}{WITHOUT_A_WORD}" if how in by_signal else how
-        failure = ({} if re.search(r"[\[,]", host) else {"host": host}) | ({"rank": int(ranks)} if is_one else {})
-    return {"reason": f"rank{'s' * (not is_one)} {ranks} on {host} ended by {how}", "failure": failure}
+        failure = ({} if re.search(r"[\[,]", host) or not at else {"host": host}) | ({"rank": int(ranks)} if is_one else {})
+    return {"reason": f"rank{'s' * (not is_one)} {ranks}{at} ended by {how}", "failure": failure}
 
 
 def not_begun(run_dir: Path, job_id: str) -> list[Fact]:

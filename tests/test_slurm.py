@@ -265,6 +265,7 @@ def test_what_becomes_of_a_job(run_dir: Path, outcome: str, job: str, restarts: 
 @pytest.mark.parametrize(
     ("said", "reason", "rank", "host"),
     [
+        ("Unknown: task 1: Killed", "rank 1 ended by SIGKILL, without a word", 1, None),
         ("n2: task 1: Killed", "rank 1 on n2 ended by SIGKILL, without a word", 1, "n2"),
         ("n2: task 1: Bus error (core dumped)", "rank 1 on n2 ended by SIGBUS, without a word", 1, "n2"),
         ("n2: task 12: Exited with exit code 1", "rank 12 on n2 ended by exit code 1: see its log", None, None),

@@ -71,7 +71,8 @@ def parse_ended(words: str) -> dict[str, Any]:
         how = f"{how.removeprefix('Exited with ')}: see its log"
     else:
         how = f"{by_signal[how]}{WITHOUT_A_WORD}" if how in by_signal else how
-        failure = ({} if re.search(r"[\[,]", host) or not at else {"host": host}) | ({"rank": int(ranks)} if is_one else {})
+        is_known = bool(at) and not re.search(r"[\[,]", host)
+        failure = ({"host": host} if is_known else {}) | ({"rank": int(ranks)} if is_one else {})
     return {"reason": f"rank{'s' * (not is_one)} {ranks}{at} ended by {how}", "failure": failure}
 
 

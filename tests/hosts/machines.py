@@ -7,6 +7,7 @@ They share the kernel, its clock, and the files below the folders that a network
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -43,7 +44,7 @@ class Network:
     """
 
     def __init__(self, folder: Path, names: Sequence[str], shared: Sequence[Path]) -> None:
-        self.id = secrets.token_hex(3)
+        self.id = f"{os.getpid():06x}"  # one network for each process; see remove_leftovers
         self.bridges = {"eth0": f"sb{self.id}", "eth1": f"sd{self.id}"}
         self.folder = folder
         self.shared = [folder, *shared]
@@ -63,6 +64,7 @@ class Network:
 
     def start(self) -> None:
         """Plug in the cables and switch all machines on."""
+        remove_leftovers()
         clock = self.folder / "clock.so"
         _run("cc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", str(clock), str(_HERE / "clock.c"))
         for bridge in self.bridges.values():
@@ -87,6 +89,21 @@ class Network:
             yield
         finally:
             _run("ip", "link", "set", self.bridges["eth1"], "up")
+
+
+def remove_leftovers() -> None:
+    """What tests have left that were killed before they could take it down: it is named after a process that has
+    ended."""
+    groups = (path.name for path in (cgroups.ROOT / cgroups.CONTROLLERS[0]).glob("s*"))
+    names = sorted({*groups, *psutil.net_if_addrs(), *(path.name for path in Path("/run/netns").glob("*"))})
+    for name in names:
+        if (found := re.fullmatch(r"s([nbd]?)([0-9a-f]{6})(n\d)?", name)) and not psutil.pid_exists(int(found[2], 16)):
+            if found[1] == "n":
+                _try("ip", "netns", "delete", name)
+            elif found[1]:
+                _try("ip", "link", "delete", name)
+            else:
+                cgroups.remove(name)
 
 
 class Machine:

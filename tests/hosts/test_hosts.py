@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.harness import differing, payload, rows, status, told, wait_until, without_clock
+from tests.hosts import cgroups
 from tests.hosts.cluster import HostCluster
+from tests.hosts.machines import remove_leftovers
 from tests.submitted import SLOW, Run
 
 LONG = ("train.epochs=4", "checkpoint.every_steps=10", "log.every_steps=5")  # 88 steps, 18 s and more
@@ -33,6 +39,19 @@ def test_what_ends_on_a_machine_without_a_parent_is_gone(cluster: HostCluster) -
     node = cluster.machines["n1"]
     assert cluster.on("n1", "sh", "-c", "(sleep 0.5 >/dev/null 2>&1 &)").returncode == 0
     wait_until(lambda: not node.processes("sleep"), 120, lambda: told(node.processes("sleep")))
+
+
+def test_what_a_killed_test_has_left_is_removed_by_the_next(cluster: HostCluster) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    left = f"{ended.pid:06x}"
+    subprocess.run(["ip", "netns", "add", f"sn{left}n1"], check=True)
+    subprocess.run(["ip", "link", "add", f"sb{left}", "type", "bridge"], check=True)
+    cgroups.make(f"s{left}n1")
+    remove_leftovers()
+    assert not [name for name in (*psutil.net_if_addrs(), *map(str, Path("/run/netns").iterdir())) if left in name]
+    assert not list(cgroups.ROOT.glob(f"*/s{left}*"))
+    assert cluster.run("srun", "--nodelist", "n2", "hostname").split() == ["n2"]  # what is in use stays
 
 
 def test_a_job_on_two_hosts_ends_with_the_bits_of_torchrun_on_one(run: Run, undisturbed: Undisturbed) -> None:

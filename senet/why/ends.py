@@ -46,12 +46,11 @@ def finished(known: Evidence) -> Verdict | None:
         return None
     best = known.status.get("result", {}).get("best_top1")
     words = f", best {best:.2f} % top-1" if best is not None else ""
-    later = [
-        Fact(str(said.get("file", "launch.json")), f"a later command was refused: {said.get('reason', '')}")
-        for said in [_refusal(known)]
-        if said
-    ]
-    return say(known, "finished", f"finished at step {known.status.get('step')}{words}", status_fact(known), *later)
+    facts = [status_fact(known)]
+    if said := _refusal(known):
+        where = str(said.get("file", "launch.json"))
+        facts.append(Fact(where, f"a later command was refused: {said.get('reason', '')}"))
+    return say(known, "finished", f"finished at step {known.status.get('step')}{words}", *facts)
 
 
 def failed(known: Evidence) -> Verdict | None:
